@@ -1,0 +1,98 @@
+package smtpx
+
+import (
+	"context"
+	"time"
+)
+
+// Phase is the point of a session at which something happened.
+type Phase string
+
+const (
+	PhaseDNS      Phase = "dns"
+	PhaseConnect  Phase = "connect"
+	PhaseTLS      Phase = "tls"
+	PhaseGreeting Phase = "greeting"
+	PhaseEHLO     Phase = "ehlo"
+	PhaseSTARTTLS Phase = "starttls"
+	PhaseAuth     Phase = "auth"
+	PhaseMail     Phase = "mail"
+	PhaseRcpt     Phase = "rcpt"
+	PhaseData     Phase = "data"
+	PhaseGate     Phase = "gate" // the gate refused: the dot did not leave
+	PhaseDot      Phase = "dot"  // after the final dot
+	PhaseQuit     Phase = "quit"
+)
+
+// Status is what became of one recipient in one transaction.
+type Status int
+
+const (
+	StatusNotTried Status = iota // nothing of it was decided; try again, it cost nothing
+	StatusAccepted               // the relay took responsibility (2yz after the dot)
+	StatusDeferred               // temporary refusal (4yz), or the connection broke before the dot
+	StatusRejected               // permanent refusal (5yz)
+	StatusUnknown                // the dot left and no reply came: it may or may not have been sent
+)
+
+// Reply is one complete reply of the relay, text cut to 1 KiB and stripped of control characters.
+type Reply struct {
+	Code     int    // 0 = there was no reply
+	Enhanced string // "5.1.1", empty when the relay gave none
+	Text     string
+}
+
+// RecipientOutcome is the result for Transaction.To at the same position.
+type RecipientOutcome struct {
+	Status Status
+	Phase  Phase // where it was decided
+	Reply  Reply
+}
+
+// Outcome is the whole truth about one transaction. Exactly one is delivered per transaction.
+type Outcome struct {
+	Recipients []RecipientOutcome
+	DotSent    bool      // the final dot may have left
+	DotTime    time.Time // when the reply after the dot was read
+	RemoteID   string    // queue id read out of the reply after the dot, when it has one ("queued as 4F2A1", "id=1abc")
+	Err        *Error    // first fault of the transaction as a whole; nil when every recipient was decided by a reply
+	ServerDown bool      // the fault is the server's (connect, TLS, AUTH, 421, broken connection before the dot): it costs the mail no attempt
+}
+
+// Transaction is one mail to at most MaxRecipients recipients.
+type Transaction struct {
+	From string   // bare mailbox, "" = null reverse-path
+	To   []string // bare mailboxes, at least one
+	Raw  []byte   // RFC 5322 message with CRLF line ends, not dot-stuffed; shared, never written to
+	UTF8 bool     // the message header needs SMTPUTF8 (addresses are looked at by the session itself)
+
+	// Gate is called once, immediately before the write that carries the final dot. Only when it returns nil may the dot leave. It
+	// may block (a durable mark is being committed) and must respect ctx. Not called when no recipient was accepted. nil = open.
+	Gate func(ctx context.Context) error
+	// Done receives the outcome exactly once, on the goroutine that called Submit or Flush, before that call's own return or
+	// during a later one.
+	Done func(Outcome)
+}
+
+// MaxRecipients is the most recipients one transaction takes (RFC 5321 4.5.3.1.8 obliges servers to take 100).
+const MaxRecipients = 100
+
+// Error is a fault with the phase it happened in.
+type Error struct {
+	Phase     Phase
+	Reply     Reply
+	Temporary bool
+	Hint      string // what a person can do about it; may be empty
+	Err       error  // cause; nil when Reply says it all
+}
+
+// Surface of the session; implemented in session.go.
+//
+//	func (d *Dialer) Dial(ctx context.Context, r Relay) (*Session, error)   // *Error on failure
+//	func (s *Session) Submit(ctx context.Context, t *Transaction) error     // hands over one mail; its outcome may come during a later Submit or Flush (pipelining)
+//	func (s *Session) Flush(ctx context.Context) error                      // makes everything handed over leave and be answered
+//	func (s *Session) Send(ctx context.Context, t *Transaction) Outcome     // Submit + Flush for one mail
+//	func (s *Session) Usable() bool                                         // no pending desync, not closed, nothing unread from the relay
+//	func (s *Session) Close() error                                         // QUIT within 5 s, then close; Done is called for what was pending
+//
+// After Submit or Flush returned an error the session is dead: every transaction handed over has had its Done.
