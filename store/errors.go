@@ -1,0 +1,36 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	ErrNotFound          = errors.New("not found")
+	ErrExists            = errors.New("name is taken")
+	ErrRequestIDReused   = errors.New("request_id was used for other content")
+	ErrVersion           = errors.New("version does not match") // etag
+	ErrDeleted           = errors.New("mail server is deleted")
+	ErrNotDeleted        = errors.New("mail server is not deleted")
+	ErrServerUnavailable = errors.New("mail server is unavailable")
+	ErrStale             = errors.New("lease is lost")
+	ErrSending           = errors.New("mail is being sent")
+	ErrFinished          = errors.New("mail is finished")
+	ErrUnavailable       = errors.New("database is unavailable") // wraps connection faults: the outcome of a write may be unknown
+	ErrFull              = errors.New("database is full or read-only")
+)
+
+// DefaultExistsError: the team already has a default mail server.
+type DefaultExistsError struct{ Team, Current string }
+
+func (e *DefaultExistsError) Error() string {
+	if e.Team == "" {
+		return fmt.Sprintf("the system already has the default mail server %q", e.Current)
+	}
+	return fmt.Sprintf("team %q already has the default mail server %q", e.Team, e.Current)
+}
+
+// PendingError: the mail server still has unfinished mail.
+type PendingError struct{ Count int }
+
+func (e *PendingError) Error() string { return fmt.Sprintf("%d unfinished mails", e.Count) }

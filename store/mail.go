@@ -1,0 +1,270 @@
+package store
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Kind is what a mail is for.
+type Kind string
+
+const (
+	KindAgentMessage Kind = "agent_message"
+	KindInvoice      Kind = "invoice"
+	KindWorkOrder    Kind = "work_order"
+	KindBulk         Kind = "bulk"
+	KindOther        Kind = "other"
+)
+
+// MailStatus is the state of a whole mail.
+type MailStatus string
+
+const (
+	MailQueued        MailStatus = "queued"
+	MailSending       MailStatus = "sending" // never stored: a due row with an owner
+	MailDeferred      MailStatus = "deferred"
+	MailHeld          MailStatus = "held"
+	MailFailed        MailStatus = "failed"
+	MailUnknown       MailStatus = "unknown"
+	MailPartiallySent MailStatus = "partially_sent"
+	MailSent          MailStatus = "sent"      // archive
+	MailCancelled     MailStatus = "cancelled" // archive
+)
+
+// RecipientStatus is the state of one recipient.
+type RecipientStatus string
+
+const (
+	RecipientPending  RecipientStatus = "pending"
+	RecipientAccepted RecipientStatus = "accepted"
+	RecipientDeferred RecipientStatus = "deferred"
+	RecipientRejected RecipientStatus = "rejected"
+	RecipientUnknown  RecipientStatus = "unknown"
+)
+
+// Recipient is one address of a mail, in the order to, cc, bcc.
+type Recipient struct {
+	Mailbox string `json:"a"`           // as it goes on the wire
+	Kind    string `json:"k,omitempty"` // "" = to, "cc", "bcc"
+}
+
+// RecipientResult is what is known of the recipient at the same position.
+type RecipientResult struct {
+	Status      RecipientStatus `json:"s"`
+	Code        int             `json:"c,omitempty"`
+	Enhanced    string          `json:"e,omitempty"`
+	Detail      string          `json:"d,omitempty"`
+	RemoteID    string          `json:"q,omitempty"`
+	Attempt     int             `json:"n,omitempty"`
+	Time        time.Time       `json:"t,omitzero"`
+	NextAttempt time.Time       `json:"w,omitzero"`
+}
+
+// Attempt is one try to deliver a mail.
+type Attempt struct {
+	Number   int       `json:"n"`
+	Start    time.Time `json:"t"`
+	End      time.Time `json:"u,omitzero"`
+	Server   string    `json:"m"`
+	Outcome  string    `json:"o,omitempty"` // sent, partial, deferred, failed, unknown, server (the server's fault: cost nothing)
+	Detail   string    `json:"d,omitempty"`
+	RemoteID string    `json:"q,omitempty"`
+}
+
+// Progress is what happened to a mail so far. Results is empty (all pending) or as long as the recipients.
+type Progress struct {
+	Results  []RecipientResult `json:"r,omitempty"`
+	Attempts []Attempt         `json:"a,omitempty"` // the newest 20
+}
+
+// Piece is a run of the raw message; shareable pieces are stored once by content.
+type Piece struct {
+	Data      []byte
+	Shareable bool
+}
+
+// ReplicaID names one run of one process; never reused. 0 = nobody.
+type ReplicaID int64
+
+// NewMail is a mail to be made durable.
+type NewMail struct {
+	ID          uuid.UUID // version 7
+	Team        string
+	MailServer  string
+	Mode        Mode
+	Kind        Kind
+	Priority    int16
+	Reference   string
+	From        string // bare mailbox of the envelope and header
+	Subject     string
+	MessageID   string // without <>
+	SizeBytes   int64
+	Recipients  []Recipient
+	Labels      map[string]string
+	RequestID   string // "" = none
+	Fingerprint []byte // of the request's content; needed with RequestID
+	Route       string // named, team_default, system_default
+	UTF8        bool   // the header needs SMTPUTF8
+	CreateTime  time.Time
+	RunAt       time.Time  // when it is due; usually CreateTime
+	ExpireTime  *time.Time // never sent after it
+	Raw         []Piece
+
+	Owner ReplicaID // not 0: born claimed by this replica (php mode)
+}
+
+// Enqueued answers one NewMail.
+type Enqueued struct {
+	ID        uuid.UUID // the first one's when Duplicate
+	Duplicate bool
+	Err       error // ErrRequestIDReused, or a data error of this mail alone; nothing of it was stored
+}
+
+// Claimed is a mail this replica may send.
+type Claimed struct {
+	ID         uuid.UUID
+	Team       string
+	MailServer string
+	Mode       Mode
+	Kind       Kind
+	Priority   int16
+	From       string
+	MessageID  string
+	SizeBytes  int64
+	UTF8       bool
+	Recipients []Recipient
+	Progress   Progress
+	Attempts   int // that counted
+	Crashes    int // times its owner died while it was claimed
+	CreateTime time.Time
+	RunAt      time.Time
+	ExpireTime *time.Time
+
+	PossibleDuplicate bool
+	Marked            bool // only from Adopt: the dot may have left for the first MaxRecipients pending recipients
+
+	Raw    []byte // the whole message, or nil when it has shared pieces: see Store.LoadRaw
+	Layout []byte // how Raw is made of pieces; nil = Raw is whole
+}
+
+// SettleKind is one kind of write to a claimed mail.
+type SettleKind int
+
+const (
+	SettleMark     SettleKind = iota + 1 // the dot is about to leave: durable before it does
+	SettleProgress                       // results so far, keeps the claim, clears the mark
+	SettleArchive                        // finished: Status sent or cancelled; moves to the archive
+	SettlePark                           // stays in the due-out journal with Status, not claimable
+	SettleRetry                          // claimable again from RunAt on, with Status queued, deferred or partially_sent
+)
+
+// Settlement is one conditional write to a mail owned by Owner.
+type Settlement struct {
+	ID                uuid.UUID
+	Owner             ReplicaID
+	Kind              SettleKind
+	Status            MailStatus
+	RunAt             time.Time
+	Attempts          int
+	Progress          *Progress
+	PossibleDuplicate bool
+	LastError         string
+}
+
+// Settled answers a Settlement. Mine == false: the lease was lost, nothing was written.
+type Settled struct {
+	Mine bool
+	Err  error
+}
+
+// Mail is what people read of one mail. Raw is read apart.
+type Mail struct {
+	ID                uuid.UUID
+	Team              string
+	MailServer        string
+	Mode              Mode
+	Kind              Kind
+	Reference         string
+	Status            MailStatus
+	From              string
+	Subject           string
+	MessageID         string
+	SizeBytes         int64
+	Recipients        []Recipient
+	Progress          Progress
+	Labels            map[string]string
+	RequestID         string
+	Route             string
+	Attempts          int
+	PossibleDuplicate bool
+	LastError         string
+	Priority          int16
+	CreateTime        time.Time
+	DueTime           *time.Time // next try; nil = parked or finished
+	ExpireTime        *time.Time
+	FinishTime        *time.Time
+	Archived          bool
+	Owner             ReplicaID // 0 = nobody
+}
+
+// MailFilter is an AND of its set fields.
+type MailFilter struct {
+	Team       *string
+	MailServer string
+	Statuses   []MailStatus
+	Kind       Kind
+	Reference  string
+	Recipient  string // mailbox; compared without case
+	MessageID  string // with or without <>
+	Labels     map[string]string
+	RequestID  string
+	Since      time.Time // created at or after
+	Until      time.Time // created before
+}
+
+// Cursor is a keyset position: the last row of the page before. Zero = start.
+type Cursor struct {
+	Time time.Time
+	ID   uuid.UUID
+}
+
+// Change is what a person's word does to an unowned due mail.
+type Change struct {
+	Kind              SettleKind // SettleArchive, SettlePark or SettleRetry
+	Status            MailStatus
+	RunAt             time.Time
+	Attempts          int
+	Progress          *Progress
+	PossibleDuplicate bool
+	LastError         string
+}
+
+// ModifyFailure says why one selected mail was not changed.
+type ModifyFailure struct {
+	ID  uuid.UUID
+	Err error
+}
+
+// Methods on *Store for this aggregate:
+//
+//	Enqueue(ctx, m *NewMail) (Enqueued, error)               // returns when durable; calls are coalesced into group commits; never writes under ctx (a caller who gives up only stops waiting)
+//	EnqueueBatch(ctx, ms []*NewMail) ([]Enqueued, error)     // one commit per 500 mails or 4 MB
+//	DueServers(ctx) ([]string, error)                        // mail servers that have claimable mail now (deleted and unavailable ones too: the engine decides)
+//	Claim(ctx, r ReplicaID, server string, max int) ([]*Claimed, error)  // SKIP LOCKED, priority desc, run_at; database clock on PostgreSQL
+//	LoadRaw(ctx, c *Claimed) ([]byte, error)                 // the whole raw message; content is read through a bounded cache
+//	Settle(s *Settlement) <-chan Settled                     // coalesced, one answer; strictly FIFO: never committed later than one handed over after it
+//	Register(ctx, name string, ttl time.Duration) (ReplicaID, error)
+//	Renew(ctx, r ReplicaID, ttl time.Duration) error         // ErrStale when it was already taken for dead
+//	Unregister(ctx, r ReplicaID) error                       // releases what it still owns (unmarked), ends its lease at once
+//	Recover(ctx, me ReplicaID, max int) (released int, adopted []*Claimed, err error)
+//	    rows owned by dead replicas: unmarked ones become claimable (crashes+1), marked ones become me's (crashes+1, Marked set) for the engine to settle
+//	ListDue(ctx, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error)      // by (create time, id) ascending
+//	ListArchive(ctx, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error)  // by (finish time, id) descending
+//	Mail(ctx, sc Scope, id uuid.UUID) (*Mail, error)
+//	MailByRequestID(ctx, sc Scope, team, requestID string) (*Mail, []byte /*fingerprint*/, error)
+//	RawMail(ctx, sc Scope, id uuid.UUID, w io.Writer) (int64, error)
+//	Modify(ctx, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (matched, changed int, failures []ModifyFailure, err error)
+//	    unowned due mails by ids or by filter, in chunks, each chunk one transaction with its audit row; decide nil,nil = leave alone; owned ones fail with ErrSending, archived ids with ErrFinished, unknown ids with ErrNotFound
+//	CountDue(ctx, server string) (int, error)                // unfinished mail of one mail server
+//	Ping(ctx) error;  Now(ctx) (time.Time, error)            // database clock

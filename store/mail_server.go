@@ -1,0 +1,110 @@
+package store
+
+import "time"
+
+// Scope limits a statement to what a caller may see. The zero Scope sees nothing.
+type Scope struct {
+	All   bool
+	Teams []string // "" is the system
+}
+
+// Everything is the scope of the service itself and of people without a team restriction.
+var Everything = Scope{All: true}
+
+// ServerType says how a mail server takes mail.
+type ServerType string
+
+const (
+	TypeSMTP      ServerType = "smtp"
+	TypeLocalhost ServerType = "localhost"
+)
+
+// Mode says when a mail server's mail is sent.
+type Mode string
+
+const (
+	ModePHP    Mode = "php"
+	ModeDaemon Mode = "daemon"
+)
+
+// ServerStatus says whether a mail server may be chosen.
+type ServerStatus string
+
+const (
+	ServerAvailable   ServerStatus = "available"
+	ServerUnavailable ServerStatus = "unavailable"
+)
+
+// MailServer is a saved way to send mail. Name, Team and Type never change.
+type MailServer struct {
+	Name        string
+	Team        string // "" = the whole system
+	DisplayName string
+	Type        ServerType
+	SMTP        *SMTP  // nil exactly for TypeLocalhost
+	From        string // "a@x" or "Name <a@x>"
+	Mode        Mode
+	Status      ServerStatus
+	IsDefault   bool
+	Limits      Limits
+	Annotations map[string]string
+	Version     int64 // grows by one with every change; the etag
+	CreateTime  time.Time
+	UpdateTime  time.Time
+	DeleteTime  *time.Time
+
+	RequestID   string // of the call that created it; "" = none
+	Fingerprint []byte // of that call's content
+}
+
+// SMTP is the login and the line of a TypeSMTP server.
+type SMTP struct {
+	Host               string
+	Port               int
+	Encryption         string // smtpx.Encryption's values
+	Auth               string // smtpx.Auth's values, "" = auto
+	Username           string
+	SealedPassword     []byte // nil = none; opaque here
+	HeloName           string
+	CAPEM              string
+	AllowPlaintextAuth bool
+	Timeout            time.Duration // whole connect budget; 0 = default
+}
+
+// Limits of one mail server; zero fields mean the service's defaults.
+type Limits struct {
+	MaxConnections     int32 `json:"max_connections,omitempty"`
+	MailsPerConnection int32 `json:"mails_per_connection,omitempty"`
+	MailsPerMinute     int32 `json:"mails_per_minute,omitempty"`
+	MailsPerDay        int32 `json:"mails_per_day,omitempty"`
+	MaxAttempts        int32 `json:"max_attempts,omitempty"`
+	MaxMailBytes       int64 `json:"max_mail_bytes,omitempty"`
+}
+
+// Audit says who does an admin write and why; the row is written in the same transaction with before and after, never with secrets.
+type Audit struct {
+	Actor  string // "" = unauthenticated local caller
+	Action string // the rpc's name
+	Reason string
+}
+
+// ServerFilter narrows a listing; zero fields do not narrow.
+type ServerFilter struct {
+	Team        *string
+	Mode        Mode
+	Status      ServerStatus
+	ShowDeleted bool
+}
+
+// Methods on *Store for this aggregate (all honour the scope; a server outside it is ErrNotFound):
+//
+//	CreateServer(ctx, s *MailServer, a Audit) (out *MailServer, duplicate bool, err error)
+//	    ErrExists (name taken, also by a deleted one), ErrRequestIDReused, *DefaultExistsError; duplicate = same RequestID and Fingerprint: the first answer again
+//	Server(ctx, sc Scope, name string) (*MailServer, error)              // deleted ones too, DeleteTime set; ErrNotFound
+//	Servers(ctx, sc Scope, f ServerFilter, afterName string, n int) ([]*MailServer, error)   // by name
+//	UpdateServer(ctx, sc Scope, name string, ifVersion int64, a Audit, change func(*MailServer) error) (*MailServer, error)
+//	    read, change and write in one transaction under a row lock; ifVersion 0 = any, else ErrVersion; change's error is returned as it is; *DefaultExistsError
+//	DeleteServer(ctx, sc, name, ifVersion, force bool, a Audit) (out *MailServer, held int, err error)   // *PendingError unless force; force parks unfinished, unowned mail as held; clears IsDefault
+//	UndeleteServer(ctx, sc, name, a Audit) (*MailServer, error)          // ErrNotDeleted
+//	SetDefault(ctx, sc, name, a Audit) (now, previous *MailServer, err error)   // atomic swap inside its team; previous nil if none; ErrServerUnavailable, ErrDeleted
+//	DefaultServer(ctx, team string) (*MailServer, error)                 // available and not deleted only; ErrNotFound
