@@ -1,0 +1,147 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// ErrStopping: the service is going down and begins nothing new.
+var ErrStopping = errors.New("the service is stopping")
+
+// restlessPoll is how long an idle batch waits that is told never to rest; a mail queued in this process wakes it at once.
+const restlessPoll = 500 * time.Millisecond
+
+// batchLoop starts the drains of whatever is due, every BatchInterval, until ctx ends. It does not wait for them: a slow mail server never holds up
+// the next pass for the others.
+func (e *Engine) batchLoop(ctx context.Context) {
+	for {
+		if _, err := e.startDrains(ctx, "", false); err != nil && ctx.Err() == nil {
+			e.log.Error("batch: cannot look for due mail", "error", err)
+		}
+		wait := e.cfg.BatchInterval
+		var wake <-chan struct{}
+		if wait <= 0 {
+			wait = restlessPoll/2 + rand.N(restlessPoll/2)
+			wake = e.wake
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		case <-wake:
+			t.Stop()
+		}
+	}
+}
+
+// queued tells a batch that never rests that there is work.
+func (e *Engine) queued() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// RunBatch is the minute's batch, now: of one mail server, or of all when server is "". Asked for by name, a resting mail server is tried. With
+// wait it returns when everything that was due is settled, with the counts of the drains it started or joined; without, at once.
+func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delivery.Counts, error) {
+	var sum delivery.Counts
+	if !e.begin() {
+		return sum, ErrStopping
+	}
+	defer e.work.Done()
+	ds, err := e.startDrains(ctx, server, server != "")
+	if err != nil || !wait {
+		return sum, err
+	}
+	for _, d := range ds {
+		select {
+		case <-d.done:
+			sum.Add(d.total())
+		case <-ctx.Done():
+			return sum, ctx.Err()
+		}
+	}
+	return sum, nil
+}
+
+// startDrains starts a drain for each mail server with due mail, or makes the one that runs look once more.
+func (e *Engine) startDrains(ctx context.Context, server string, force bool) ([]*drain, error) {
+	e.lastPass.Store(e.cfg.Now().UnixNano())
+	names := []string{server}
+	if server == "" {
+		var err error
+		if names, err = e.journal.DueServers(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var ds []*drain
+	for _, name := range names {
+		s, err := e.journal.Server(ctx, store.Everything, name)
+		if errors.Is(err, store.ErrNotFound) && server == "" {
+			continue
+		}
+		if err != nil {
+			return ds, err
+		}
+		// Mail of a mail server that is switched off waits in the journal until it is switched on again.
+		if s.DeleteTime != nil || s.Status != store.ServerAvailable {
+			continue
+		}
+		if reason, resting := e.rests.resting(name, s.Version, e.cfg.Now()); resting && !force {
+			e.log.Debug("batch: mail server rests", "mail_server", name, "reason", reason)
+			continue
+		}
+		if d := e.drains.start(e, s); d != nil {
+			ds = append(ds, d)
+		}
+	}
+	return ds, nil
+}
+
+// drains holds the one running drain of each mail server.
+type drains struct {
+	mu      sync.Mutex
+	running map[string]*drain
+}
+
+// start returns the mail server's drain, begun now or already running; nil when the engine is stopping.
+func (ds *drains) start(e *Engine, s *store.MailServer) *drain {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if d := ds.running[s.Name]; d != nil {
+		d.more = true
+		d.jobs.kick()
+		return d
+	}
+	if !e.begin() {
+		return nil
+	}
+	d := newDrain(e, s)
+	ds.running[s.Name] = d
+	go func() {
+		defer e.work.Done()
+		d.run(e.workCtx)
+	}()
+	return d
+}
+
+// finish takes a drain off the list unless somebody asked it to look once more.
+func (ds *drains) finish(d *drain) bool {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if d.more && !d.broken() {
+		d.more = false
+		return false
+	}
+	delete(ds.running, d.server.Name)
+	return true
+}

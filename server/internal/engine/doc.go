@@ -1,0 +1,46 @@
+// Package engine sends mail: it claims what is due, delivers it through relays, records what became of every recipient, and rescues what a
+// dead replica left behind. It knows neither gRPC nor SQL.
+//
+// # States and who may change them
+//
+// A mail is in the due-out journal (queued, sending, deferred, held, failed, unknown, partially sent) or in the archive (sent, cancelled). A
+// mail is "sending" exactly while a replica owns its row. Only the owner may change an owned mail, and every such write is conditional on the
+// ownership, so a replica that was taken for dead changes nothing. Mails without an owner are changed by people (retry, cancel, delete with
+// force) and by claims.
+//
+//	queued, deferred, partially sent --claim--> sending            batch, when due
+//	(new, php mode) ------------------------> sending              born owned by the replica that took it
+//	sending --> sent (archive)                                     every recipient accepted
+//	sending --> deferred / partially sent, due later               some recipients may still succeed; daemon mode only
+//	sending --> failed / partially sent, parked                    refused for good, out of attempts or expired; php mode: any failure
+//	sending --> unknown, parked                                    no reply after the dot: invoices, work orders, and php mode
+//	sending --> deferred with possible_duplicate                   no reply after the dot: other kinds in daemon mode
+//	sending --> what it was                                        nothing was decided: relay down, replica stopping
+//
+// # What a crash at each point does
+//
+//	before the enqueue commit     the caller never heard "accepted"; nothing is stored
+//	after it, before the mark     the row has no mark: it is sent again, nothing can be doubled
+//	after the mark                the dot may have left: the recipients of that transaction are unknown, see above; same bytes and Message-ID
+//	after the reply, before the   the same: it is unknown, because nobody can prove the reply was read. At most one mail a connection,
+//	result is committed           because results and marks are committed in the order they were handed over
+//	after the result              finished
+//
+// # The dot gate
+//
+// The final dot of a transaction leaves only after the mark is committed by this replica under its current lease and the lease is fresh by the
+// monotonic clock (renewed every 5 s, no dot once a renewal is 15 s late, taken for dead after 30 s by the database's clock).
+//
+// # Failures of the relay and failures of the mail
+//
+// A relay that cannot be reached, secured, logged in to, or says 421 costs no mail an attempt: its mails go back untouched and the relay rests
+// for 30 s, doubling to 15 minutes, in this process. Temporary refusals (4yz) cost an attempt and back off from 1 minute, doubling to 4 hours, with
+// jitter, for 5 days. Permanent refusals (5yz) are final for that recipient and never stop the others. php-mode failures are never retried by
+// the service itself: the caller was told.
+//
+// # Concurrency
+//
+// One drain per mail server and process: overlapping passes join it. A drain owns one feeder, which claims, and workers, each owning
+// one session. php-mode mails never queue behind a drain: each runs on the goroutine of its flight with a session from a small pool. Results
+// go through one recorder that keeps their order.
+package engine

@@ -1,0 +1,241 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Config is what an engine needs. Journal and Dial are required.
+type Config struct {
+	Journal       Journal
+	Dial          Dial
+	Logger        *slog.Logger
+	Replica       string        // name of this process for people
+	BatchInterval time.Duration // 0 = the batch never rests
+	Now           func() time.Time
+
+	// MaxConnections is how many connections one mail server gets in one process when its own limits say nothing; default 10.
+	MaxConnections int
+	// MailsPerConnection is how many mails one connection carries when the mail server's own limits say nothing; default 1000.
+	MailsPerConnection int
+	// MaxBytes bounds the raw messages in memory at once; default 256 MiB.
+	MaxBytes int64
+}
+
+// Engine sends mail. Run it once; Send and RunBatch may be called from any goroutine while it runs.
+type Engine struct {
+	cfg     Config
+	journal Journal
+	log     *slog.Logger
+	lease   *lease
+	rec     *recorder
+	bytes   *semaphore.Weighted
+	drains  drains
+	flights flights
+	rests   rests
+
+	ready    chan struct{} // closed when mail may be taken
+	stopping chan struct{} // closed when nothing new may begin
+	stopOnce sync.Once
+	work     sync.WaitGroup // drains and flights
+	lastPass atomic.Int64   // unix nanoseconds of the last batch pass
+	wake     chan struct{}  // a mail was queued; matters when the batch never rests
+
+	workCtx    context.Context // ended when the grace of a stop is over
+	workCancel context.CancelFunc
+}
+
+// New makes an engine; nothing runs before Run.
+func New(cfg Config) *Engine {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = 10
+	}
+	if cfg.MailsPerConnection == 0 {
+		cfg.MailsPerConnection = 1000
+	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = 256 << 20
+	}
+	e := &Engine{
+		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
+		lease: newLease(cfg.Journal, cfg.Replica, cfg.Logger),
+		rec:   newRecorder(cfg.Journal, cfg.Logger),
+		bytes: semaphore.NewWeighted(cfg.MaxBytes),
+		ready: make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+	e.drains.running = map[string]*drain{}
+	e.flights.byID = map[uuid.UUID]*flight{}
+	e.flights.pools = map[string]*pool{}
+	e.rests.m = map[string]restState{}
+	e.workCtx, e.workCancel = context.WithCancel(context.Background())
+	return e
+}
+
+// Run takes a lease, rescues what dead replicas left, and works until ctx ends. Then it begins nothing new, lets what has begun its body finish,
+// cuts the rest before the dot, records everything and gives its lease back. grace bounds that; after it, what is still waiting for a relay's reply
+// stays marked and is reported unknown by the next replica.
+func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
+	if err := e.lease.register(ctx); err != nil {
+		return fmt.Errorf("take a lease: %w", err)
+	}
+	base, cancelBase := context.WithCancel(context.Background()) // outlives ctx: lease and results must go on while work ends
+	defer cancelBase()
+	var own sync.WaitGroup
+	own.Go(func() { e.lease.run(base) })
+	own.Go(func() { e.rec.run(base) })
+	e.rescue(ctx)
+	close(e.ready)
+	own.Go(func() { e.rescueLoop(ctx) })
+	own.Go(func() { e.pools(ctx) })
+	e.batchLoop(ctx)
+
+	e.stopOnce.Do(func() { close(e.stopping) })
+	e.flights.stop()
+	gctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if !waitFor(gctx, &e.work) {
+		e.log.Warn("grace is over: cutting what is still under way")
+		e.workCancel()
+		last, cancelLast := context.WithTimeout(context.Background(), 5*time.Second)
+		waitFor(last, &e.work)
+		cancelLast()
+	}
+	e.workCancel()
+	e.flights.closePools()
+	fctx, cancelFlush := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancelFlush()
+	e.rec.flush(fctx)
+	err := e.journal.Unregister(fctx, e.lease.replica())
+	cancelBase()
+	own.Wait()
+	if err != nil {
+		return fmt.Errorf("give the lease back: %w", err)
+	}
+	return nil
+}
+
+// waitFor waits for wg, false if ctx ended first.
+func waitFor(ctx context.Context, wg *sync.WaitGroup) bool {
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Ready is closed when the engine takes mail.
+func (e *Engine) Ready() <-chan struct{} { return e.ready }
+
+// LastPass is when the batch last looked for due mail; zero before the first pass.
+func (e *Engine) LastPass() time.Time {
+	n := e.lastPass.Load()
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// begin counts a piece of work in, false when the engine is stopping.
+func (e *Engine) begin() bool {
+	select {
+	case <-e.ready:
+	default:
+		return false
+	}
+	select {
+	case <-e.stopping:
+		return false
+	default:
+	}
+	e.work.Add(1)
+	return true
+}
+
+func (e *Engine) isStopping() bool {
+	select {
+	case <-e.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// gate is the dot gate for a job: a durable mark by this replica under a fresh lease, or no dot.
+func (e *Engine) gate(ctx context.Context, j *job) error {
+	if !e.lease.held(j.owner) {
+		return errLeaseLost
+	}
+	select {
+	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleMark}):
+		if a.Err != nil {
+			return fmt.Errorf("mark before the dot: %w", a.Err)
+		}
+		if !a.Mine {
+			j.lost = true
+			return errLeaseLost
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !e.lease.held(j.owner) {
+		return errLeaseLost
+	}
+	return nil
+}
+
+func (e *Engine) maxConnections(s *store.MailServer) int {
+	if n := int(s.Limits.MaxConnections); n > 0 {
+		return n
+	}
+	return e.cfg.MaxConnections
+}
+
+func (e *Engine) mailsPerConnection(s *store.MailServer) int {
+	if n := int(s.Limits.MailsPerConnection); n > 0 {
+		return n
+	}
+	return e.cfg.MailsPerConnection
+}
+
+// load brings the raw message into memory, within the engine's byte budget.
+func (e *Engine) load(ctx context.Context, j *job) error {
+	w := min(j.mail.SizeBytes, e.cfg.MaxBytes)
+	if err := e.bytes.Acquire(ctx, w); err != nil {
+		return err
+	}
+	j.weight = w
+	raw, err := e.journal.LoadRaw(ctx, j.mail)
+	if err != nil {
+		e.unload(j)
+		return err
+	}
+	j.raw = raw
+	return nil
+}
+
+// unload gives the bytes back.
+func (e *Engine) unload(j *job) {
+	if j.weight > 0 {
+		e.bytes.Release(j.weight)
+		j.weight = 0
+	}
+	j.raw, j.mail.Raw = nil, nil
+}

@@ -1,0 +1,394 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// flight is one php-mode mail on its way. It outlives its caller: once the dot may have left, it waits for the reply alone. Callers with the same
+// request_id watch the same flight.
+type flight struct {
+	e      *Engine
+	sub    *delivery.Submission
+	caller callers
+
+	mu      sync.Mutex
+	events  []delivery.Event
+	changed chan struct{} // closed and replaced at each change
+	done    bool
+	pending []int // positions behind a dot that has no reply yet
+}
+
+// callers knows whether anybody still waits for a flight, and cuts it before the dot when nobody does.
+type callers struct {
+	mu      sync.Mutex
+	waiting int
+	pastDot bool
+	reason  string
+	cut     context.CancelFunc
+}
+
+func (c *callers) join() {
+	c.mu.Lock()
+	c.waiting++
+	c.mu.Unlock()
+}
+
+// gone takes one caller away. The last one cuts the flight if nothing has left yet.
+func (c *callers) gone(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting > 0 {
+		c.waiting--
+	}
+	if c.waiting == 0 && !c.pastDot {
+		c.reason = reason
+		c.cut()
+	}
+}
+
+// passDot closes the way back, false when the flight was cut first.
+func (c *callers) passDot() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reason != "" {
+		return false
+	}
+	c.pastDot = true
+	return true
+}
+
+func (c *callers) cutReason() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reason
+}
+
+func newFlight(e *Engine, sub *delivery.Submission) *flight {
+	return &flight{e: e, sub: sub, changed: make(chan struct{}), caller: callers{waiting: 1, cut: func() {}}}
+}
+
+func (f *flight) add(ev delivery.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.events = append(f.events, ev)
+	f.done = ev.Completed != nil
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// watch tells observe everything from the beginning until completed.
+func (f *flight) watch(ctx context.Context, duplicate bool, observe func(delivery.Event) error) error {
+	if duplicate {
+		f.caller.join()
+	}
+	over := ctx.Done()
+	var late <-chan time.Time
+	for i := 0; ; {
+		f.mu.Lock()
+		events, changed, done := f.events[i:], f.changed, f.done
+		f.mu.Unlock()
+		for _, ev := range events {
+			if ev.Accepted != nil && duplicate {
+				a := *ev.Accepted
+				a.Duplicate = true
+				ev.Accepted = &a
+			}
+			if err := observe(ev); err != nil {
+				f.caller.gone("cancelled: the caller went away before the mail left")
+				return err
+			}
+		}
+		i += len(events)
+		if done {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-over:
+			over = nil
+			f.caller.gone(callerGone(ctx))
+			if f.pastDot() {
+				return f.leaveUnknown(observe)
+			}
+			// Cut before the dot: the end is a moment away, and the caller should hear it.
+			t := time.NewTimer(cutWait)
+			defer t.Stop()
+			late = t.C
+		case <-late:
+			return ctx.Err()
+		}
+	}
+}
+
+// cutWait is how long a caller whose time is over waits for the end of a flight that was cut. The deadline interceptor leaves 50 ms for it.
+const cutWait = 40 * time.Millisecond
+
+func (f *flight) pastDot() bool {
+	f.caller.mu.Lock()
+	defer f.caller.mu.Unlock()
+	return f.caller.pastDot
+}
+
+// leaveUnknown tells a caller whose time is over that the mail has left and the relay has not answered yet. The journal will say more.
+func (f *flight) leaveUnknown(observe func(delivery.Event) error) error {
+	const detail = "the mail has left and the relay had not answered when the caller's time ran out; the journal will be completed by the reply"
+	now := f.e.cfg.Now()
+	f.mu.Lock()
+	pending := append([]int(nil), f.pending...)
+	f.mu.Unlock()
+	m := newMailView(f.sub.Mail)
+	for _, p := range pending {
+		r := store.RecipientResult{Status: store.RecipientUnknown, Detail: detail, Attempt: 1, Time: now}
+		if err := observe(delivery.Event{MailID: m.ID, Time: now, Recipient: &delivery.Recipient{Recipient: m.Recipients[p], Result: r}}); err != nil {
+			return err
+		}
+	}
+	m.Status, m.LastError = store.MailUnknown, detail
+	return observe(delivery.Event{MailID: m.ID, Time: now, Completed: m})
+}
+
+// run delivers the mail. It owns the job.
+func (f *flight) run() {
+	defer f.e.flights.remove(f)
+	m := f.sub.Mail
+	ctx, cut := context.WithCancel(f.e.workCtx)
+	defer cut()
+	f.caller.mu.Lock()
+	f.caller.cut = cut
+	cutAlready := f.caller.reason != ""
+	f.caller.mu.Unlock()
+	if cutAlready {
+		cut()
+	}
+	j := newJob(claimedView(m), m.Owner, f.e.cfg.Now())
+	w := min(m.SizeBytes, f.e.cfg.MaxBytes)
+	if err := f.e.bytes.Acquire(ctx, w); err == nil {
+		j.weight = w
+		j.raw = joinPieces(m.Raw)
+		f.add(delivery.Event{MailID: m.ID, Time: j.started, Attempt: &store.Attempt{Number: 1, Start: j.started, Server: m.MailServer}})
+		f.deliver(ctx, j)
+	}
+	f.finish(j)
+}
+
+// deliver runs the attempt's transactions until every recipient is decided or the attempt is over.
+func (f *flight) deliver(ctx context.Context, j *job) {
+	p := f.e.flights.pool(f.e, f.sub.Server)
+	for next := stepNext; next != stepOver; {
+		session, err := p.get(ctx, f.sub.Server)
+		if err != nil {
+			j.fault = err.Error()
+			return
+		}
+		next = f.transact(ctx, session, j)
+		if next == stepNext {
+			f.e.rec.record(j.progress(), nil)
+		}
+		if ctx.Err() != nil {
+			next = stepOver
+		}
+		p.put(session)
+	}
+}
+
+// transact runs one transaction and reports its results.
+func (f *flight) transact(ctx context.Context, s Session, j *job) step {
+	positions := append([]int(nil), j.chunk()...)
+	to := make([]string, len(positions))
+	for i, p := range positions {
+		to[i] = j.mail.Recipients[p].Mailbox
+	}
+	j.submitted = true
+	next := stepOver
+	err := s.Submit(ctx, &smtpx.Transaction{
+		From: j.mail.From, To: to, Raw: j.raw, UTF8: j.mail.UTF8,
+		Gate: func(ctx context.Context) error {
+			if err := f.e.gate(ctx, j); err != nil {
+				return err
+			}
+			f.setPending(positions)
+			if !f.caller.passDot() {
+				return errors.New(f.caller.cutReason())
+			}
+			return nil
+		},
+		Done: func(o smtpx.Outcome) {
+			f.setPending(nil)
+			if j.lost {
+				return
+			}
+			next = j.step(positions, o, f.e.cfg.Now())
+			f.report(j, positions)
+		},
+	})
+	if err == nil {
+		_ = s.Flush(ctx) // Done has the outcome; a dead session is found by Usable
+	}
+	return next
+}
+
+func (f *flight) setPending(positions []int) {
+	f.mu.Lock()
+	f.pending = positions
+	f.mu.Unlock()
+}
+
+// report emits the results of the positions that were decided.
+func (f *flight) report(j *job, positions []int) {
+	for _, p := range positions {
+		if r := j.results[p]; r.Attempt == j.attemptNumber() {
+			f.add(delivery.Event{MailID: j.mail.ID, Time: r.Time, Recipient: &delivery.Recipient{Recipient: j.mail.Recipients[p], Result: r}})
+		}
+	}
+}
+
+// finish settles the mail and completes the stream once that is durable.
+func (f *flight) finish(j *job) {
+	defer f.e.unload(j)
+	m := f.sub.Mail
+	if j.lost {
+		f.complete(nil, false)
+		return
+	}
+	open := append([]int(nil), j.todo...)
+	reason := f.caller.cutReason()
+	if reason == "" && f.e.workCtx.Err() != nil && !j.counts {
+		// Cut because the service stops: nobody was told a result, so the mail goes back and the batch sends it.
+		j.submitted = false
+		s, _ := j.verdict(f.e.cfg.Now(), f.sub.Server.Limits, "", false)
+		f.settle(m, s)
+		return
+	}
+	s, _ := j.verdict(f.e.cfg.Now(), f.sub.Server.Limits, reason, true) // what is not accepted is given up: the caller is told
+	f.report(j, open)
+	f.settle(m, s)
+}
+
+func (f *flight) settle(m *store.NewMail, s *store.Settlement) {
+	settled := make(chan bool, 1)
+	f.e.rec.record(s, func(mine bool) { settled <- mine })
+	select {
+	case mine := <-settled:
+		f.complete(s, mine)
+	case <-f.e.workCtx.Done():
+		// Shutting down while the database is away: the mark, if any, makes the next replica report it.
+		select {
+		case mine := <-settled:
+			f.complete(s, mine)
+		case <-time.After(2 * time.Second):
+			f.complete(nil, false)
+		}
+	}
+}
+
+// complete ends the stream with the mail as it is recorded.
+func (f *flight) complete(s *store.Settlement, mine bool) {
+	now := f.e.cfg.Now()
+	m := newMailView(f.sub.Mail)
+	if !mine || s == nil {
+		// The journal belongs to somebody else now; what it says is the truth.
+		if got, err := f.e.journal.Mail(context.WithoutCancel(f.e.workCtx), store.Everything, m.ID); err == nil {
+			m = got
+		} else {
+			m.Status, m.LastError = store.MailUnknown, "the result could not be recorded; the journal will tell"
+		}
+		f.add(delivery.Event{MailID: m.ID, Time: now, Completed: m})
+		return
+	}
+	m.Status, m.Attempts, m.Progress, m.LastError = s.Status, s.Attempts, *s.Progress, s.LastError
+	m.PossibleDuplicate = s.PossibleDuplicate
+	switch s.Kind {
+	case store.SettleArchive:
+		m.Archived, m.FinishTime = true, &now
+	case store.SettleRetry:
+		m.DueTime = &s.RunAt
+	}
+	f.add(delivery.Event{MailID: m.ID, Time: now, Completed: m})
+}
+
+// settleUnheard ends a flight whose commit was not heard of: the caller gave up, or the database broke. If the row was written it is ours and
+// nobody else will touch it while this process lives, so it is settled as failed with the reason, not left "sending".
+func (f *flight) settleUnheard() {
+	defer f.e.flights.remove(f)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		// The same id again writes nothing twice, and tells whether the first try was written.
+		res, err := f.e.journal.Enqueue(f.e.workCtx, f.sub.Mail)
+		if err == nil {
+			if res.Err == nil && !res.Duplicate {
+				f.finish(newJob(claimedView(f.sub.Mail), f.sub.Mail.Owner, f.e.cfg.Now()))
+			}
+			return
+		}
+		select {
+		case <-f.e.workCtx.Done():
+			return // the next replica finds it without a mark and sends it
+		case <-time.After(wait):
+		}
+	}
+}
+
+func claimedView(m *store.NewMail) *store.Claimed {
+	return &store.Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
+		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
+		ExpireTime: m.ExpireTime}
+}
+
+func joinPieces(ps []store.Piece) []byte {
+	if len(ps) == 1 {
+		return ps[0].Data
+	}
+	n := 0
+	for _, p := range ps {
+		n += len(p.Data)
+	}
+	b := make([]byte, 0, n)
+	for _, p := range ps {
+		b = append(b, p.Data...)
+	}
+	return b
+}
+
+// flights holds what is under way in php mode.
+type flights struct {
+	mu      sync.Mutex
+	byID    map[uuid.UUID]*flight
+	pools   map[string]*pool
+	stopped bool
+}
+
+func (fs *flights) add(f *flight) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.stopped {
+		return false
+	}
+	fs.byID[f.sub.Mail.ID] = f
+	return true
+}
+
+func (fs *flights) remove(f *flight) {
+	fs.mu.Lock()
+	delete(fs.byID, f.sub.Mail.ID)
+	fs.mu.Unlock()
+}
+
+func (fs *flights) get(id uuid.UUID) *flight {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.byID[id]
+}
+
+func (fs *flights) stop() {
+	fs.mu.Lock()
+	fs.stopped = true
+	fs.mu.Unlock()
+}

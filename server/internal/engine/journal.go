@@ -1,0 +1,37 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Journal is what the engine needs of the store.
+type Journal interface {
+	Enqueue(ctx context.Context, m *store.NewMail) (store.Enqueued, error)
+	DueServers(ctx context.Context) ([]string, error)
+	Claim(ctx context.Context, r store.ReplicaID, server string, max int) ([]*store.Claimed, error)
+	LoadRaw(ctx context.Context, c *store.Claimed) ([]byte, error)
+	Settle(s *store.Settlement) <-chan store.Settled
+	Register(ctx context.Context, name string, ttl time.Duration) (store.ReplicaID, error)
+	Renew(ctx context.Context, r store.ReplicaID, ttl time.Duration) error
+	Unregister(ctx context.Context, r store.ReplicaID) error
+	Recover(ctx context.Context, me store.ReplicaID, max int) (released int, adopted []*store.Claimed, err error)
+	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
+	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
+}
+
+// Session is one logged-in connection to a relay; *smtpx.Session is the real one.
+type Session interface {
+	Submit(ctx context.Context, t *smtpx.Transaction) error
+	Flush(ctx context.Context) error
+	Usable() bool
+	Close() error
+}
+
+// Dial opens a session with a mail server: the one path for php mode, daemon mode and the demo. Errors are *smtpx.Error where the wire said them.
+type Dial func(ctx context.Context, s *store.MailServer) (Session, error)

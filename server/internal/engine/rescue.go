@@ -1,0 +1,57 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
+)
+
+const (
+	rescueEvery = 5 * time.Second
+	rescuePage  = 200
+	// poisonCrashes is how often a mail's owner may die while it holds the mail before the mail is put aside: it may be what kills it.
+	poisonCrashes = 3
+)
+
+func (e *Engine) rescueLoop(ctx context.Context) {
+	t := time.NewTicker(rescueEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			e.rescue(ctx)
+		}
+	}
+}
+
+// rescue takes over what dead replicas left: unmarked mails become due again, marked ones are settled as unknown.
+func (e *Engine) rescue(ctx context.Context) {
+	for {
+		me := e.lease.replica()
+		released, adopted, err := e.journal.Recover(ctx, me, rescuePage)
+		if err != nil {
+			if ctx.Err() == nil {
+				e.log.Error("rescue failed", "error", err)
+			}
+			return
+		}
+		if released+len(adopted) > 0 {
+			e.log.Warn("rescued the mail of a dead replica", "requeued", released, "unknown", len(adopted))
+		}
+		now := e.cfg.Now()
+		for _, c := range adopted {
+			j := newJob(c, me, now)
+			j.unknownAfterCrash(now)
+			// A crash is not the caller's wait: php-mode mails follow the rule of their kind here, as daemon-mode ones do.
+			c.Mode = store.ModeDaemon
+			s, _ := j.verdict(now, store.Limits{}, "", false)
+			e.rec.record(s, nil)
+		}
+		if released+len(adopted) < rescuePage {
+			return
+		}
+	}
+}

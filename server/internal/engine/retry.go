@@ -1,0 +1,33 @@
+package engine
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	firstRetry  = time.Minute
+	longestWait = 4 * time.Hour
+	lifetime    = 5 * 24 * time.Hour // from the first attempt on
+	keptTries   = 20                 // attempts kept in a mail's history: the first and the newest
+)
+
+// backoff is the wait after attempt n (1 = the first) failed: 1 minute doubling to 4 hours, of which a random half is taken away so that mails
+// that failed together do not come back together.
+func backoff(n int) time.Duration {
+	d := longestWait
+	if n < 9 { // 2^8 minutes is the first beyond 4 hours
+		d = min(firstRetry<<max(n-1, 0), longestWait)
+	}
+	return d/2 + rand.N(d/2+1)
+}
+
+const (
+	firstRest   = 30 * time.Second
+	longestRest = 15 * time.Minute
+)
+
+// rest is how long a relay is left alone after n failures in a row to open a session.
+func rest(n int) time.Duration {
+	return min(firstRest<<min(max(n-1, 0), 10), longestRest)
+}

@@ -1,0 +1,150 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Send makes a mail durable and tells observe what becomes of it, in order: accepted; in php mode also the attempt, a result per recipient and
+// completed when the relay has answered; in daemon mode completed (queued) at once. It is called on the caller's goroutine; an error of
+// observe means that the caller went away.
+//
+// A request_id that was used before for the same content tells the first mail's story, from the running flight if there is one. Errors:
+// store.ErrRequestIDReused, ErrStopping, store.ErrUnavailable and the like (nothing was stored, or, when the database broke at the commit, whether
+// it was is unknown and the same request_id finds out), ctx's error, observe's error.
+//
+// ctx bounds the wait. Before the dot its end ends the attempt: the mail stays in the due-out journal as failed. After the dot the engine goes on
+// waiting for the reply without the caller, who is told unknown.
+func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe func(delivery.Event) error) error {
+	if !e.begin() {
+		return ErrStopping
+	}
+	defer e.work.Done()
+	m, now := sub.Mail, e.cfg.Now()
+	if m.Mode != store.ModePHP || m.RunAt.After(now) {
+		return e.queue(ctx, m, observe)
+	}
+	f := newFlight(e, sub)
+	if !e.flights.add(f) {
+		return ErrStopping
+	}
+	m.Owner = e.lease.replica()
+	res, err := e.journal.Enqueue(ctx, m)
+	if err == nil {
+		err = res.Err
+	}
+	switch {
+	case err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrUnavailable)):
+		reason := "the database broke while this mail was being accepted; its caller was told so"
+		if ctx.Err() != nil {
+			reason = callerGone(ctx)
+		}
+		f.caller.gone(reason)
+		e.work.Add(1)
+		go func() { defer e.work.Done(); f.settleUnheard() }()
+		return err
+	case err != nil:
+		e.flights.remove(f)
+		return err
+	case res.Duplicate:
+		e.flights.remove(f)
+		return e.replay(ctx, res.ID, observe)
+	}
+	f.add(delivery.Event{MailID: m.ID, Time: now, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}})
+	e.work.Add(1)
+	go func() {
+		defer e.work.Done()
+		f.run()
+	}()
+	return f.watch(ctx, false, observe)
+}
+
+// queue is daemon mode: durable, and sent by the batch.
+func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(delivery.Event) error) error {
+	res, err := e.journal.Enqueue(ctx, m)
+	if err == nil {
+		err = res.Err
+	}
+	if err != nil {
+		return err
+	}
+	if res.Duplicate {
+		return e.replay(ctx, res.ID, observe)
+	}
+	e.queued()
+	now := e.cfg.Now()
+	if err := observe(delivery.Event{MailID: m.ID, Time: now, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}); err != nil {
+		return err
+	}
+	due := m.RunAt
+	done := newMailView(m)
+	done.Status, done.DueTime = store.MailQueued, &due
+	return observe(delivery.Event{MailID: m.ID, Time: now, Completed: done})
+}
+
+// replayPoll is how often a php-mode mail that another replica is sending is looked at.
+const replayPoll = 200 * time.Millisecond
+
+// replay tells the story of a mail that was accepted earlier.
+func (e *Engine) replay(ctx context.Context, id uuid.UUID, observe func(delivery.Event) error) error {
+	for first := true; ; first = false {
+		if f := e.flights.get(id); f != nil && first {
+			return f.watch(ctx, true, observe)
+		}
+		m, err := e.journal.Mail(ctx, store.Everything, id)
+		if err != nil {
+			return err
+		}
+		if first {
+			if err := observe(delivery.Event{MailID: id, Time: m.CreateTime, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route, Duplicate: true}}); err != nil {
+				return err
+			}
+		}
+		if m.Mode == store.ModePHP && m.Status == store.MailSending {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(replayPoll):
+			}
+			continue
+		}
+		for i := range m.Progress.Attempts {
+			a := m.Progress.Attempts[i]
+			if err := observe(delivery.Event{MailID: id, Time: a.Start, Attempt: &a}); err != nil {
+				return err
+			}
+		}
+		for i, r := range m.Progress.Results {
+			if r.Status == store.RecipientPending || r.Status == "" {
+				continue
+			}
+			if err := observe(delivery.Event{MailID: id, Time: r.Time, Recipient: &delivery.Recipient{Recipient: m.Recipients[i], Result: r}}); err != nil {
+				return err
+			}
+		}
+		return observe(delivery.Event{MailID: id, Time: e.cfg.Now(), Completed: m})
+	}
+}
+
+// newMailView is what a fresh mail looks like to a reader.
+func newMailView(m *store.NewMail) *store.Mail {
+	return &store.Mail{
+		ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Reference: m.Reference, From: m.From, Subject: m.Subject,
+		MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels, RequestID: m.RequestID, Route: m.Route,
+		Priority: m.Priority, CreateTime: m.CreateTime, ExpireTime: m.ExpireTime,
+	}
+}
+
+// callerGone is the reason a php-mode mail keeps when its caller's wait ended before the dot.
+func callerGone(ctx context.Context) string {
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		return "deadline: the caller's time ran out before the mail left"
+	}
+	return "cancelled: the caller went away before the mail left"
+}
