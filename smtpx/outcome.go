@@ -76,23 +76,3 @@ type Transaction struct {
 
 // MaxRecipients is the most recipients one transaction takes (RFC 5321 4.5.3.1.8 obliges servers to take 100).
 const MaxRecipients = 100
-
-// Error is a fault with the phase it happened in.
-type Error struct {
-	Phase     Phase
-	Reply     Reply
-	Temporary bool
-	Hint      string // what a person can do about it; may be empty
-	Err       error  // cause; nil when Reply says it all
-}
-
-// Surface of the session; implemented in session.go.
-//
-//	func (d *Dialer) Dial(ctx context.Context, r Relay) (*Session, error)   // *Error on failure
-//	func (s *Session) Submit(ctx context.Context, t *Transaction) error     // hands over one mail; its outcome may come during a later Submit or Flush (pipelining)
-//	func (s *Session) Flush(ctx context.Context) error                      // makes everything handed over leave and be answered
-//	func (s *Session) Send(ctx context.Context, t *Transaction) Outcome     // Submit + Flush for one mail
-//	func (s *Session) Usable() bool                                         // no pending desync, not closed, nothing unread from the relay
-//	func (s *Session) Close() error                                         // QUIT within 5 s, then close; Done is called for what was pending
-//
-// After Submit or Flush returned an error the session is dead: every transaction handed over has had its Done.

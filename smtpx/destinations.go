@@ -1,0 +1,161 @@
+package smtpx
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Destinations says where the service may connect. The zero Destinations allows nothing.
+type Destinations struct {
+	rules []destination
+}
+
+type destination struct {
+	class    string // public, private, loopback, or "" for prefix
+	prefix   netip.Prefix
+	from, to uint16
+}
+
+// defaultPorts are those mail is submitted or relayed on.
+const defaultPorts = "25+465+587+2525"
+
+// ParseDestinations reads a comma list of TARGET:PORTS.
+//
+// TARGET is public, private, loopback, an address, or a CIDR prefix (IPv6 in brackets: [2001:db8::]/32). PORTS is * or ports and
+// ranges joined by +, such as 25+465+8000-8010. The empty spec means
+//
+//	public:25+465+587+2525,private:25+465+587+2525[,loopback:*]
+//
+// with the loopback part only where the service itself listens on loopback. Whatever the spec says, link-local, metadata, multicast, broadcast and
+// unspecified addresses are never allowed.
+func ParseDestinations(spec string, serviceOnLoopback bool) (*Destinations, error) {
+	if strings.TrimSpace(spec) == "" {
+		spec = "public:" + defaultPorts + ",private:" + defaultPorts
+		if serviceOnLoopback {
+			spec += ",loopback:*"
+		}
+	}
+	d := &Destinations{}
+	for _, item := range strings.Split(spec, ",") {
+		item = strings.TrimSpace(item)
+		rs, err := parseDestination(item)
+		if err != nil {
+			return nil, fmt.Errorf("destination %q: %w", item, err)
+		}
+		d.rules = append(d.rules, rs...)
+	}
+	return d, nil
+}
+
+func parseDestination(item string) ([]destination, error) {
+	i := strings.LastIndexByte(item, ':')
+	if i < 0 || strings.HasSuffix(item, "]") {
+		return nil, errors.New("has no port: write TARGET:PORTS")
+	}
+	target, ports := item[:i], item[i+1:]
+	var r destination
+	switch target {
+	case "public", "private", "loopback":
+		r.class = target
+	default:
+		t := strings.NewReplacer("[", "", "]", "").Replace(target)
+		if !strings.Contains(t, "/") {
+			a, err := netip.ParseAddr(t)
+			if err != nil {
+				return nil, errors.New("is neither public, private, loopback, an address nor a prefix")
+			}
+			r.prefix = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
+		} else {
+			p, err := netip.ParsePrefix(t)
+			if err != nil {
+				return nil, errors.New("is not a prefix")
+			}
+			r.prefix = p.Masked()
+		}
+	}
+	var out []destination
+	for _, p := range strings.Split(ports, "+") {
+		q := r
+		if p == "*" {
+			q.from, q.to = 1, 65535
+		} else {
+			lo, hi, isRange := strings.Cut(p, "-")
+			a, err := strconv.ParseUint(lo, 10, 16)
+			b := a
+			if err == nil && isRange {
+				b, err = strconv.ParseUint(hi, 10, 16)
+			}
+			if err != nil || a == 0 || b < a {
+				return nil, fmt.Errorf("has the bad port %q", p)
+			}
+			q.from, q.to = uint16(a), uint16(b)
+		}
+		out = append(out, q)
+	}
+	return out, nil
+}
+
+// Check says whether the address may be dialled. The error is always the same, so that a caller learns nothing about the network.
+func (d *Destinations) Check(ap netip.AddrPort) error {
+	for _, a := range unwrap(ap.Addr()) {
+		if never(a) || !d.allows(a, ap.Port()) {
+			return ErrNotAllowed
+		}
+	}
+	return nil
+}
+
+func (d *Destinations) allows(a netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(d.rules, func(r destination) bool {
+		if port < r.from || port > r.to {
+			return false
+		}
+		switch r.class {
+		case "loopback":
+			return a.IsLoopback()
+		case "private":
+			return isPrivate(a)
+		case "public":
+			return !a.IsLoopback() && !isPrivate(a)
+		}
+		return r.prefix.Contains(a)
+	})
+}
+
+var (
+	shared   = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
+	nat64    = netip.MustParsePrefix("64:ff9b::/96")  // RFC 6052
+	sixToIV  = netip.MustParsePrefix("2002::/16")     // RFC 3056
+	thisNet  = netip.MustParsePrefix("0.0.0.0/8")
+	reserved = netip.MustParsePrefix("240.0.0.0/4")
+	metadata = []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("168.63.129.16")}
+)
+
+func isPrivate(a netip.Addr) bool { return a.IsPrivate() || shared.Contains(a) }
+
+// never: addresses that no mail server has.
+func never(a netip.Addr) bool {
+	return !a.IsValid() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsInterfaceLocalMulticast() ||
+		thisNet.Contains(a) || reserved.Contains(a) || slices.Contains(metadata, a)
+}
+
+// unwrap gives the address and, where it carries an IPv4 address that the network would unpack, that one too: both must be allowed.
+func unwrap(a netip.Addr) []netip.Addr {
+	a = a.WithZone("").Unmap()
+	b := a.As16()
+	switch {
+	case a.Is4():
+		return []netip.Addr{a}
+	case nat64.Contains(a):
+		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[12:16]))}
+	case sixToIV.Contains(a):
+		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[2:6]))}
+	case [12]byte(b[:12]) == [12]byte{} && !a.IsLoopback() && !a.IsUnspecified(): // ::a.b.c.d, the old compatible form
+		return []netip.Addr{netip.AddrFrom4([4]byte(b[12:16]))}
+	}
+	return []netip.Addr{a}
+}

@@ -1,0 +1,385 @@
+package smtpx
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+)
+
+var errEOF, errUnexpectedEOF = io.EOF, io.ErrUnexpectedEOF
+
+// notTried: nothing of the mail left, it may be tried again free of charge.
+func notTried(tr *transfer, fault *Error) Outcome {
+	for i := range tr.rcpt {
+		tr.rcpt[i] = RecipientOutcome{Status: StatusNotTried, Phase: fault.Phase}
+	}
+	return Outcome{Recipients: tr.rcpt, Err: fault, ServerDown: fault.Phase != PhaseGate}
+}
+
+// rejectedAll: a permanent refusal that needed no relay.
+func rejectedAll(tr *transfer, fault *Error) Outcome {
+	for i := range tr.rcpt {
+		tr.rcpt[i] = RecipientOutcome{Status: StatusRejected, Phase: fault.Phase, Reply: Reply{Text: fault.Error()}}
+	}
+	return Outcome{Recipients: tr.rcpt, Err: fault}
+}
+
+// decide writes a reply into the recipients that are still open (accepted at RCPT or not asked yet).
+func (tr *transfer) decide(rep Reply, p Phase) {
+	st := StatusDeferred
+	switch {
+	case rep.Code == 0:
+		st = StatusNotTried
+	case rep.Code/100 == 2:
+		st = StatusAccepted
+	case rep.Code/100 == 5:
+		st = StatusRejected
+	}
+	for i := range tr.rcpt {
+		if r := &tr.rcpt[i]; r.Status == StatusNotTried {
+			*r = RecipientOutcome{Status: st, Phase: p, Reply: rep}
+		}
+	}
+}
+
+// appendMail appends the MAIL command with the parameters the relay offers and the mail needs. The library's own line was checked against the
+// transaction and is not used further.
+func (s *Session) appendMail(b []byte, t *Transaction) []byte {
+	b = append(b, "MAIL FROM:<"...)
+	b = append(b, t.From...)
+	b = append(b, '>')
+	if s.sizeOffered {
+		b = fmt.Appendf(b, " SIZE=%d", len(t.Raw))
+	}
+	// SMTPUTF8 only where it is needed: a relay behind this one may not have it and would bounce plain mail (RFC 6531 3.4).
+	utf8 := t.UTF8 || !ascii(t.From)
+	for _, to := range t.To {
+		utf8 = utf8 || !ascii(to)
+	}
+	if utf8 {
+		if _, ok := s.ext["8BITMIME"]; ok {
+			b = append(b, " BODY=8BITMIME"...)
+		}
+		b = append(b, " SMTPUTF8"...)
+	}
+	return append(b, "\r\n"...)
+}
+
+func appendRcpt(b []byte, to string) []byte {
+	b = append(b, "RCPT TO:<"...)
+	b = append(b, to...)
+	return append(b, ">\r\n"...)
+}
+
+// envelope runs MAIL, RCPT and DATA of s.cur. True: the relay waits for its body. False: s.cur has had its Done.
+func (s *Session) envelope(ctx context.Context) bool {
+	tr := s.cur
+	if s.pipelining {
+		return s.envelopePipelined(ctx, tr)
+	}
+	return s.envelopeLockStep(tr)
+}
+
+// end finishes s.cur.
+func (s *Session) end(o Outcome) bool {
+	tr := s.cur
+	s.cur = nil
+	s.finish(tr, o)
+	return false
+}
+
+// broken ends s.cur when the connection died before its body: nothing of it left.
+func (s *Session) broken(tr *transfer, p Phase, err error) bool {
+	s.kill(err)
+	return s.end(Outcome{Recipients: tr.rcpt, Err: &Error{Phase: p, Temporary: true, Err: s.dead}, ServerDown: true})
+}
+
+func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
+	t := tr.t
+	b := s.flight[:0]
+	reset := s.needReset
+	if reset {
+		b = append(b, "RSET\r\n"...)
+	}
+	b = s.appendMail(b, t)
+	for _, to := range t.To {
+		b = appendRcpt(b, to)
+	}
+	b = append(b, "DATA\r\n"...)
+	s.flight = b
+	if s.held != nil {
+		if !s.flushHeld(ctx, b) {
+			return s.end(notTried(tr, s.deadFault(PhaseMail)))
+		}
+	} else {
+		s.setDeadline(s.relay.Timeouts.Command)
+		if _, err := s.conn.Write(b); err != nil {
+			return s.broken(tr, PhaseMail, err)
+		}
+	}
+	s.needReset = false
+	tm := s.relay.Timeouts
+	if reset {
+		rep, _, err := s.readReply(tm.Command)
+		if err == nil && rep.Code/100 != 2 {
+			err = errProtocol
+		}
+		if err != nil {
+			return s.broken(tr, PhaseMail, err)
+		}
+	}
+	mailRep, _, err := s.readReply(tm.Command)
+	if err != nil {
+		return s.broken(tr, PhaseMail, err)
+	}
+	down := mailRep.Code == 421
+	s.setDeadline(tm.Rcpt)
+	for i := range t.To {
+		rep, _, err := replyReader{s.br}.read()
+		if err != nil {
+			// What was decided stays; the rest had no reply: temporary, and nothing left.
+			if mailRep.Code/100 != 2 {
+				tr.decide(mailRep, PhaseMail)
+			}
+			clearOpen(tr)
+			return s.broken(tr, PhaseRcpt, err)
+		}
+		tr.noteRcpt(i, rep)
+		down = down || rep.Code == 421
+	}
+	dataRep, _, err := s.readReply(tm.Data)
+	if err != nil {
+		clearOpen(tr)
+		return s.broken(tr, PhaseData, err)
+	}
+	return s.afterData(tr, mailRep, dataRep, down)
+}
+
+// noteRcpt files the reply to the RCPT at position i. Replies are matched by position only.
+func (tr *transfer) noteRcpt(i int, rep Reply) {
+	switch rep.Code / 100 {
+	case 2:
+		tr.rcpt[i] = RecipientOutcome{Status: StatusNotTried, Phase: PhaseRcpt, Reply: rep}
+		tr.ok++
+	case 5:
+		tr.rcpt[i] = RecipientOutcome{Status: StatusRejected, Phase: PhaseRcpt, Reply: rep}
+	default:
+		tr.rcpt[i] = RecipientOutcome{Status: StatusDeferred, Phase: PhaseRcpt, Reply: rep}
+	}
+}
+
+// clearOpen forgets the 2yz of recipients whose mail was not sent: acceptance at RCPT alone is nothing.
+func clearOpen(tr *transfer) {
+	for i := range tr.rcpt {
+		if r := &tr.rcpt[i]; r.Status == StatusNotTried {
+			*r = RecipientOutcome{Status: StatusNotTried, Phase: r.Phase}
+		}
+	}
+}
+
+func (s *Session) envelopeLockStep(tr *transfer) bool {
+	t, tm := tr.t, s.relay.Timeouts
+	if s.needReset {
+		rep, _, err := s.command(tm.Command, "RSET")
+		if err == nil && rep.Code/100 != 2 {
+			err = errProtocol
+		}
+		if err != nil {
+			return s.broken(tr, PhaseMail, err)
+		}
+		s.needReset = false
+	}
+	line := func(b []byte) string { return string(b[:len(b)-2]) }
+	s.flight = s.appendMail(s.flight[:0], t)
+	mailRep, _, err := s.command(tm.Command, line(s.flight))
+	if err != nil {
+		return s.broken(tr, PhaseMail, err)
+	}
+	if mailRep.Code/100 != 2 {
+		return s.afterData(tr, mailRep, Reply{}, mailRep.Code == 421)
+	}
+	down := false
+	for i, to := range t.To {
+		s.flight = appendRcpt(s.flight[:0], to)
+		rep, _, err := s.command(tm.Rcpt, line(s.flight))
+		if err != nil {
+			clearOpen(tr)
+			return s.broken(tr, PhaseRcpt, err)
+		}
+		tr.noteRcpt(i, rep)
+		if down = rep.Code == 421; down {
+			break
+		}
+	}
+	if tr.ok == 0 || down {
+		return s.afterData(tr, mailRep, Reply{}, down)
+	}
+	dataRep, _, err := s.command(tm.Data, "DATA")
+	if err != nil {
+		clearOpen(tr)
+		return s.broken(tr, PhaseData, err)
+	}
+	return s.afterData(tr, mailRep, dataRep, false)
+}
+
+// afterData decides how the envelope came out. dataRep.Code 0 = DATA was not asked.
+func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) bool {
+	waiting := dataRep.Code == 354
+	s.inData = waiting
+	down = down || dataRep.Code == 421
+	if s.br.Buffered() > 0 && !down {
+		// An answer too many: positions cannot be trusted any more.
+		for i := range tr.rcpt {
+			tr.rcpt[i] = RecipientOutcome{Status: StatusNotTried, Phase: PhaseRcpt}
+		}
+		return s.broken(tr, PhaseData, errSurplus)
+	}
+	if mailRep.Code/100 == 2 && tr.ok > 0 && waiting && !down {
+		return true
+	}
+	var fault *Error
+	switch {
+	case mailRep.Code/100 != 2: // wins over whatever was said to RCPT and DATA
+		clearAll(tr)
+		tr.decide(mailRep, PhaseMail)
+		fault = &Error{Phase: PhaseMail, Reply: mailRep, Temporary: mailRep.Code < 500}
+	case tr.ok > 0 && dataRep.Code != 0:
+		tr.decideAccepted(dataRep)
+		fault = &Error{Phase: PhaseData, Reply: dataRep, Temporary: dataRep.Code < 500}
+	default:
+		clearOpen(tr)
+	}
+	s.needReset = !down
+	switch {
+	case down:
+		s.kill(fmt.Errorf("the server closes the connection: %s", firstOf(dataRep, mailRep, tr)))
+		if fault == nil {
+			fault = &Error{Phase: PhaseRcpt, Temporary: true, Err: s.dead}
+		}
+	case waiting && mailRep.Code/100 != 2:
+		// The relay refused the sender and waits for a body all the same. A lone dot would be taken as an empty mail.
+		s.kill(errProtocol)
+	case waiting:
+		// Nobody was accepted, yet it waits: a lone dot, whose answer counts for nothing (RFC 2920 3.1).
+		if rep, _, err := s.command(s.relay.Timeouts.Data, "."); err != nil || rep.Code == 421 || s.br.Buffered() > 0 {
+			s.kill(errClosed)
+		} else if rep.Code/100 == 2 {
+			s.needReset = false
+		}
+		s.inData = false
+	}
+	return s.end(Outcome{Recipients: tr.rcpt, Err: fault, ServerDown: down})
+}
+
+func clearAll(tr *transfer) {
+	for i := range tr.rcpt {
+		tr.rcpt[i] = RecipientOutcome{}
+	}
+}
+
+// decideAccepted gives the refusal of DATA to those who had been accepted at RCPT.
+func (tr *transfer) decideAccepted(rep Reply) {
+	if rep.Code/100 == 2 || rep.Code/100 == 3 { // a 2yz to DATA makes no sense: try again later
+		rep.Code = 0
+	}
+	tr.decide(rep, PhaseData)
+}
+
+func firstOf(a, b Reply, tr *transfer) Reply {
+	if a.Code == 421 {
+		return a
+	}
+	if b.Code == 421 {
+		return b
+	}
+	for _, r := range tr.rcpt {
+		if r.Reply.Code == 421 {
+			return r.Reply
+		}
+	}
+	return a
+}
+
+// flushHeld lets the held mail go: gate, body and dot, and with them next (the commands of the next mail, nil for none) in one write; then its reply
+// is read and its outcome delivered. False: the session is dead, and nothing of next counts.
+func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
+	tr := s.held
+	s.held = nil
+	// Between 354 and the dot the relay has nothing to say. If it did, the next reply read would not be the dot's.
+	if s.unread() {
+		clearOpen(tr)
+		s.kill(errSurplus)
+		s.finish(tr, Outcome{Recipients: tr.rcpt, Err: s.deadFault(PhaseData), ServerDown: true})
+		return false
+	}
+	if g := tr.t.Gate; g != nil {
+		if err := g(ctx); err != nil {
+			s.kill(err)
+			s.finish(tr, notTried(tr, &Error{Phase: PhaseGate, Temporary: true, Err: err}))
+			return false
+		}
+	}
+	size := len(tr.body)
+	tr.body = append(tr.body, next...)
+	s.setPastDot(true)
+	defer s.setPastDot(false)
+	s.setDeadline(s.relay.Timeouts.Block + time.Duration(size/1024)*time.Second)
+	_, werr := s.conn.Write(tr.body)
+	if werr == nil {
+		s.setDeadline(s.relay.Timeouts.Dot)
+	} else {
+		s.setDeadline(quitWait) // a relay that refuses in the middle of the body says why before it closes
+	}
+	s.inData = false
+	rep, _, err := replyReader{s.br}.read()
+	o := Outcome{DotSent: true, DotTime: time.Now()}
+	if err != nil {
+		if werr != nil {
+			err = werr
+		}
+		s.kill(err)
+		o.Err = &Error{Phase: PhaseDot, Temporary: true, Err: s.dead}
+		for i := range tr.rcpt {
+			if r := &tr.rcpt[i]; r.Status == StatusNotTried {
+				*r = RecipientOutcome{Status: StatusUnknown, Phase: PhaseDot}
+			}
+		}
+		o.Recipients = tr.rcpt
+		s.finish(tr, o)
+		return false
+	}
+	if rep.Code/100 == 3 {
+		rep.Code, err = 0, errProtocol
+	}
+	switch {
+	case err != nil: // a 3yz after the dot: nobody knows what it means
+		for i := range tr.rcpt {
+			if r := &tr.rcpt[i]; r.Status == StatusNotTried {
+				*r = RecipientOutcome{Status: StatusUnknown, Phase: PhaseDot, Reply: Reply{Text: rep.Text}}
+			}
+		}
+		o.Err = &Error{Phase: PhaseDot, Temporary: true, Err: err}
+	default:
+		tr.decide(rep, PhaseDot)
+		if rep.Code/100 == 2 {
+			o.RemoteID = remoteID(rep.Text)
+		} else {
+			o.Err = &Error{Phase: PhaseDot, Reply: rep, Temporary: rep.Code < 500}
+			o.ServerDown = rep.Code == 421
+		}
+	}
+	switch {
+	case err != nil:
+		s.kill(err)
+	case rep.Code == 421:
+		s.kill(errClosed)
+	case werr != nil:
+		s.kill(werr)
+	case next == nil && s.br.Buffered() > 0:
+		s.kill(errSurplus)
+	}
+	o.Recipients = tr.rcpt
+	s.finish(tr, o)
+	return s.dead == nil
+}

@@ -1,0 +1,192 @@
+package smtpx
+
+import (
+	"fmt"
+	"mime"
+	"net/textproto"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Violation is one thing that is wrong, with its path in the message.
+type Violation struct{ Field, Description string }
+
+// Attachment is a file, or with a ContentID an inline image.
+type Attachment struct {
+	Filename    string
+	ContentType string // "" = by the file name's ending
+	ContentID   string
+	Content     []byte
+}
+
+// Message is what Compose makes a raw message of. MessageID (without <>) and Date are given, so that composing twice gives the same bytes.
+type Message struct {
+	From        Address
+	To, Cc      []Address // bcc never comes here
+	ReplyTo     *Address
+	Subject     string
+	Text, HTML  string
+	Headers     map[string]string
+	Attachments []Attachment
+	MessageID   string
+	Date        time.Time
+}
+
+var (
+	headerName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+	contentID  = regexp.MustCompile(`^[A-Za-z0-9._@+-]{1,128}$`)
+)
+
+// Headers the service makes, and those that would lie about a mail's way or signature.
+var (
+	deniedHeaders  = []string{"Bcc", "Received", "Return-Path", "From", "Sender", "To", "Cc", "Reply-To", "Subject", "Date", "Message-Id", "Delivered-To", "Authentication-Results"}
+	deniedPrefixes = []string{"Dkim-", "Arc-", "Mime-", "Content-", "Resent-"}
+)
+
+// Validate lists everything that is wrong with the content, at once. Field paths are those of the API's MailMessage.
+func (m *Message) Validate() []Violation {
+	var vs []Violation
+	bad := func(field, format string, args ...any) {
+		vs = append(vs, Violation{field, fmt.Sprintf(format, args...)})
+	}
+	line := func(field, s string, most int) {
+		switch {
+		case !utf8.ValidString(s):
+			bad(field, "is not valid UTF-8")
+		case len(s) > most:
+			bad(field, "has more than %d octets", most)
+		default:
+			if r, is := control(s); is {
+				bad(field, "contains the control character %U", r)
+			}
+		}
+	}
+	text := func(field, s string) {
+		switch {
+		case !utf8.ValidString(s):
+			bad(field, "is not valid UTF-8")
+		case strings.IndexByte(s, 0) >= 0:
+			bad(field, "contains a NUL")
+		}
+	}
+	line("subject", m.Subject, MaxSubject)
+	text("text", m.Text)
+	text("html", m.HTML)
+	if len(m.Headers) > MaxHeaders {
+		bad("headers", "has more than %d entries", MaxHeaders)
+	}
+	seen := map[string]string{}
+	for _, name := range sortedKeys(m.Headers) {
+		field := "headers[" + strings.ToValidUTF8(strings.Map(dropControl, name[:min(len(name), 80)]), "?") + "]"
+		canon := textproto.CanonicalMIMEHeaderKey(name)
+		switch {
+		case !headerName.MatchString(name):
+			bad(field, "is not a header name: letters, digits and -, at most %d", MaxHeaderName)
+			continue
+		case denied(canon):
+			bad(field, "is made by the service, or may not be set")
+			continue
+		case seen[canon] != "":
+			bad(field, "is given twice, also as %s", seen[canon])
+			continue
+		}
+		seen[canon] = name
+		line(field, m.Headers[name], MaxHeaderValue)
+	}
+	if len(m.Attachments) > MaxAttachments {
+		bad("attachments", "has more than %d entries", MaxAttachments)
+	}
+	cids := map[string]bool{}
+	for i, a := range m.Attachments {
+		at := func(s string) string { return fmt.Sprintf("attachments[%d].%s", i, s) }
+		switch {
+		case a.Filename == "" && a.ContentID == "":
+			bad(at("filename"), "is required unless content_id is set")
+		case utf8.RuneCountInString(a.Filename) > MaxFilename:
+			bad(at("filename"), "has more than %d characters", MaxFilename)
+		case strings.ContainsAny(a.Filename, `/\`):
+			bad(at("filename"), "contains a path")
+		default:
+			line(at("filename"), a.Filename, 4*MaxFilename)
+		}
+		if a.ContentType != "" {
+			if _, err := mediaType(a); err != nil {
+				bad(at("content_type"), "%v", err)
+			}
+		}
+		if a.ContentID != "" {
+			switch {
+			case !contentID.MatchString(a.ContentID):
+				bad(at("content_id"), "has characters other than letters, digits and ._@+-, or more than 128")
+			case cids[a.ContentID]:
+				bad(at("content_id"), "is used twice")
+			case m.HTML == "":
+				bad(at("content_id"), "needs an html body that shows it")
+			}
+			cids[a.ContentID] = true
+		}
+	}
+	return vs
+}
+
+func dropControl(r rune) rune {
+	if r < ' ' || r == 0x7f {
+		return '?'
+	}
+	return r
+}
+
+func denied(canon string) bool {
+	if slices.Contains(deniedHeaders, canon) {
+		return true
+	}
+	for _, p := range deniedPrefixes {
+		if strings.HasPrefix(canon, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// mediaType is the attachment's checked type, formatted anew so that nothing of the caller's spelling reaches a header.
+func mediaType(a Attachment) (string, error) {
+	ct := a.ContentType
+	if ct == "" {
+		if i := strings.LastIndexByte(a.Filename, '.'); i >= 0 {
+			ct = mime.TypeByExtension(strings.ToLower(a.Filename[i:]))
+		}
+		if ct == "" {
+			ct = "application/octet-stream"
+		}
+	}
+	if _, is := control(ct); is || len(ct) > 200 || !ascii(ct) {
+		return "", fmt.Errorf("is not a media type")
+	}
+	t, params, err := mime.ParseMediaType(ct)
+	if err != nil || !strings.Contains(t, "/") {
+		return "", fmt.Errorf("is not a media type")
+	}
+	// The bytes are sent as base64, which RFC 2046 5.1 and 5.2 forbid for these.
+	if strings.HasPrefix(t, "multipart/") || strings.HasPrefix(t, "message/") {
+		return "", fmt.Errorf("multipart and message types are not taken as attachments; use application/octet-stream")
+	}
+	delete(params, "name")
+	delete(params, "boundary")
+	out := mime.FormatMediaType(t, params)
+	if out == "" {
+		return "", fmt.Errorf("is not a media type")
+	}
+	return out, nil
+}
+
+func sortedKeys(m map[string]string) []string {
+	ks := make([]string, 0, len(m))
+	for k := range m {
+		ks = append(ks, k)
+	}
+	slices.Sort(ks)
+	return ks
+}
