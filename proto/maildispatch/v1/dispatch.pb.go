@@ -22,63 +22,6 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Route says how the mail server was chosen.
-type Route int32
-
-const (
-	// Never returned.
-	Route_ROUTE_UNSPECIFIED Route = 0
-	// The request named it.
-	Route_ROUTE_NAMED Route = 1
-	// The team's default.
-	Route_ROUTE_TEAM_DEFAULT Route = 2
-	// The system's default: no team was given, or it has no default of its own.
-	Route_ROUTE_SYSTEM_DEFAULT Route = 3
-)
-
-// Enum value maps for Route.
-var (
-	Route_name = map[int32]string{
-		0: "ROUTE_UNSPECIFIED",
-		1: "ROUTE_NAMED",
-		2: "ROUTE_TEAM_DEFAULT",
-		3: "ROUTE_SYSTEM_DEFAULT",
-	}
-	Route_value = map[string]int32{
-		"ROUTE_UNSPECIFIED":    0,
-		"ROUTE_NAMED":          1,
-		"ROUTE_TEAM_DEFAULT":   2,
-		"ROUTE_SYSTEM_DEFAULT": 3,
-	}
-)
-
-func (x Route) Enum() *Route {
-	p := new(Route)
-	*p = x
-	return p
-}
-
-func (x Route) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (Route) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_dispatch_proto_enumTypes[0].Descriptor()
-}
-
-func (Route) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_dispatch_proto_enumTypes[0]
-}
-
-func (x Route) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use Route.Descriptor instead.
-func (Route) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{0}
-}
-
 // SendOptions say for whom, through what and when.
 type SendOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -86,11 +29,11 @@ type SendOptions struct {
 	Team string `protobuf:"bytes,1,opt,name=team,proto3" json:"team,omitempty"`
 	// Mail server to use, the team's own or the system's; empty = the team's default, else the system's.
 	MailServer string `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// Default: KIND_OTHER.
+	// What the mail is for. Default: KIND_OTHER.
 	Kind Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=maildispatch.v1.Kind" json:"kind,omitempty"`
-	// The caller's own reference: at most 128 characters without control characters.
+	// The caller's own reference, such as an invoice number: at most 128 characters without control characters. The journals find it.
 	Reference string `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
-	// At most 32, key `[a-z][a-z0-9_.-]{0,62}`, value at most 256 characters.
+	// Free key-value pairs that the journals can be filtered by: at most 32, key `[a-z][a-z0-9_.-]{0,62}`, value at most 256 characters.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Not before this time; at most 366 days ahead. In the future it queues the mail whatever the mode.
 	SendAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=send_after,json=sendAfter,proto3" json:"send_after,omitempty"`
@@ -182,14 +125,14 @@ func (x *SendOptions) GetExpireTime() *timestamppb.Timestamp {
 // SendRequest is one mail.
 type SendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Optional as a whole.
+	// For whom, through what and when; absent = the system's mail through its default mail server, now.
 	Options *SendOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
-	// REQUIRED.
+	// REQUIRED. What to send, and to whom. The sender is the mail server's own `from`.
 	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team, kept as long as the mail. The same id with the same content tells the
 	// first mail's story again, also while it runs; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED).
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Check, route and compose, but write and send nothing: one accepted event without mail_id.
+	// Check, route and compose, but write and send nothing: one accepted event without mail_id, and no completed.
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -256,9 +199,9 @@ func (x *SendRequest) GetValidateOnly() bool {
 // SendResponse is one event of a mail's way.
 type SendResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the mail.
+	// Id of the mail; the same in every event, empty only with validate_only.
 	MailId string `protobuf:"bytes,1,opt,name=mail_id,json=mailId,proto3" json:"mail_id,omitempty"`
-	// When it happened.
+	// When it happened, by the service's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	// What happened. Clients ignore events they do not know.
 	//
@@ -395,7 +338,7 @@ func (*SendResponse_Completed_) isSendResponse_Event() {}
 // GetMailRequest names a mail.
 type GetMailRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED.
+	// REQUIRED. Id of the mail, in either journal.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -487,7 +430,7 @@ func (x *GetMailResponse) GetMail() *Mail {
 // DownloadMailRequest names a mail.
 type DownloadMailRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED.
+	// REQUIRED. Id of the mail, in either journal.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -535,8 +478,10 @@ type DownloadMailResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 64 KiB of it, in order.
 	Chunk []byte `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	// Size of the whole in bytes; in the first message only.
-	SizeBytes     int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Size of the whole in bytes; in the first message only. Fewer bytes than this at the end of the stream = it broke.
+	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// A file name to save it under: the mail's id with ".eml"; in the first message only.
+	Filename      string `protobuf:"bytes,3,opt,name=filename,proto3" json:"filename,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,12 +530,19 @@ func (x *DownloadMailResponse) GetSizeBytes() int64 {
 	return 0
 }
 
+func (x *DownloadMailResponse) GetFilename() string {
+	if x != nil {
+		return x.Filename
+	}
+	return ""
+}
+
 // ListDueOutMailsRequest filters and pages.
 type ListDueOutMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Absent = everything.
+	// Which mails; absent = everything.
 	Filter *MailFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// 0 = 50; at most 500.
+	// Most mails in the answer: 0 = 50, more than 500 = 500, negative is refused.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before, with the same filter.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -652,9 +604,9 @@ func (x *ListDueOutMailsRequest) GetPageToken() string {
 // ListDueOutMailsResponse is a page.
 type ListDueOutMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order they were taken.
+	// Mails in the order they were taken.
 	Mails []*Mail `protobuf:"bytes,1,rep,name=mails,proto3" json:"mails,omitempty"`
-	// Empty on the last page.
+	// Goes into page_token for the next page; empty on the last one.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -707,9 +659,9 @@ func (x *ListDueOutMailsResponse) GetNextPageToken() string {
 // ListArchivedMailsRequest filters and pages.
 type ListArchivedMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Absent = everything.
+	// Which mails; absent = everything.
 	Filter *MailFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// 0 = 50; at most 500.
+	// Most mails in the answer: 0 = 50, more than 500 = 500, negative is refused.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before, with the same filter.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -771,9 +723,9 @@ func (x *ListArchivedMailsRequest) GetPageToken() string {
 // ListArchivedMailsResponse is a page.
 type ListArchivedMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The last finished first.
+	// Mails, the last finished first.
 	Mails []*Mail `protobuf:"bytes,1,rep,name=mails,proto3" json:"mails,omitempty"`
-	// Empty on the last page.
+	// Goes into page_token for the next page; empty on the last one.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -828,9 +780,9 @@ type MailFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id as given.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// MAIL_NOT_FOUND or WRONG_STATE.
+	// Why as a constant: MAIL_NOT_FOUND (no such id), or WRONG_STATE (it is being sent, or finished, or what was asked makes no sense for its status).
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	// In words.
+	// Why in words.
 	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -890,13 +842,13 @@ func (x *MailFailure) GetMessage() string {
 // RetryMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
 type RetryMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most 1000.
+	// Ids of mails: at most 1000.
 	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
-	// At least one of its fields is set.
+	// All mails of the due-out journal that match; at least one of its fields is set.
 	Filter *MailFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Count, change nothing.
+	// Count what would be changed, change nothing.
 	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// For the audit log: at most 500 characters.
+	// Why, in the caller's words, for the audit log: at most 500 characters.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -963,11 +915,11 @@ func (x *RetryMailsRequest) GetReason() string {
 // RetryMailsResponse counts.
 type RetryMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selected mails.
+	// Mails that were selected: changed ones, failed ones, and those that already are what was asked for.
 	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Mails that are (with validate_only: would be) due now.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
-	// The first 100 that could not be changed.
+	// Mails that could not be changed: the first 100.
 	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1027,13 +979,13 @@ func (x *RetryMailsResponse) GetFailures() []*MailFailure {
 // CancelMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
 type CancelMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most 1000.
+	// Ids of mails: at most 1000.
 	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
-	// At least one of its fields is set.
+	// All mails of the due-out journal that match; at least one of its fields is set.
 	Filter *MailFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Count, change nothing.
+	// Count what would be changed, change nothing.
 	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// For the audit log: at most 500 characters.
+	// Why, in the caller's words, for the audit log: at most 500 characters.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1100,11 +1052,11 @@ func (x *CancelMailsRequest) GetReason() string {
 // CancelMailsResponse counts.
 type CancelMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selected mails.
+	// Mails that were selected: changed ones, failed ones, and those that already are what was asked for.
 	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Mails that are (with validate_only: would be) cancelled.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
-	// The first 100 that could not be changed.
+	// Mails that could not be changed: the first 100.
 	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1347,11 +1299,12 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x0fGetMailResponse\x12)\n" +
 	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\"%\n" +
 	"\x13DownloadMailRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"K\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"g\n" +
 	"\x14DownloadMailResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"\x89\x01\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x1a\n" +
+	"\bfilename\x18\x03 \x01(\tR\bfilename\"\x89\x01\n" +
 	"\x16ListDueOutMailsRequest\x123\n" +
 	"\x06filter\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -1389,12 +1342,7 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x13CancelMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
-	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures*a\n" +
-	"\x05Route\x12\x15\n" +
-	"\x11ROUTE_UNSPECIFIED\x10\x00\x12\x0f\n" +
-	"\vROUTE_NAMED\x10\x01\x12\x16\n" +
-	"\x12ROUTE_TEAM_DEFAULT\x10\x02\x12\x18\n" +
-	"\x14ROUTE_SYSTEM_DEFAULT\x10\x032\x95\x05\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures2\x95\x05\n" +
 	"\bDispatch\x12E\n" +
 	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse0\x01\x12Q\n" +
 	"\aGetMail\x12\x1f.maildispatch.v1.GetMailRequest\x1a .maildispatch.v1.GetMailResponse\"\x03\x90\x02\x01\x12b\n" +
@@ -1417,76 +1365,75 @@ func file_maildispatch_v1_dispatch_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_dispatch_proto_rawDescData
 }
 
-var file_maildispatch_v1_dispatch_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_maildispatch_v1_dispatch_proto_goTypes = []any{
-	(Route)(0),                        // 0: maildispatch.v1.Route
-	(*SendOptions)(nil),               // 1: maildispatch.v1.SendOptions
-	(*SendRequest)(nil),               // 2: maildispatch.v1.SendRequest
-	(*SendResponse)(nil),              // 3: maildispatch.v1.SendResponse
-	(*GetMailRequest)(nil),            // 4: maildispatch.v1.GetMailRequest
-	(*GetMailResponse)(nil),           // 5: maildispatch.v1.GetMailResponse
-	(*DownloadMailRequest)(nil),       // 6: maildispatch.v1.DownloadMailRequest
-	(*DownloadMailResponse)(nil),      // 7: maildispatch.v1.DownloadMailResponse
-	(*ListDueOutMailsRequest)(nil),    // 8: maildispatch.v1.ListDueOutMailsRequest
-	(*ListDueOutMailsResponse)(nil),   // 9: maildispatch.v1.ListDueOutMailsResponse
-	(*ListArchivedMailsRequest)(nil),  // 10: maildispatch.v1.ListArchivedMailsRequest
-	(*ListArchivedMailsResponse)(nil), // 11: maildispatch.v1.ListArchivedMailsResponse
-	(*MailFailure)(nil),               // 12: maildispatch.v1.MailFailure
-	(*RetryMailsRequest)(nil),         // 13: maildispatch.v1.RetryMailsRequest
-	(*RetryMailsResponse)(nil),        // 14: maildispatch.v1.RetryMailsResponse
-	(*CancelMailsRequest)(nil),        // 15: maildispatch.v1.CancelMailsRequest
-	(*CancelMailsResponse)(nil),       // 16: maildispatch.v1.CancelMailsResponse
-	nil,                               // 17: maildispatch.v1.SendOptions.LabelsEntry
-	(*SendResponse_Accepted)(nil),     // 18: maildispatch.v1.SendResponse.Accepted
-	(*SendResponse_Completed)(nil),    // 19: maildispatch.v1.SendResponse.Completed
-	(Kind)(0),                         // 20: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),     // 21: google.protobuf.Timestamp
-	(*MailMessage)(nil),               // 22: maildispatch.v1.MailMessage
-	(*Attempt)(nil),                   // 23: maildispatch.v1.Attempt
-	(*RecipientResult)(nil),           // 24: maildispatch.v1.RecipientResult
-	(*Mail)(nil),                      // 25: maildispatch.v1.Mail
-	(*MailFilter)(nil),                // 26: maildispatch.v1.MailFilter
-	(Mode)(0),                         // 27: maildispatch.v1.Mode
+	(*SendOptions)(nil),               // 0: maildispatch.v1.SendOptions
+	(*SendRequest)(nil),               // 1: maildispatch.v1.SendRequest
+	(*SendResponse)(nil),              // 2: maildispatch.v1.SendResponse
+	(*GetMailRequest)(nil),            // 3: maildispatch.v1.GetMailRequest
+	(*GetMailResponse)(nil),           // 4: maildispatch.v1.GetMailResponse
+	(*DownloadMailRequest)(nil),       // 5: maildispatch.v1.DownloadMailRequest
+	(*DownloadMailResponse)(nil),      // 6: maildispatch.v1.DownloadMailResponse
+	(*ListDueOutMailsRequest)(nil),    // 7: maildispatch.v1.ListDueOutMailsRequest
+	(*ListDueOutMailsResponse)(nil),   // 8: maildispatch.v1.ListDueOutMailsResponse
+	(*ListArchivedMailsRequest)(nil),  // 9: maildispatch.v1.ListArchivedMailsRequest
+	(*ListArchivedMailsResponse)(nil), // 10: maildispatch.v1.ListArchivedMailsResponse
+	(*MailFailure)(nil),               // 11: maildispatch.v1.MailFailure
+	(*RetryMailsRequest)(nil),         // 12: maildispatch.v1.RetryMailsRequest
+	(*RetryMailsResponse)(nil),        // 13: maildispatch.v1.RetryMailsResponse
+	(*CancelMailsRequest)(nil),        // 14: maildispatch.v1.CancelMailsRequest
+	(*CancelMailsResponse)(nil),       // 15: maildispatch.v1.CancelMailsResponse
+	nil,                               // 16: maildispatch.v1.SendOptions.LabelsEntry
+	(*SendResponse_Accepted)(nil),     // 17: maildispatch.v1.SendResponse.Accepted
+	(*SendResponse_Completed)(nil),    // 18: maildispatch.v1.SendResponse.Completed
+	(Kind)(0),                         // 19: maildispatch.v1.Kind
+	(*timestamppb.Timestamp)(nil),     // 20: google.protobuf.Timestamp
+	(*MailMessage)(nil),               // 21: maildispatch.v1.MailMessage
+	(*Attempt)(nil),                   // 22: maildispatch.v1.Attempt
+	(*RecipientResult)(nil),           // 23: maildispatch.v1.RecipientResult
+	(*Mail)(nil),                      // 24: maildispatch.v1.Mail
+	(*MailFilter)(nil),                // 25: maildispatch.v1.MailFilter
+	(Mode)(0),                         // 26: maildispatch.v1.Mode
+	(Route)(0),                        // 27: maildispatch.v1.Route
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
-	20, // 0: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
-	17, // 1: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
-	21, // 2: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
-	21, // 3: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 4: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
-	22, // 5: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
-	21, // 6: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
-	18, // 7: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	23, // 8: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
-	24, // 9: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
-	19, // 10: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
-	25, // 11: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
-	26, // 12: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	25, // 13: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	26, // 14: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	25, // 15: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	26, // 16: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	12, // 17: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	26, // 18: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	12, // 19: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	27, // 20: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	0,  // 21: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	25, // 22: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	2,  // 23: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	4,  // 24: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	6,  // 25: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	8,  // 26: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	10, // 27: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	13, // 28: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	15, // 29: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	3,  // 30: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	5,  // 31: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	7,  // 32: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	9,  // 33: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	11, // 34: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	14, // 35: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	16, // 36: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	19, // 0: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
+	16, // 1: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
+	20, // 2: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
+	20, // 3: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 4: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
+	21, // 5: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
+	20, // 6: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
+	17, // 7: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	22, // 8: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
+	23, // 9: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
+	18, // 10: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
+	24, // 11: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
+	25, // 12: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	24, // 13: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	25, // 14: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	24, // 15: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	25, // 16: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	11, // 17: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	25, // 18: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	11, // 19: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	26, // 20: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	27, // 21: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	24, // 22: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	1,  // 23: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	3,  // 24: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	5,  // 25: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	7,  // 26: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	9,  // 27: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	12, // 28: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	14, // 29: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	2,  // 30: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	4,  // 31: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	6,  // 32: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	8,  // 33: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	10, // 34: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	13, // 35: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	15, // 36: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
 	30, // [30:37] is the sub-list for method output_type
 	23, // [23:30] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
@@ -1512,14 +1459,13 @@ func file_maildispatch_v1_dispatch_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_dispatch_proto_rawDesc), len(file_maildispatch_v1_dispatch_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      0,
 			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_maildispatch_v1_dispatch_proto_goTypes,
 		DependencyIndexes: file_maildispatch_v1_dispatch_proto_depIdxs,
-		EnumInfos:         file_maildispatch_v1_dispatch_proto_enumTypes,
 		MessageInfos:      file_maildispatch_v1_dispatch_proto_msgTypes,
 	}.Build()
 	File_maildispatch_v1_dispatch_proto = out.File

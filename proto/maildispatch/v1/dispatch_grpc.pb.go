@@ -34,7 +34,8 @@ const (
 //
 // Dispatch takes mail and tells what became of it.
 //
-// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so in the message. Errors are as in MailServerAdmin.
+// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so in the message. Status speaks about the call; what
+// every rpc may answer is listed at MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
 type DispatchClient interface {
 	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one recipient event each as the mail server answers,
 	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). The mail is durable before "accepted" is sent and
@@ -45,20 +46,26 @@ type DispatchClient interface {
 	// attaches to it again.
 	//
 	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE), ALREADY_EXISTS
-	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE). Nothing is stored for a refused request.
+	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
+	// breaks with UNAVAILABLE is called again with the same request_id.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SendResponse], error)
 	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	GetMail(ctx context.Context, in *GetMailRequest, opts ...grpc.CallOption) (*GetMailResponse, error)
-	// DownloadMail streams the raw message (RFC 5322), the same bytes in every attempt. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same bytes in every attempt; bcc is not in it. An empty
+	// stream is never a success: the first message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	DownloadMail(ctx context.Context, in *DownloadMailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadMailResponse], error)
-	// ListDueOutMails pages through every mail that is not finished, oldest first.
+	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and every failure a person may still have to look at.
+	// Oldest create_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListDueOutMails(ctx context.Context, in *ListDueOutMailsRequest, opts ...grpc.CallOption) (*ListDueOutMailsResponse, error)
-	// ListArchivedMails pages through every finished mail, newest first.
+	// ListArchivedMails pages through the archive journal: every finished mail (SENT or CANCELLED), newest finish_time first. Errors:
+	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(ctx context.Context, in *ListArchivedMailsRequest, opts ...grpc.CallOption) (*ListArchivedMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are tried again, accepted ones never. A mail of unknown
-	// outcome is taken only when its id is given, and is flagged possible_duplicate. The batch sends them, whatever the mode.
+	// outcome is taken only when its id is given, and is flagged possible_duplicate. The batch sends them, whatever the mode. Mails that cannot be
+	// retried are listed in failures and do not end the call.
 	RetryMails(ctx context.Context, in *RetryMailsRequest, opts ...grpc.CallOption) (*RetryMailsResponse, error)
-	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED.
+	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED. Mails that cannot be
+	// cancelled are listed in failures and do not end the call.
 	CancelMails(ctx context.Context, in *CancelMailsRequest, opts ...grpc.CallOption) (*CancelMailsResponse, error)
 }
 
@@ -164,7 +171,8 @@ func (c *dispatchClient) CancelMails(ctx context.Context, in *CancelMailsRequest
 //
 // Dispatch takes mail and tells what became of it.
 //
-// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so in the message. Errors are as in MailServerAdmin.
+// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so in the message. Status speaks about the call; what
+// every rpc may answer is listed at MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
 type DispatchServer interface {
 	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one recipient event each as the mail server answers,
 	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). The mail is durable before "accepted" is sent and
@@ -175,20 +183,26 @@ type DispatchServer interface {
 	// attaches to it again.
 	//
 	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE), ALREADY_EXISTS
-	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE). Nothing is stored for a refused request.
+	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
+	// breaks with UNAVAILABLE is called again with the same request_id.
 	Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error
 	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	GetMail(context.Context, *GetMailRequest) (*GetMailResponse, error)
-	// DownloadMail streams the raw message (RFC 5322), the same bytes in every attempt. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same bytes in every attempt; bcc is not in it. An empty
+	// stream is never a success: the first message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	DownloadMail(*DownloadMailRequest, grpc.ServerStreamingServer[DownloadMailResponse]) error
-	// ListDueOutMails pages through every mail that is not finished, oldest first.
+	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and every failure a person may still have to look at.
+	// Oldest create_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListDueOutMails(context.Context, *ListDueOutMailsRequest) (*ListDueOutMailsResponse, error)
-	// ListArchivedMails pages through every finished mail, newest first.
+	// ListArchivedMails pages through the archive journal: every finished mail (SENT or CANCELLED), newest finish_time first. Errors:
+	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(context.Context, *ListArchivedMailsRequest) (*ListArchivedMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are tried again, accepted ones never. A mail of unknown
-	// outcome is taken only when its id is given, and is flagged possible_duplicate. The batch sends them, whatever the mode.
+	// outcome is taken only when its id is given, and is flagged possible_duplicate. The batch sends them, whatever the mode. Mails that cannot be
+	// retried are listed in failures and do not end the call.
 	RetryMails(context.Context, *RetryMailsRequest) (*RetryMailsResponse, error)
-	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED.
+	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED. Mails that cannot be
+	// cancelled are listed in failures and do not end the call.
 	CancelMails(context.Context, *CancelMailsRequest) (*CancelMailsResponse, error)
 	mustEmbedUnimplementedDispatchServer()
 }

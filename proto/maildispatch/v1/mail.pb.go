@@ -87,6 +87,63 @@ func (Kind) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{0}
 }
 
+// Route says how the mail server was chosen.
+type Route int32
+
+const (
+	// Never returned.
+	Route_ROUTE_UNSPECIFIED Route = 0
+	// The request named it.
+	Route_ROUTE_NAMED Route = 1
+	// The team's default.
+	Route_ROUTE_TEAM_DEFAULT Route = 2
+	// The system's default: no team was given, or it has no default of its own.
+	Route_ROUTE_SYSTEM_DEFAULT Route = 3
+)
+
+// Enum value maps for Route.
+var (
+	Route_name = map[int32]string{
+		0: "ROUTE_UNSPECIFIED",
+		1: "ROUTE_NAMED",
+		2: "ROUTE_TEAM_DEFAULT",
+		3: "ROUTE_SYSTEM_DEFAULT",
+	}
+	Route_value = map[string]int32{
+		"ROUTE_UNSPECIFIED":    0,
+		"ROUTE_NAMED":          1,
+		"ROUTE_TEAM_DEFAULT":   2,
+		"ROUTE_SYSTEM_DEFAULT": 3,
+	}
+)
+
+func (x Route) Enum() *Route {
+	p := new(Route)
+	*p = x
+	return p
+}
+
+func (x Route) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Route) Descriptor() protoreflect.EnumDescriptor {
+	return file_maildispatch_v1_mail_proto_enumTypes[1].Descriptor()
+}
+
+func (Route) Type() protoreflect.EnumType {
+	return &file_maildispatch_v1_mail_proto_enumTypes[1]
+}
+
+func (x Route) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Route.Descriptor instead.
+func (Route) EnumDescriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{1}
+}
+
 // MailStatus is the state of a whole mail.
 type MailStatus int32
 
@@ -152,11 +209,11 @@ func (x MailStatus) String() string {
 }
 
 func (MailStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[1].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[2].Descriptor()
 }
 
 func (MailStatus) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[1]
+	return &file_maildispatch_v1_mail_proto_enumTypes[2]
 }
 
 func (x MailStatus) Number() protoreflect.EnumNumber {
@@ -165,7 +222,7 @@ func (x MailStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MailStatus.Descriptor instead.
 func (MailStatus) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{1}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2}
 }
 
 // Kind is the header the recipient was given in.
@@ -174,11 +231,11 @@ type RecipientResult_Kind int32
 const (
 	// Never returned.
 	RecipientResult_KIND_UNSPECIFIED RecipientResult_Kind = 0
-	// To.
+	// Given in to.
 	RecipientResult_KIND_TO RecipientResult_Kind = 1
-	// Cc.
+	// Given in cc.
 	RecipientResult_KIND_CC RecipientResult_Kind = 2
-	// Bcc.
+	// Given in bcc: nobody else sees it.
 	RecipientResult_KIND_BCC RecipientResult_Kind = 3
 )
 
@@ -209,11 +266,11 @@ func (x RecipientResult_Kind) String() string {
 }
 
 func (RecipientResult_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[2].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[3].Descriptor()
 }
 
 func (RecipientResult_Kind) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[2]
+	return &file_maildispatch_v1_mail_proto_enumTypes[3]
 }
 
 func (x RecipientResult_Kind) Number() protoreflect.EnumNumber {
@@ -274,11 +331,11 @@ func (x RecipientResult_Status) String() string {
 }
 
 func (RecipientResult_Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[3].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[4].Descriptor()
 }
 
 func (RecipientResult_Status) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[3]
+	return &file_maildispatch_v1_mail_proto_enumTypes[4]
 }
 
 func (x RecipientResult_Status) Number() protoreflect.EnumNumber {
@@ -290,8 +347,11 @@ func (RecipientResult_Status) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2, 1}
 }
 
-// MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode in the name; domains may be
-// internationalised. At least one recipient and at most 500 over to, cc and bcc; one given twice is sent to once.
+// MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode in the name (at most 200 characters); domains may
+// be internationalised. At least one recipient and at most 500 over to, cc and bcc; one given twice is sent to once.
+//
+// The raw message, with everything encoded, is at most 10 MiB unless the mail server's max_mail_bytes says otherwise (at most 25 MiB): about 7 MiB
+// of attached files. More is RESOURCE_EXHAUSTED (MAIL_TOO_LARGE). One request over the wire is at most 16 MiB.
 type MailMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Recipients shown in To.
@@ -300,18 +360,18 @@ type MailMessage struct {
 	Cc []string `protobuf:"bytes,2,rep,name=cc,proto3" json:"cc,omitempty"`
 	// Recipients never shown in any header.
 	Bcc []string `protobuf:"bytes,3,rep,name=bcc,proto3" json:"bcc,omitempty"`
-	// Address for answers.
+	// Address for answers; one. Empty = none.
 	ReplyTo string `protobuf:"bytes,4,opt,name=reply_to,json=replyTo,proto3" json:"reply_to,omitempty"`
-	// At most 900 octets, no line breaks.
+	// Subject: at most 900 octets, any Unicode, no control characters.
 	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
-	// Plain text body.
+	// Plain text body, UTF-8 without NUL. Neither text nor html = an empty text.
 	Text string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
-	// HTML body. With text as well the mail carries both as alternatives.
+	// HTML body, UTF-8 without NUL. With text as well the mail carries both as alternatives.
 	Html string `protobuf:"bytes,7,opt,name=html,proto3" json:"html,omitempty"`
-	// Further headers: at most 50, name `[A-Za-z0-9-]{1,64}`, value at most 900 octets without line breaks. Headers the service makes itself (From,
-	// To, Date, Message-ID, Content-*, ...) and trace and signature headers are refused.
+	// Further headers: at most 50, name `[A-Za-z0-9-]{1,64}`, value at most 900 octets without control characters. Headers the service makes
+	// itself (From, To, Date, Message-ID, Content-*, ...) and trace and signature headers (Received, DKIM-*, ARC-*, ...) are refused.
 	Headers map[string]string `protobuf:"bytes,8,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// At most 100 files.
+	// Files and inline images: at most 100.
 	Attachments   []*Attachment `protobuf:"bytes,9,rep,name=attachments,proto3" json:"attachments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -413,13 +473,14 @@ func (x *MailMessage) GetAttachments() []*Attachment {
 // Attachment is a file, or an inline image.
 type Attachment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED unless content_id is set. At most 255 characters, no path, no control characters.
+	// REQUIRED unless content_id is set. Name the recipient sees: at most 255 characters, any Unicode, no path, no control characters.
 	Filename string `protobuf:"bytes,1,opt,name=filename,proto3" json:"filename,omitempty"`
-	// Default: by the file name's ending, else application/octet-stream.
+	// Media type, such as "application/pdf". Default: by the file name's ending, else application/octet-stream.
 	ContentType string `protobuf:"bytes,2,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
-	// Set = inline: the HTML body shows it by "cid:<content_id>". Up to 128 characters `[A-Za-z0-9._@+-]`.
+	// Set = inline: the HTML body shows it by "cid:<content_id>". 1 to 128 characters
+	// `[A-Za-z0-9._@+-]`, used once in a mail, and html is required.
 	ContentId string `protobuf:"bytes,3,opt,name=content_id,json=contentId,proto3" json:"content_id,omitempty"`
-	// The bytes.
+	// The file's bytes, as they are (in JSON: base64).
 	Content       []byte `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -483,14 +544,14 @@ func (x *Attachment) GetContent() []byte {
 	return nil
 }
 
-// RecipientResult is what is known of one recipient.
+// RecipientResult is what is known of one recipient. All of it is output only.
 type RecipientResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The address as it goes on the wire.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// The header it was given in.
 	Kind RecipientResult_Kind `protobuf:"varint,2,opt,name=kind,proto3,enum=maildispatch.v1.RecipientResult_Kind" json:"kind,omitempty"`
-	// Its state.
+	// What became of it.
 	Status RecipientResult_Status `protobuf:"varint,3,opt,name=status,proto3,enum=maildispatch.v1.RecipientResult_Status" json:"status,omitempty"`
 	// The mail server's reply code, 0 if there was none.
 	SmtpCode int32 `protobuf:"varint,4,opt,name=smtp_code,json=smtpCode,proto3" json:"smtp_code,omitempty"`
@@ -610,7 +671,7 @@ func (x *RecipientResult) GetNextAttemptTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Attempt is one try to deliver a mail.
+// Attempt is one try to deliver a mail. All of it is output only.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1 is the first.
@@ -710,7 +771,7 @@ func (x *Attempt) GetRemoteId() string {
 	return ""
 }
 
-// Mail is a mail as the journals know it. Its content is read with DownloadMail.
+// Mail is a mail as the journals know it. All of it is output only. Its content is read with DownloadMail.
 type Mail struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Made by the service: a UUID, ordered by time.
@@ -725,11 +786,11 @@ type Mail struct {
 	Kind Kind `protobuf:"varint,5,opt,name=kind,proto3,enum=maildispatch.v1.Kind" json:"kind,omitempty"`
 	// The caller's own reference, such as an invoice number.
 	Reference string `protobuf:"bytes,6,opt,name=reference,proto3" json:"reference,omitempty"`
-	// Its state.
+	// Its state, which also says in which journal it lies.
 	Status MailStatus `protobuf:"varint,7,opt,name=status,proto3,enum=maildispatch.v1.MailStatus" json:"status,omitempty"`
-	// Sender's mailbox.
+	// Address it is sent from, without a name: the mail server's when the mail was taken.
 	From string `protobuf:"bytes,8,opt,name=from,proto3" json:"from,omitempty"`
-	// As given.
+	// Subject as given.
 	Subject string `protobuf:"bytes,9,opt,name=subject,proto3" json:"subject,omitempty"`
 	// Message-ID header with <>; kept over all attempts.
 	MessageId string `protobuf:"bytes,10,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
@@ -737,11 +798,11 @@ type Mail struct {
 	SizeBytes int64 `protobuf:"varint,11,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// Every recipient, in the order to, cc, bcc.
 	Recipients []*RecipientResult `protobuf:"bytes,12,rep,name=recipients,proto3" json:"recipients,omitempty"`
-	// As given.
+	// Labels as given.
 	Labels map[string]string `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// As given.
+	// Request id as given; empty if there was none.
 	RequestId string `protobuf:"bytes,14,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// What was tried: the first attempt and the newest 19.
+	// What was tried, in order: the first attempt and the newest 19.
 	Attempts []*Attempt `protobuf:"bytes,15,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	// A copy may have been delivered before: an earlier attempt's outcome is unknown.
 	PossibleDuplicate bool `protobuf:"varint,16,opt,name=possible_duplicate,json=possibleDuplicate,proto3" json:"possible_duplicate,omitempty"`
@@ -756,7 +817,9 @@ type Mail struct {
 	// It is never sent after this.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Attempts that counted. A mail server that could not be used costs none.
-	AttemptCount  int32 `protobuf:"varint,22,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	AttemptCount int32 `protobuf:"varint,22,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	// How its mail server was chosen.
+	Route         Route `protobuf:"varint,23,opt,name=route,proto3,enum=maildispatch.v1.Route" json:"route,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -945,6 +1008,13 @@ func (x *Mail) GetAttemptCount() int32 {
 	return 0
 }
 
+func (x *Mail) GetRoute() Route {
+	if x != nil {
+		return x.Route
+	}
+	return Route_ROUTE_UNSPECIFIED
+}
+
 // MailFilter is an AND of its set fields.
 type MailFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -952,7 +1022,7 @@ type MailFilter struct {
 	Team *string `protobuf:"bytes,1,opt,name=team,proto3,oneof" json:"team,omitempty"`
 	// Only through this mail server.
 	MailServer string `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// Any of these.
+	// In any of these states; empty = all of the journal. A status of the other journal matches nothing.
 	Statuses []MailStatus `protobuf:"varint,3,rep,packed,name=statuses,proto3,enum=maildispatch.v1.MailStatus" json:"statuses,omitempty"`
 	// Only of this kind.
 	Kind Kind `protobuf:"varint,4,opt,name=kind,proto3,enum=maildispatch.v1.Kind" json:"kind,omitempty"`
@@ -962,13 +1032,13 @@ type MailFilter struct {
 	Recipient string `protobuf:"bytes,6,opt,name=recipient,proto3" json:"recipient,omitempty"`
 	// This Message-ID, with or without <>.
 	MessageId string `protobuf:"bytes,7,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
-	// All of these labels.
+	// With all of these labels, by key and value: at most 32.
 	Labels map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// This request_id.
+	// Taken under this request_id.
 	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Taken at or after.
+	// Taken (create_time) at or after.
 	Since *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=since,proto3" json:"since,omitempty"`
-	// Taken before.
+	// Taken (create_time) before.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1139,7 +1209,7 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\bend_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x18\n" +
 	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x1b\n" +
-	"\tremote_id\x18\a \x01(\tR\bremoteId\"\xce\a\n" +
+	"\tremote_id\x18\a \x01(\tR\bremoteId\"\xfc\a\n" +
 	"\x04Mail\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x1f\n" +
@@ -1173,7 +1243,8 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"finishTime\x12;\n" +
 	"\vexpire_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12#\n" +
-	"\rattempt_count\x18\x16 \x01(\x05R\fattemptCount\x1a9\n" +
+	"\rattempt_count\x18\x16 \x01(\x05R\fattemptCount\x12,\n" +
+	"\x05route\x18\x17 \x01(\x0e2\x16.maildispatch.v1.RouteR\x05route\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x04\n" +
@@ -1205,7 +1276,12 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\x0fKIND_WORK_ORDER\x10\x03\x12\r\n" +
 	"\tKIND_BULK\x10\x04\x12\x0e\n" +
 	"\n" +
-	"KIND_OTHER\x10\x05*\x8c\x02\n" +
+	"KIND_OTHER\x10\x05*a\n" +
+	"\x05Route\x12\x15\n" +
+	"\x11ROUTE_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vROUTE_NAMED\x10\x01\x12\x16\n" +
+	"\x12ROUTE_TEAM_DEFAULT\x10\x02\x12\x18\n" +
+	"\x14ROUTE_SYSTEM_DEFAULT\x10\x03*\x8c\x02\n" +
 	"\n" +
 	"MailStatus\x12\x1b\n" +
 	"\x17MAIL_STATUS_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -1231,54 +1307,56 @@ func file_maildispatch_v1_mail_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_mail_proto_rawDescData
 }
 
-var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(Kind)(0),                     // 0: maildispatch.v1.Kind
-	(MailStatus)(0),               // 1: maildispatch.v1.MailStatus
-	(RecipientResult_Kind)(0),     // 2: maildispatch.v1.RecipientResult.Kind
-	(RecipientResult_Status)(0),   // 3: maildispatch.v1.RecipientResult.Status
-	(*MailMessage)(nil),           // 4: maildispatch.v1.MailMessage
-	(*Attachment)(nil),            // 5: maildispatch.v1.Attachment
-	(*RecipientResult)(nil),       // 6: maildispatch.v1.RecipientResult
-	(*Attempt)(nil),               // 7: maildispatch.v1.Attempt
-	(*Mail)(nil),                  // 8: maildispatch.v1.Mail
-	(*MailFilter)(nil),            // 9: maildispatch.v1.MailFilter
-	nil,                           // 10: maildispatch.v1.MailMessage.HeadersEntry
-	nil,                           // 11: maildispatch.v1.Mail.LabelsEntry
-	nil,                           // 12: maildispatch.v1.MailFilter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(Mode)(0),                     // 14: maildispatch.v1.Mode
+	(Route)(0),                    // 1: maildispatch.v1.Route
+	(MailStatus)(0),               // 2: maildispatch.v1.MailStatus
+	(RecipientResult_Kind)(0),     // 3: maildispatch.v1.RecipientResult.Kind
+	(RecipientResult_Status)(0),   // 4: maildispatch.v1.RecipientResult.Status
+	(*MailMessage)(nil),           // 5: maildispatch.v1.MailMessage
+	(*Attachment)(nil),            // 6: maildispatch.v1.Attachment
+	(*RecipientResult)(nil),       // 7: maildispatch.v1.RecipientResult
+	(*Attempt)(nil),               // 8: maildispatch.v1.Attempt
+	(*Mail)(nil),                  // 9: maildispatch.v1.Mail
+	(*MailFilter)(nil),            // 10: maildispatch.v1.MailFilter
+	nil,                           // 11: maildispatch.v1.MailMessage.HeadersEntry
+	nil,                           // 12: maildispatch.v1.Mail.LabelsEntry
+	nil,                           // 13: maildispatch.v1.MailFilter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(Mode)(0),                     // 15: maildispatch.v1.Mode
 }
 var file_maildispatch_v1_mail_proto_depIdxs = []int32{
-	10, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
-	5,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
-	2,  // 2: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
-	3,  // 3: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
-	13, // 4: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
-	13, // 5: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
-	13, // 6: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	13, // 7: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	14, // 8: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
+	11, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
+	6,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
+	3,  // 2: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
+	4,  // 3: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
+	14, // 4: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
+	14, // 5: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
+	14, // 6: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	14, // 7: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	15, // 8: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
 	0,  // 9: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
-	1,  // 10: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
-	6,  // 11: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
-	11, // 12: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
-	7,  // 13: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
-	13, // 14: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
-	13, // 15: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
-	13, // 16: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
-	13, // 17: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 18: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
-	0,  // 19: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
-	12, // 20: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
-	13, // 21: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
-	13, // 22: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	2,  // 10: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
+	7,  // 11: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
+	12, // 12: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
+	8,  // 13: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
+	14, // 14: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
+	14, // 15: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
+	14, // 16: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
+	14, // 17: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
+	1,  // 18: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
+	2,  // 19: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
+	0,  // 20: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
+	13, // 21: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
+	14, // 22: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
+	14, // 23: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_proto_init() }
@@ -1293,7 +1371,7 @@ func file_maildispatch_v1_mail_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_proto_rawDesc), len(file_maildispatch_v1_mail_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -247,11 +247,11 @@ const (
 	Smtp_AUTH_UNSPECIFIED Smtp_Auth = 0
 	// No login; refused together with a username.
 	Smtp_AUTH_NONE Smtp_Auth = 1
-	// RFC 4616.
+	// PLAIN (RFC 4616).
 	Smtp_AUTH_PLAIN Smtp_Auth = 2
-	// The old two-prompt login.
+	// LOGIN: the old two-prompt login, for servers that offer nothing else.
 	Smtp_AUTH_LOGIN Smtp_Auth = 3
-	// RFC 2195.
+	// CRAM-MD5 (RFC 2195).
 	Smtp_AUTH_CRAM_MD5 Smtp_Auth = 4
 )
 
@@ -309,15 +309,15 @@ type MailServer struct {
 	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
 	// Free text that tells people what this mail server is for (the manual's "Hostname"). At most 200 characters.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
-	// REQUIRED, IMMUTABLE.
+	// REQUIRED, IMMUTABLE. How mail is handed over.
 	Type MailServer_Type `protobuf:"varint,4,opt,name=type,proto3,enum=maildispatch.v1.MailServer_Type" json:"type,omitempty"`
-	// Required for TYPE_SMTP, refused for TYPE_LOCALHOST.
+	// The line and the login. REQUIRED for TYPE_SMTP, refused for TYPE_LOCALHOST, which has no login.
 	Smtp *Smtp `protobuf:"bytes,5,opt,name=smtp,proto3" json:"smtp,omitempty"`
 	// REQUIRED. The address every mail of this server is sent from (the manual's "Sender's mailbox"): "a@x.example" or "Name <a@x.example>".
 	From string `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
-	// REQUIRED.
+	// REQUIRED. When its mail is sent; a change affects mail taken from then on.
 	Mode Mode `protobuf:"varint,7,opt,name=mode,proto3,enum=maildispatch.v1.Mode" json:"mode,omitempty"`
-	// Default: STATUS_AVAILABLE.
+	// Whether it may be chosen. Default: STATUS_AVAILABLE.
 	Status MailServer_Status `protobuf:"varint,8,opt,name=status,proto3,enum=maildispatch.v1.MailServer_Status" json:"status,omitempty"`
 	// The server for mail that the system itself triggers. At most one per team and one for the system; a second one is refused with
 	// FAILED_PRECONDITION, reason DEFAULT_EXISTS, which names the current one. SetDefaultMailServer swaps. Absent = unchanged (update) or false (create).
@@ -328,9 +328,9 @@ type MailServer struct {
 	Annotations map[string]string `protobuf:"bytes,11,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Changes with every change. Sent back in Update or Delete it must match (ABORTED, reason ETAG_MISMATCH); empty = not checked.
 	Etag string `protobuf:"bytes,12,opt,name=etag,proto3" json:"etag,omitempty"`
-	// OUTPUT_ONLY.
+	// OUTPUT_ONLY. When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// OUTPUT_ONLY.
+	// OUTPUT_ONLY. When it was last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// OUTPUT_ONLY. Set while the mail server is deleted.
 	DeleteTime    *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
@@ -476,17 +476,18 @@ func (x *MailServer) GetDeleteTime() *timestamppb.Timestamp {
 // Smtp is the line and the login of a TYPE_SMTP mail server.
 type Smtp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED. Name or IP address; also the name its certificate must carry. At most 253 characters.
+	// REQUIRED. Name or IP address to connect to; also the name its certificate must carry. At most 253 characters.
 	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	// REQUIRED. 1 to 65535.
+	// REQUIRED. TCP port, 1 to 65535. Which ports and addresses may be dialled is the service's configuration (--smtp-destinations).
 	Port int32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// REQUIRED.
+	// REQUIRED. How the connection is secured.
 	Encryption Smtp_Encryption `protobuf:"varint,3,opt,name=encryption,proto3,enum=maildispatch.v1.Smtp_Encryption" json:"encryption,omitempty"`
-	// Default: automatic.
+	// Login mechanism. Default: automatic.
 	Auth Smtp_Auth `protobuf:"varint,4,opt,name=auth,proto3,enum=maildispatch.v1.Smtp_Auth" json:"auth,omitempty"`
 	// Login name, at most 255 characters; empty = no login.
 	Username string `protobuf:"bytes,5,opt,name=username,proto3" json:"username,omitempty"`
-	// INPUT_ONLY. Sealed at rest, never returned. Changing host, port, encryption or username without giving it again drops it. At most 1024 characters.
+	// INPUT_ONLY. Password of username, at most 1024 characters. Sealed at rest, never returned. Changing host, port, encryption or username without
+	// giving it again drops it.
 	Password string `protobuf:"bytes,6,opt,name=password,proto3" json:"password,omitempty"`
 	// OUTPUT_ONLY. A password is stored.
 	HasPassword bool `protobuf:"varint,7,opt,name=has_password,json=hasPassword,proto3" json:"has_password,omitempty"`

@@ -118,7 +118,7 @@ type TestStep_Outcome int32
 const (
 	// Never returned.
 	TestStep_OUTCOME_UNSPECIFIED TestStep_Outcome = 0
-	// Good.
+	// As it should be.
 	TestStep_OUTCOME_OK TestStep_Outcome = 1
 	// Works, but somebody should look at it.
 	TestStep_OUTCOME_WARNING TestStep_Outcome = 2
@@ -184,7 +184,7 @@ type ListMailServersRequest struct {
 	Status MailServer_Status `protobuf:"varint,3,opt,name=status,proto3,enum=maildispatch.v1.MailServer_Status" json:"status,omitempty"`
 	// Deleted ones as well.
 	ShowDeleted bool `protobuf:"varint,4,opt,name=show_deleted,json=showDeleted,proto3" json:"show_deleted,omitempty"`
-	// 0 = 50; at most 500.
+	// Most mail servers in the answer: 0 = 50, more than 500 = 500, negative is refused.
 	PageSize int32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before, with the same filter.
 	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -267,9 +267,9 @@ func (x *ListMailServersRequest) GetPageToken() string {
 // ListMailServersResponse is a page.
 type ListMailServersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// By name.
+	// Mail servers, ordered by name.
 	MailServers []*MailServer `protobuf:"bytes,1,rep,name=mail_servers,json=mailServers,proto3" json:"mail_servers,omitempty"`
-	// Empty on the last page.
+	// Goes into page_token for the next page; empty on the last one.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -322,7 +322,7 @@ func (x *ListMailServersResponse) GetNextPageToken() string {
 // GetMailServerRequest names a mail server.
 type GetMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED.
+	// REQUIRED. Name of the mail server.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,7 +414,7 @@ func (x *GetMailServerResponse) GetMailServer() *MailServer {
 // CreateMailServerRequest saves a new mail server.
 type CreateMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED.
+	// REQUIRED. What to save: name, type, from and mode at least, smtp as well for TYPE_SMTP.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team. The same id with the same content is answered with the first answer; with
 	// other content it is ALREADY_EXISTS (REQUEST_ID_REUSED).
@@ -479,7 +479,7 @@ func (x *CreateMailServerRequest) GetValidateOnly() bool {
 // CreateMailServerResponse holds what was saved.
 type CreateMailServerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As saved.
+	// The mail server as saved; its password never. With validate_only: as it would be saved.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// This request_id had been used for it before.
 	Duplicate     bool `protobuf:"varint,2,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
@@ -599,7 +599,7 @@ func (x *UpdateMailServerRequest) GetValidateOnly() bool {
 // UpdateMailServerResponse holds the mail server after the change.
 type UpdateMailServerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As saved.
+	// The mail server as saved; its password never. With validate_only: as it would be saved.
 	MailServer    *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -645,9 +645,9 @@ func (x *UpdateMailServerResponse) GetMailServer() *MailServer {
 // DeleteMailServerRequest names a mail server to delete.
 type DeleteMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED.
+	// REQUIRED. Name of the mail server.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// When given it must match.
+	// When given it must match (ABORTED, ETAG_MISMATCH).
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Delete although there is unfinished mail: it is held and stays in the due-out journal.
 	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
@@ -709,7 +709,7 @@ func (x *DeleteMailServerRequest) GetForce() bool {
 // DeleteMailServerResponse holds the deleted mail server.
 type DeleteMailServerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// With delete_time.
+	// The mail server as it is now, with delete_time.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// Mails that are held now.
 	HeldMails     int32 `protobuf:"varint,2,opt,name=held_mails,json=heldMails,proto3" json:"held_mails,omitempty"`
@@ -764,7 +764,7 @@ func (x *DeleteMailServerResponse) GetHeldMails() int32 {
 // UndeleteMailServerRequest names a deleted mail server.
 type UndeleteMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED.
+	// REQUIRED. Name of the deleted mail server.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -810,7 +810,7 @@ func (x *UndeleteMailServerRequest) GetName() string {
 // UndeleteMailServerResponse holds it.
 type UndeleteMailServerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Without delete_time.
+	// The mail server as it is now, without delete_time.
 	MailServer    *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -856,7 +856,7 @@ func (x *UndeleteMailServerResponse) GetMailServer() *MailServer {
 // SetDefaultMailServerRequest names the new default.
 type SetDefaultMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED. The team is the mail server's own.
+	// REQUIRED. Name of the mail server. The team it becomes the default of is its own.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -958,7 +958,7 @@ func (x *SetDefaultMailServerResponse) GetPreviousDefault() *MailServer {
 // fields. The stored password is used only while host, port, encryption and username are the saved ones.
 type TestMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Saved mail server.
+	// Name of a saved mail server.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Configuration, or changes to the saved one. Its own name is not needed.
 	MailServer *MailServer `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
