@@ -1,0 +1,29 @@
+package maildispatchv1
+
+// ErrorDomain is the domain of every google.rpc.ErrorInfo this service sends.
+const ErrorDomain = "maildispatch"
+
+// Reasons of google.rpc.ErrorInfo, and of MailFailure. They are part of the API: more may come, none is ever renamed. proto/README.md says which
+// status code each comes with and what a caller does about it.
+const (
+	ReasonValidationFailed      = "VALIDATION_FAILED"
+	ReasonPageTokenInvalid      = "PAGE_TOKEN_INVALID"
+	ReasonMailServerNotFound    = "MAIL_SERVER_NOT_FOUND"
+	ReasonMailNotFound          = "MAIL_NOT_FOUND"
+	ReasonMailServerExists      = "MAIL_SERVER_EXISTS"
+	ReasonRequestIDReused       = "REQUEST_ID_REUSED"
+	ReasonNoDefaultMailServer   = "NO_DEFAULT_MAIL_SERVER"
+	ReasonMailServerUnavailable = "MAIL_SERVER_UNAVAILABLE"
+	ReasonDefaultExists         = "DEFAULT_EXISTS"
+	ReasonMailsPending          = "MAILS_PENDING"
+	ReasonMailServerDeleted     = "MAIL_SERVER_DELETED"
+	ReasonMailServerNotDeleted  = "MAIL_SERVER_NOT_DELETED"
+	ReasonWrongState            = "WRONG_STATE"
+	ReasonETagMismatch          = "ETAG_MISMATCH"
+	ReasonMailTooLarge          = "MAIL_TOO_LARGE"
+	ReasonOverloaded            = "OVERLOADED"
+	ReasonDatabaseUnavailable   = "DATABASE_UNAVAILABLE"
+	ReasonDraining              = "DRAINING"
+	ReasonDeadlineTooShort      = "DEADLINE_TOO_SHORT"
+	ReasonInternal              = "INTERNAL"
+)
