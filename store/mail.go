@@ -170,6 +170,7 @@ type Settlement struct {
 	Progress          *Progress
 	PossibleDuplicate bool
 	LastError         string
+	Again             bool // handed over before, with an error as answer: it may have been written
 }
 
 // Settled answers a Settlement. Mine == false: the lease was lost, nothing was written.
@@ -245,26 +246,3 @@ type ModifyFailure struct {
 	ID  uuid.UUID
 	Err error
 }
-
-// Methods on *Store for this aggregate:
-//
-//	Enqueue(ctx, m *NewMail) (Enqueued, error)               // returns when durable; calls are coalesced into group commits; never writes under ctx (a caller who gives up only stops waiting)
-//	EnqueueBatch(ctx, ms []*NewMail) ([]Enqueued, error)     // one commit per 500 mails or 4 MB
-//	DueServers(ctx) ([]string, error)                        // mail servers that have claimable mail now (deleted and unavailable ones too: the engine decides)
-//	Claim(ctx, r ReplicaID, server string, max int) ([]*Claimed, error)  // SKIP LOCKED, priority desc, run_at; database clock on PostgreSQL
-//	LoadRaw(ctx, c *Claimed) ([]byte, error)                 // the whole raw message; content is read through a bounded cache
-//	Settle(s *Settlement) <-chan Settled                     // coalesced, one answer; strictly FIFO: never committed later than one handed over after it
-//	Register(ctx, name string, ttl time.Duration) (ReplicaID, error)
-//	Renew(ctx, r ReplicaID, ttl time.Duration) error         // ErrStale when it was already taken for dead
-//	Unregister(ctx, r ReplicaID) error                       // releases what it still owns (unmarked), ends its lease at once
-//	Recover(ctx, me ReplicaID, max int) (released int, adopted []*Claimed, err error)
-//	    rows owned by dead replicas: unmarked ones become claimable (crashes+1), marked ones become me's (crashes+1, Marked set) for the engine to settle
-//	ListDue(ctx, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error)      // by (create time, id) ascending
-//	ListArchive(ctx, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error)  // by (finish time, id) descending
-//	Mail(ctx, sc Scope, id uuid.UUID) (*Mail, error)
-//	MailByRequestID(ctx, sc Scope, team, requestID string) (*Mail, []byte /*fingerprint*/, error)
-//	RawMail(ctx, sc Scope, id uuid.UUID, w io.Writer) (int64, error)
-//	Modify(ctx, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (matched, changed int, failures []ModifyFailure, err error)
-//	    unowned due mails by ids or by filter, in chunks, each chunk one transaction with its audit row; decide nil,nil = leave alone; owned ones fail with ErrSending, archived ids with ErrFinished, unknown ids with ErrNotFound
-//	CountDue(ctx, server string) (int, error)                // unfinished mail of one mail server
-//	Ping(ctx) error;  Now(ctx) (time.Time, error)            // database clock

@@ -95,16 +95,3 @@ type ServerFilter struct {
 	Status      ServerStatus
 	ShowDeleted bool
 }
-
-// Methods on *Store for this aggregate (all honour the scope; a server outside it is ErrNotFound):
-//
-//	CreateServer(ctx, s *MailServer, a Audit) (out *MailServer, duplicate bool, err error)
-//	    ErrExists (name taken, also by a deleted one), ErrRequestIDReused, *DefaultExistsError; duplicate = same RequestID and Fingerprint: the first answer again
-//	Server(ctx, sc Scope, name string) (*MailServer, error)              // deleted ones too, DeleteTime set; ErrNotFound
-//	Servers(ctx, sc Scope, f ServerFilter, afterName string, n int) ([]*MailServer, error)   // by name
-//	UpdateServer(ctx, sc Scope, name string, ifVersion int64, a Audit, change func(*MailServer) error) (*MailServer, error)
-//	    read, change and write in one transaction under a row lock; ifVersion 0 = any, else ErrVersion; change's error is returned as it is; *DefaultExistsError
-//	DeleteServer(ctx, sc, name, ifVersion, force bool, a Audit) (out *MailServer, held int, err error)   // *PendingError unless force; force parks unfinished, unowned mail as held; clears IsDefault
-//	UndeleteServer(ctx, sc, name, a Audit) (*MailServer, error)          // ErrNotDeleted
-//	SetDefault(ctx, sc, name, a Audit) (now, previous *MailServer, err error)   // atomic swap inside its team; previous nil if none; ErrServerUnavailable, ErrDeleted
-//	DefaultServer(ctx, team string) (*MailServer, error)                 // available and not deleted only; ErrNotFound

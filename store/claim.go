@@ -1,0 +1,108 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"slices"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+// claimedRow is a claimed mail as the statements return it.
+type claimedRow struct {
+	ID                uuid.UUID
+	Team              string
+	MailServer        string `db:"mail_server"`
+	Mode              Mode
+	Kind              Kind
+	Priority          int16
+	Sender            string
+	MessageID         string `db:"message_id"`
+	SizeBytes         int64  `db:"size_bytes"`
+	UTF8              bool
+	Recipients        []byte
+	CreateTime        dbTime `db:"create_time"`
+	ExpireTime        dbTime `db:"expire_time"`
+	Raw               []byte
+	Layout            []byte
+	RunAt             dbTime `db:"run_at"`
+	Attempts          int
+	Crashes           int
+	PossibleDuplicate bool `db:"possible_duplicate"`
+	Progress          []byte
+	DataAt            dbTime `db:"data_at"`
+}
+
+func (r *claimedRow) claimed() (*Claimed, error) {
+	c := &Claimed{ID: r.ID, Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, From: r.Sender,
+		MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Attempts: r.Attempts, Crashes: r.Crashes, CreateTime: r.CreateTime.Time,
+		RunAt: r.RunAt.Time, ExpireTime: r.ExpireTime.ptr(), PossibleDuplicate: r.PossibleDuplicate, Marked: !r.DataAt.IsZero(), Raw: r.Raw, Layout: r.Layout}
+	if err := json.Unmarshal(r.Recipients, &c.Recipients); err != nil {
+		return nil, err
+	}
+	if len(r.Progress) > 0 {
+		if err := json.Unmarshal(r.Progress, &c.Progress); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func claimedOf(rows []claimedRow) ([]*Claimed, error) {
+	cs := make([]*Claimed, len(rows))
+	for i := range rows {
+		c, err := rows[i].claimed()
+		if err != nil {
+			return nil, err
+		}
+		cs[i] = c
+	}
+	// RETURNING promises no order.
+	slices.SortFunc(cs, func(a, b *Claimed) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), a.RunAt.Compare(b.RunAt), slices.Compare(a.ID[:], b.ID[:]))
+	})
+	return cs, nil
+}
+
+// DueServers names the mail servers that have claimable mail now, deleted and unavailable ones too.
+func (s *Store) DueServers(ctx context.Context) ([]string, error) {
+	var names []string
+	var args []any
+	if s.dialect == sqliteDia {
+		args = append(args, s.nowArg())
+	}
+	err := s.q.get("due_servers").SelectContext(ctx, &names, args...)
+	return names, s.fault(err)
+}
+
+// Claim makes up to max due mails of a mail server r's, by priority, then by due time. No two replicas ever get the same mail.
+func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int) ([]*Claimed, error) {
+	var rows []claimedRow
+	if s.dialect == postgres {
+		if err := s.q.get("claim").SelectContext(ctx, &rows, server, max, int64(r)); err != nil {
+			return nil, s.fault(err)
+		}
+		return claimedOf(rows)
+	}
+	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+		var ids []uuid.UUID
+		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, int64(r), server, s.nowArg(), max); err != nil || len(ids) == 0 {
+			return err
+		}
+		return s.claimedByID(ctx, tx, ids, &rows)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return claimedOf(rows)
+}
+
+func (s *Store) claimedByID(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID, rows *[]claimedRow) error {
+	b, err := json.Marshal(ids)
+	if err != nil {
+		return err
+	}
+	return s.q.in(ctx, tx, "claimed").SelectContext(ctx, rows, string(b))
+}

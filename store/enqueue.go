@@ -1,0 +1,330 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+const (
+	// flushTimeout bounds a flush. Never a caller's context: cancelling one caller's commit would break everybody's in the batch.
+	flushTimeout = 30 * time.Second
+	// enqueueFlushers on PostgreSQL; SQLite has one writer.
+	enqueueFlushers = 2
+)
+
+type enqueueOp struct {
+	m    *NewMail
+	size int
+	done chan enqueueAnswer
+}
+
+type enqueueAnswer struct {
+	res Enqueued
+	err error
+}
+
+func (s *Store) startCoalescers() {
+	s.intake = make(chan *enqueueOp, 4*batchItems)
+	n := enqueueFlushers
+	if s.dialect == sqliteDia {
+		n = 1
+	}
+	for range n {
+		s.enqueue = append(s.enqueue, newCoalescer(s.intake, func(o *enqueueOp) int { return o.size }, s.flushEnqueue))
+	}
+	s.settle = newCoalescer(make(chan *settleOp, 16*batchItems), func(o *settleOp) int { return 512 }, s.flushSettle)
+}
+
+// Enqueue makes a mail durable. It returns when the commit is done, shared with whatever else arrives meanwhile. ctx bounds only the wait: a caller
+// who gives up may still find the mail by its request_id.
+func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
+	if err := s.shareContent(ctx, m); err != nil {
+		return Enqueued{ID: m.ID}, err
+	}
+	op := &enqueueOp{m: m, size: rawSize(m), done: make(chan enqueueAnswer, 1)}
+	select {
+	case s.intake <- op:
+	case <-ctx.Done():
+		return Enqueued{ID: m.ID}, ctx.Err()
+	}
+	select {
+	case a := <-op.done:
+		return a.res, a.err
+	case <-ctx.Done():
+		return Enqueued{ID: m.ID}, ctx.Err()
+	}
+}
+
+// EnqueueBatch makes mails durable, one commit for up to 500 mails or 4 MB. The answers are in the order of ms. An error of the whole means the
+// database failed; what was written before it stays written, and the same request_ids find it.
+func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
+	ops := make([]*enqueueOp, len(ms))
+	for i, m := range ms {
+		if err := s.shareContent(ctx, m); err != nil {
+			return nil, err
+		}
+		ops[i] = &enqueueOp{m: m, size: rawSize(m), done: make(chan enqueueAnswer, 1)}
+	}
+	out := make([]Enqueued, len(ms))
+	for i := 0; i < len(ops); {
+		j, bytes := i, 0
+		for j < len(ops) && j-i < batchItems && bytes < batchBytes {
+			bytes += ops[j].size
+			j++
+		}
+		s.flushEnqueue(ops[i:j])
+		for k := i; k < j; k++ {
+			a := <-ops[k].done
+			if a.err != nil {
+				return out, a.err
+			}
+			out[k] = a.res
+		}
+		i = j
+	}
+	return out, nil
+}
+
+func rawSize(m *NewMail) int {
+	n := 256
+	for _, p := range m.Raw {
+		if !p.Shareable {
+			n += len(p.Data)
+		}
+	}
+	return n
+}
+
+// flushEnqueue writes a batch and answers every op. A mail whose data the database refuses fails alone.
+func (s *Store) flushEnqueue(ops []*enqueueOp) {
+	// Several flushers insert at once: the same order everywhere keeps them from waiting for each other in a circle.
+	slices.SortFunc(ops, func(a, b *enqueueOp) int { return bytes.Compare(a.m.ID[:], b.m.ID[:]) })
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	var inserted map[uuid.UUID]bool
+	var err error
+	for try := 0; ; try++ {
+		inserted, err = s.insertMails(ctx, ops)
+		// A broken connection leaves open whether the commit happened. The same ids again write nothing twice.
+		if err == nil || try == 3 || !(retryable(err) || errors.Is(s.fault(err), ErrUnavailable)) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(50<<try) * time.Millisecond):
+		}
+	}
+	if err != nil && dataFault(err) && len(ops) > 1 {
+		for _, op := range ops {
+			s.flushEnqueue([]*enqueueOp{op})
+		}
+		return
+	}
+	for _, op := range ops {
+		a := enqueueAnswer{res: Enqueued{ID: op.m.ID}}
+		switch {
+		case err != nil && dataFault(err):
+			a.res.Err = fmt.Errorf("store mail: %w", err)
+		case err != nil:
+			a.err = s.fault(fmt.Errorf("store mail: %w", err))
+		case !inserted[op.m.ID]:
+			a = s.explain(ctx, op.m)
+		}
+		op.done <- a
+	}
+}
+
+// explain finds out why a mail was not inserted: it is there already (a repeated write of ours), or its request_id was used before.
+func (s *Store) explain(ctx context.Context, m *NewMail) enqueueAnswer {
+	a := enqueueAnswer{res: Enqueued{ID: m.ID}}
+	var n int
+	if err := s.q.get("mail_exists").GetContext(ctx, &n, m.ID); err != nil {
+		a.err = s.fault(err)
+		return a
+	}
+	if n > 0 || m.RequestID == "" {
+		return a
+	}
+	var had struct {
+		ID          uuid.UUID
+		Fingerprint []byte
+	}
+	err := s.q.get("mail_request").QueryRowxContext(ctx, m.Team, m.RequestID).Scan(&had.ID, &had.Fingerprint)
+	switch {
+	case err != nil:
+		a.err = s.fault(err)
+	case bytes.Equal(had.Fingerprint, m.Fingerprint):
+		a.res.ID, a.res.Duplicate = had.ID, true
+	default:
+		a.res.ID, a.res.Err = had.ID, ErrRequestIDReused
+	}
+	return a
+}
+
+func (s *Store) insertMails(ctx context.Context, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+	if s.dialect == postgres {
+		return s.insertMailsPostgres(ctx, ops)
+	}
+	return s.insertMailsSQLite(ctx, ops)
+}
+
+// mailRow is a mail as the enqueue statement reads it.
+type mailRow struct {
+	ID          uuid.UUID         `json:"id"`
+	Team        string            `json:"team"`
+	MailServer  string            `json:"mail_server"`
+	Mode        Mode              `json:"mode"`
+	Kind        Kind              `json:"kind"`
+	Priority    int16             `json:"priority"`
+	Reference   string            `json:"reference"`
+	Sender      string            `json:"sender"`
+	Subject     string            `json:"subject"`
+	MessageID   string            `json:"message_id"`
+	SizeBytes   int64             `json:"size_bytes"`
+	Recipients  []Recipient       `json:"recipients"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	RequestID   string            `json:"request_id,omitempty"`
+	Fingerprint string            `json:"fingerprint,omitempty"`
+	Route       string            `json:"route"`
+	UTF8        bool              `json:"utf8"`
+	CreateTime  int64             `json:"create_time"`
+	RunAt       int64             `json:"run_at"`
+	ExpireTime  int64             `json:"expire_time,omitempty"`
+	Layout      json.RawMessage   `json:"layout,omitempty"`
+	Owner       ReplicaID         `json:"owner,omitempty"`
+	Offset      int               `json:"o"`
+	Length      int               `json:"l"`
+	Terms       []string          `json:"terms"`
+}
+
+func (s *Store) insertMailsPostgres(ctx context.Context, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+	rows := make([]mailRow, len(ops))
+	n := 0
+	for _, op := range ops {
+		n += op.size
+	}
+	packed := make([]byte, 0, n)
+	for i, op := range ops {
+		m := op.m
+		inline, layout := splitRaw(m)
+		r := mailRow{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, Reference: m.Reference,
+			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
+			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
+			RunAt: m.RunAt.UnixMicro(), Layout: layout, Owner: m.Owner, Offset: len(packed) + 1, Length: len(inline), Terms: termsOf(m)}
+		if m.ExpireTime != nil {
+			r.ExpireTime = m.ExpireTime.UnixMicro()
+		}
+		packed = append(packed, inline...)
+		rows[i] = r
+	}
+	b, err := json.Marshal(rows)
+	if err != nil {
+		return nil, err
+	}
+	var ids []uuid.UUID
+	if err := s.q.get("enqueue").SelectContext(ctx, &ids, string(b), packed); err != nil {
+		return nil, err
+	}
+	in := make(map[uuid.UUID]bool, len(ids))
+	for _, id := range ids {
+		in[id] = true
+	}
+	return in, nil
+}
+
+func (s *Store) insertMailsSQLite(ctx context.Context, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+	in := make(map[uuid.UUID]bool, len(ops))
+	err := s.txOnce(ctx, func(tx *sqlx.Tx) error {
+		clear(in)
+		mail, due, term := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due"), s.q.in(ctx, tx, "enqueue_term")
+		for _, op := range ops {
+			m := op.m
+			inline, layout := splitRaw(m)
+			rcpts, err := json.Marshal(m.Recipients)
+			if err != nil {
+				return err
+			}
+			res, err := mail.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Mode, m.Kind, m.Priority, m.Reference, m.From, m.Subject, m.MessageID,
+				m.SizeBytes, string(rcpts), nullJSON(m.Labels), nullString(m.RequestID), nullBytes(m.Fingerprint), m.Route, m.UTF8, s.t(&m.CreateTime),
+				s.t(m.ExpireTime), inline, nullString(string(layout)))
+			if err != nil {
+				return err
+			}
+			if n, err := res.RowsAffected(); err != nil || n == 0 {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			in[m.ID] = true
+			var owner any
+			if m.Owner != 0 {
+				owner = int64(m.Owner)
+			}
+			if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, s.t(&m.RunAt), owner); err != nil {
+				return err
+			}
+			for _, t := range termsOf(m) {
+				if _, err := term.ExecContext(ctx, t, m.ID); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return in, err
+}
+
+func nullString(s string) any { return sql.NullString{String: s, Valid: s != ""} }
+
+func nullBytes(b []byte) any {
+	if len(b) == 0 {
+		return nil
+	}
+	return b
+}
+
+func nullJSON(m map[string]string) any {
+	if len(m) == 0 {
+		return nil
+	}
+	b, _ := json.Marshal(m) // a map of strings always can be
+	return string(b)
+}
+
+// term is what the search table keeps of something that is searched for: 8 bytes of its hash.
+func term(kind, value string) string {
+	h := sha256.Sum256([]byte(kind + "\x00" + value))
+	return fmt.Sprint(int64(binary.BigEndian.Uint64(h[:8])))
+}
+
+func recipientTerm(mailbox string) string { return term("recipient", strings.ToLower(mailbox)) }
+func labelTerm(k, v string) string        { return term("label", k+"\x00"+v) }
+func referenceTerm(r string) string       { return term("reference", r) }
+
+func termsOf(m *NewMail) []string {
+	ts := make([]string, 0, len(m.Recipients)+len(m.Labels)+1)
+	for _, r := range m.Recipients {
+		ts = append(ts, recipientTerm(r.Mailbox))
+	}
+	if m.Reference != "" {
+		ts = append(ts, referenceTerm(m.Reference))
+	}
+	for k, v := range m.Labels {
+		ts = append(ts, labelTerm(k, v))
+	}
+	return ts
+}

@@ -1,0 +1,263 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// where builds a condition out of fixed fragments; values are always bound.
+type where struct {
+	s     *Store
+	parts []string
+	args  []any
+}
+
+func newWhere(s *Store) *where { return &where{s: s} }
+
+func (w *where) add(cond string, args ...any) {
+	w.parts = append(w.parts, cond)
+	w.args = append(w.args, args...)
+}
+
+func (w *where) sql() string {
+	if len(w.parts) == 0 {
+		return "1 = 1"
+	}
+	return strings.Join(w.parts, " and ")
+}
+
+func (w *where) in(column string, values []string) {
+	if len(values) == 0 {
+		w.add("1 = 0")
+		return
+	}
+	args := make([]any, len(values))
+	for i, v := range values {
+		args[i] = v
+	}
+	w.add(column+" in (?"+strings.Repeat(", ?", len(values)-1)+")", args...)
+}
+
+// scope limits column to what sc sees and, with team, to that team.
+func (w *where) scope(column string, sc Scope, team *string) {
+	if !sc.All {
+		w.in(column, sc.Teams)
+	}
+	if team != nil {
+		w.add(column+" = ?", *team)
+	}
+}
+
+// filter adds the conditions that both journals share. hot is the alias of the journal's own table, m of mail.
+func (w *where) filter(f *MailFilter, hot string) {
+	if f.MailServer != "" {
+		w.add(hot+".mail_server = ?", f.MailServer)
+	}
+	if f.Kind != "" {
+		w.add("m.kind = ?", f.Kind)
+	}
+	if f.RequestID != "" {
+		w.add("m.request_id = ?", f.RequestID)
+	}
+	// The service's Message-IDs carry the mail's id, so no index of their own is needed.
+	if f.MessageID != "" {
+		id := strings.Trim(f.MessageID, "<>")
+		local, _, _ := strings.Cut(id, "@")
+		if u, err := uuid.Parse(local); err == nil {
+			w.add(hot+".id = ?", u)
+		} else {
+			w.add("1 = 0")
+		}
+		w.add("m.message_id = ?", id)
+	}
+	terms := func(t string) {
+		w.add(hot+".id in (select mail_id from term where term = ?)", t)
+	}
+	if f.Recipient != "" {
+		terms(recipientTerm(f.Recipient))
+	}
+	if f.Reference != "" {
+		terms(referenceTerm(f.Reference))
+		w.add("m.reference = ?", f.Reference)
+	}
+	for k, v := range f.Labels {
+		terms(labelTerm(k, v))
+	}
+	if !f.Since.IsZero() {
+		w.add("m.create_time >= ?", w.s.t(&f.Since))
+	}
+	if !f.Until.IsZero() {
+		w.add("m.create_time < ?", w.s.t(&f.Until))
+	}
+}
+
+// statuses adds the condition on a due mail's status, of which "sending" is not stored.
+func (w *where) statuses(sts []MailStatus) {
+	if len(sts) == 0 {
+		return
+	}
+	var stored []string
+	var conds []string
+	for _, st := range sts {
+		if st == MailSending {
+			conds = append(conds, "d.owner is not null")
+		} else {
+			stored = append(stored, string(st))
+		}
+	}
+	if len(stored) > 0 {
+		conds = append(conds, "(d.owner is null and d.status in (?"+strings.Repeat(", ?", len(stored)-1)+"))")
+		for _, v := range stored {
+			w.args = append(w.args, v)
+		}
+	}
+	w.parts = append(w.parts, "("+strings.Join(conds, " or ")+")")
+}
+
+const mailColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time`
+
+const dueColumns = mailColumns + `, d.status, d.run_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error`
+
+const archiveColumns = mailColumns + `, a.status, a.done_at, a.attempts, a.possible_duplicate, a.result as progress, a.last_error`
+
+type mailViewRow struct {
+	ID                uuid.UUID
+	Team              string
+	MailServer        string `db:"mail_server"`
+	Mode              Mode
+	Kind              Kind
+	Priority          int16
+	Reference         string
+	Sender            string
+	Subject           string
+	MessageID         string `db:"message_id"`
+	SizeBytes         int64  `db:"size_bytes"`
+	Recipients        []byte
+	Labels            []byte
+	RequestID         sql.NullString `db:"request_id"`
+	Route             string
+	CreateTime        dbTime `db:"create_time"`
+	ExpireTime        dbTime `db:"expire_time"`
+	Status            MailStatus
+	RunAt             dbTime `db:"run_at"`
+	DoneAt            dbTime `db:"done_at"`
+	Attempts          int
+	Owner             sql.NullInt64
+	PossibleDuplicate bool `db:"possible_duplicate"`
+	Progress          []byte
+	LastError         string `db:"last_error"`
+}
+
+func (r *mailViewRow) mail() (*Mail, error) {
+	m := &Mail{ID: r.ID, Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,
+		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, RequestID: r.RequestID.String, Route: r.Route, CreateTime: r.CreateTime.Time,
+		ExpireTime: r.ExpireTime.ptr(), Status: r.Status, DueTime: r.RunAt.ptr(), FinishTime: r.DoneAt.ptr(), Archived: !r.DoneAt.IsZero(),
+		Attempts: r.Attempts, Owner: ReplicaID(r.Owner.Int64), PossibleDuplicate: r.PossibleDuplicate, LastError: r.LastError}
+	if r.Owner.Valid {
+		m.Status, m.DueTime = MailSending, nil
+	}
+	for _, j := range []struct {
+		b []byte
+		v any
+	}{{r.Recipients, &m.Recipients}, {r.Labels, &m.Labels}, {r.Progress, &m.Progress}} {
+		if len(j.b) > 0 {
+			if err := json.Unmarshal(j.b, j.v); err != nil {
+				return nil, fmt.Errorf("mail %s: %w", r.ID, err)
+			}
+		}
+	}
+	return m, nil
+}
+
+func (s *Store) mails(ctx context.Context, q string, args []any) ([]*Mail, error) {
+	var rows []mailViewRow
+	if err := s.read.SelectContext(ctx, &rows, s.read.Rebind(q), args...); err != nil {
+		return nil, s.fault(err)
+	}
+	ms := make([]*Mail, len(rows))
+	for i := range rows {
+		m, err := rows[i].mail()
+		if err != nil {
+			return nil, err
+		}
+		ms[i] = m
+	}
+	return ms, nil
+}
+
+// dueQuery selects unfinished mail in the order it was taken (ids are ordered by time). Served by due_team, due_server or the primary key, and by term
+// where something is searched for.
+func (s *Store) dueQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
+	w := newWhere(s)
+	w.scope("d.team", sc, f.Team)
+	w.filter(f, "d")
+	w.statuses(f.Statuses)
+	if after.ID != uuid.Nil {
+		w.add("d.id > ?", after.ID)
+	}
+	return "select " + dueColumns + " from due d join mail m on m.id = d.id where " + w.sql() + " order by d.id limit ?", append(w.args, n)
+}
+
+// archiveQuery selects finished mail, the last finished first. Served by archive_team, archive_server or archive_done, read backwards.
+func (s *Store) archiveQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
+	w := newWhere(s)
+	w.scope("a.team", sc, f.Team)
+	w.filter(f, "a")
+	if len(f.Statuses) > 0 {
+		var v []string
+		for _, st := range f.Statuses {
+			v = append(v, string(st))
+		}
+		w.in("a.status", v)
+	}
+	if after.ID != uuid.Nil {
+		w.add("(a.done_at, a.id) < (?, ?)", s.t(&after.Time), after.ID)
+	}
+	return "select " + archiveColumns + " from archive a join mail m on m.id = a.id where " + w.sql() + " order by a.done_at desc, a.id desc limit ?", append(w.args, n)
+}
+
+// ListDue lists up to n unfinished mails in the order they were taken, after the cursor's id.
+func (s *Store) ListDue(ctx context.Context, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error) {
+	q, args := s.dueQuery(sc, &f, after, n)
+	return s.mails(ctx, q, args)
+}
+
+// ListArchive lists up to n finished mails, the last finished first, after the cursor.
+func (s *Store) ListArchive(ctx context.Context, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error) {
+	q, args := s.archiveQuery(sc, &f, after, n)
+	return s.mails(ctx, q, args)
+}
+
+// Mail reads one mail of either journal. ErrNotFound, also outside the scope.
+func (s *Store) Mail(ctx context.Context, sc Scope, id uuid.UUID) (*Mail, error) {
+	// A mail moves from due to archive in one commit. Looked for in that order, a move between the two looks is seen by the second.
+	for _, q := range []string{
+		"select " + dueColumns + " from due d join mail m on m.id = d.id where d.id = ?",
+		"select " + archiveColumns + " from archive a join mail m on m.id = a.id where a.id = ?",
+	} {
+		ms, err := s.mails(ctx, q, []any{id})
+		if err != nil {
+			return nil, err
+		}
+		if len(ms) > 0 {
+			if !sc.sees(ms[0].Team) {
+				return nil, ErrNotFound
+			}
+			return ms[0], nil
+		}
+	}
+	return nil, ErrNotFound
+}
+
+// CountDue is the number of a mail server's mails in the due-out journal.
+func (s *Store) CountDue(ctx context.Context, server string) (int, error) {
+	var n int
+	err := s.q.get("due_count").GetContext(ctx, &n, server)
+	return n, s.fault(err)
+}

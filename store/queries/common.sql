@@ -1,0 +1,112 @@
+-- Statements that both databases take as they stand. Each names the index that serves it. (read) runs on a reading connection.
+
+-- name: server_insert
+-- primary key; the partial unique indexes refuse a second default and a reused request_id
+insert into mail_server (name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id,
+  fingerprint, create_time, update_time)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?);
+
+-- name: server_get (read)
+-- primary key
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id, fingerprint,
+  create_time, update_time, delete_time
+from mail_server where name = ?;
+
+-- name: server_by_request (read)
+-- mail_server_request
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id, fingerprint,
+  create_time, update_time, delete_time
+from mail_server where team = ? and request_id = ?;
+
+-- name: server_default (read)
+-- mail_server_default
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id, fingerprint,
+  create_time, update_time, delete_time
+from mail_server where team = ? and is_default;
+
+-- name: server_update
+-- primary key
+update mail_server set display_name = ?, mode = ?, status = ?, is_default = ?, sender = ?, smtp = ?, password = ?, limits = ?, annotations = ?,
+  version = ?, update_time = ?, delete_time = ?
+where name = ?;
+
+-- name: server_clear_default
+-- mail_server_default
+update mail_server set is_default = ?, version = version + 1, update_time = ? where team = ? and is_default and name <> ?;
+
+-- name: server_pending (read)
+-- due_server; failed and unknown mail waits for a person, not for the mail server
+select count(*) from due where mail_server = ? and status not in ('failed', 'unknown') and not (status = 'partially_sent' and run_at is null);
+
+-- name: server_hold
+-- due_server
+update due set status = 'held', run_at = null, last_error = ?
+where mail_server = ? and owner is null and run_at is not null;
+
+-- name: audit_insert
+-- none needed
+insert into audit (time, actor, action, team, target, reason, detail) values (?, ?, ?, ?, ?, ?, ?);
+
+-- name: replica_unregister
+-- primary key
+delete from replica where id = ? and not exists (select 1 from due where owner = replica.id);
+
+-- name: replica_release
+-- due_owner
+update due set owner = null where owner = ? and data_at is null;
+
+-- name: mail_request (read)
+-- mail_request
+select id, fingerprint from mail where team = ? and request_id = ?;
+
+-- name: mail_exists (read)
+-- primary key
+select count(*) from mail where id = ?;
+
+-- name: mail_raw (read)
+-- primary key
+select m.raw, m.layout, m.team from mail m where m.id = ?;
+
+-- name: content_chunks (read)
+-- primary key
+select data from content_chunk where hash = ? order by n;
+
+-- name: content_touch
+-- primary key
+update content set touched = ? where hash = ? and touched < ?;
+
+-- name: content_has (read)
+-- primary key
+select count(*) from content where hash = ?;
+
+-- name: content_insert
+-- primary key
+insert into content (hash, size, touched) values (?, ?, ?) on conflict do nothing;
+
+-- name: chunk_insert
+-- primary key
+insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothing;
+
+-- name: due_modify
+-- primary key
+update due set status = ?, run_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
+
+-- name: due_delete
+-- primary key
+delete from due where id = ? and owner is null;
+
+-- name: archive_insert
+-- primary key
+insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: due_settled (read)
+-- primary key
+select status, attempts, owner from due where id = ?;
+
+-- name: archive_settled (read)
+-- primary key
+select status from archive where id = ?;
+
+-- name: due_count (read)
+-- due_server
+select count(*) from due where mail_server = ?;

@@ -1,0 +1,105 @@
+-- The hot statements for PostgreSQL: whole batches in one statement, the database's clock.
+
+-- name: enqueue
+-- mail's primary key and mail_request decide what is new; one statement is one commit for the batch. Bodies come packed in one value: bytea in arrays is
+-- the driver's weak spot.
+with u as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
+    sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
+    utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, o integer, l integer, terms json)
+), m as (
+  insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
+    fingerprint, route, utf8, create_time, expire_time, raw, layout)
+  select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
+    decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout
+  from u order by id
+  on conflict do nothing
+  returning id
+), d as (
+  insert into due (id, team, mail_server, priority, status, run_at, owner)
+  select id, u.team, u.mail_server, u.priority, 'queued', timestamptz 'epoch' + u.run_at * interval '1 microsecond', u.owner
+  from u join m using (id)
+), t as (
+  insert into term (term, mail_id)
+  select x.value::bigint, u.id from u join m using (id), json_array_elements_text(u.terms) x
+  on conflict do nothing
+)
+select id from m;
+
+-- name: due_servers (read)
+-- mail_server's primary key, then one probe of due_ready each
+select name from mail_server s
+where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= now());
+
+-- name: claim
+-- due_ready; the CTE is materialized because a limit with skip locked must not be evaluated twice
+with c as materialized (
+  select id from due where mail_server = ? and owner is null and run_at is not null and run_at <= now()
+  order by priority desc, run_at limit ? for update skip locked
+), q as (
+  update due set owner = ? from c where due.id = c.id
+  returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+)
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
+  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at
+from q join mail m on m.id = q.id;
+
+-- name: settle
+-- due's primary key. One statement for marks, results and finished mails: what is not returned is not ours any more.
+with x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, owner bigint, k integer, status text, run_at bigint, attempts smallint, progress json,
+    dup boolean, err text)
+), mk as (
+  update due q set data_at = now() from x where q.id = x.id and q.owner = x.owner and x.k = 1 returning q.id
+), up as (
+  update due q set status = case when x.k = 2 then q.status else x.status end,
+    run_at = case when x.k = 2 then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
+    owner = case when x.k = 2 then q.owner end, data_at = null, attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
+    last_error = x.err
+  from x where q.id = x.id and q.owner = x.owner and x.k in (2, 4, 5) returning q.id
+), de as (
+  delete from due q using x where q.id = x.id and q.owner = x.owner and x.k = 3 returning q.id, q.team, q.mail_server
+), ar as (
+  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
+  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
+  returning id
+)
+select id from mk union all select id from up union all select id from ar;
+
+-- name: replica_register
+-- primary key
+insert into replica (name, alive_until) values (?, now() + ? * interval '1 microsecond') returning id;
+
+-- name: replica_renew
+-- primary key; epoch = somebody has taken it for dead
+update replica set alive_until = now() + ? * interval '1 microsecond' where id = ? and alive_until > 'epoch';
+
+-- name: replica_bury
+-- a handful of rows
+update replica set alive_until = 'epoch' where alive_until < now() and alive_until > 'epoch';
+
+-- name: recover_unmarked
+-- due_owner
+update due set owner = null, crashes = crashes + 1
+where data_at is null and owner in (select id from replica where alive_until = 'epoch');
+
+-- name: recover_marked
+-- due_owner
+with c as materialized (
+  select id from due where data_at is not null and owner in (select id from replica where alive_until = 'epoch') limit ? for update skip locked
+), q as (
+  update due set owner = ?, crashes = crashes + 1 from c where due.id = c.id
+  returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+)
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
+  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at
+from q join mail m on m.id = q.id;
+
+-- name: replica_forget
+-- due_owner
+delete from replica where alive_until = 'epoch' and not exists (select 1 from due where owner = replica.id);
+
+-- name: clock (read)
+-- none
+select now();

@@ -1,0 +1,85 @@
+-- The hot statements for SQLite: row by row inside one transaction of the one writer, times bound by the caller.
+
+-- name: enqueue_mail
+-- primary key and mail_request decide what is new
+insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
+  fingerprint, route, utf8, create_time, expire_time, raw, layout)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
+
+-- name: enqueue_due
+-- primary key
+insert into due (id, team, mail_server, priority, status, run_at, owner) values (?, ?, ?, ?, 'queued', ?, ?);
+
+-- name: enqueue_term
+-- primary key
+insert into term (term, mail_id) values (?, ?) on conflict do nothing;
+
+-- name: due_servers (read)
+-- mail_server's primary key, then one probe of due_ready each
+select name from mail_server s
+where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
+
+-- name: claim
+-- due_ready
+update due set owner = ? where id in (
+  select id from due where mail_server = ? and owner is null and run_at is not null and run_at <= ? order by priority desc, run_at limit ?)
+returning id;
+
+-- name: claimed
+-- primary keys
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
+  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at
+from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id;
+
+-- name: settle_mark
+-- primary key
+update due set data_at = ? where id = ? and owner = ?;
+
+-- name: settle_update
+-- primary key
+update due set status = ?, run_at = ?, owner = null, data_at = null, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
+where id = ? and owner = ?;
+
+-- name: settle_progress
+-- primary key
+update due set data_at = null, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
+
+-- name: settle_archive
+-- primary key
+insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
+select id, team, mail_server, ?, ?, ?, ?, ?, ? from due where id = ? and owner = ?;
+
+-- name: settle_delete
+-- primary key
+delete from due where id = ? and owner = ?;
+
+-- name: replica_register
+-- primary key
+insert into replica (name, alive_until) values (?, ?) returning id;
+
+-- name: replica_bury_all
+-- one process by definition: whoever was there before is dead
+update replica set alive_until = 0;
+
+-- name: replica_renew
+-- primary key; 0 = somebody has taken it for dead
+update replica set alive_until = ? where id = ? and alive_until > 0;
+
+-- name: replica_bury
+-- a handful of rows
+update replica set alive_until = 0 where alive_until < ? and alive_until > 0;
+
+-- name: recover_unmarked
+-- due_owner
+update due set owner = null, crashes = crashes + 1
+where data_at is null and owner in (select id from replica where alive_until = 0);
+
+-- name: recover_marked
+-- due_owner
+update due set owner = ?, crashes = crashes + 1 where id in (
+  select id from due where data_at is not null and owner in (select id from replica where alive_until = 0) limit ?)
+returning id;
+
+-- name: replica_forget
+-- due_owner
+delete from replica where alive_until = 0 and not exists (select 1 from due where owner = replica.id);

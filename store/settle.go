@@ -1,0 +1,196 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+type settleOp struct {
+	s    *Settlement
+	done chan Settled
+}
+
+// Settle hands over one conditional write to a mail and returns where its answer will be. Writes are committed in groups and strictly in the order
+// they were handed over: none is committed later than one that came after it.
+func (s *Store) Settle(st *Settlement) <-chan Settled {
+	op := &settleOp{s: st, done: make(chan Settled, 1)}
+	s.settle.in <- op
+	return op.done
+}
+
+// flushSettle writes a batch, cut where the same mail comes a second time, so that its writes keep their order.
+func (s *Store) flushSettle(ops []*settleOp) {
+	for len(ops) > 0 {
+		seen := make(map[uuid.UUID]bool, len(ops))
+		n := 0
+		for n < len(ops) && !seen[ops[n].s.ID] {
+			seen[ops[n].s.ID] = true
+			n++
+		}
+		s.flushDistinct(ops[:n])
+		ops = ops[n:]
+	}
+}
+
+func (s *Store) flushDistinct(ops []*settleOp) {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	var mine map[uuid.UUID]bool
+	var err error
+	again := false // an earlier try may have been committed
+	for try := 0; ; try++ {
+		if s.dialect == postgres {
+			mine, err = s.settlePostgres(ctx, ops)
+		} else {
+			mine, err = s.settleSQLite(ctx, ops)
+		}
+		lost := errors.Is(s.fault(err), ErrUnavailable)
+		if err == nil || try == 3 || !(retryable(err) || lost) {
+			break
+		}
+		again = again || lost
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(50<<try) * time.Millisecond):
+		}
+	}
+	for _, op := range ops {
+		a := Settled{Mine: mine[op.s.ID]}
+		switch {
+		case err != nil:
+			a.Err = s.fault(err)
+		case !a.Mine && (again || op.s.Again):
+			a.Mine, a.Err = s.wasSettled(ctx, op.s)
+		}
+		op.done <- a
+	}
+}
+
+// wasSettled looks whether a write whose answer was lost had been made after all.
+func (s *Store) wasSettled(ctx context.Context, st *Settlement) (bool, error) {
+	if st.Kind == SettleArchive {
+		var status MailStatus
+		err := s.q.get("archive_settled").GetContext(ctx, &status, st.ID)
+		if err = s.notFound(err); errors.Is(err, ErrNotFound) {
+			return false, nil
+		}
+		return err == nil && status == st.Status, err
+	}
+	if st.Kind == SettleMark || st.Kind == SettleProgress {
+		return false, nil // these repeat without harm: not returned means not ours
+	}
+	var row struct {
+		Status   MailStatus
+		Attempts int
+		Owner    *int64
+	}
+	err := s.q.get("due_settled").GetContext(ctx, &row, st.ID)
+	if err = s.notFound(err); errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && row.Owner == nil && row.Status == st.Status && row.Attempts == st.Attempts, err
+}
+
+// settleRow is a settlement as the statement reads it.
+type settleRow struct {
+	ID       uuid.UUID  `json:"id"`
+	Owner    ReplicaID  `json:"owner"`
+	Kind     SettleKind `json:"k"`
+	Status   MailStatus `json:"status,omitempty"`
+	RunAt    *int64     `json:"run_at,omitempty"`
+	Attempts int        `json:"attempts"`
+	Progress *Progress  `json:"progress,omitempty"`
+	Dup      bool       `json:"dup"`
+	Err      string     `json:"err"`
+}
+
+func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
+	rows := make([]settleRow, len(ops))
+	for i, op := range ops {
+		st := op.s
+		rows[i] = settleRow{ID: st.ID, Owner: st.Owner, Kind: st.Kind, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
+		if st.Kind == SettleRetry {
+			at := st.RunAt.UnixMicro()
+			rows[i].RunAt = &at
+		}
+	}
+	b, err := json.Marshal(rows)
+	if err != nil {
+		return nil, err
+	}
+	var ids []uuid.UUID
+	if err := s.q.get("settle").SelectContext(ctx, &ids, string(b)); err != nil {
+		return nil, err
+	}
+	mine := make(map[uuid.UUID]bool, len(ids))
+	for _, id := range ids {
+		mine[id] = true
+	}
+	return mine, nil
+}
+
+// progressOf is what is stored: never null for a finished mail.
+func progressOf(st *Settlement) *Progress {
+	if st.Progress == nil && st.Kind == SettleArchive {
+		return &Progress{}
+	}
+	return st.Progress
+}
+
+func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
+	mine := make(map[uuid.UUID]bool, len(ops))
+	err := s.txOnce(ctx, func(tx *sqlx.Tx) error {
+		clear(mine)
+		now := s.nowArg()
+		exec := func(id uuid.UUID, name string, args ...any) error {
+			res, err := s.q.in(ctx, tx, name).ExecContext(ctx, args...)
+			if err != nil {
+				return err
+			}
+			n, err := res.RowsAffected()
+			if n > 0 {
+				mine[id] = true
+			}
+			return err
+		}
+		for _, op := range ops {
+			st := op.s
+			owner := int64(st.Owner)
+			var progress any
+			if p := progressOf(st); p != nil {
+				b, err := json.Marshal(p)
+				if err != nil {
+					return err
+				}
+				progress = string(b)
+			}
+			var err error
+			switch st.Kind {
+			case SettleMark:
+				err = exec(st.ID, "settle_mark", now, st.ID, owner)
+			case SettleProgress:
+				err = exec(st.ID, "settle_progress", st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
+			case SettleArchive:
+				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, st.LastError, progress, st.ID, owner); err == nil && mine[st.ID] {
+					err = exec(st.ID, "settle_delete", st.ID, owner)
+				}
+			default:
+				var runAt any
+				if st.Kind == SettleRetry {
+					runAt = s.t(&st.RunAt)
+				}
+				err = exec(st.ID, "settle_update", st.Status, runAt, st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return mine, err
+}

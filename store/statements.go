@@ -1,0 +1,62 @@
+package store
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/jmoiron/sqlx"
+)
+
+//go:embed queries
+var queries embed.FS
+
+// statements holds every named statement, prepared.
+type statements struct {
+	prepared map[string]*sqlx.Stmt
+	text     map[string]string
+	used     *sync.Map // names that were asked for; the conformance suite wants all of them
+}
+
+// get returns a statement; a name that does not exist is a bug that the first call shows.
+func (q statements) get(name string) *sqlx.Stmt {
+	st, ok := q.prepared[name]
+	if !ok {
+		panic("store: no statement " + name)
+	}
+	q.used.Store(name, true)
+	return st
+}
+
+// in returns a statement to run inside tx.
+func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt {
+	return tx.StmtxContext(ctx, q.get(name))
+}
+
+// prepare reads the .sql files and prepares every statement, reading ones on the reading pool.
+func prepare(ctx context.Context, d dialect, read, write *sqlx.DB) (statements, error) {
+	q := statements{prepared: map[string]*sqlx.Stmt{}, text: map[string]string{}, used: &sync.Map{}}
+	for _, file := range []string{"common", string(d)} {
+		b, err := queries.ReadFile("queries/" + file + ".sql")
+		if err != nil {
+			return q, err
+		}
+		for _, part := range strings.Split(string(b), "-- name: ")[1:] {
+			head, text, _ := strings.Cut(part, "\n")
+			name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
+			db := write
+			if kind == "(read)" {
+				db = read
+			}
+			text = db.Rebind(strings.TrimSuffix(strings.TrimSpace(text), ";"))
+			st, err := db.PreparexContext(ctx, text)
+			if err != nil {
+				return q, fmt.Errorf("database: statement %s: %w", name, err)
+			}
+			q.prepared[name], q.text[name] = st, text
+		}
+	}
+	return q, nil
+}

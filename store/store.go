@@ -1,0 +1,238 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	sqlite "modernc.org/sqlite"
+)
+
+// Options of [Open].
+type Options struct {
+	Logger *slog.Logger
+	// Now is the clock for times that people read, and for everything on SQLite; nil = time.Now.
+	Now func() time.Time
+}
+
+// Store is an open database. All methods may be called from any goroutine.
+type Store struct {
+	log     *slog.Logger
+	now     func() time.Time
+	dialect dialect
+	write   *sqlx.DB // SQLite: one connection
+	read    *sqlx.DB // PostgreSQL: the same pool
+	q       statements
+	unlock  func() error
+
+	enqueue []*coalescer[*enqueueOp]
+	settle  *coalescer[*settleOp]
+	intake  chan *enqueueOp
+	cache   contentCache
+}
+
+// dialect is what differs between the databases beyond SQL text.
+type dialect string
+
+const (
+	postgres  dialect = "postgres"
+	sqliteDia dialect = "sqlite"
+)
+
+// Open connects to dsn, "sqlite:PATH" or "postgres://...", brings the schema up to date and prepares every statement, so that a broken one stops
+// the start. Errors are one line and name what to do where there is something to do.
+func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
+	s := &Store{log: opt.Logger, now: opt.Now}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	var err error
+	switch {
+	case strings.HasPrefix(dsn, "sqlite:"):
+		err = s.openSQLite(ctx, strings.TrimPrefix(dsn, "sqlite:"))
+	case strings.HasPrefix(dsn, "postgres://"), strings.HasPrefix(dsn, "postgresql://"):
+		err = s.openPostgres(ctx, dsn)
+	default:
+		err = errors.New(`database: write sqlite:PATH or postgres://user@host/db?sslmode=...`)
+	}
+	if err == nil {
+		err = migrate(ctx, s.dialect, s.write.DB)
+	}
+	if err == nil {
+		s.q, err = prepare(ctx, s.dialect, s.read, s.write)
+	}
+	if err != nil {
+		s.closeDBs()
+		return nil, err
+	}
+	s.startCoalescers()
+	return s, nil
+}
+
+// Close flushes what was handed over and closes the database.
+func (s *Store) Close() error {
+	for _, c := range s.enqueue {
+		c.stop()
+	}
+	s.settle.stop()
+	return s.closeDBs()
+}
+
+func (s *Store) closeDBs() error {
+	var errs []error
+	if s.read != nil && s.read != s.write {
+		errs = append(errs, s.read.Close())
+	}
+	if s.write != nil {
+		errs = append(errs, s.write.Close())
+	}
+	if s.unlock != nil {
+		errs = append(errs, s.unlock())
+	}
+	return errors.Join(errs...)
+}
+
+// Ping asks the database for a sign of life.
+func (s *Store) Ping(ctx context.Context) error { return s.fault(s.read.PingContext(ctx)) }
+
+// Now is the clock that decides what is due: the database's on PostgreSQL, whose replicas' clocks may differ; this machine's on SQLite.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	if s.dialect == sqliteDia {
+		return micro(s.now()), nil
+	}
+	var t time.Time
+	err := s.q.get("clock").GetContext(ctx, &t)
+	return t, s.fault(err)
+}
+
+// Dialect names the database: postgres or sqlite.
+func (s *Store) Dialect() string { return string(s.dialect) }
+
+func micro(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
+// t binds a time: timestamptz on PostgreSQL, microseconds on SQLite. nil and zero are null.
+func (s *Store) t(t *time.Time) any {
+	if t == nil || t.IsZero() {
+		return nil
+	}
+	if s.dialect == sqliteDia {
+		return t.UnixMicro()
+	}
+	return micro(*t)
+}
+
+func (s *Store) nowArg() any { n := s.now(); return s.t(&n) }
+
+// dbTime scans a time of either database.
+type dbTime struct{ time.Time }
+
+// Scan implements sql.Scanner.
+func (d *dbTime) Scan(v any) error {
+	switch v := v.(type) {
+	case nil:
+		d.Time = time.Time{}
+	case time.Time:
+		d.Time = v.UTC()
+	case int64:
+		d.Time = time.UnixMicro(v).UTC()
+	default:
+		return fmt.Errorf("cannot read %T as a time", v)
+	}
+	return nil
+}
+
+func (d dbTime) ptr() *time.Time {
+	if d.IsZero() {
+		return nil
+	}
+	t := d.Time
+	return &t
+}
+
+// tx runs f in a transaction, again on serialization faults.
+func (s *Store) tx(ctx context.Context, f func(tx *sqlx.Tx) error) error {
+	for try := 0; ; try++ {
+		err := s.txOnce(ctx, f)
+		if err == nil || !retryable(err) || try == 5 {
+			return s.fault(err)
+		}
+	}
+}
+
+func (s *Store) txOnce(ctx context.Context, f func(tx *sqlx.Tx) error) error {
+	tx, err := s.write.BeginTxx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := f(tx); err != nil {
+		_ = tx.Rollback() // the first error says more
+		return err
+	}
+	return tx.Commit()
+}
+
+// retryable: deadlock and serialization faults, which changed nothing.
+func retryable(err error) bool {
+	var pe *pq.Error
+	return errors.As(err, &pe) && (pe.Code == "40P01" || pe.Code == "40001")
+}
+
+// dataFault: the data of one row is to blame (PostgreSQL classes 22 and 23).
+func dataFault(err error) bool {
+	var pe *pq.Error
+	if errors.As(err, &pe) {
+		c := pe.Code.Class()
+		return c == "22" || c == "23"
+	}
+	var se *sqlite.Error
+	if errors.As(err, &se) {
+		c := se.Code() & 0xff
+		return c == 19 || c == 18 || c == 20 // constraint, too big, mismatch
+	}
+	return false
+}
+
+// fault sorts an error into the sentinels of this package. The cause stays wrapped for the log.
+func (s *Store) fault(err error) error {
+	if err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrFull) {
+		return err
+	}
+	var pe *pq.Error
+	var se *sqlite.Error
+	var ne net.Error
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, sql.ErrNoRows):
+		return err
+	case errors.As(err, &pe):
+		switch {
+		case pe.Code.Class() == "53" || pe.Code == "25006": // insufficient resources (disk full), read-only transaction
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		case pe.Code.Class() == "57" || pe.Code.Class() == "08": // operator intervention, connection
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	case errors.As(err, &se):
+		switch se.Code() & 0xff {
+		case 13, 8: // full, read-only
+			return fmt.Errorf("%w: %w", ErrFull, err)
+		case 5, 6, 10, 14: // busy, locked, io error, cannot open
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &ne),
+		errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
