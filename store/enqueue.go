@@ -111,6 +111,7 @@ func rawSize(m *NewMail) int {
 // flushEnqueue writes a batch and answers every op. A mail whose data the database refuses fails alone.
 func (s *Store) flushEnqueue(ops []*enqueueOp) {
 	// Several flushers insert at once: the same order everywhere keeps them from waiting for each other in a circle.
+	ops = slices.Clone(ops)
 	slices.SortFunc(ops, func(a, b *enqueueOp) int { return bytes.Compare(a.m.ID[:], b.m.ID[:]) })
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()

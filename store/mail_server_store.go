@@ -176,7 +176,7 @@ func (s *Store) defaultExists(ctx context.Context, team string) error {
 func (s *Store) serverBy(ctx context.Context, tx *sqlx.Tx, statement string, args ...any) (*MailServer, error) {
 	st := s.q.get(statement)
 	if tx != nil {
-		st = tx.StmtxContext(ctx, st)
+		st = s.q.in(ctx, tx, statement)
 	}
 	var r serverRow
 	if err := st.GetContext(ctx, &r, args...); err != nil {
@@ -307,7 +307,7 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 			return ErrDeleted
 		}
 		var pending int
-		if err := tx.StmtxContext(ctx, s.q.get("server_pending")).GetContext(ctx, &pending, name); err != nil {
+		if err := s.q.in(ctx, tx, "server_pending").GetContext(ctx, &pending, name); err != nil {
 			return err
 		}
 		if pending > 0 && !force {

@@ -16,7 +16,7 @@ var queries embed.FS
 // statements holds every named statement, prepared.
 type statements struct {
 	prepared map[string]*sqlx.Stmt
-	text     map[string]string
+	writing  map[string]*sqlx.Stmt // the same for use inside a transaction
 	used     *sync.Map // names that were asked for; the conformance suite wants all of them
 }
 
@@ -32,12 +32,13 @@ func (q statements) get(name string) *sqlx.Stmt {
 
 // in returns a statement to run inside tx.
 func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt {
-	return tx.StmtxContext(ctx, q.get(name))
+	q.get(name)
+	return tx.StmtxContext(ctx, q.writing[name])
 }
 
 // prepare reads the .sql files and prepares every statement, reading ones on the reading pool.
 func prepare(ctx context.Context, d dialect, read, write *sqlx.DB) (statements, error) {
-	q := statements{prepared: map[string]*sqlx.Stmt{}, text: map[string]string{}, used: &sync.Map{}}
+	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, used: &sync.Map{}}
 	for _, file := range []string{"common", string(d)} {
 		b, err := queries.ReadFile("queries/" + file + ".sql")
 		if err != nil {
@@ -55,7 +56,12 @@ func prepare(ctx context.Context, d dialect, read, write *sqlx.DB) (statements, 
 			if err != nil {
 				return q, fmt.Errorf("database: statement %s: %w", name, err)
 			}
-			q.prepared[name], q.text[name] = st, text
+			q.prepared[name], q.writing[name] = st, st
+			if db != write {
+				if q.writing[name], err = write.PreparexContext(ctx, text); err != nil {
+					return q, fmt.Errorf("database: statement %s: %w", name, err)
+				}
+			}
 		}
 	}
 	return q, nil

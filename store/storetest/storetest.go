@@ -1,0 +1,211 @@
+// Package storetest gives tests a real, fresh, private database: SQLite in a temporary folder, or PostgreSQL.
+//
+// PostgreSQL is the server that MAILDISPATCH_TEST_POSTGRES names (a URL whose user may create databases), else a private cluster that is started from the
+// programs on this machine, else the test fails with the line that installs them. Nothing is ever skipped.
+package storetest
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "github.com/lib/pq" // the driver
+
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Each runs f once for each database, as a parallel subtest with a store of its own.
+func Each(t *testing.T, f func(t *testing.T, s *store.Store)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) { f(t, Open(t, SQLiteDSN(t))) })
+	t.Run("postgres", func(t *testing.T) { f(t, Open(t, PostgresDSN(t))) })
+}
+
+// DSNs are one fresh database of each kind, by name.
+func DSNs(t testing.TB) map[string]string {
+	return map[string]string{"sqlite": SQLiteDSN(t), "postgres": PostgresDSN(t)}
+}
+
+// Open opens a store that is closed when the test ends.
+func Open(t testing.TB, dsn string) *store.Store {
+	t.Helper()
+	s, err := store.Open(context.Background(), dsn, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// SQLiteDSN names a database file in a folder of the test.
+func SQLiteDSN(t testing.TB) string { return "sqlite:" + filepath.Join(t.TempDir(), "mail.db") }
+
+var created atomic.Int64
+
+// PostgresDSN makes a fresh database and names it. It is dropped when the test ends.
+func PostgresDSN(t testing.TB) string {
+	t.Helper()
+	base, err := server()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("t%d_%d", os.Getpid(), created.Add(1))
+	admin(t, base, "create database "+name)
+	t.Cleanup(func() { admin(t, base, "drop database "+name+" with (force)") })
+	u := *base
+	u.Path = "/" + name
+	return u.String()
+}
+
+func admin(t testing.TB, base *url.URL, statement string) {
+	t.Helper()
+	db, err := sql.Open("postgres", base.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+const install = "PostgreSQL is needed: apt-get install postgresql-15, or set MAILDISPATCH_TEST_POSTGRES to a server's URL"
+
+// server is the PostgreSQL of this process, started once.
+var server = sync.OnceValues(func() (*url.URL, error) {
+	if dsn := os.Getenv("MAILDISPATCH_TEST_POSTGRES"); dsn != "" {
+		return url.Parse(dsn)
+	}
+	c, err := StartCluster()
+	if err != nil {
+		return nil, err
+	}
+	return url.Parse(c.DSN())
+})
+
+// Cluster is a private PostgreSQL cluster. It ends with the process that started it, however that ends.
+type Cluster struct {
+	Dir  string
+	Port int
+	cmd  *exec.Cmd
+	cred *syscall.Credential
+	bin  func(string) string
+}
+
+// DSN is its URL, for the superuser and the database postgres.
+func (c *Cluster) DSN() string {
+	return fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", c.Port)
+}
+
+func program(name string) (string, error) {
+	if p, err := exec.LookPath(name); err == nil {
+		return p, nil
+	}
+	if m, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name); len(m) > 0 {
+		return m[len(m)-1], nil
+	}
+	return "", fmt.Errorf("%s is not on this machine: %s", name, install)
+}
+
+// StartCluster makes and starts a cluster in a temporary folder. initdb refuses to run as root, so root hands it to another user.
+func StartCluster() (*Cluster, error) {
+	initdb, err := program("initdb")
+	if err != nil {
+		return nil, err
+	}
+	postgres, err := program("postgres")
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.MkdirTemp("", "maildispatch-pg-")
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{Dir: filepath.Join(root, "data")}
+	if os.Getuid() == 0 {
+		if c.cred, err = otherUser(); err != nil {
+			return nil, err
+		}
+		if err := os.Chown(root, int(c.cred.Uid), int(c.cred.Gid)); err != nil {
+			return nil, err
+		}
+	}
+	attr := func() *syscall.SysProcAttr { return &syscall.SysProcAttr{Credential: c.cred} }
+	cmd := exec.Command(initdb, "-D", c.Dir, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions")
+	cmd.SysProcAttr, cmd.Dir = attr(), root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("initdb: %w: %s", err, out)
+	}
+	if c.Port, err = freePort(); err != nil {
+		return nil, err
+	}
+	// A watcher ends the cluster when this process is gone: the death signal of a parent goes to the thread that forked, which Go may end early.
+	script := fmt.Sprintf(`"$0" "$@" & p=$!; (while [ -d /proc/%d ]; do sleep 0.5; done; kill -QUIT $p; sleep 1; rm -rf %q) & wait $p`, os.Getpid(), root)
+	c.cmd = exec.Command("/bin/sh", "-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root,
+		"-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=256MB", "-c", "max_connections=200", "-c", "wal_compression=on", "-c", "max_wal_size=4GB")
+	c.cmd.SysProcAttr, c.cmd.Dir = attr(), root
+	log, err := os.Create(filepath.Join(root, "log"))
+	if err != nil {
+		return nil, err
+	}
+	c.cmd.Stdout, c.cmd.Stderr = log, log
+	if err := c.cmd.Start(); err != nil {
+		return nil, err
+	}
+	db, err := sql.Open("postgres", c.DSN())
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		if err = db.Ping(); err == nil {
+			return c, nil
+		}
+		if time.Now().After(deadline) {
+			b, _ := os.ReadFile(log.Name())
+			return nil, fmt.Errorf("PostgreSQL does not start: %w: %s", err, b)
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+func otherUser() (*syscall.Credential, error) {
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err1 := strconv.Atoi(u.Uid)
+		gid, err2 := strconv.Atoi(u.Gid)
+		if err1 == nil && err2 == nil {
+			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+		}
+	}
+	return nil, fmt.Errorf("no user postgres or nobody to run PostgreSQL as")
+}
