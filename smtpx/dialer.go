@@ -123,6 +123,10 @@ func (d *Dialer) connect(ctx context.Context, r Relay, tr *trace) (net.Conn, *Er
 
 // trimDial takes the addresses out of a dial error: the caller knows them, and an error that differs by address would tell about the network.
 func trimDial(err error) error {
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		return sys.Err
+	}
 	var op *net.OpError
 	if errors.As(err, &op) {
 		return op.Err

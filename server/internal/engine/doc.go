@@ -11,10 +11,10 @@
 //	queued, deferred, partially sent --claim--> sending            batch, when due
 //	(new, php mode) ------------------------> sending              born owned by the replica that took it
 //	sending --> sent (archive)                                     every recipient accepted
-//	sending --> deferred / partially sent, due later               some recipients may still succeed; daemon mode only
-//	sending --> failed / partially sent, parked                    refused for good, out of attempts or expired; php mode: any failure
-//	sending --> unknown, parked                                    no reply after the dot: invoices, work orders, and php mode
-//	sending --> deferred with possible_duplicate                   no reply after the dot: other kinds in daemon mode
+//	sending --> deferred / partially sent, due later               some recipients may still succeed; not while a php-mode caller waits
+//	sending --> failed / partially sent, parked                    refused for good, out of attempts or expired; php-mode caller: any failure
+//	sending --> unknown, parked                                    no reply after the dot: invoices, work orders, php-mode callers
+//	sending --> deferred with possible_duplicate                   no reply after the dot: other kinds in the batch
 //	sending --> what it was                                        nothing was decided: relay down, replica stopping
 //
 // # What a crash at each point does
@@ -35,8 +35,8 @@
 //
 // A relay that cannot be reached, secured, logged in to, or says 421 costs no mail an attempt: its mails go back untouched and the relay rests
 // for 30 s, doubling to 15 minutes, in this process. Temporary refusals (4yz) cost an attempt and back off from 1 minute, doubling to 4 hours, with
-// jitter, for 5 days. Permanent refusals (5yz) are final for that recipient and never stop the others. php-mode failures are never retried by
-// the service itself: the caller was told.
+// jitter, for 5 days. Permanent refusals (5yz) are final for that recipient and never stop the others. What a php-mode caller was told has failed is
+// not retried by the service itself; a php-mode mail that the batch sends (scheduled, retried by a person, rescued) is retried like any other.
 //
 // # Concurrency
 //

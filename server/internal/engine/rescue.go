@@ -45,8 +45,6 @@ func (e *Engine) rescue(ctx context.Context) {
 		for _, c := range adopted {
 			j := newJob(c, me, now)
 			j.unknownAfterCrash(now)
-			// A crash is not the caller's wait: php-mode mails follow the rule of their kind here, as daemon-mode ones do.
-			c.Mode = store.ModeDaemon
 			s, _ := j.verdict(now, store.Limits{}, "", false)
 			e.rec.record(s, nil)
 		}

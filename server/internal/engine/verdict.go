@@ -181,7 +181,8 @@ func (j *job) tally() tally {
 }
 
 // verdict decides what becomes of the mail after an attempt is over. reason overrides the fault's text ("deadline", "expired", ...); giveUp
-// parks whatever is not accepted (php mode, expiry). The settlement carries the whole new progress.
+// parks whatever is not accepted: a caller was told, or its time has passed. A mail of a php-mode server that the batch sends (scheduled, retried by
+// a person, rescued) has no caller who was told, so it is retried like any other. The settlement carries the whole new progress.
 func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp bool) (*store.Settlement, string) {
 	t := j.tally()
 	s := &store.Settlement{ID: j.mail.ID, Owner: j.owner, Attempts: j.mail.Attempts, PossibleDuplicate: j.mail.PossibleDuplicate}
@@ -204,9 +205,8 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 		}
 	}
 	outcome := ""
-	php := j.mail.Mode == store.ModePHP
 	old := !giveUp && j.tooOld(now, s.Attempts, lim)
-	repeat := t.unknown > 0 && !holdsUnknown(j.mail) && !php // unknown recipients are sent again, flagged
+	repeat := t.unknown > 0 && !holdsUnknown(j.mail) && !giveUp // unknown recipients are sent again, flagged
 	switch {
 	case t.open == 0 && t.rejected == 0 && t.unknown == 0:
 		s.Kind, s.Status, outcome, fault = store.SettleArchive, store.MailSent, "sent", ""
@@ -218,7 +218,7 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 		if j.submitted {
 			s.RunAt = now.Add(firstRest/2 + rand.N(firstRest/2))
 		}
-	case (t.open > 0 || repeat) && !giveUp && !old && !php:
+	case (t.open > 0 || repeat) && !giveUp && !old:
 		s.Kind, s.Status, outcome = store.SettleRetry, j.waitingStatus(t), "deferred"
 		if t.accepted > 0 {
 			outcome = "partial"

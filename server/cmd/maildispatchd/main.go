@@ -1,0 +1,75 @@
+// Command maildispatchd is the mail dispatch service. Run it without arguments for its commands.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+// command is one subcommand; run returns what is wrong.
+type command struct {
+	name, use, short string
+	run              func(ctx context.Context, args []string) error
+}
+
+var commands = []command{
+	{"serve", "serve [flags]", "the service", serve},
+	{"demo", "demo", "the whole main job on this machine, self-contained; exits 0 if every step did what it says", demo},
+	{"migrate", "migrate [flags]", "bring the database's schema up to date and end", migrate},
+	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
+	{"health", "health [--target host:port]", "ask a running service whether it is well", healthCheck},
+	{"key", "key create FILE", "make a key file", key},
+}
+
+// Exit codes: 0 done, 1 the work failed, 2 it could not begin (flags, database, port, key file).
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// failed is an error of work that had begun.
+type failed struct{ error }
+
+func main() {
+	if len(os.Args) < 2 || strings.TrimLeft(os.Args[1], "-") == "help" || os.Args[1] == "-h" {
+		usage()
+		os.Exit(exitUsage)
+	}
+	for _, c := range commands {
+		if c.name != os.Args[1] {
+			continue
+		}
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+		err := c.run(ctx, os.Args[2:])
+		stop()
+		if err == nil || errors.Is(err, flag.ErrHelp) {
+			return
+		}
+		fmt.Fprintln(os.Stderr, "maildispatchd:", oneLine(err))
+		if _, ok := err.(failed); ok {
+			os.Exit(exitFailed)
+		}
+		os.Exit(exitUsage)
+	}
+	fmt.Fprintf(os.Stderr, "maildispatchd: %q is not a command\n", os.Args[1])
+	os.Exit(exitUsage)
+}
+
+func usage() {
+	fmt.Fprintln(os.Stderr, "maildispatchd sends the company's mail. Commands:")
+	for _, c := range commands {
+		fmt.Fprintf(os.Stderr, "  %-28s %s\n", c.use, c.short)
+	}
+	fmt.Fprintln(os.Stderr, "Each flag has an environment twin, MAILDISPATCH_<FLAG>. `maildispatchd serve -h` lists the flags.")
+}
+
+// oneLine keeps an error readable in a log that takes lines.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/maildispatch/maildispatch/server"
+	"github.com/maildispatch/maildispatch/server/internal/seal"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// configOf reads flags and environment.
+func configOf(name string, args []string) (server.Config, error) {
+	var c server.Config
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // an error is one line, printed by main
+	fs.Usage = func() {}
+	if err := c.Flags(fs); err != nil {
+		return c, err
+	}
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fs.SetOutput(os.Stdout)
+		fmt.Printf("maildispatchd %s [flags]; each flag has an environment twin MAILDISPATCH_<FLAG>\n", name)
+		fs.PrintDefaults()
+		return c, err
+	case err != nil:
+		return c, err
+	case fs.NArg() > 0:
+		return c, fmt.Errorf("%q is not a flag", fs.Arg(0))
+	}
+	return c, c.Validate()
+}
+
+func serve(ctx context.Context, args []string) error {
+	c, err := configOf("serve", args)
+	if err != nil {
+		return err
+	}
+	if c.PrintConfig {
+		fmt.Print(c.String())
+		return nil
+	}
+	s, err := server.New(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := s.Run(ctx); err != nil {
+		return failed{err}
+	}
+	return nil
+}
+
+func checkConfig(_ context.Context, args []string) error {
+	c, err := configOf("check-config", args)
+	if err != nil {
+		return err
+	}
+	fmt.Print(c.String())
+	return nil
+}
+
+func migrate(ctx context.Context, args []string) error {
+	c, err := configOf("migrate", args)
+	if err != nil {
+		return err
+	}
+	s, err := store.Open(ctx, c.Database, store.Options{})
+	if err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+func key(_ context.Context, args []string) error {
+	if len(args) != 2 || args[0] != "create" {
+		return errors.New("key: write `maildispatchd key create FILE`")
+	}
+	return seal.CreateKeyFile(args[1])
+}
+
+func healthCheck(ctx context.Context, args []string) error {
+	fs := flag.NewFlagSet("health", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	target := fs.String("target", "127.0.0.1:50051", "address of the service")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(*target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		return failed{fmt.Errorf("%s does not answer: %w", *target, err)}
+	}
+	if r.Status != healthpb.HealthCheckResponse_SERVING {
+		return failed{fmt.Errorf("%s is %s", *target, r.Status)}
+	}
+	fmt.Println(r.Status)
+	return nil
+}

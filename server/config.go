@@ -1,0 +1,146 @@
+package server
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Config of one service process. Each field has a flag and, as its fallback, an environment variable MAILDISPATCH_<FLAG> in capitals with _ for -.
+type Config struct {
+	Listen        string        // host:port; port 0 picks one
+	Database      string        // sqlite:PATH or postgres://...
+	BatchInterval time.Duration // 0 = the batch never rests
+	KeyFile       string        // seals passwords
+	LocalhostSMTP string        // where TYPE_LOCALHOST servers hand over
+	Destinations  string        // what may be dialled; "" = the default of smtpx.ParseDestinations
+	HeloName      string        // "" = the machine's name
+	TLSCert       string
+	TLSKey        string
+	ClientCA      string
+	Insecure      bool
+	Reflection    bool
+	ShutdownGrace time.Duration
+	LogFormat     string // text or json
+	LogLevel      string // debug, info, warn, error
+	PrintConfig   bool
+
+	LogOutput io.Writer // nil = standard error
+}
+
+// Flags declares the flags of serve on fs, with what the environment says as defaults. Values that do not parse are reported by Validate or by fs.Parse.
+func (c *Config) Flags(fs *flag.FlagSet) error {
+	fs.StringVar(&c.Listen, "listen", "127.0.0.1:50051", "address to listen on; port 0 picks one")
+	fs.StringVar(&c.Database, "database", "sqlite:maildispatch.db", "sqlite:PATH, or postgres://user@host/db?sslmode=...")
+	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
+	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
+	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
+	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses on ports 25 465 587 2525, and loopback if the service listens there")
+	fs.StringVar(&c.HeloName, "helo-name", "", "name given in EHLO; default: the machine's name")
+	fs.StringVar(&c.TLSCert, "tls-cert", "", "PEM certificate of the service; read again when it changes")
+	fs.StringVar(&c.TLSKey, "tls-key", "", "PEM key of the certificate")
+	fs.StringVar(&c.ClientCA, "client-ca", "", "PEM authorities whose client certificates are required")
+	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond loopback although there is no access control yet")
+	fs.BoolVar(&c.Reflection, "reflection", true, "offer server reflection, which grpcurl uses")
+	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long mails and calls under way may take after SIGTERM")
+	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
+	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+	fs.BoolVar(&c.PrintConfig, "print-config", false, "print the configuration in force, secrets hidden, and end")
+	var errs []error
+	fs.VisitAll(func(f *flag.Flag) {
+		env := "MAILDISPATCH_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v, ok := os.LookupEnv(env); ok {
+			if err := f.Value.Set(v); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", env, err))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// Validate finds what cannot work, first thing first.
+func (c *Config) Validate() error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %q is not host:port", c.Listen)
+	}
+	switch {
+	case !c.OnLoopback() && !c.Insecure:
+		return fmt.Errorf("listen: %q is not loopback, and there is no access control yet: anybody who reaches it could send mail and change mail servers; add --insecure if that is meant", host)
+	case (c.TLSCert == "") != (c.TLSKey == ""):
+		return errors.New("tls-cert and tls-key go together")
+	case c.ClientCA != "" && c.TLSCert == "":
+		return errors.New("client-ca needs tls-cert and tls-key")
+	case c.BatchInterval < 0:
+		return errors.New("batch-interval: is negative")
+	case c.ShutdownGrace < 0:
+		return errors.New("shutdown-grace: is negative")
+	case c.LogFormat != "text" && c.LogFormat != "json":
+		return fmt.Errorf("log-format: %q is neither text nor json", c.LogFormat)
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return fmt.Errorf("log-level: %q is none of debug, info, warn, error", c.LogLevel)
+	}
+	return nil
+}
+
+// OnLoopback reports whether the service can be reached from this machine only.
+func (c *Config) OnLoopback() bool {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// keyFile is where the key is: beside an SQLite database unless a path was given.
+func (c *Config) keyFile() string {
+	if path, ok := strings.CutPrefix(c.Database, "sqlite:"); ok && c.KeyFile == "maildispatch.key" {
+		return filepath.Join(filepath.Dir(path), c.KeyFile)
+	}
+	return c.KeyFile
+}
+
+// String is the configuration in force, one line a flag, without secrets.
+func (c *Config) String() string {
+	db := c.Database
+	if u, err := url.Parse(db); err == nil && u.User != nil {
+		db = u.Redacted()
+	} else if err != nil {
+		db = "(unreadable)"
+	}
+	var b strings.Builder
+	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", db}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
+		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
+		{"client-ca", c.ClientCA}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
+		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])
+	}
+	return b.String()
+}
+
+func (c *Config) logger() *slog.Logger {
+	w := c.LogOutput
+	if w == nil {
+		w = os.Stderr
+	}
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(c.LogLevel)) // checked by Validate
+	opt := &slog.HandlerOptions{Level: l}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opt))
+	}
+	return slog.New(slog.NewTextHandler(w, opt))
+}

@@ -1,0 +1,146 @@
+// Package api answers the two services: it checks a request whole, converts it, has it done, and converts the answer. It decides nothing about delivery and
+// holds no state. One file a call family.
+//
+// Every store call goes through a scope that is taken from the context in one place ([API.scope]).
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Store is what the api needs of the store.
+type Store interface {
+	CreateServer(ctx context.Context, m *store.MailServer, a store.Audit) (*store.MailServer, bool, error)
+	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
+	Servers(ctx context.Context, sc store.Scope, f store.ServerFilter, afterName string, n int) ([]*store.MailServer, error)
+	UpdateServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, a store.Audit, change func(*store.MailServer) error) (*store.MailServer, error)
+	DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, int, error)
+	UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error)
+	SetDefault(ctx context.Context, sc store.Scope, name string, a store.Audit) (now, previous *store.MailServer, err error)
+	DefaultServer(ctx context.Context, team string) (*store.MailServer, error)
+	ListDue(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
+	ListArchive(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
+	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
+	RawMail(ctx context.Context, sc store.Scope, id uuid.UUID, w io.Writer) (int64, error)
+	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide func(*store.Mail) (*store.Change, error)) (int, int, []store.ModifyFailure, error)
+}
+
+// Sender takes a checked mail and tells what becomes of it.
+type Sender interface {
+	Send(ctx context.Context, s *delivery.Submission, observe func(delivery.Event) error) error
+}
+
+// Batch runs the batch.
+type Batch interface {
+	RunBatch(ctx context.Context, server string, wait bool) (delivery.Counts, error)
+}
+
+// Config is what an API is made of; all of it is required but Now and Logger.
+type Config struct {
+	Store    Store
+	Sender   Sender
+	Batch    Batch
+	Outbound *outbound.Outbound
+	Probe    func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult
+	TokenKey []byte // signs page tokens
+	Stopping error  // the error by which Sender and Batch say that the service goes down
+	Now      func() time.Time
+	Logger   *slog.Logger
+}
+
+// API implements both services.
+type API struct {
+	pb.UnimplementedMailServerAdminServer
+	pb.UnimplementedDispatchServer
+	Config
+}
+
+// New makes an API.
+func New(c Config) *API {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &API{Config: c}
+}
+
+// Register offers both services.
+func (a *API) Register(r grpc.ServiceRegistrar) {
+	pb.RegisterMailServerAdminServer(r, a)
+	pb.RegisterDispatchServer(r, a)
+}
+
+// scope is what the caller may see. There is no access control yet: everything.
+func (a *API) scope(context.Context) store.Scope { return store.Everything }
+
+// audit says who does it. There are no callers with names yet.
+func (a *API) audit(_ context.Context, action, reason string) store.Audit {
+	return store.Audit{Actor: "", Action: action, Reason: reason}
+}
+
+// fault turns an error of the packages below into one for the wire.
+func (a *API) fault(err error) error {
+	var (
+		known   *apierr.Error
+		def     *store.DefaultExistsError
+		pending *store.PendingError
+	)
+	switch {
+	case err == nil, errors.As(err, &known):
+		return err
+	case errors.As(err, &def):
+		return apierr.Precondition(pb.ReasonDefaultExists, def.Current, "%s; SetDefaultMailServer swaps", def)
+	case errors.As(err, &pending):
+		return apierr.Precondition(pb.ReasonMailsPending, "", "the mail server has %d unfinished mails; force holds them", pending.Count)
+	case errors.Is(err, store.ErrExists):
+		return apierr.New(codes.AlreadyExists, pb.ReasonMailServerExists, "the name is taken, maybe by a deleted mail server")
+	case errors.Is(err, store.ErrRequestIDReused):
+		return apierr.New(codes.AlreadyExists, pb.ReasonRequestIDReused, "this request_id was used for other content")
+	case errors.Is(err, store.ErrVersion):
+		return apierr.New(codes.Aborted, pb.ReasonETagMismatch, "the mail server was changed meanwhile: read it again")
+	case errors.Is(err, store.ErrDeleted):
+		return apierr.Precondition(pb.ReasonMailServerDeleted, "", "the mail server is deleted")
+	case errors.Is(err, store.ErrNotDeleted):
+		return apierr.Precondition(pb.ReasonMailServerNotDeleted, "", "the mail server is not deleted")
+	case errors.Is(err, store.ErrServerUnavailable):
+		return apierr.Precondition(pb.ReasonMailServerUnavailable, "", "the mail server is unavailable")
+	case a.Stopping != nil && errors.Is(err, a.Stopping):
+		e := apierr.Wrap(err, codes.Unavailable, pb.ReasonDraining, "the service is stopping: call again with the same request_id")
+		e.RetryAfter = time.Second
+		return e
+	case errors.Is(err, store.ErrUnavailable):
+		e := apierr.Wrap(err, codes.Unavailable, pb.ReasonDatabaseUnavailable, "the database is away: call again with the same request_id")
+		e.RetryAfter = time.Second
+		return e
+	case errors.Is(err, store.ErrFull):
+		e := apierr.Wrap(err, codes.ResourceExhausted, pb.ReasonOverloaded, "the database takes no more just now")
+		e.RetryAfter = 30 * time.Second
+		return e
+	}
+	return err // the interceptor answers INTERNAL, CANCELLED or DEADLINE_EXCEEDED and logs the cause
+}
+
+// serverFault is fault for a call about one mail server.
+func (a *API) serverFault(err error, name string) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return apierr.NotFound(pb.ReasonMailServerNotFound, "mail server", name)
+	}
+	return a.fault(err)
+}

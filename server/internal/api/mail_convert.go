@@ -1,0 +1,100 @@
+package api
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+var (
+	kindOf = map[pb.Kind]store.Kind{pb.Kind_KIND_AGENT_MESSAGE: store.KindAgentMessage, pb.Kind_KIND_INVOICE: store.KindInvoice, pb.Kind_KIND_WORK_ORDER: store.KindWorkOrder, pb.Kind_KIND_BULK: store.KindBulk, pb.Kind_KIND_OTHER: store.KindOther}
+
+	mailStatusOf = map[pb.MailStatus]store.MailStatus{pb.MailStatus_MAIL_STATUS_QUEUED: store.MailQueued, pb.MailStatus_MAIL_STATUS_SENDING: store.MailSending,
+		pb.MailStatus_MAIL_STATUS_DEFERRED: store.MailDeferred, pb.MailStatus_MAIL_STATUS_HELD: store.MailHeld, pb.MailStatus_MAIL_STATUS_FAILED: store.MailFailed,
+		pb.MailStatus_MAIL_STATUS_UNKNOWN: store.MailUnknown, pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT: store.MailPartiallySent,
+		pb.MailStatus_MAIL_STATUS_SENT: store.MailSent, pb.MailStatus_MAIL_STATUS_CANCELLED: store.MailCancelled}
+
+	recipientStatusOf = map[pb.RecipientResult_Status]store.RecipientStatus{pb.RecipientResult_STATUS_PENDING: store.RecipientPending,
+		pb.RecipientResult_STATUS_ACCEPTED: store.RecipientAccepted, pb.RecipientResult_STATUS_DEFERRED: store.RecipientDeferred,
+		pb.RecipientResult_STATUS_REJECTED: store.RecipientRejected, pb.RecipientResult_STATUS_UNKNOWN: store.RecipientUnknown}
+
+	routeOf = map[pb.Route]string{pb.Route_ROUTE_NAMED: "named", pb.Route_ROUTE_TEAM_DEFAULT: "team_default", pb.Route_ROUTE_SYSTEM_DEFAULT: "system_default"}
+
+	kindName            = flip(kindOf)
+	mailStatusName      = flip(mailStatusOf)
+	recipientStatusName = flip(recipientStatusOf)
+	routeName           = flip(routeOf)
+)
+
+func stampOf(t time.Time) *timestamppb.Timestamp { return stamp(&t) }
+
+func recipientResult(r store.Recipient, res store.RecipientResult) *pb.RecipientResult {
+	out := &pb.RecipientResult{Address: r.Mailbox, Kind: pb.RecipientResult_KIND_TO, Status: recipientStatusName[res.Status], SmtpCode: int32(res.Code),
+		EnhancedCode: res.Enhanced, Detail: res.Detail, RemoteId: res.RemoteID, Attempt: int32(res.Attempt), Time: stampOf(res.Time),
+		NextAttemptTime: stampOf(res.NextAttempt)}
+	switch r.Kind {
+	case "cc":
+		out.Kind = pb.RecipientResult_KIND_CC
+	case "bcc":
+		out.Kind = pb.RecipientResult_KIND_BCC
+	}
+	if out.Status == pb.RecipientResult_STATUS_UNSPECIFIED {
+		out.Status = pb.RecipientResult_STATUS_PENDING
+	}
+	return out
+}
+
+func attempt(a store.Attempt) *pb.Attempt {
+	return &pb.Attempt{Number: int32(a.Number), MailServer: a.Server, StartTime: stampOf(a.Start), EndTime: stampOf(a.End), Outcome: a.Outcome,
+		Detail: a.Detail, RemoteId: a.RemoteID}
+}
+
+func mail(m *store.Mail) *pb.Mail {
+	out := &pb.Mail{Id: m.ID.String(), Team: m.Team, MailServer: m.MailServer, Mode: modeName[m.Mode], Kind: kindName[m.Kind], Reference: m.Reference,
+		Status: mailStatusName[m.Status], From: m.From, Subject: m.Subject, MessageId: "<" + m.MessageID + ">", SizeBytes: m.SizeBytes, Labels: m.Labels,
+		RequestId: m.RequestID, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError, CreateTime: stampOf(m.CreateTime), DueTime: stamp(m.DueTime),
+		FinishTime: stamp(m.FinishTime), ExpireTime: stamp(m.ExpireTime), AttemptCount: int32(m.Attempts), Route: routeName[m.Route]}
+	for i, r := range m.Recipients {
+		var res store.RecipientResult
+		if i < len(m.Progress.Results) {
+			res = m.Progress.Results[i]
+		}
+		out.Recipients = append(out.Recipients, recipientResult(r, res))
+	}
+	for _, a := range m.Progress.Attempts {
+		out.Attempts = append(out.Attempts, attempt(a))
+	}
+	return out
+}
+
+func event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
+	out := &pb.SendResponse{MailId: ev.MailID.String(), Time: stampOf(ev.Time)}
+	switch {
+	case ev.Accepted != nil:
+		x := ev.Accepted
+		out.Event = &pb.SendResponse_Accepted_{Accepted: &pb.SendResponse_Accepted{MailServer: x.Server, Mode: modeName[x.Mode], Route: routeName[x.Route],
+			RouteDetail: routeText(x.Route, x.Server), Duplicate: x.Duplicate, SizeBytes: sizeBytes}}
+	case ev.Attempt != nil:
+		out.Event = &pb.SendResponse_Attempt{Attempt: attempt(*ev.Attempt)}
+	case ev.Recipient != nil:
+		out.Event = &pb.SendResponse_Recipient{Recipient: recipientResult(ev.Recipient.Recipient, ev.Recipient.Result)}
+	case ev.Completed != nil:
+		out.Event = &pb.SendResponse_Completed_{Completed: &pb.SendResponse_Completed{Mail: mail(ev.Completed)}}
+	}
+	return out
+}
+
+func routeText(route, server string) string {
+	switch route {
+	case "named":
+		return "the request named " + server
+	case "team_default":
+		return server + " is the team's default"
+	default:
+		return server + " is the system's default"
+	}
+}

@@ -1,0 +1,111 @@
+package api
+
+import (
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// The tables between the schema's numbers and the store's words.
+var (
+	typeOf       = map[pb.MailServer_Type]store.ServerType{pb.MailServer_TYPE_SMTP: store.TypeSMTP, pb.MailServer_TYPE_LOCALHOST: store.TypeLocalhost}
+	statusOf     = map[pb.MailServer_Status]store.ServerStatus{pb.MailServer_STATUS_AVAILABLE: store.ServerAvailable, pb.MailServer_STATUS_UNAVAILABLE: store.ServerUnavailable}
+	modeOf       = map[pb.Mode]store.Mode{pb.Mode_MODE_PHP: store.ModePHP, pb.Mode_MODE_DAEMON: store.ModeDaemon}
+	encryptionOf = map[pb.Smtp_Encryption]smtpx.Encryption{pb.Smtp_ENCRYPTION_NONE: smtpx.EncryptionNone, pb.Smtp_ENCRYPTION_STARTTLS: smtpx.EncryptionSTARTTLS, pb.Smtp_ENCRYPTION_TLS: smtpx.EncryptionTLS}
+	authOf       = map[pb.Smtp_Auth]smtpx.Auth{pb.Smtp_AUTH_UNSPECIFIED: smtpx.AuthAuto, pb.Smtp_AUTH_NONE: smtpx.AuthNone, pb.Smtp_AUTH_PLAIN: smtpx.AuthPlain, pb.Smtp_AUTH_LOGIN: smtpx.AuthLogin, pb.Smtp_AUTH_CRAM_MD5: smtpx.AuthCRAMMD5}
+
+	typeName       = flip(typeOf)
+	statusName     = flip(statusOf)
+	modeName       = flip(modeOf)
+	encryptionName = flip(encryptionOf)
+	authName       = flip(authOf)
+)
+
+func flip[K, V comparable](m map[K]V) map[V]K {
+	r := make(map[V]K, len(m))
+	for k, v := range m {
+		r[v] = k
+	}
+	return r
+}
+
+func stamp(t *time.Time) *timestamppb.Timestamp {
+	if t == nil || t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(*t)
+}
+
+func etag(version int64) string { return strconv.FormatInt(version, 10) }
+
+// version reads an etag; ok is false for one that never was ours, which matches nothing.
+func version(etag string) (int64, bool) {
+	if etag == "" {
+		return 0, true
+	}
+	v, err := strconv.ParseInt(etag, 10, 64)
+	return v, err == nil && v > 0
+}
+
+// mailServer is what callers see: everything but the password.
+func mailServer(m *store.MailServer) *pb.MailServer {
+	if m == nil {
+		return nil
+	}
+	def := m.IsDefault
+	out := &pb.MailServer{Name: m.Name, Team: m.Team, DisplayName: m.DisplayName, Type: typeName[m.Type], From: m.From, Mode: modeName[m.Mode],
+		Status: statusName[m.Status], IsDefault: &def, Annotations: m.Annotations, Etag: etag(m.Version), CreateTime: stamp(&m.CreateTime),
+		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime)}
+	if l := m.Limits; l != (store.Limits{}) {
+		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes}
+	}
+	if x := m.SMTP; x != nil {
+		out.Smtp = &pb.Smtp{Host: x.Host, Port: int32(x.Port), Encryption: encryptionName[smtpx.Encryption(x.Encryption)], Auth: authName[smtpx.Auth(x.Auth)],
+			Username: x.Username, HasPassword: len(x.SealedPassword) > 0, HeloName: x.HeloName, CaPem: x.CAPEM}
+		if x.AllowPlaintextAuth {
+			out.Smtp.AllowPlaintextAuth = &x.AllowPlaintextAuth
+		}
+		if x.Timeout > 0 {
+			out.Smtp.Timeout = durationpb.New(x.Timeout)
+		}
+	}
+	return out
+}
+
+// fill writes a checked configuration into s. Name, team, type and the password are the caller's business.
+func fill(s *store.MailServer, m *pb.MailServer) {
+	s.DisplayName, s.From, s.Mode = m.DisplayName, m.From, modeOf[m.Mode]
+	s.Status, s.IsDefault, s.Annotations = store.ServerAvailable, m.GetIsDefault(), m.Annotations
+	if m.Status != pb.MailServer_STATUS_UNSPECIFIED {
+		s.Status = statusOf[m.Status]
+	}
+	if s.Annotations == nil {
+		s.Annotations = map[string]string{}
+	}
+	l := m.GetLimits()
+	s.Limits.MaxConnections, s.Limits.MailsPerConnection = l.GetMaxConnections(), l.GetMailsPerConnection()
+	s.Limits.MaxAttempts, s.Limits.MaxMailBytes = l.GetMaxAttempts(), l.GetMaxMailBytes()
+	if s.Type != store.TypeSMTP {
+		s.SMTP = nil
+		return
+	}
+	x := m.GetSmtp()
+	var sealed []byte
+	if s.SMTP != nil {
+		sealed = s.SMTP.SealedPassword
+	}
+	s.SMTP = &store.SMTP{Host: x.GetHost(), Port: int(x.GetPort()), Encryption: string(encryptionOf[x.GetEncryption()]), Auth: string(authOf[x.GetAuth()]),
+		Username: x.GetUsername(), SealedPassword: sealed, HeloName: x.GetHeloName(), CAPEM: x.GetCaPem(), AllowPlaintextAuth: x.GetAllowPlaintextAuth(),
+		Timeout: x.GetTimeout().AsDuration()}
+}
+
+// sameLogin: the stored password may still be used, because it would go to the same place.
+func sameLogin(a, b *store.SMTP) bool {
+	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && a.Username == b.Username
+}

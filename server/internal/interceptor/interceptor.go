@@ -1,0 +1,152 @@
+// Package interceptor wraps every call, unary and stream alike: a request id, one log line, recovery from panics, a deadline, and errors that say no more
+// to the caller than they should. Bodies, addresses and secrets are never logged.
+package interceptor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+)
+
+const (
+	// Header carries the request id, both ways.
+	Header = "x-request-id"
+	// unaryLimit is the time of a unary call whose caller sets none.
+	unaryLimit = 30 * time.Second
+	// shave is kept back from the caller's time, so that our own word on what took too long arrives before the caller's clock ends the call.
+	shave = 50 * time.Millisecond
+	// least is the time a call must have left to be worth beginning.
+	least = 100 * time.Millisecond
+)
+
+// call is what both kinds share. do runs the handler with the prepared context.
+func call(ctx context.Context, log *slog.Logger, method string, unary bool, setHeader func(metadata.MD) error, do func(context.Context) error) (err error) {
+	start := time.Now()
+	id := requestID(ctx)
+	_ = setHeader(metadata.Pairs(Header, id)) // fails only when the call is over already
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("panic", "method", method, "request", id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			err = internal(id)
+		}
+		level := slog.LevelInfo
+		code := status.Code(err)
+		switch code {
+		case codes.Internal, codes.Unknown, codes.DataLoss:
+			level = slog.LevelError
+		case codes.Unavailable:
+			level = slog.LevelWarn
+		}
+		attrs := []any{"method", method, "code", code.String(), "took", time.Since(start).Round(time.Microsecond), "request", id}
+		if e, ok := apierr.As(err); ok {
+			attrs = append(attrs, "reason", e.Reason)
+			if e.Cause != nil {
+				attrs = append(attrs, "cause", e.Cause.Error())
+			}
+		}
+		log.Log(ctx, level, "call", attrs...)
+	}()
+	ctx, cancel, err := bound(ctx, unary)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	return public(do(ctx), id, method, log)
+}
+
+func requestID(ctx context.Context) string {
+	if md, ok := metadata.FromIncomingContext(ctx); ok {
+		if v := md.Get(Header); len(v) > 0 && len(v[0]) > 0 && len(v[0]) <= 64 {
+			for _, r := range v[0] {
+				if r <= ' ' || r > '~' {
+					return uuid.NewString()
+				}
+			}
+			return v[0]
+		}
+	}
+	return uuid.NewString()
+}
+
+// bound gives the handler a little less time than the caller has.
+func bound(ctx context.Context, unary bool) (context.Context, context.CancelFunc, error) {
+	t, ok := ctx.Deadline()
+	if !ok {
+		if unary {
+			ctx, cancel := context.WithTimeout(ctx, unaryLimit)
+			return ctx, cancel, nil
+		}
+		return ctx, func() {}, nil
+	}
+	if time.Until(t) < least {
+		return nil, nil, apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "less than %v are left for this call", least)
+	}
+	ctx, cancel := context.WithDeadline(ctx, t.Add(-shave))
+	return ctx, cancel, nil
+}
+
+// public turns an error into what the caller may see. What nobody has put into words is INTERNAL with the request id; the log has the rest.
+func public(err error, id, method string, log *slog.Logger) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := apierr.As(err); ok {
+		return e
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "the caller cancelled the call")
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, "the caller's time ran out")
+	}
+	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
+		return err
+	}
+	log.Error("internal error", "method", method, "request", id, "error", err.Error())
+	return internal(id)
+}
+
+func internal(id string) error {
+	return apierr.New(codes.Internal, pb.ReasonInternal, "internal error, request id %s", id)
+}
+
+// Unary wraps unary calls.
+func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
+		err = call(ctx, log, info.FullMethod, true, func(md metadata.MD) error { return grpc.SetHeader(ctx, md) }, func(ctx context.Context) error {
+			var err error
+			resp, err = h(ctx, req)
+			return err
+		})
+		return resp, err
+	}
+}
+
+// Stream wraps streaming calls.
+func Stream(log *slog.Logger) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+		return call(ss.Context(), log, info.FullMethod, false, ss.SetHeader, func(ctx context.Context) error {
+			return h(srv, stream{ss, ctx})
+		})
+	}
+}
+
+// stream is a stream with the prepared context.
+type stream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s stream) Context() context.Context { return s.ctx }

@@ -1,0 +1,226 @@
+// Package server puts the service together: configuration, store, engine, api, and the gRPC server with TLS, health and reflection around them. It decides the
+// order in which things start and stop, and nothing else.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/api"
+	"github.com/maildispatch/maildispatch/server/internal/engine"
+	"github.com/maildispatch/maildispatch/server/internal/interceptor"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/server/internal/seal"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Server is one service process. Make it with New, run it once.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	store    *store.Store
+	engine   *engine.Engine
+	grpc     *grpc.Server
+	health   *health.Server
+	listener net.Listener
+}
+
+const maxMessage = 32 << 20 // a request: a mail of 25 MiB and what stands around it
+
+// New opens everything that can fail: configuration, keys, database, port. Errors are one line for the person who starts it.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	log := cfg.logger()
+	keys, err := loadKeys(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	dest, err := smtpx.ParseDestinations(cfg.Destinations, cfg.OnLoopback())
+	if err != nil {
+		return nil, fmt.Errorf("smtp-destinations: %w", err)
+	}
+	out, err := outbound.New(keys, cfg.LocalhostSMTP, cfg.HeloName)
+	if err != nil {
+		return nil, err
+	}
+	creds, err := transport(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log})
+	if err != nil {
+		_ = l.Close() // nothing came in yet
+		return nil, err
+	}
+	// The mail program of this machine is reached on purpose, whatever the destinations say about loopback.
+	local := &smtpx.Dialer{}
+	remote := &smtpx.Dialer{Allow: dest.Check}
+	dialer := func(s *store.MailServer) *smtpx.Dialer {
+		if s.Type == store.TypeLocalhost {
+			return local
+		}
+		return remote
+	}
+	host, _ := os.Hostname() // only a name for people
+	eng := engine.New(engine.Config{Journal: st, Logger: log, Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), BatchInterval: cfg.BatchInterval,
+		Dial: func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
+			r, err := out.Relay(s)
+			if err != nil {
+				return nil, err
+			}
+			sess, err := dialer(s).Dial(ctx, r)
+			if err != nil {
+				return nil, err
+			}
+			return sess, nil
+		}})
+	a := api.New(api.Config{Store: st, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Logger: log,
+		TokenKey: keys.Derive("page tokens"),
+		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
+			return smtpx.Probe(ctx, dialer(s), r, o)
+		}})
+	s := &Server{cfg: cfg, log: log, store: st, engine: eng, listener: l, health: health.NewServer()}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(creds),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(256),
+		grpc.ConnectionTimeout(20*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 11 * time.Minute, Time: 2 * time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+		grpc.ChainUnaryInterceptor(interceptor.Unary(log)),
+		grpc.ChainStreamInterceptor(interceptor.Stream(log)),
+	)
+	a.Register(s.grpc)
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	if cfg.Reflection {
+		reflection.Register(s.grpc)
+	}
+	return s, nil
+}
+
+// loadKeys reads the key file. Beside an SQLite database it is made when there is none; with PostgreSQL, which several replicas share, each making its own
+// would lose passwords, so it has to be there.
+func loadKeys(cfg *Config) (*seal.Ring, error) {
+	if strings.HasPrefix(cfg.Database, "sqlite:") {
+		return seal.LoadOrCreate(cfg.keyFile())
+	}
+	r, err := seal.LoadKeyFile(cfg.keyFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("key-file: %s does not exist; make one with `maildispatchd key create %s` and give the same to every replica", cfg.keyFile(), cfg.keyFile())
+	}
+	return r, err
+}
+
+// Addr is the address the service listens on.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Run serves until ctx ends and then stops in order: health says no, nothing new begins, what is under way finishes or is cut before its dot, results are
+// recorded, the lease is given back, the database is closed. It returns nil on a requested stop.
+func (s *Server) Run(ctx context.Context) error {
+	ectx, stopEngine := context.WithCancel(context.Background())
+	defer stopEngine()
+	engineDone := make(chan error, 1)
+	go func() { engineDone <- s.engine.Run(ectx, s.cfg.ShutdownGrace) }()
+	select {
+	case <-s.engine.Ready():
+	case err := <-engineDone:
+		return errors.Join(err, s.listener.Close(), s.store.Close())
+	case <-ctx.Done():
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.listener) }()
+	s.log.Info("listening", "address", s.listener.Addr().String(), "database", s.store.Dialect(), "tls", s.cfg.TLSCert != "")
+	hctx, stopHealth := context.WithCancel(ctx)
+	defer stopHealth()
+	go s.watchHealth(hctx)
+
+	var err error
+	engineOver := false
+	select {
+	case <-ctx.Done():
+		s.log.Info("stopping")
+	case err = <-served:
+	case err = <-engineDone:
+		engineOver = true
+	}
+	s.health.Shutdown()
+	stopEngine()
+	graceful := make(chan struct{})
+	go func() { s.grpc.GracefulStop(); close(graceful) }()
+	if !engineOver {
+		err = errors.Join(err, <-engineDone)
+	}
+	select {
+	case <-graceful:
+	case <-time.After(2 * time.Second): // calls that still wait for something when the engine is done wait for nothing
+		s.grpc.Stop()
+		<-graceful
+	}
+	err = errors.Join(err, s.store.Close())
+	if err == nil {
+		s.log.Info("stopped")
+	}
+	return err
+}
+
+// healthEvery is how often health is looked at; healthLate is how old the last batch pass may be beyond its interval.
+const (
+	healthEvery = 2 * time.Second
+	healthLate  = 30 * time.Second
+)
+
+// watchHealth answers health from the truth: the database answers, and the batch has looked for mail lately.
+func (s *Server) watchHealth(ctx context.Context) {
+	names := []string{"", pb.MailServerAdmin_ServiceDesc.ServiceName, pb.Dispatch_ServiceDesc.ServiceName}
+	was := healthpb.HealthCheckResponse_UNKNOWN
+	t := time.NewTicker(healthEvery)
+	defer t.Stop()
+	for {
+		now := healthpb.HealthCheckResponse_SERVING
+		why := ""
+		pctx, cancel := context.WithTimeout(ctx, healthEvery)
+		if err := s.store.Ping(pctx); err != nil {
+			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the database does not answer"
+		} else if last := s.engine.LastPass(); !last.IsZero() && time.Since(last) > s.cfg.BatchInterval+healthLate {
+			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the batch is late"
+		}
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		if now != was {
+			s.log.Info("health", "status", now.String(), "why", why)
+			was = now
+		}
+		for _, n := range names {
+			s.health.SetServingStatus(n, now)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
