@@ -17,7 +17,7 @@ var queries embed.FS
 type statements struct {
 	prepared map[string]*sqlx.Stmt
 	writing  map[string]*sqlx.Stmt // the same for use inside a transaction
-	used     *sync.Map // names that were asked for; the conformance suite wants all of them
+	used     *sync.Map             // names that were asked for; the conformance suite wants all of them
 }
 
 // get returns a statement; a name that does not exist is a bug that the first call shows.
