@@ -74,11 +74,16 @@ type fields []struct{ k, v string }
 
 func (f *fields) add(k, v string) { *f = append(*f, struct{ k, v string }{k, v}) }
 
-// header builds the library's header; its Add puts in front.
+// header builds the library's header; its Add puts in front. Add would spell Message-Id and Mime-Version, which is right and looks odd.
 func (f fields) header() textproto.Header {
 	var h textproto.Header
 	for _, kv := range slices.Backward(f) {
-		h.Add(kv.k, kv.v)
+		switch kv.k {
+		case "Message-ID", "MIME-Version", "Content-ID":
+			h.AddRaw([]byte(kv.k + ": " + kv.v + "\r\n"))
+		default:
+			h.Add(kv.k, kv.v)
+		}
 	}
 	return h
 }
