@@ -31,6 +31,8 @@ type drain struct {
 	workers int
 	fault   error // no session can be had: the drain ends
 
+	recording sync.WaitGroup // results handed over and not durable yet
+
 	probed  chan struct{} // closed when the first worker has opened a session, or failed
 	probing sync.Once
 }
@@ -103,6 +105,7 @@ func (d *drain) run(ctx context.Context) {
 	for j := d.jobs.take(false); j != nil; j = d.jobs.take(false) {
 		d.release(j)
 	}
+	d.recording.Wait() // whoever waits for this drain reads results in the journal next
 	d.e.drains.finish(d)
 	if t := d.total(); t.Claimed > 0 {
 		d.e.log.Info("batch", "mail_server", d.server.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
@@ -132,13 +135,13 @@ func (d *drain) setAside(j *job, now time.Time) bool {
 	case len(j.todo) == 0:
 		s, outcome := j.verdict(now, d.server.Limits, "", true)
 		d.count(s, outcome)
-		d.e.rec.record(s, nil)
+		d.record(s)
 		return true
 	default:
 		return false
 	}
 	s, _ := j.verdict(now, d.server.Limits, reason, true)
-	d.e.rec.record(s, nil)
+	d.record(s)
 	return true
 }
 
@@ -163,9 +166,15 @@ func (d *drain) release(j *job) {
 	d.mu.Unlock()
 	s, _ := j.verdict(d.e.cfg.Now(), d.server.Limits, "", false)
 	d.note(delivery.Counts{Released: 1})
-	d.e.rec.record(s, nil)
+	d.record(s)
 	d.e.unload(j)
 	d.jobs.settled()
+}
+
+// record hands a result over.
+func (d *drain) record(s *store.Settlement) {
+	d.recording.Add(1)
+	d.e.rec.record(s, func(bool) { d.recording.Done() })
 }
 
 func (d *drain) note(c delivery.Counts) {

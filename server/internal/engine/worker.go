@@ -151,7 +151,7 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 		w.again = append(w.again, j)
 	case stepNext:
 		// The next hundred recipients. What is known so far is recorded in the same commit as, or before, the next mark.
-		w.e.rec.record(j.progress(), nil)
+		w.d.record(j.progress())
 		w.again = append(w.again, j)
 	default:
 		w.finish(j)
@@ -162,7 +162,7 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 func (w *worker) finish(j *job) {
 	s, outcome := j.verdict(w.e.cfg.Now(), w.d.server.Limits, "", false)
 	w.d.count(s, outcome)
-	w.e.rec.record(s, nil)
+	w.d.record(s)
 	w.e.unload(j)
 	w.d.jobs.settled()
 }
