@@ -1,0 +1,265 @@
+// Package e2e runs scenarios over the built binary: a real database, real SMTP on sockets, a real gRPC client.
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// binary builds maildispatchd once.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "maildispatch-e2e-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "maildispatchd")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/maildispatch/maildispatch/server/cmd/maildispatchd").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if path, err := binary(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
+}
+
+// service is one running process.
+type service struct {
+	t        *testing.T
+	addr     string
+	args     []string
+	cmd      *exec.Cmd
+	log      *logBuffer
+	exited   chan error
+	conn     *grpc.ClientConn
+	admin    pb.MailServerAdminClient
+	dispatch pb.DispatchClient
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) add(s string) {
+	l.mu.Lock()
+	l.b.WriteString(s + "\n")
+	l.mu.Unlock()
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// start runs `serve` on dsn and waits for its first line.
+func start(t *testing.T, dsn string, flags ...string) *service {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(t.TempDir(), "key")
+	if strings.HasPrefix(dsn, "sqlite:") {
+		key = strings.TrimPrefix(dsn, "sqlite:") + ".key"
+	} else if out, err := exec.Command(path, "key", "create", key).CombinedOutput(); err != nil {
+		t.Fatalf("key: %v: %s", err, out)
+	}
+	s := &service{t: t, args: append([]string{"serve", "--listen=127.0.0.1:0", "--database=" + dsn, "--key-file=" + key, "--batch-interval=1h"}, flags...), log: &logBuffer{}}
+	s.run()
+	t.Cleanup(func() {
+		s.stop()
+		if t.Failed() {
+			l := s.log.String()
+			t.Logf("end of the service's log:\n%s", l[max(0, len(l)-4000):])
+		}
+	})
+	return s
+}
+
+func (s *service) run() {
+	s.t.Helper()
+	path, _ := binary()
+	s.cmd = exec.Command(path, s.args...)
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := s.cmd.StderrPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	addr := make(chan string, 1)
+	s.exited = make(chan error, 1)
+	go func() {
+		sc := bufio.NewScanner(out)
+		sc.Buffer(nil, 1<<20)
+		for sc.Scan() {
+			s.log.add(sc.Text())
+			if _, rest, ok := strings.Cut(sc.Text(), "msg=listening address="); ok {
+				a, _, _ := strings.Cut(rest, " ")
+				addr <- a
+			}
+		}
+		s.exited <- s.cmd.Wait()
+	}()
+	select {
+	case s.addr = <-addr:
+	case err := <-s.exited:
+		s.t.Fatalf("the service ended: %v\n%s", err, s.log)
+	case <-time.After(30 * time.Second):
+		s.t.Fatalf("the service does not listen\n%s", s.log)
+	}
+	if s.conn, err = grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20))); err != nil {
+		s.t.Fatal(err)
+	}
+	s.admin, s.dispatch = pb.NewMailServerAdminClient(s.conn), pb.NewDispatchClient(s.conn)
+}
+
+// stop asks the service to end and wants exit code 0.
+func (s *service) stop() {
+	if s.cmd == nil {
+		return
+	}
+	_ = s.conn.Close()
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-s.exited:
+		if err != nil {
+			s.t.Errorf("the service ended with %v", err)
+		}
+	case <-time.After(40 * time.Second):
+		s.t.Error("the service does not end")
+		_ = s.cmd.Process.Kill()
+	}
+	s.cmd = nil
+}
+
+// kill ends it the hard way.
+func (s *service) kill() {
+	_ = s.conn.Close()
+	_ = s.cmd.Process.Kill()
+	<-s.exited
+	s.cmd = nil
+}
+
+func timeout(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// each runs f against the binary on both databases.
+func each(t *testing.T, f func(t *testing.T, s *service)) {
+	t.Run("sqlite", func(t *testing.T) { f(t, start(t, storetest.SQLiteDSN(t))) })
+	t.Run("postgres", func(t *testing.T) { f(t, start(t, storetest.PostgresDSN(t))) })
+}
+
+// addServer saves a mail server on a local port.
+func (s *service) addServer(name string, mode pb.Mode, port int, change ...func(*pb.MailServer)) {
+	s.t.Helper()
+	m := &pb.MailServer{Name: name, Type: pb.MailServer_TYPE_SMTP, Mode: mode, From: "Shop <shop@x.example>",
+		Smtp: &pb.Smtp{Host: "127.0.0.1", Port: int32(port), Encryption: pb.Smtp_ENCRYPTION_NONE}}
+	for _, c := range change {
+		c(m)
+	}
+	if _, err := s.admin.CreateMailServer(timeout(s.t), &pb.CreateMailServerRequest{MailServer: m}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// result is a folded stream.
+type result struct {
+	accepted   *pb.SendResponse_Accepted
+	id         string
+	attempts   int
+	recipients []*pb.RecipientResult
+	mail       *pb.Mail
+	order      string
+}
+
+func (s *service) send(ctx context.Context, r *pb.SendRequest) (*result, error) {
+	stream, err := s.dispatch.Send(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	out := &result{}
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return out, err
+		}
+		out.id = ev.MailId
+		switch e := ev.Event.(type) {
+		case *pb.SendResponse_Accepted_:
+			out.accepted = e.Accepted
+			out.order += "a"
+		case *pb.SendResponse_Attempt:
+			out.attempts++
+			out.order += "t"
+		case *pb.SendResponse_Recipient:
+			out.recipients = append(out.recipients, e.Recipient)
+			out.order += "r"
+		case *pb.SendResponse_Completed_:
+			out.mail = e.Completed.Mail
+			out.order += "c"
+		}
+	}
+}
+
+func (s *service) mustSend(r *pb.SendRequest) *result {
+	s.t.Helper()
+	out, err := s.send(timeout(s.t), r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
+func (s *service) batch() *pb.RunBatchResponse {
+	s.t.Helper()
+	r, err := s.admin.RunBatch(timeout(s.t), &pb.RunBatchRequest{Wait: true})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+func (s *service) mail(id string) *pb.Mail {
+	s.t.Helper()
+	r, err := s.dispatch.GetMail(timeout(s.t), &pb.GetMailRequest{Id: id})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r.Mail
+}
+
+func message(to ...string) *pb.MailMessage {
+	return &pb.MailMessage{To: to, Subject: "Rechnung 发票", Text: "Guten Tag", Html: "<p>Guten Tag</p>"}
+}
