@@ -780,7 +780,8 @@ type MailFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id as given.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Why as a constant: MAIL_NOT_FOUND (no such id), or WRONG_STATE (it is being sent, or finished, or what was asked makes no sense for its status).
+	// Why as a constant: MAIL_NOT_FOUND (no such id), or WRONG_STATE (it is being sent, finished, expired, its mail server cannot be used, or its outcome
+	// is unknown and its id was not given).
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Why in words.
 	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -915,7 +916,7 @@ func (x *RetryMailsRequest) GetReason() string {
 // RetryMailsResponse counts.
 type RetryMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Mails that were selected: changed ones, failed ones, and those that already are what was asked for.
+	// Mails that were selected: those that are changed and those that could not be.
 	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Mails that are (with validate_only: would be) due now.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
@@ -1052,7 +1053,7 @@ func (x *CancelMailsRequest) GetReason() string {
 // CancelMailsResponse counts.
 type CancelMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Mails that were selected: changed ones, failed ones, and those that already are what was asked for.
+	// Mails that were selected: those that are changed and those that could not be.
 	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Mails that are (with validate_only: would be) cancelled.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`

@@ -45,8 +45,8 @@ type DispatchClient interface {
 	// UNKNOWN and the journal is completed by the reply. A caller that goes away does not stop a mail that has begun to leave; the same request_id
 	// attaches to it again.
 	//
-	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE), ALREADY_EXISTS
-	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
+	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE,
+	// MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
 	// breaks with UNAVAILABLE is called again with the same request_id.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SendResponse], error)
 	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
@@ -182,8 +182,8 @@ type DispatchServer interface {
 	// UNKNOWN and the journal is completed by the reply. A caller that goes away does not stop a mail that has begun to leave; the same request_id
 	// attaches to it again.
 	//
-	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE), ALREADY_EXISTS
-	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
+	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE,
+	// MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
 	// breaks with UNAVAILABLE is called again with the same request_id.
 	Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error
 	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
