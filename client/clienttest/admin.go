@@ -1,0 +1,306 @@
+package clienttest
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/maildispatch/maildispatch/client"
+	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+)
+
+type admin struct {
+	maildispatchv1.UnimplementedMailServerAdminServer
+	s *Server
+}
+
+func (a admin) ListMailServers(_ context.Context, req *maildispatchv1.ListMailServersRequest) (*maildispatchv1.ListMailServersResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	var all []*maildispatchv1.MailServer
+	for _, name := range slices.Sorted(maps.Keys(a.s.servers)) {
+		m := a.s.servers[name]
+		if (req.Team == nil || *req.Team == m.Team) && (req.Mode == 0 || req.Mode == m.Mode) && (req.Status == 0 || req.Status == m.Status) &&
+			(req.ShowDeleted || m.DeleteTime == nil) {
+			all = append(all, m)
+		}
+	}
+	all, next, err := page(all, req.GetPageSize(), req.GetPageToken())
+	return &maildispatchv1.ListMailServersResponse{MailServers: all, NextPageToken: next}, err
+}
+
+func (a admin) GetMailServer(_ context.Context, req *maildispatchv1.GetMailServerRequest) (*maildispatchv1.GetMailServerResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	m, err := a.s.server(req.GetName())
+	return &maildispatchv1.GetMailServerResponse{MailServer: proto.CloneOf(m)}, err
+}
+
+func (a admin) CreateMailServer(_ context.Context, req *maildispatchv1.CreateMailServerRequest) (*maildispatchv1.CreateMailServerResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	m := proto.CloneOf(req.GetMailServer())
+	var vs []client.Violation
+	require := func(field string, given bool) {
+		if !given {
+			vs = append(vs, client.Violation{Field: "mail_server." + field, Description: "is required"})
+		}
+	}
+	require("name", m.GetName() != "")
+	require("type", m.GetType() != 0)
+	require("from", m.GetFrom() != "")
+	require("mode", m.GetMode() != 0)
+	require("smtp", m.GetType() != maildispatchv1.MailServer_TYPE_SMTP || m.GetSmtp() != nil)
+	if len(vs) > 0 {
+		return nil, invalid(vs)
+	}
+	if a.s.servers[m.Name] != nil {
+		for _, r := range a.s.requests {
+			first, is := r.Message.(*maildispatchv1.CreateMailServerRequest)
+			if is && first != req && req.GetRequestId() != "" && proto.Equal(first, req) {
+				return &maildispatchv1.CreateMailServerResponse{MailServer: proto.CloneOf(a.s.servers[m.Name]), Duplicate: true}, nil
+			}
+		}
+		return nil, Error(codes.AlreadyExists, maildispatchv1.ReasonMailServerExists, fmt.Sprintf("there is a mail server %q already", m.Name))
+	}
+	if err := a.s.onlyDefault(m); err != nil {
+		return nil, err
+	}
+	if !req.GetValidateOnly() {
+		a.s.save(m)
+	}
+	return &maildispatchv1.CreateMailServerResponse{MailServer: proto.CloneOf(m)}, nil
+}
+
+func (a admin) UpdateMailServer(_ context.Context, req *maildispatchv1.UpdateMailServerRequest) (*maildispatchv1.UpdateMailServerResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	change := req.GetMailServer()
+	m, err := a.s.living(change.GetName(), change.GetEtag())
+	if err != nil {
+		return nil, err
+	}
+	m = proto.CloneOf(m)
+	if paths := req.GetUpdateMask().GetPaths(); len(paths) > 0 {
+		for _, p := range paths {
+			if !set(m.ProtoReflect(), change.ProtoReflect(), strings.Split(p, ".")) {
+				return nil, invalid([]client.Violation{{Field: "update_mask", Description: fmt.Sprintf("has the unknown path %q", p)}})
+			}
+		}
+	} else {
+		proto.Merge(m, change)
+	}
+	if err := a.s.onlyDefault(m); err != nil {
+		return nil, err
+	}
+	if !req.GetValidateOnly() {
+		a.s.save(m)
+	}
+	return &maildispatchv1.UpdateMailServerResponse{MailServer: proto.CloneOf(m)}, nil
+}
+
+func (a admin) DeleteMailServer(_ context.Context, req *maildispatchv1.DeleteMailServerRequest) (*maildispatchv1.DeleteMailServerResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	m, err := a.s.living(req.GetName(), req.GetEtag())
+	if err != nil {
+		return nil, err
+	}
+	var pending []*maildispatchv1.Mail
+	for _, e := range a.s.mails {
+		if e.mail.MailServer == m.Name && !archived(e.mail) {
+			pending = append(pending, e.mail)
+		}
+	}
+	if len(pending) > 0 && !req.GetForce() {
+		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailsPending, fmt.Sprintf("mail server %q has %d unfinished mails", m.Name, len(pending)))
+	}
+	for _, mail := range pending {
+		mail.Status, mail.DueTime = maildispatchv1.MailStatus_MAIL_STATUS_HELD, nil
+	}
+	m = proto.CloneOf(m)
+	m.DeleteTime, m.IsDefault = stamp(time.Now()), proto.Bool(false)
+	a.s.save(m)
+	return &maildispatchv1.DeleteMailServerResponse{MailServer: proto.CloneOf(m), HeldMails: int32(len(pending))}, nil
+}
+
+func (a admin) UndeleteMailServer(_ context.Context, req *maildispatchv1.UndeleteMailServerRequest) (*maildispatchv1.UndeleteMailServerResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	m, err := a.s.server(req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	if m.DeleteTime == nil {
+		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerNotDeleted, fmt.Sprintf("mail server %q is not deleted", m.Name))
+	}
+	m = proto.CloneOf(m)
+	m.DeleteTime = nil
+	a.s.save(m)
+	return &maildispatchv1.UndeleteMailServerResponse{MailServer: proto.CloneOf(m)}, nil
+}
+
+func (a admin) SetDefaultMailServer(_ context.Context, req *maildispatchv1.SetDefaultMailServerRequest) (*maildispatchv1.SetDefaultMailServerResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	m, err := a.s.living(req.GetName(), "")
+	if err != nil {
+		return nil, err
+	}
+	if m.Status != maildispatchv1.MailServer_STATUS_AVAILABLE {
+		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerUnavailable, fmt.Sprintf("mail server %q is unavailable", m.Name))
+	}
+	res := &maildispatchv1.SetDefaultMailServerResponse{}
+	for _, other := range a.s.servers {
+		if other.Team == m.Team && other.Name != m.Name && other.GetIsDefault() {
+			other = proto.CloneOf(other)
+			other.IsDefault = proto.Bool(false)
+			a.s.save(other)
+			res.PreviousDefault = proto.CloneOf(other)
+		}
+	}
+	m = proto.CloneOf(m)
+	m.IsDefault = proto.Bool(true)
+	a.s.save(m)
+	res.MailServer = proto.CloneOf(m)
+	return res, nil
+}
+
+func (a admin) TestMailServer(_ context.Context, req *maildispatchv1.TestMailServerRequest) (*maildispatchv1.TestMailServerResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	m := proto.CloneOf(req.GetMailServer())
+	if req.GetName() != "" {
+		saved, err := a.s.server(req.GetName())
+		if err != nil {
+			return nil, err
+		}
+		over := proto.CloneOf(saved)
+		if m != nil {
+			proto.Merge(over, m)
+		}
+		m = over
+	}
+	if m == nil {
+		return nil, invalid([]client.Violation{{Field: "name", Description: "name or mail_server is required"}})
+	}
+	script, scripted := a.s.tests[req.GetName()]
+	if !scripted {
+		script = a.s.tests[m.GetSmtp().GetHost()]
+	}
+	res := &maildispatchv1.TestMailServerResponse{Success: true, Message: "connect success!"}
+	for kind := maildispatchv1.TestStep_KIND_CONFIG; kind <= maildispatchv1.TestStep_KIND_QUIT; kind++ {
+		step := &maildispatchv1.TestStep{Kind: kind, Outcome: maildispatchv1.TestStep_OUTCOME_OK, Elapsed: durationpb.New(time.Millisecond)}
+		switch {
+		case !res.Success || skipped(kind, m, req.GetProbeRecipient()):
+			step = &maildispatchv1.TestStep{Kind: kind, Outcome: maildispatchv1.TestStep_OUTCOME_SKIPPED}
+		case script.GetKind() == kind:
+			step = proto.CloneOf(script)
+			if step.Outcome == maildispatchv1.TestStep_OUTCOME_FAILED {
+				words := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(kind.String(), "KIND_")), "_", " ")
+				res.Success, res.Message = false, words+": "+step.Detail
+			}
+		}
+		res.Steps = append(res.Steps, step)
+	}
+	return res, nil
+}
+
+// skipped reports whether a test has no reason to make a step.
+func skipped(kind maildispatchv1.TestStep_Kind, m *maildispatchv1.MailServer, probe string) bool {
+	switch kind {
+	case maildispatchv1.TestStep_KIND_TLS:
+		return m.GetSmtp().GetEncryption() != maildispatchv1.Smtp_ENCRYPTION_TLS
+	case maildispatchv1.TestStep_KIND_STARTTLS:
+		return m.GetSmtp().GetEncryption() != maildispatchv1.Smtp_ENCRYPTION_STARTTLS
+	case maildispatchv1.TestStep_KIND_AUTH:
+		return m.GetSmtp().GetUsername() == ""
+	case maildispatchv1.TestStep_KIND_MAIL_FROM, maildispatchv1.TestStep_KIND_RCPT_TO:
+		return probe == ""
+	}
+	return false
+}
+
+func (a admin) RunBatch(_ context.Context, req *maildispatchv1.RunBatchRequest) (*maildispatchv1.RunBatchResponse, error) {
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	if name := req.GetMailServer(); name != "" {
+		if _, err := a.s.server(name); err != nil {
+			return nil, err
+		}
+	}
+	counts := a.s.batch(req.GetMailServer(), time.Now())
+	if !req.GetWait() {
+		counts = &maildispatchv1.RunBatchResponse{}
+	}
+	return counts, nil
+}
+
+// server finds a mail server, also a deleted one; the lock is held, as in what follows.
+func (s *Server) server(name string) (*maildispatchv1.MailServer, error) {
+	if m := s.servers[name]; m != nil {
+		return m, nil
+	}
+	return nil, noServer(name)
+}
+
+// living finds one that is not deleted and has this etag, if one is given.
+func (s *Server) living(name, etag string) (*maildispatchv1.MailServer, error) {
+	m, err := s.server(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case m.DeleteTime != nil:
+		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerDeleted, fmt.Sprintf("mail server %q is deleted", name))
+	case cmp.Or(etag, m.Etag) != m.Etag:
+		return nil, Error(codes.Aborted, maildispatchv1.ReasonETagMismatch, fmt.Sprintf("mail server %q was changed meanwhile", name))
+	}
+	return m, nil
+}
+
+// defaultOf is the default of a team that can be used, nil if there is none.
+func (s *Server) defaultOf(team string) *maildispatchv1.MailServer {
+	for _, m := range s.servers {
+		if m.Team == team && m.GetIsDefault() && m.DeleteTime == nil && m.Status == maildispatchv1.MailServer_STATUS_AVAILABLE {
+			return m
+		}
+	}
+	return nil
+}
+
+// onlyDefault refuses a second default.
+func (s *Server) onlyDefault(m *maildispatchv1.MailServer) error {
+	if now := s.defaultOf(m.GetTeam()); m.GetIsDefault() && now != nil && now.Name != m.Name {
+		return Error(codes.FailedPrecondition, maildispatchv1.ReasonDefaultExists, fmt.Sprintf("%q is the default already", now.Name))
+	}
+	return nil
+}
+
+// set copies what a mask's path names; false when there is no such path.
+func set(to, from protoreflect.Message, path []string) bool {
+	if len(path) == 1 && path[0] == "*" {
+		from.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool { to.Set(f, v); return true })
+		return true
+	}
+	f := to.Descriptor().Fields().ByName(protoreflect.Name(path[0]))
+	switch {
+	case f == nil:
+		return false
+	case len(path) > 1:
+		return f.Message() != nil && !f.IsMap() && !f.IsList() && set(to.Mutable(f).Message(), from.Get(f).Message(), path[1:])
+	case from.Has(f):
+		to.Set(f, from.Get(f))
+	default:
+		to.Clear(f)
+	}
+	return true
+}

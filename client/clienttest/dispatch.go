@@ -1,0 +1,365 @@
+package clienttest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net/mail"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/maildispatch/maildispatch/client"
+	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+)
+
+// entry is a mail in memory; Server.mu guards it.
+type entry struct {
+	request *maildispatchv1.SendRequest
+	sum     [32]byte // of what request_id must not be used again with
+	mail    *maildispatchv1.Mail
+	raw     []byte
+}
+
+type dispatch struct {
+	maildispatchv1.UnimplementedDispatchServer
+	s *Server
+}
+
+func (d dispatch) Send(req *maildispatchv1.SendRequest, stream grpc.ServerStreamingServer[maildispatchv1.SendResponse]) error {
+	events, err := d.s.send(req)
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		if err := stream.Send(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// send takes a mail, in php mode sends it, and tells its story.
+func (s *Server) send(req *maildispatchv1.SendRequest) ([]*maildispatchv1.SendResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if vs := check(req); len(vs) > 0 {
+		return nil, invalid(vs)
+	}
+	o := req.GetOptions()
+	sum := fingerprint(req)
+	if id := req.GetRequestId(); id != "" && !req.GetValidateOnly() {
+		for _, e := range s.mails {
+			if e.mail.RequestId != id || e.mail.Team != o.GetTeam() {
+				continue
+			}
+			if e.sum != sum {
+				return nil, Error(codes.AlreadyExists, maildispatchv1.ReasonRequestIDReused, "request_id was used for other content")
+			}
+			return story(e.mail, true), nil
+		}
+	}
+	server, route, err := s.route(o.GetTeam(), o.GetMailServer())
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	e := &entry{request: proto.CloneOf(req), sum: sum}
+	id := fmt.Sprintf("00000000-0000-7000-8000-%012d", len(s.mails)+1)
+	e.mail = &maildispatchv1.Mail{
+		Id: id, Team: o.GetTeam(), MailServer: server.Name, Mode: server.Mode, Kind: o.GetKind(), Reference: o.GetReference(), Labels: o.GetLabels(),
+		Status: maildispatchv1.MailStatus_MAIL_STATUS_QUEUED, From: bare(server.From), Subject: req.GetMessage().GetSubject(),
+		MessageId: "<" + id + "@example.com>", RequestId: req.GetRequestId(), Route: route,
+		CreateTime: stamp(now), DueTime: stamp(now), ExpireTime: o.GetExpireTime(),
+	}
+	if e.mail.Kind == maildispatchv1.Kind_KIND_UNSPECIFIED {
+		e.mail.Kind = maildispatchv1.Kind_KIND_OTHER
+	}
+	later := o.GetSendAfter() != nil && o.GetSendAfter().AsTime().After(now)
+	if later {
+		e.mail.DueTime = o.GetSendAfter()
+	}
+	m := req.GetMessage()
+	for _, list := range []struct {
+		kind      maildispatchv1.RecipientResult_Kind
+		addresses []string
+	}{{maildispatchv1.RecipientResult_KIND_TO, m.GetTo()}, {maildispatchv1.RecipientResult_KIND_CC, m.GetCc()}, {maildispatchv1.RecipientResult_KIND_BCC, m.GetBcc()}} {
+		for _, a := range list.addresses {
+			e.add(bare(a), list.kind)
+		}
+	}
+	e.compose(now)
+	if req.GetValidateOnly() {
+		e.mail.Id = ""
+		return story(e.mail, false)[:1], nil
+	}
+	s.mails = append(s.mails, e)
+	if server.Mode == maildispatchv1.Mode_MODE_PHP && !later {
+		s.attempt(e, now)
+	}
+	return story(e.mail, false), nil
+}
+
+// add appends a recipient, once.
+func (e *entry) add(address string, kind maildispatchv1.RecipientResult_Kind) {
+	for _, r := range e.mail.Recipients {
+		if strings.EqualFold(r.Address, address) {
+			return
+		}
+	}
+	e.mail.Recipients = append(e.mail.Recipients, &maildispatchv1.RecipientResult{
+		Address: address, Kind: kind, Status: maildispatchv1.RecipientResult_STATUS_PENDING})
+}
+
+// compose makes something that can be downloaded: real headers, the text, and no attachments.
+func (e *entry) compose(now time.Time) {
+	m := e.request.GetMessage()
+	var b bytes.Buffer
+	header := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "%s: %s\r\n", name, value)
+		}
+	}
+	header("From", e.mail.From)
+	header("To", strings.Join(m.GetTo(), ", "))
+	header("Cc", strings.Join(m.GetCc(), ", "))
+	header("Reply-To", m.GetReplyTo())
+	header("Subject", m.GetSubject())
+	header("Date", now.UTC().Format(time.RFC1123Z))
+	header("Message-ID", e.mail.MessageId)
+	fmt.Fprintf(&b, "\r\n%s\r\n", m.GetText()+m.GetHtml())
+	e.raw = b.Bytes()
+	e.mail.SizeBytes = int64(b.Len())
+}
+
+// route chooses the mail server; the lock is held.
+func (s *Server) route(team, named string) (*maildispatchv1.MailServer, maildispatchv1.Route, error) {
+	if named != "" {
+		server := s.servers[named]
+		switch {
+		case server == nil || server.Team != "" && server.Team != team:
+			return nil, 0, noServer(named)
+		case server.DeleteTime != nil:
+			return nil, 0, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerDeleted, fmt.Sprintf("mail server %q is deleted", named))
+		case server.Status != maildispatchv1.MailServer_STATUS_AVAILABLE:
+			return nil, 0, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerUnavailable, fmt.Sprintf("mail server %q is unavailable", named))
+		}
+		return server, maildispatchv1.Route_ROUTE_NAMED, nil
+	}
+	if server := s.defaultOf(team); team != "" && server != nil {
+		return server, maildispatchv1.Route_ROUTE_TEAM_DEFAULT, nil
+	}
+	if server := s.defaultOf(""); server != nil {
+		return server, maildispatchv1.Route_ROUTE_SYSTEM_DEFAULT, nil
+	}
+	return nil, 0, Error(codes.FailedPrecondition, maildispatchv1.ReasonNoDefaultMailServer, "there is no default mail server")
+}
+
+// attempt makes one try for every recipient that still needs it; the lock is held.
+func (s *Server) attempt(e *entry, now time.Time) {
+	m := e.mail
+	m.AttemptCount++
+	a := &maildispatchv1.Attempt{Number: m.AttemptCount, MailServer: m.MailServer, StartTime: stamp(now), EndTime: stamp(now)}
+	m.Attempts = append(m.Attempts, a)
+	retried := m.Mode == maildispatchv1.Mode_MODE_DAEMON
+	next := stamp(now.Add(time.Minute << min(m.AttemptCount-1, 8)))
+	m.DueTime, m.FinishTime, m.LastError = nil, nil, ""
+	seen := map[maildispatchv1.RecipientResult_Status]int{}
+	for _, r := range m.Recipients {
+		if r.Status != maildispatchv1.RecipientResult_STATUS_ACCEPTED {
+			o, scripted := s.answers[strings.ToLower(r.Address)]
+			if !scripted {
+				o = Accepted
+			}
+			r.Status, r.SmtpCode, r.EnhancedCode, r.Detail = o.Status, o.SmtpCode, o.EnhancedCode, o.Detail
+			r.Attempt, r.Time, r.NextAttemptTime = a.Number, stamp(now), nil
+			switch {
+			case o.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED:
+				r.RemoteId = "Q" + m.Id[len(m.Id)-6:]
+			case o.Status == maildispatchv1.RecipientResult_STATUS_DEFERRED && retried:
+				r.NextAttemptTime, m.DueTime = next, next
+				fallthrough
+			default:
+				m.LastError = fmt.Sprintf("%s: %s", r.Address, r.Detail)
+			}
+		}
+		seen[r.Status]++
+	}
+	accepted := seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED]
+	switch {
+	case accepted == len(m.Recipients):
+		m.Status, a.Outcome, m.FinishTime = maildispatchv1.MailStatus_MAIL_STATUS_SENT, "sent", stamp(now)
+	case seen[maildispatchv1.RecipientResult_STATUS_UNKNOWN] > 0:
+		m.Status, a.Outcome, m.DueTime = maildispatchv1.MailStatus_MAIL_STATUS_UNKNOWN, "unknown", nil
+	case accepted > 0:
+		m.Status, a.Outcome = maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT, "partial"
+	case m.DueTime != nil:
+		m.Status, a.Outcome = maildispatchv1.MailStatus_MAIL_STATUS_DEFERRED, "deferred"
+	default:
+		m.Status, a.Outcome = maildispatchv1.MailStatus_MAIL_STATUS_FAILED, "failed"
+	}
+	a.Detail = m.LastError
+}
+
+// batch sends what is due; the lock is held.
+func (s *Server) batch(server string, now time.Time) *maildispatchv1.RunBatchResponse {
+	c := &maildispatchv1.RunBatchResponse{}
+	for _, e := range s.mails {
+		m := e.mail
+		via := s.servers[m.MailServer]
+		if m.DueTime == nil || m.DueTime.AsTime().After(now) || server != "" && server != m.MailServer || via == nil || via.DeleteTime != nil ||
+			via.Status != maildispatchv1.MailServer_STATUS_AVAILABLE {
+			continue
+		}
+		c.Claimed++
+		if m.ExpireTime != nil && !now.Before(m.ExpireTime.AsTime()) {
+			m.Status, m.DueTime, m.LastError = maildispatchv1.MailStatus_MAIL_STATUS_FAILED, nil, "expired"
+			c.Expired++
+			continue
+		}
+		s.attempt(e, now)
+		switch m.Status {
+		case maildispatchv1.MailStatus_MAIL_STATUS_SENT:
+			c.Sent++
+		case maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT:
+			c.PartiallySent++
+		case maildispatchv1.MailStatus_MAIL_STATUS_DEFERRED:
+			c.Deferred++
+		case maildispatchv1.MailStatus_MAIL_STATUS_UNKNOWN:
+			c.Unknown++
+		default:
+			c.Failed++
+		}
+	}
+	return c
+}
+
+// story is what Send tells of a mail as it is now.
+func story(m *maildispatchv1.Mail, duplicate bool) []*maildispatchv1.SendResponse {
+	m = proto.CloneOf(m)
+	detail := map[maildispatchv1.Route]string{
+		maildispatchv1.Route_ROUTE_NAMED:          fmt.Sprintf("mail server %q was named", m.MailServer),
+		maildispatchv1.Route_ROUTE_TEAM_DEFAULT:   fmt.Sprintf("%q is the default of team %q", m.MailServer, m.Team),
+		maildispatchv1.Route_ROUTE_SYSTEM_DEFAULT: fmt.Sprintf("%q is the default of the system", m.MailServer),
+	}
+	events := []*maildispatchv1.SendResponse{{MailId: m.Id, Time: m.CreateTime, Event: &maildispatchv1.SendResponse_Accepted_{
+		Accepted: &maildispatchv1.SendResponse_Accepted{MailServer: m.MailServer, Mode: m.Mode, Route: m.Route, RouteDetail: detail[m.Route],
+			Duplicate: duplicate, SizeBytes: m.SizeBytes}}}}
+	last := m.CreateTime
+	for _, a := range m.Attempts {
+		begun := &maildispatchv1.Attempt{Number: a.Number, MailServer: a.MailServer, StartTime: a.StartTime}
+		events = append(events, &maildispatchv1.SendResponse{MailId: m.Id, Time: a.StartTime, Event: &maildispatchv1.SendResponse_Attempt{Attempt: begun}})
+		last = a.StartTime
+	}
+	for _, r := range m.Recipients {
+		if r.Status != maildispatchv1.RecipientResult_STATUS_PENDING {
+			events = append(events, &maildispatchv1.SendResponse{MailId: m.Id, Time: r.Time, Event: &maildispatchv1.SendResponse_Recipient{Recipient: r}})
+			last = r.Time
+		}
+	}
+	return append(events, &maildispatchv1.SendResponse{MailId: m.Id, Time: last, Event: &maildispatchv1.SendResponse_Completed_{
+		Completed: &maildispatchv1.SendResponse_Completed{Mail: m}}})
+}
+
+func (d dispatch) GetMail(_ context.Context, req *maildispatchv1.GetMailRequest) (*maildispatchv1.GetMailResponse, error) {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	e := d.s.entry(req.GetId())
+	if e == nil {
+		return nil, noMail(req.GetId())
+	}
+	return &maildispatchv1.GetMailResponse{Mail: proto.CloneOf(e.mail)}, nil
+}
+
+func (d dispatch) DownloadMail(req *maildispatchv1.DownloadMailRequest, stream grpc.ServerStreamingServer[maildispatchv1.DownloadMailResponse]) error {
+	d.s.mu.Lock()
+	e := d.s.entry(req.GetId())
+	d.s.mu.Unlock()
+	if e == nil {
+		return noMail(req.GetId())
+	}
+	part := &maildispatchv1.DownloadMailResponse{SizeBytes: int64(len(e.raw)), Filename: req.GetId() + ".eml"} // raw never changes
+	for chunk := range slices.Chunk(e.raw, 64<<10) {
+		part.Chunk = chunk
+		if err := stream.Send(part); err != nil {
+			return err
+		}
+		part = &maildispatchv1.DownloadMailResponse{}
+	}
+	return nil
+}
+
+// entry finds a mail; the lock is held.
+func (s *Server) entry(id string) *entry {
+	for _, e := range s.mails {
+		if e.mail.Id == id {
+			return e
+		}
+	}
+	return nil
+}
+
+// check finds the worst; the service is far stricter.
+func check(req *maildispatchv1.SendRequest) []client.Violation {
+	m := req.GetMessage()
+	if m == nil {
+		return []client.Violation{{Field: "message", Description: "is required"}}
+	}
+	var vs []client.Violation
+	for _, list := range []struct {
+		field     string
+		addresses []string
+	}{{"to", m.GetTo()}, {"cc", m.GetCc()}, {"bcc", m.GetBcc()}} {
+		for i, a := range list.addresses {
+			if _, err := mail.ParseAddress(a); err != nil {
+				vs = append(vs, client.Violation{Field: fmt.Sprintf("message.%s[%d]", list.field, i), Description: "is not an address"})
+			}
+		}
+	}
+	if n := len(m.GetTo()) + len(m.GetCc()) + len(m.GetBcc()); n == 0 || n > 500 {
+		vs = append(vs, client.Violation{Field: "message.to", Description: "1 to 500 recipients over to, cc and bcc are required"})
+	}
+	if len(req.GetRequestId()) > 64 {
+		vs = append(vs, client.Violation{Field: "request_id", Description: "has more than 64 characters"})
+	}
+	return vs
+}
+
+func invalid(vs []client.Violation) error {
+	return Error(codes.InvalidArgument, maildispatchv1.ReasonValidationFailed, "the request is not valid", vs...)
+}
+
+func noMail(id string) error {
+	return Error(codes.NotFound, maildispatchv1.ReasonMailNotFound, fmt.Sprintf("there is no mail %q", id))
+}
+
+func noServer(name string) error {
+	return Error(codes.NotFound, maildispatchv1.ReasonMailServerNotFound, fmt.Sprintf("there is no mail server %q", name))
+}
+
+// bare is the mailbox of an address; what is none stays as it is.
+func bare(address string) string {
+	a, err := mail.ParseAddress(address)
+	if err != nil {
+		return address
+	}
+	return a.Address
+}
+
+// fingerprint sums up what a request asks for.
+func fingerprint(req proto.Message) [32]byte {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(req)
+	if err != nil {
+		panic("clienttest: " + err.Error()) // it came over the wire
+	}
+	return sha256.Sum256(b)
+}
+
+// stamp is a time as the service gives it: microseconds.
+func stamp(t time.Time) *timestamppb.Timestamp { return timestamppb.New(t.Truncate(time.Microsecond)) }
