@@ -47,7 +47,7 @@ func ParseAddress(s string) (Address, error) {
 	if r, bad := control(s); bad {
 		return a, fmt.Errorf("contains the control character %U", r)
 	}
-	s = strings.TrimSpace(s)
+	s = strings.Trim(s, " ") // and no other space: what is odd is refused, not mended
 	if s == "" {
 		return a, errors.New("is empty")
 	}
@@ -57,7 +57,7 @@ func ParseAddress(s string) (Address, error) {
 			return a, errors.New("has text behind the address")
 		}
 		box = s[i+1 : len(s)-1]
-		name, err := displayName(strings.TrimSpace(s[:i]))
+		name, err := displayName(strings.Trim(s[:i], " "))
 		if err != nil {
 			return a, err
 		}

@@ -23,6 +23,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
+var buildFlags = []string{"build"}
+
 // binary builds maildispatchd once.
 var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "maildispatch-e2e-")
@@ -30,7 +32,7 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "maildispatchd")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/maildispatch/maildispatch/server/cmd/maildispatchd").CombinedOutput()
+	out, err := exec.Command("go", append(buildFlags, "-o", path, "github.com/maildispatch/maildispatch/server/cmd/maildispatchd")...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build: %w: %s", err, out)
 	}
