@@ -97,6 +97,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		}})
 	a := api.New(api.Config{Store: st, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Logger: log,
 		TokenKey: keys.Derive("page tokens"),
+		Now:      eng.Now,
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, dialer(s), r, o)
 		}})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"math"
 	"slices"
 
 	"github.com/google/uuid"
@@ -77,18 +78,19 @@ func (s *Store) DueServers(ctx context.Context) ([]string, error) {
 	return names, s.fault(err)
 }
 
-// Claim makes up to max due mails of a mail server r's, by priority, then by due time. No two replicas ever get the same mail.
-func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int) ([]*Claimed, error) {
+// Claim makes up to max due mails of a mail server r's. Every team that waits gets an equal share of the page, its mails by priority, then by due time;
+// only mails of a priority above the given one are looked at. No two replicas ever get the same mail.
+func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, above int16) ([]*Claimed, error) {
 	var rows []claimedRow
 	if s.dialect == postgres {
-		if err := s.q.get("claim").SelectContext(ctx, &rows, server, max, int64(r)); err != nil {
+		if err := s.q.get("claim").SelectContext(ctx, &rows, server, server, max, server, above, int64(r)); err != nil {
 			return nil, s.fault(err)
 		}
 		return claimedOf(rows)
 	}
 	err := s.tx(ctx, func(tx *sqlx.Tx) error {
 		var ids []uuid.UUID
-		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, int64(r), server, s.nowArg(), max); err != nil || len(ids) == 0 {
+		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, server, max, s.nowArg(), above, int64(r)); err != nil || len(ids) == 0 {
 			return err
 		}
 		return s.claimedByID(ctx, tx, ids, &rows)
@@ -98,6 +100,9 @@ func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int) 
 	}
 	return claimedOf(rows)
 }
+
+// AnyPriority is below every priority.
+const AnyPriority = math.MinInt16
 
 func (s *Store) claimedByID(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID, rows *[]claimedRow) error {
 	b, err := json.Marshal(ids)

@@ -243,7 +243,7 @@ func TestClaimSettleJournals(t *testing.T) {
 		if err != nil || len(due) != 1 || due[0] != "ss" {
 			t.Fatalf("due servers: %v %v", due, err)
 		}
-		cs, err := s.Claim(ctx, r, "ss", 10)
+		cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority)
 		if err != nil || len(cs) != 2 || cs[0].ID != ms[1].ID || cs[1].ID != ms[0].ID {
 			t.Fatalf("claim: %v %v", cs, err)
 		}
@@ -253,7 +253,7 @@ func TestClaimSettleJournals(t *testing.T) {
 			!c.ExpireTime.Equal(exp.Truncate(time.Microsecond)) || c.Kind != store.KindInvoice || c.Marked {
 			t.Fatalf("claimed: %+v %v", c, err)
 		}
-		if again, err := s.Claim(ctx, r, "ss", 10); err != nil || len(again) != 0 {
+		if again, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(again) != 0 {
 			t.Fatalf("claimed twice: %v %v", again, err)
 		}
 		if m, err := s.Mail(ctx, store.Everything, c.ID); err != nil || m.Status != store.MailSending || m.Owner != r {
@@ -277,7 +277,7 @@ func TestClaimSettleJournals(t *testing.T) {
 		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleRetry, Status: store.MailPartiallySent, RunAt: at, Attempts: 1, Progress: p, LastError: "later"}) {
 			t.Fatal("retry refused")
 		}
-		cs, err = s.Claim(ctx, r, "ss", 10)
+		cs, err = s.Claim(ctx, r, "ss", 10, store.AnyPriority)
 		if err != nil || len(cs) != 1 || cs[0].Attempts != 1 || cs[0].Progress.Results[0].RemoteID != "Q1" || !cs[0].Progress.Results[0].Time.Equal(p.Results[0].Time) {
 			t.Fatalf("second claim: %+v %v", cs, err)
 		}
@@ -359,7 +359,7 @@ func TestClaimIsExclusive(t *testing.T) {
 		for range 8 {
 			wg.Go(func() {
 				for {
-					cs, err := s.Claim(ctx, r, "ss", 7)
+					cs, err := s.Claim(ctx, r, "ss", 7, store.AnyPriority)
 					if err != nil {
 						t.Error(err)
 						return
@@ -395,7 +395,7 @@ func TestRecover(t *testing.T) {
 		}
 		born := newMail("ss", func(m *store.NewMail) { m.Mode, m.Owner = store.ModePHP, dead })
 		enqueue(t, s, newMail("ss"), newMail("ss"), born)
-		cs, err := s.Claim(ctx, dead, "ss", 10)
+		cs, err := s.Claim(ctx, dead, "ss", 10, store.AnyPriority)
 		if err != nil || len(cs) != 2 {
 			t.Fatalf("claim: %v %v (a mail born owned must not be claimed)", cs, err)
 		}
@@ -422,7 +422,7 @@ func TestRecover(t *testing.T) {
 		if !settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: me, Kind: store.SettlePark, Status: store.MailUnknown, Attempts: 1, Progress: &store.Progress{}}) {
 			t.Fatal("the adopter cannot settle")
 		}
-		cs, err = s.Claim(ctx, me, "ss", 10)
+		cs, err = s.Claim(ctx, me, "ss", 10, store.AnyPriority)
 		if err != nil || len(cs) != 2 || cs[0].Crashes != 1 {
 			t.Fatalf("requeued: %v %v", cs, err)
 		}
@@ -435,7 +435,7 @@ func TestRecover(t *testing.T) {
 		if err != nil || n != 0 || len(adopted) != 1 {
 			t.Fatalf("after an orderly end: %d %v %v", n, adopted, err)
 		}
-		if cs, err = s.Claim(ctx, next, "ss", 10); err != nil || len(cs) != 1 || cs[0].Crashes != 1 {
+		if cs, err = s.Claim(ctx, next, "ss", 10, store.AnyPriority); err != nil || len(cs) != 1 || cs[0].Crashes != 1 {
 			t.Fatalf("released: %+v %v", cs, err)
 		}
 	})
@@ -449,7 +449,7 @@ func TestModify(t *testing.T) {
 		}
 		enqueue(t, s, ms...)
 		r := register(t, s)
-		cs, err := s.Claim(ctx, r, "ss", 1)
+		cs, err := s.Claim(ctx, r, "ss", 1, store.AnyPriority)
 		if err != nil || len(cs) != 1 {
 			t.Fatal(cs, err)
 		}
@@ -504,7 +504,7 @@ func TestSharedContentIsStoredOnce(t *testing.T) {
 		}
 		enqueue(t, s, ms...)
 		r := register(t, s)
-		cs, err := s.Claim(ctx, r, "ss", 10)
+		cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority)
 		if err != nil || len(cs) != 5 {
 			t.Fatal(err)
 		}
@@ -559,7 +559,7 @@ func TestPagesWithInserts(t *testing.T) {
 			t.Fatalf("%d mails seen", len(seen))
 		}
 		r := register(t, s)
-		cs, _ := s.Claim(ctx, r, "ss", 25)
+		cs, _ := s.Claim(ctx, r, "ss", 25, store.AnyPriority)
 		for _, c := range cs {
 			settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent})
 		}

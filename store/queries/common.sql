@@ -110,3 +110,24 @@ select status from archive where id = ?;
 -- name: due_count (read)
 -- due_server
 select count(*) from due where mail_server = ?;
+
+-- name: breakers (read)
+-- a handful of rows
+select mail_server, version, failures, reason, retry_at, probe_until, healed_at, success_at, failure_at, last_failure from breaker;
+
+-- name: breaker_make
+-- primary key
+insert into breaker (mail_server, version) values (?, 0) on conflict do nothing;
+
+-- name: breaker_write
+-- primary key
+update breaker set version = ?, failures = ?, reason = ?, retry_at = ?, probe_until = ?, healed_at = ?, success_at = ?, failure_at = ?, last_failure = ?
+where mail_server = ?;
+
+-- name: quota_make
+-- primary key
+insert into quota (mail_server, tokens, refilled_at, day, day_used) values (?, ?, ?, ?, 0) on conflict do nothing;
+
+-- name: quota_write
+-- primary key
+update quota set tokens = ?, refilled_at = ?, day = ?, day_used = ? where mail_server = ?;

@@ -33,10 +33,25 @@ select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= now());
 
 -- name: claim
--- due_ready; the CTE is materialized because a limit with skip locked must not be evaluated twice
-with c as materialized (
-  select id from due where mail_server = ? and owner is null and run_at is not null and run_at <= now()
-  order by priority desc, run_at limit ? for update skip locked
+-- due_ready: a loose scan finds the (team, priority) pairs that wait, one probe each; then each pair's oldest are locked, and every team gets its share of
+-- the page by priority. The locking CTE is materialized because a limit with skip locked must not be evaluated twice.
+with recursive p as (
+  (select team, priority from due where mail_server = ? and owner is null and run_at is not null order by team, priority limit 1)
+  union all
+  select n.team, n.priority from p cross join lateral (
+    select d.team, d.priority from due d
+    where d.mail_server = ? and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
+    order by d.team, d.priority limit 1) n
+), share as (
+  select greatest(1, ?::integer / greatest(1, count(distinct team))) as n from p
+), l as materialized (
+  select x.id, x.team, x.priority, x.run_at from p cross join lateral (
+    select d.id, d.team, d.priority, d.run_at from due d
+    where d.mail_server = ? and d.team = p.team and d.priority = p.priority and d.owner is null and d.run_at is not null and d.run_at <= now()
+    order by d.run_at limit (select n from share) for update skip locked) x
+  where p.priority > ?
+), c as (
+  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l) r where rank <= (select n from share)
 ), q as (
   update due set owner = ? from c where due.id = c.id
   returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
@@ -101,5 +116,33 @@ from q join mail m on m.id = q.id;
 delete from replica where alive_until = 'epoch' and not exists (select 1 from due where owner = replica.id);
 
 -- name: clock (read)
--- none
-select now();
+-- none; not now(), which stands still in a transaction
+select clock_timestamp();
+
+-- name: breaker_lock
+-- primary key
+select mail_server, version, failures, reason, retry_at, probe_until, healed_at, success_at, failure_at, last_failure from breaker where mail_server = ?
+for update;
+
+-- name: quota_lock
+-- primary key
+select tokens, refilled_at, day::text, day_used from quota where mail_server = ? for update;
+
+-- name: slot_take
+-- primary key; a slot of a replica that is not alive is free
+insert into connection_slot as c (mail_server, n, replica)
+select ?, g.n, ? from generate_series(1, ?::integer) g(n)
+where not exists (select 1 from connection_slot x join replica r on r.id = x.replica and r.alive_until > now() where x.mail_server = ? and x.n = g.n)
+order by g.n limit 1
+on conflict (mail_server, n) do update set replica = excluded.replica
+where not exists (select 1 from replica r where r.id = c.replica and r.alive_until > now())
+returning n;
+
+-- name: slot_free (read)
+-- primary key
+select exists (select 1 from generate_series(1, ?::integer) g(n)
+  where not exists (select 1 from connection_slot x join replica r on r.id = x.replica and r.alive_until > now() where x.mail_server = ? and x.n = g.n));
+
+-- name: slot_give
+-- primary key
+delete from connection_slot where mail_server = ? and n = ? and replica = ?;

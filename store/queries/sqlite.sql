@@ -20,9 +20,27 @@ select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
 
 -- name: claim
--- due_ready
-update due set owner = ? where id in (
-  select id from due where mail_server = ? and owner is null and run_at is not null and run_at <= ? order by priority desc, run_at limit ?)
+-- due_ready: a loose scan finds the (team, priority) pairs that wait, then every team gets its share of the page by priority
+with recursive p(team, priority) as (
+  select * from (select team, priority from due where mail_server = ?1 and owner is null and run_at is not null order by team, priority limit 1)
+  union all
+  select
+    (select d.team from due d where d.mail_server = ?1 and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
+      order by d.team, d.priority limit 1),
+    (select d.priority from due d where d.mail_server = ?1 and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
+      order by d.team, d.priority limit 1)
+  from p where p.team is not null
+), share(n) as (
+  select max(1, ?2 / max(1, count(distinct team))) from p
+), l as materialized (
+  select d.id, d.team, d.priority, d.run_at from p join due d on d.id in (
+    select x.id from due x
+    where x.mail_server = ?1 and x.team = p.team and x.priority = p.priority and x.owner is null and x.run_at is not null and x.run_at <= ?3
+    order by x.run_at limit (select n from share))
+  where p.team is not null and p.priority > ?4
+)
+update due set owner = ?5 where id in (
+  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l) where rank <= (select n from share))
 returning id;
 
 -- name: claimed
@@ -83,3 +101,11 @@ returning id;
 -- name: replica_forget
 -- due_owner
 delete from replica where alive_until = 0 and not exists (select 1 from due where owner = replica.id);
+
+-- name: breaker_lock
+-- primary key; the one writer is the lock
+select mail_server, version, failures, reason, retry_at, probe_until, healed_at, success_at, failure_at, last_failure from breaker where mail_server = ?;
+
+-- name: quota_lock
+-- primary key; the one writer is the lock
+select tokens, refilled_at, day, day_used from quota where mail_server = ?;

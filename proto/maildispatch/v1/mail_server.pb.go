@@ -300,6 +300,59 @@ func (Smtp_Auth) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{1, 1}
 }
 
+// State says whether sessions can be had.
+type Health_State int32
+
+const (
+	// Never returned.
+	Health_STATE_UNSPECIFIED Health_State = 0
+	// Sessions can be had, as far as known.
+	Health_STATE_OK Health_State = 1
+	// Left alone until retry_time.
+	Health_STATE_SUSPENDED Health_State = 2
+)
+
+// Enum value maps for Health_State.
+var (
+	Health_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "STATE_OK",
+		2: "STATE_SUSPENDED",
+	}
+	Health_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"STATE_OK":          1,
+		"STATE_SUSPENDED":   2,
+	}
+)
+
+func (x Health_State) Enum() *Health_State {
+	p := new(Health_State)
+	*p = x
+	return p
+}
+
+func (x Health_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Health_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_maildispatch_v1_mail_server_proto_enumTypes[5].Descriptor()
+}
+
+func (Health_State) Type() protoreflect.EnumType {
+	return &file_maildispatch_v1_mail_server_proto_enumTypes[5]
+}
+
+func (x Health_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Health_State.Descriptor instead.
+func (Health_State) EnumDescriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{3, 0}
+}
+
 // MailServer is a saved way to send mail, owned by a team or by the whole system.
 type MailServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -333,7 +386,9 @@ type MailServer struct {
 	// OUTPUT_ONLY. When it was last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// OUTPUT_ONLY. Set while the mail server is deleted.
-	DeleteTime    *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
+	DeleteTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
+	// OUTPUT_ONLY. What all replicas know of its health. Absent where nothing has been sent through it yet.
+	Health        *Health `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -469,6 +524,13 @@ func (x *MailServer) GetUpdateTime() *timestamppb.Timestamp {
 func (x *MailServer) GetDeleteTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.DeleteTime
+	}
+	return nil
+}
+
+func (x *MailServer) GetHealth() *Health {
+	if x != nil {
+		return x.Health
 	}
 	return nil
 }
@@ -613,14 +675,19 @@ func (x *Smtp) GetTimeout() *durationpb.Duration {
 // Limits of one mail server. Zero = the service's default.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Connections of one service process to this server: at most 500, default 10.
+	// Connections to this server over all replicas: at most 500. Default: 10 of each replica.
 	MaxConnections int32 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	// Mails carried by one connection before it is renewed: at most 100000, default 1000.
 	MailsPerConnection int32 `protobuf:"varint,2,opt,name=mails_per_connection,json=mailsPerConnection,proto3" json:"mails_per_connection,omitempty"`
 	// Attempts after which a temporary failure becomes final: at most 1000; default: attempts for 5 days.
 	MaxAttempts int32 `protobuf:"varint,3,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	// Largest raw message accepted for this server, in bytes: at most 26214400 (25 MiB), default 10485760 (10 MiB).
-	MaxMailBytes  int64 `protobuf:"varint,4,opt,name=max_mail_bytes,json=maxMailBytes,proto3" json:"max_mail_bytes,omitempty"`
+	MaxMailBytes int64 `protobuf:"varint,4,opt,name=max_mail_bytes,json=maxMailBytes,proto3" json:"max_mail_bytes,omitempty"`
+	// Mails per minute over all replicas: at most 1000000, default no limit. Kept evenly, a tenth of it at once: no minute sees more than 110 %. Daemon-mode
+	// mail waits; a php-mode mail waits up to 10 s, then fails with the reason.
+	MailsPerMinute int32 `protobuf:"varint,5,opt,name=mails_per_minute,json=mailsPerMinute,proto3" json:"mails_per_minute,omitempty"`
+	// Mails per day (UTC) over all replicas: at most 100000000, default no limit. Daemon-mode mail waits for the next day, php-mode mail fails with the reason.
+	MailsPerDay   int32 `protobuf:"varint,6,opt,name=mails_per_day,json=mailsPerDay,proto3" json:"mails_per_day,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,11 +750,118 @@ func (x *Limits) GetMaxMailBytes() int64 {
 	return 0
 }
 
+func (x *Limits) GetMailsPerMinute() int32 {
+	if x != nil {
+		return x.MailsPerMinute
+	}
+	return 0
+}
+
+func (x *Limits) GetMailsPerDay() int32 {
+	if x != nil {
+		return x.MailsPerDay
+	}
+	return 0
+}
+
+// Health of one mail server, shared by all replicas. A mail server that cannot be reached, secured or logged in to, or that says several times in a row that
+// we are too fast, is suspended: its mails wait and lose no attempt, php-mode callers are told at once. When retry_time has come one connection probes it;
+// the waits are 1 s, 5 s, 30 s, then double from 1 minute to 15. After a success connections ramp up 1, 2, 4... A change of the mail server ends a suspension.
+type Health struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// OUTPUT_ONLY. Whether mail is sent through it just now.
+	State Health_State `protobuf:"varint,1,opt,name=state,proto3,enum=maildispatch.v1.Health_State" json:"state,omitempty"`
+	// OUTPUT_ONLY. Why it is suspended; empty while it is not.
+	SuspendedReason string `protobuf:"bytes,2,opt,name=suspended_reason,json=suspendedReason,proto3" json:"suspended_reason,omitempty"`
+	// OUTPUT_ONLY. When a session was last opened, to about 30 s.
+	LastSuccessTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_success_time,json=lastSuccessTime,proto3" json:"last_success_time,omitempty"`
+	// OUTPUT_ONLY. When it last failed.
+	LastFailureTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_failure_time,json=lastFailureTime,proto3" json:"last_failure_time,omitempty"`
+	// OUTPUT_ONLY. How it last failed.
+	LastFailure string `protobuf:"bytes,5,opt,name=last_failure,json=lastFailure,proto3" json:"last_failure,omitempty"`
+	// OUTPUT_ONLY. When it is tried again; absent while it is not suspended.
+	RetryTime     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=retry_time,json=retryTime,proto3" json:"retry_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Health) Reset() {
+	*x = Health{}
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Health) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Health) ProtoMessage() {}
+
+func (x *Health) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Health.ProtoReflect.Descriptor instead.
+func (*Health) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Health) GetState() Health_State {
+	if x != nil {
+		return x.State
+	}
+	return Health_STATE_UNSPECIFIED
+}
+
+func (x *Health) GetSuspendedReason() string {
+	if x != nil {
+		return x.SuspendedReason
+	}
+	return ""
+}
+
+func (x *Health) GetLastSuccessTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSuccessTime
+	}
+	return nil
+}
+
+func (x *Health) GetLastFailureTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastFailureTime
+	}
+	return nil
+}
+
+func (x *Health) GetLastFailure() string {
+	if x != nil {
+		return x.LastFailure
+	}
+	return ""
+}
+
+func (x *Health) GetRetryTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryTime
+	}
+	return nil
+}
+
 var File_maildispatch_v1_mail_server_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\n" +
-	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\a\n" +
+	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\a\n" +
 	"\n" +
 	"MailServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -709,7 +883,8 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\vupdate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12;\n" +
 	"\vdelete_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"deleteTime\x1a>\n" +
+	"deleteTime\x12/\n" +
+	"\x06health\x18\x11 \x01(\v2\x17.maildispatch.v1.HealthR\x06health\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -751,12 +926,26 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\n" +
 	"AUTH_LOGIN\x10\x03\x12\x11\n" +
 	"\rAUTH_CRAM_MD5\x10\x04B\x17\n" +
-	"\x15_allow_plaintext_auth\"\xac\x01\n" +
+	"\x15_allow_plaintext_auth\"\xfa\x01\n" +
 	"\x06Limits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\x05R\x0emaxConnections\x120\n" +
 	"\x14mails_per_connection\x18\x02 \x01(\x05R\x12mailsPerConnection\x12!\n" +
 	"\fmax_attempts\x18\x03 \x01(\x05R\vmaxAttempts\x12$\n" +
-	"\x0emax_mail_bytes\x18\x04 \x01(\x03R\fmaxMailBytes*;\n" +
+	"\x0emax_mail_bytes\x18\x04 \x01(\x03R\fmaxMailBytes\x12(\n" +
+	"\x10mails_per_minute\x18\x05 \x01(\x05R\x0emailsPerMinute\x12\"\n" +
+	"\rmails_per_day\x18\x06 \x01(\x05R\vmailsPerDay\"\x99\x03\n" +
+	"\x06Health\x123\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1d.maildispatch.v1.Health.StateR\x05state\x12)\n" +
+	"\x10suspended_reason\x18\x02 \x01(\tR\x0fsuspendedReason\x12F\n" +
+	"\x11last_success_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastSuccessTime\x12F\n" +
+	"\x11last_failure_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastFailureTime\x12!\n" +
+	"\flast_failure\x18\x05 \x01(\tR\vlastFailure\x129\n" +
+	"\n" +
+	"retry_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\"A\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bSTATE_OK\x10\x01\x12\x13\n" +
+	"\x0fSTATE_SUSPENDED\x10\x02*;\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bMODE_PHP\x10\x01\x12\x0f\n" +
@@ -774,39 +963,46 @@ func file_maildispatch_v1_mail_server_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_mail_server_proto_rawDescData
 }
 
-var file_maildispatch_v1_mail_server_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_maildispatch_v1_mail_server_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_maildispatch_v1_mail_server_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_maildispatch_v1_mail_server_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_maildispatch_v1_mail_server_proto_goTypes = []any{
 	(Mode)(0),                     // 0: maildispatch.v1.Mode
 	(MailServer_Type)(0),          // 1: maildispatch.v1.MailServer.Type
 	(MailServer_Status)(0),        // 2: maildispatch.v1.MailServer.Status
 	(Smtp_Encryption)(0),          // 3: maildispatch.v1.Smtp.Encryption
 	(Smtp_Auth)(0),                // 4: maildispatch.v1.Smtp.Auth
-	(*MailServer)(nil),            // 5: maildispatch.v1.MailServer
-	(*Smtp)(nil),                  // 6: maildispatch.v1.Smtp
-	(*Limits)(nil),                // 7: maildispatch.v1.Limits
-	nil,                           // 8: maildispatch.v1.MailServer.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
+	(Health_State)(0),             // 5: maildispatch.v1.Health.State
+	(*MailServer)(nil),            // 6: maildispatch.v1.MailServer
+	(*Smtp)(nil),                  // 7: maildispatch.v1.Smtp
+	(*Limits)(nil),                // 8: maildispatch.v1.Limits
+	(*Health)(nil),                // 9: maildispatch.v1.Health
+	nil,                           // 10: maildispatch.v1.MailServer.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
 }
 var file_maildispatch_v1_mail_server_proto_depIdxs = []int32{
 	1,  // 0: maildispatch.v1.MailServer.type:type_name -> maildispatch.v1.MailServer.Type
-	6,  // 1: maildispatch.v1.MailServer.smtp:type_name -> maildispatch.v1.Smtp
+	7,  // 1: maildispatch.v1.MailServer.smtp:type_name -> maildispatch.v1.Smtp
 	0,  // 2: maildispatch.v1.MailServer.mode:type_name -> maildispatch.v1.Mode
 	2,  // 3: maildispatch.v1.MailServer.status:type_name -> maildispatch.v1.MailServer.Status
-	7,  // 4: maildispatch.v1.MailServer.limits:type_name -> maildispatch.v1.Limits
-	8,  // 5: maildispatch.v1.MailServer.annotations:type_name -> maildispatch.v1.MailServer.AnnotationsEntry
-	9,  // 6: maildispatch.v1.MailServer.create_time:type_name -> google.protobuf.Timestamp
-	9,  // 7: maildispatch.v1.MailServer.update_time:type_name -> google.protobuf.Timestamp
-	9,  // 8: maildispatch.v1.MailServer.delete_time:type_name -> google.protobuf.Timestamp
-	3,  // 9: maildispatch.v1.Smtp.encryption:type_name -> maildispatch.v1.Smtp.Encryption
-	4,  // 10: maildispatch.v1.Smtp.auth:type_name -> maildispatch.v1.Smtp.Auth
-	10, // 11: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 4: maildispatch.v1.MailServer.limits:type_name -> maildispatch.v1.Limits
+	10, // 5: maildispatch.v1.MailServer.annotations:type_name -> maildispatch.v1.MailServer.AnnotationsEntry
+	11, // 6: maildispatch.v1.MailServer.create_time:type_name -> google.protobuf.Timestamp
+	11, // 7: maildispatch.v1.MailServer.update_time:type_name -> google.protobuf.Timestamp
+	11, // 8: maildispatch.v1.MailServer.delete_time:type_name -> google.protobuf.Timestamp
+	9,  // 9: maildispatch.v1.MailServer.health:type_name -> maildispatch.v1.Health
+	3,  // 10: maildispatch.v1.Smtp.encryption:type_name -> maildispatch.v1.Smtp.Encryption
+	4,  // 11: maildispatch.v1.Smtp.auth:type_name -> maildispatch.v1.Smtp.Auth
+	12, // 12: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
+	5,  // 13: maildispatch.v1.Health.state:type_name -> maildispatch.v1.Health.State
+	11, // 14: maildispatch.v1.Health.last_success_time:type_name -> google.protobuf.Timestamp
+	11, // 15: maildispatch.v1.Health.last_failure_time:type_name -> google.protobuf.Timestamp
+	11, // 16: maildispatch.v1.Health.retry_time:type_name -> google.protobuf.Timestamp
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_server_proto_init() }
@@ -821,8 +1017,8 @@ func file_maildispatch_v1_mail_server_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_server_proto_rawDesc), len(file_maildispatch_v1_mail_server_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   4,
+			NumEnums:      6,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

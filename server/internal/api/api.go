@@ -33,6 +33,7 @@ type Store interface {
 	UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error)
 	SetDefault(ctx context.Context, sc store.Scope, name string, a store.Audit) (now, previous *store.MailServer, err error)
 	DefaultServer(ctx context.Context, team string) (*store.MailServer, error)
+	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
 	ListDue(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
 	ListArchive(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)

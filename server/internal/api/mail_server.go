@@ -43,8 +43,14 @@ func (a *API) ListMailServers(ctx context.Context, r *pb.ListMailServersRequest)
 		ms = ms[:n]
 		out.NextPageToken = a.pageToken("servers", filter, []byte(ms[n-1].Name))
 	}
+	bs, err := a.Store.Breakers(ctx)
+	if err != nil {
+		return nil, a.fault(err)
+	}
 	for _, m := range ms {
-		out.MailServers = append(out.MailServers, mailServer(m))
+		x := mailServer(m)
+		x.Health = health(m, bs[m.Name])
+		out.MailServers = append(out.MailServers, x)
 	}
 	return out, nil
 }
@@ -55,7 +61,13 @@ func (a *API) GetMailServer(ctx context.Context, r *pb.GetMailServerRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	return &pb.GetMailServerResponse{MailServer: mailServer(m)}, nil
+	bs, err := a.Store.Breakers(ctx)
+	if err != nil {
+		return nil, a.fault(err)
+	}
+	out := mailServer(m)
+	out.Health = health(m, bs[m.Name])
+	return &pb.GetMailServerResponse{MailServer: out}, nil
 }
 
 // server reads a mail server named by a request's field.
@@ -89,7 +101,7 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 	}
 	if r.RequestId != "" {
 		in := proto.Clone(m).(*pb.MailServer)
-		in.Etag, in.CreateTime, in.UpdateTime, in.DeleteTime = "", nil, nil, nil
+		in.Etag, in.CreateTime, in.UpdateTime, in.DeleteTime, in.Health = "", nil, nil, nil, nil
 		s.Fingerprint = fingerprint(in)
 	}
 	if r.ValidateOnly {

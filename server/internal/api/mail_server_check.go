@@ -108,6 +108,8 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 		limit("max_connections", int64(l.MaxConnections), 500)
 		limit("mails_per_connection", int64(l.MailsPerConnection), 100000)
 		limit("max_attempts", int64(l.MaxAttempts), 1000)
+		limit("mails_per_minute", int64(l.MailsPerMinute), 1000000)
+		limit("mails_per_day", int64(l.MailsPerDay), 100000000)
 		limit("max_mail_bytes", l.MaxMailBytes, smtpx.MaxMailBytesCap)
 	}
 	switch {

@@ -63,7 +63,8 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 		Status: statusName[m.Status], IsDefault: &def, Annotations: m.Annotations, Etag: etag(m.Version), CreateTime: stamp(&m.CreateTime),
 		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime)}
 	if l := m.Limits; l != (store.Limits{}) {
-		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes}
+		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MailsPerMinute: l.MailsPerMinute,
+			MailsPerDay: l.MailsPerDay, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes}
 	}
 	if x := m.SMTP; x != nil {
 		out.Smtp = &pb.Smtp{Host: x.Host, Port: int32(x.Port), Encryption: encryptionName[smtpx.Encryption(x.Encryption)], Auth: authName[smtpx.Auth(x.Auth)],
@@ -91,6 +92,7 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	l := m.GetLimits()
 	s.Limits.MaxConnections, s.Limits.MailsPerConnection = l.GetMaxConnections(), l.GetMailsPerConnection()
 	s.Limits.MaxAttempts, s.Limits.MaxMailBytes = l.GetMaxAttempts(), l.GetMaxMailBytes()
+	s.Limits.MailsPerMinute, s.Limits.MailsPerDay = l.GetMailsPerMinute(), l.GetMailsPerDay()
 	if s.Type != store.TypeSMTP {
 		s.SMTP = nil
 		return
@@ -108,4 +110,16 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 // sameLogin: the stored password may still be used, because it would go to the same place.
 func sameLogin(a, b *store.SMTP) bool {
 	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && a.Username == b.Username
+}
+
+// health is what all replicas know of a mail server; nil where nothing was sent through it as it is configured now.
+func health(m *store.MailServer, b *store.Breaker) *pb.Health {
+	if b == nil || b.Version != m.Version && b.SuccessAt.IsZero() && b.FailureAt.IsZero() {
+		return nil
+	}
+	h := &pb.Health{State: pb.Health_STATE_OK, LastSuccessTime: stamp(&b.SuccessAt), LastFailureTime: stamp(&b.FailureAt), LastFailure: b.LastFailure}
+	if b.Failures > 0 && b.Version == m.Version {
+		h.State, h.SuspendedReason, h.RetryTime = pb.Health_STATE_SUSPENDED, b.Reason, stamp(&b.RetryAt)
+	}
+	return h
 }

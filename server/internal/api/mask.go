@@ -14,7 +14,7 @@ import (
 // What a mask may not name, and what an overlay leaves alone.
 var (
 	immutable  = map[string]bool{"name": true, "team": true, "type": true}
-	outputOnly = map[string]bool{"etag": true, "create_time": true, "update_time": true, "delete_time": true, "smtp.has_password": true}
+	outputOnly = map[string]bool{"etag": true, "create_time": true, "update_time": true, "delete_time": true, "health": true, "smtp.has_password": true}
 )
 
 // overlay writes changes into m. Without a mask: every present field. "*": everything that may be changed. Else: the named paths, absent ones being cleared.
@@ -46,7 +46,7 @@ func overlay(c *apierr.Check, m, changes *pb.MailServer, mask *fieldmaskpb.Field
 			c.Bad("update_mask", `"*" stands alone`)
 		case immutable[p]:
 			c.Bad("update_mask", "%s cannot be changed", p)
-		case outputOnly[p]:
+		case outputOnly[p], strings.HasPrefix(p, "health."):
 			c.Bad("update_mask", "%s is output only", p)
 		case !overlayPath(m.ProtoReflect(), changes.ProtoReflect(), strings.Split(p, ".")):
 			c.Bad("update_mask", "%q is not a field of a mail server", clip(p))

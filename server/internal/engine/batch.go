@@ -50,7 +50,7 @@ func (e *Engine) queued() {
 	}
 }
 
-// RunBatch is the minute's batch, now: of one mail server, or of all when server is "". Asked for by name, a resting mail server is tried. With
+// RunBatch is the minute's batch, now: of one mail server, or of all when server is "". Asked for by name, a suspended mail server is tried. With
 // wait it returns when everything that was due is settled, with the counts of the drains it started or joined; without, at once.
 func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delivery.Counts, error) {
 	var sum delivery.Counts
@@ -75,7 +75,7 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 
 // startDrains starts a drain for each mail server with due mail, or makes the one that runs look once more.
 func (e *Engine) startDrains(ctx context.Context, server string, force bool) ([]*drain, error) {
-	e.lastPass.Store(e.cfg.Now().UnixNano())
+	e.lastPass.Store(e.now().UnixNano())
 	names := []string{server}
 	if server == "" {
 		var err error
@@ -96,11 +96,11 @@ func (e *Engine) startDrains(ctx context.Context, server string, force bool) ([]
 		if s.DeleteTime != nil || s.Status != store.ServerAvailable {
 			continue
 		}
-		if reason, resting := e.rests.resting(name, s.Version, e.cfg.Now()); resting && !force {
-			e.log.Debug("batch: mail server rests", "mail_server", name, "reason", reason)
+		if b := e.breakers.get(s); b != nil && b.Failures > 0 && !force && e.now().Before(later(b.RetryAt, b.ProbeUntil)) {
+			e.log.Debug("batch: mail server is suspended", "mail_server", name, "reason", b.Reason, "next_try", b.RetryAt)
 			continue
 		}
-		if d := e.drains.start(e, s); d != nil {
+		if d := e.drains.start(e, s, force); d != nil {
 			ds = append(ds, d)
 		}
 	}
@@ -113,19 +113,22 @@ type drains struct {
 	running map[string]*drain
 }
 
-// start returns the mail server's drain, begun now or already running; nil when the engine is stopping.
-func (ds *drains) start(e *Engine, s *store.MailServer) *drain {
+// start returns the mail server's drain, begun now or already running; nil when the engine is stopping. One that runs lets urgent mail in at once.
+func (ds *drains) start(e *Engine, s *store.MailServer, force bool) *drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	if d := ds.running[s.Name]; d != nil {
 		d.more = true
+		d.stale = d.server.Version != s.Version // it ends soon, and a new one begins with the new configuration
 		d.jobs.kick()
+		d.beside.Go(func() { d.express(e.workCtx) })
 		return d
 	}
 	if !e.begin() {
 		return nil
 	}
 	d := newDrain(e, s)
+	d.force = force
 	ds.running[s.Name] = d
 	go func() {
 		defer e.work.Done()
@@ -138,10 +141,23 @@ func (ds *drains) start(e *Engine, s *store.MailServer) *drain {
 func (ds *drains) finish(d *drain) bool {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if d.more && !d.broken() {
+	if d.more && !d.broken() && !d.stale {
 		d.more = false
 		return false
 	}
-	delete(ds.running, d.server.Name)
+	ds.remove(d)
 	return true
+}
+
+// end takes a drain off the list whatever was asked of it meanwhile.
+func (ds *drains) end(d *drain) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	ds.remove(d)
+}
+
+func (ds *drains) remove(d *drain) {
+	if ds.running[d.server.Name] == d {
+		delete(ds.running, d.server.Name)
+	}
 }

@@ -33,14 +33,33 @@
 //
 // # Failures of the relay and failures of the mail
 //
-// A relay that cannot be reached, secured, logged in to, or says 421 costs no mail an attempt: its mails go back untouched and the relay rests
-// for 30 s, doubling to 15 minutes, in this process. Temporary refusals (4yz) cost an attempt and back off from 1 minute, doubling to 4 hours, with
-// jitter, for 5 days. Permanent refusals (5yz) are final for that recipient and never stop the others. What a php-mode caller was told has failed is
-// not retried by the service itself; a php-mode mail that the batch sends (scheduled, retried by a person, rescued) is retried like any other.
+// A relay that cannot be reached, secured, logged in to, or says 421 costs no mail an attempt: its mails go back untouched and its breaker opens,
+// which all replicas share through the database (see breaker.go). A suspended relay is probed by one connection over all replicas after 1 s, 5 s, 30 s,
+// then 1 minute doubling to 15; php-mode callers hear of the suspension at once; after a success connections ramp up 1, 2, 4... A change of the
+// configuration starts afresh. A relay that says we are too fast (421, 450, 451, 452 with 4.7.x, at RCPT only 421) loses half its connections at each
+// such answer, and three in a row open the breaker; the mails wait a little and lose no attempt, but not beyond their lifetime.
+//
+// Temporary refusals (4yz) cost an attempt and back off from 1 minute, doubling to 4 hours, with jitter, for 5 days. Permanent refusals (5yz) are final
+// for that recipient and never stop the others. What a php-mode caller was told has failed is not retried by the service itself; a php-mode mail that the
+// batch sends (scheduled, retried by a person, rescued) is retried like any other.
+//
+// A mail whose owner died three times while it held it, or that made the service panic, is quarantined (failed, with the reason) while the rest flow.
+//
+// # Lanes and limits
+//
+// One mail server never waits for another: each has its own drain, connections and breaker. Inside one, every team that waits gets an equal share of each
+// claim, its mails by priority. A pass that meets a running drain claims what is more urgent than what that is busy with and puts it in front. Of a php-mode
+// server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits. Limits per minute, per day and on
+// connections hold over all replicas (store: quota, connection_slot).
+//
+// # Clocks
+//
+// What is due, and whether a replica lives, is decided by the database's clock; this process corrects its own by it. Only the freshness of a lease is
+// measured by the monotonic clock, which nobody can set.
 //
 // # Concurrency
 //
 // One drain per mail server and process: overlapping passes join it. A drain owns one feeder, which claims, and workers, each owning
-// one session. php-mode mails never queue behind a drain: each runs on the goroutine of its flight with a session from a small pool. Results
+// one session. php-mode mails never queue behind a drain: each runs on the goroutine of its flight with a session from the mail server's pool. Results
 // go through one recorder that keeps their order.
 package engine

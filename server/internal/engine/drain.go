@@ -21,24 +21,33 @@ const (
 type drain struct {
 	e      *Engine
 	server *store.MailServer
+	pool   *pool
 	jobs   *queue
+	force  bool          // try the mail server although it is suspended
 	done   chan struct{} // closed when the drain is over
-	more   bool          // guarded by drains.mu: look once more before ending
 
-	mu      sync.Mutex
-	counts  delivery.Counts
-	live    int // workers with an open session
-	workers int
-	fault   error // no session can be had: the drain ends
+	more   bool           // guarded by drains.mu: look once more before ending
+	stale  bool           // guarded by drains.mu: the configuration has changed, end soon
+	beside sync.WaitGroup // express runs; begun under drains.mu while the drain is listed
+
+	mu       sync.Mutex
+	counts   delivery.Counts
+	workers  int
+	alone    int   // rounds in which there were jobs and no worker could be hired
+	fault    error // no session can be had: the drain ends
+	cut      int   // connections taken off because the relay throttles
+	throttle int   // throttling answers in a row
+	least    int16 // priority that the last page went down to
 
 	recording sync.WaitGroup // results handed over and not durable yet
+	hands     sync.WaitGroup // workers
 
 	probed  chan struct{} // closed when the first worker has opened a session, or failed
 	probing sync.Once
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	return &drain{e: e, server: s, jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{})}
+	return &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), least: store.AnyPriority}
 }
 
 func (d *drain) total() delivery.Counts {
@@ -53,63 +62,221 @@ func (d *drain) broken() bool {
 	return d.fault != nil
 }
 
+func (d *drain) outdated() bool {
+	d.e.drains.mu.Lock()
+	defer d.e.drains.mu.Unlock()
+	return d.stale
+}
+
 func (d *drain) run(ctx context.Context) {
 	defer close(d.done)
-	var ws sync.WaitGroup
 	began := time.Now()
-	for page := firstPage; ; {
-		if d.e.isStopping() || d.broken() {
-			break
+	hiring := make(chan struct{})
+	var foreman sync.WaitGroup
+	foreman.Go(func() { d.keepHiring(ctx, hiring) })
+	d.feed(ctx)
+	d.e.drains.end(d)
+	d.beside.Wait()
+	d.jobs.close()
+	d.jobs.drained()
+	close(hiring)
+	foreman.Wait()
+	d.hands.Wait()
+	for j := d.jobs.take(false); j != nil; j = d.jobs.take(false) {
+		d.release(j)
+	}
+	d.recording.Wait() // whoever waits for this drain reads results in the journal next
+	if t := d.total(); t.Claimed > 0 {
+		d.e.log.Info("batch", "mail_server", d.server.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
+			"failed", t.Failed, "unknown", t.Unknown, "expired", t.Expired, "released", t.Released, "took", time.Since(began).Round(time.Millisecond))
+	}
+}
+
+// feed claims pages until nothing is due, the relay is down, or the engine stops.
+func (d *drain) feed(ctx context.Context) {
+	for page := firstPage; !d.e.isStopping() && !d.broken() && !d.outdated(); {
+		want, ok := d.ration(ctx, page)
+		if !ok {
+			return
+		}
+		if want == 0 {
+			continue
 		}
 		owner := d.e.lease.replica()
-		claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, page)
+		claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, store.AnyPriority)
 		if err != nil {
 			d.e.log.Error("batch: cannot claim", "mail_server", d.server.Name, "error", err)
 			select {
 			case <-time.After(claimRetry):
 			case <-ctx.Done():
 			}
-			break // the next pass tries again
+			return // the next pass tries again
 		}
+		d.unused(want - len(claimed))
 		if len(claimed) == 0 {
 			// Nothing is due. A connection may still hang for minutes: until it is over, the next pass joins this drain and makes it look again.
 			if !d.jobs.waitIdle() || d.e.drains.finish(d) {
-				break
+				return
 			}
 			continue
 		}
 		page = d.nextPage(claimed)
-		d.note(delivery.Counts{Claimed: len(claimed)})
-		now := d.e.cfg.Now()
+		d.mu.Lock()
+		d.least = claimed[len(claimed)-1].Priority
 		for _, c := range claimed {
-			j := newJob(c, owner, now)
-			if d.setAside(j, now) {
-				continue
-			}
-			d.hire(ctx, &ws, 1)
-			if !d.jobs.put(j) {
-				d.release(j)
-				continue
-			}
-			if backlog := d.jobs.len(); backlog >= perWorker {
-				select {
-				case <-d.probed: // one connection first: a dead relay is asked once, not MaxConnections times
-					d.hire(ctx, &ws, 1+backlog/perWorker)
-				default:
-				}
-			}
+			d.least = min(d.least, c.Priority)
+		}
+		d.mu.Unlock()
+		d.accept(claimed, owner, d.jobs.put)
+	}
+}
+
+// accept hands claimed mails to the workers.
+func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func(*job) bool) {
+	d.note(delivery.Counts{Claimed: len(claimed)})
+	now := d.e.now()
+	for _, c := range claimed {
+		j := newJob(c, owner, now)
+		if d.setAside(j, now) {
+			continue
+		}
+		d.staff()
+		if !put(j) {
+			d.release(j)
 		}
 	}
-	d.jobs.close()
-	ws.Wait()
-	for j := d.jobs.take(false); j != nil; j = d.jobs.take(false) {
-		d.release(j)
+	d.staff()
+}
+
+// express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.
+func (d *drain) express(ctx context.Context) {
+	d.mu.Lock()
+	least := d.least
+	d.mu.Unlock()
+	if least == store.AnyPriority || d.e.isStopping() || d.broken() {
+		return
 	}
-	d.recording.Wait() // whoever waits for this drain reads results in the journal next
-	d.e.drains.finish(d)
-	if t := d.total(); t.Claimed > 0 {
-		d.e.log.Info("batch", "mail_server", d.server.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
-			"failed", t.Failed, "unknown", t.Unknown, "expired", t.Expired, "released", t.Released, "took", time.Since(began).Round(time.Millisecond))
+	want, ok := d.ration(ctx, firstPage)
+	if !ok || want == 0 {
+		return
+	}
+	owner := d.e.lease.replica()
+	claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, least)
+	if err != nil {
+		return // the feeder meets the same fault and tells
+	}
+	d.unused(want - len(claimed))
+	d.accept(claimed, owner, d.jobs.putFirst)
+}
+
+// staff hires workers by the backlog.
+func (d *drain) staff() {
+	n := 1
+	if backlog := d.jobs.len(); backlog >= perWorker {
+		select {
+		case <-d.probed: // one connection first: a dead relay is asked once, not MaxConnections times
+			n += backlog / perWorker
+		default:
+		}
+	}
+	d.hire(n)
+}
+
+// hire brings the number of workers up to n, as far as the pool has permits.
+func (d *drain) hire(n int) {
+	for {
+		d.mu.Lock()
+		most := max(1, d.e.maxConnections(d.server)-d.cut)
+		if d.workers >= min(n, most) || d.fault != nil {
+			d.mu.Unlock()
+			return
+		}
+		d.workers++
+		d.mu.Unlock()
+		pm, ok := d.pool.tryBatch(d.e.workCtx, d.server)
+		if !ok {
+			d.mu.Lock()
+			d.workers--
+			d.mu.Unlock()
+			return
+		}
+		w := &worker{d: d, e: d.e, permit: pm}
+		d.hands.Go(func() { w.run(d.e.workCtx) })
+	}
+}
+
+const (
+	hireEvery = time.Second
+	aloneMost = 5 // rounds without a worker after which claimed mail goes back: others hold all connections
+)
+
+// keepHiring fills up while connections ramp up or come free, and gives the mails back when for long nobody can send them.
+func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
+	t := time.NewTicker(hireEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-over:
+			return
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if d.jobs.len() == 0 {
+			continue
+		}
+		d.staff()
+		d.mu.Lock()
+		d.alone++
+		if d.workers > 0 {
+			d.alone = 0
+		}
+		lost := d.alone >= aloneMost
+		d.mu.Unlock()
+		if lost {
+			d.jobs.kill()
+		}
+	}
+}
+
+// ration asks the mail server's limits per minute and per day for up to page mails. It waits for a minute's limit; false ends the drain.
+func (d *drain) ration(ctx context.Context, page int) (int, bool) {
+	lim := d.server.Limits
+	if lim.MailsPerMinute == 0 && lim.MailsPerDay == 0 {
+		return page, true
+	}
+	n, next, err := d.e.journal.TakeQuota(ctx, d.server.Name, page, int(lim.MailsPerMinute), int(lim.MailsPerDay))
+	if err != nil {
+		d.e.log.Error("batch: cannot read the limits", "mail_server", d.server.Name, "error", err)
+		return 0, false
+	}
+	if n > 0 {
+		return n, true
+	}
+	wait := next.Sub(d.e.now())
+	if wait > time.Minute {
+		d.e.log.Info("batch: the day's limit is reached", "mail_server", d.server.Name, "next", next.UTC().Format(time.RFC3339))
+		return 0, false
+	}
+	t := time.NewTimer(max(wait, 20*time.Millisecond))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return 0, true
+	case <-d.e.stopping:
+	case <-ctx.Done():
+	}
+	return 0, false
+}
+
+// unused gives rations back that found no mail.
+func (d *drain) unused(n int) {
+	lim := d.server.Limits
+	if n <= 0 || lim.MailsPerMinute == 0 && lim.MailsPerDay == 0 {
+		return
+	}
+	if _, _, err := d.e.journal.TakeQuota(d.e.workCtx, d.server.Name, -n, int(lim.MailsPerMinute), int(lim.MailsPerDay)); err != nil {
+		d.e.log.Warn("batch: unused rations not given back", "mail_server", d.server.Name, "error", err)
 	}
 }
 
@@ -145,18 +312,6 @@ func (d *drain) setAside(j *job, now time.Time) bool {
 	return true
 }
 
-// hire brings the number of workers up to n, within the mail server's limit.
-func (d *drain) hire(ctx context.Context, ws *sync.WaitGroup, n int) {
-	n = min(n, d.e.maxConnections(d.server))
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for d.workers < n && d.fault == nil {
-		d.workers++
-		w := &worker{d: d, e: d.e}
-		ws.Go(func() { w.run(ctx) })
-	}
-}
-
 // release gives a job back to the journal untouched, with the reason.
 func (d *drain) release(j *job) {
 	d.mu.Lock()
@@ -164,7 +319,7 @@ func (d *drain) release(j *job) {
 		j.fault = d.fault.Error()
 	}
 	d.mu.Unlock()
-	s, _ := j.verdict(d.e.cfg.Now(), d.server.Limits, "", false)
+	s, _ := j.verdict(d.e.now(), d.server.Limits, "", false)
 	d.note(delivery.Counts{Released: 1})
 	d.record(s)
 	d.e.unload(j)

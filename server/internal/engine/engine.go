@@ -33,20 +33,21 @@ type Config struct {
 
 // Engine sends mail. Run it once; Send and RunBatch may be called from any goroutine while it runs.
 type Engine struct {
-	cfg     Config
-	journal Journal
-	log     *slog.Logger
-	lease   *lease
-	rec     *recorder
-	bytes   *semaphore.Weighted
-	drains  drains
-	flights flights
-	rests   rests
+	cfg      Config
+	journal  Journal
+	log      *slog.Logger
+	lease    *lease
+	rec      *recorder
+	bytes    *semaphore.Weighted
+	drains   drains
+	flights  flights
+	breakers *breakers
 
 	ready    chan struct{} // closed when mail may be taken
 	stopping chan struct{} // closed when nothing new may begin
 	stopOnce sync.Once
 	work     sync.WaitGroup // drains and flights
+	skew     atomic.Int64   // the database's clock minus this machine's, nanoseconds
 	lastPass atomic.Int64   // unix nanoseconds of the last batch pass
 	wake     chan struct{}  // a mail was queued; matters when the batch never rests
 
@@ -81,7 +82,7 @@ func New(cfg Config) *Engine {
 	e.drains.running = map[string]*drain{}
 	e.flights.byID = map[uuid.UUID]*flight{}
 	e.flights.pools = map[string]*pool{}
-	e.rests.m = map[string]restState{}
+	e.breakers = newBreakers(e)
 	e.workCtx, e.workCancel = context.WithCancel(context.Background())
 	return e
 }
@@ -98,8 +99,11 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	var own sync.WaitGroup
 	own.Go(func() { e.lease.run(base) })
 	own.Go(func() { e.rec.run(base) })
+	e.setClock(ctx)
+	e.breakers.refresh(ctx)
 	e.rescue(ctx)
 	close(e.ready)
+	own.Go(func() { e.breakers.run(ctx) })
 	own.Go(func() { e.rescueLoop(ctx) })
 	own.Go(func() { e.pools(ctx) })
 	e.batchLoop(ctx)
@@ -153,6 +157,31 @@ func (e *Engine) LastPass() time.Time {
 	return time.Unix(0, n)
 }
 
+// Now is the time that decides, as well as this process knows it: the database's clock, so that replicas whose own clocks are wrong agree.
+func (e *Engine) Now() time.Time { return e.now() }
+
+func (e *Engine) now() time.Time { return e.cfg.Now().Add(time.Duration(e.skew.Load())) }
+
+// clockNoise is less than what the way to the database may account for.
+const clockNoise = 500 * time.Millisecond
+
+// setClock looks how far this machine's clock is off.
+func (e *Engine) setClock(ctx context.Context) {
+	before := e.cfg.Now()
+	now, err := e.journal.Now(ctx)
+	if err != nil {
+		return
+	}
+	after := e.cfg.Now()
+	off := now.Sub(before.Add(after.Sub(before) / 2))
+	if off.Abs() < clockNoise {
+		off = 0
+	}
+	if was := time.Duration(e.skew.Swap(int64(off))); (off - was).Abs() > time.Minute {
+		e.log.Warn("this machine's clock differs from the database's, which is taken", "by", off.Round(time.Second))
+	}
+}
+
 // begin counts a piece of work in, false when the engine is stopping.
 func (e *Engine) begin() bool {
 	select {
@@ -192,6 +221,7 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 			j.lost = true
 			return errLeaseLost
 		}
+		j.marked = true
 	case <-ctx.Done():
 		return ctx.Err()
 	}

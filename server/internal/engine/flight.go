@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -141,7 +142,7 @@ func (f *flight) pastDot() bool {
 // leaveUnknown tells a caller whose time is over that the mail has left and the relay has not answered yet. The journal will say more.
 func (f *flight) leaveUnknown(observe func(delivery.Event) error) error {
 	const detail = "the mail has left and the relay had not answered when the caller's time ran out; the journal will be completed by the reply"
-	now := f.e.cfg.Now()
+	now := f.e.now()
 	f.mu.Lock()
 	pending := append([]int(nil), f.pending...)
 	f.mu.Unlock()
@@ -169,15 +170,64 @@ func (f *flight) run() {
 	if cutAlready {
 		cut()
 	}
-	j := newJob(claimedView(m), m.Owner, f.e.cfg.Now())
+	j := newJob(claimedView(m), m.Owner, f.e.now())
 	w := min(m.SizeBytes, f.e.cfg.MaxBytes)
 	if err := f.e.bytes.Acquire(ctx, w); err == nil {
 		j.weight = w
 		j.raw = joinPieces(m.Raw)
 		f.add(delivery.Event{MailID: m.ID, Time: j.started, Attempt: &store.Attempt{Number: 1, Start: j.started, Server: m.MailServer}})
-		f.deliver(ctx, j)
+		if f.guarded(ctx, j) {
+			return
+		}
 	}
 	f.finish(j)
+}
+
+// guarded delivers, and survives what a single mail may do to the process. true: it did, and the mail is settled.
+func (f *flight) guarded(ctx context.Context, j *job) (quarantined bool) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		f.e.log.Error("panic while sending a mail: quarantined", "mail_id", j.mail.ID, "panic", p, "stack", string(debug.Stack()))
+		quarantined = true
+		f.settle(f.sub.Mail, f.e.quarantine(j, p))
+		f.e.unload(j)
+	}()
+	if f.ration(ctx, j) {
+		f.deliver(ctx, j)
+	}
+	return false
+}
+
+// rationWait is how long a php-mode mail waits for its mail server's limit per minute; a caller is better told than kept longer.
+const rationWait = 10 * time.Second
+
+// ration takes one mail out of the mail server's limits, false when there is none to be had in time.
+func (f *flight) ration(ctx context.Context, j *job) bool {
+	lim := f.sub.Server.Limits
+	for lim.MailsPerMinute > 0 || lim.MailsPerDay > 0 {
+		n, next, err := f.e.journal.TakeQuota(ctx, f.sub.Server.Name, 1, int(lim.MailsPerMinute), int(lim.MailsPerDay))
+		wait := next.Sub(f.e.now())
+		switch {
+		case err != nil:
+			j.fault = "read the mail server's limits: " + err.Error()
+			return false
+		case n > 0:
+			return true
+		case wait > rationWait:
+			j.fault = "the mail server's limit is reached; the next mail may leave at " + next.UTC().Format(time.RFC3339)
+			return false
+		}
+		select {
+		case <-time.After(max(wait, 5*time.Millisecond)):
+		case <-ctx.Done():
+			j.fault = "the mail server's limit was reached until the caller's time ran out"
+			return false
+		}
+	}
+	return true
 }
 
 // deliver runs the attempt's transactions until every recipient is decided or the attempt is over.
@@ -186,7 +236,9 @@ func (f *flight) deliver(ctx context.Context, j *job) {
 	for next := stepNext; next != stepOver; {
 		session, err := p.get(ctx, f.sub.Server)
 		if err != nil {
-			j.fault = err.Error()
+			if j.fault = err.Error(); errors.Is(err, context.Canceled) {
+				j.fault = "no connection to the mail server came free in time"
+			}
 			return
 		}
 		next = f.transact(ctx, session, j)
@@ -226,7 +278,7 @@ func (f *flight) transact(ctx context.Context, s Session, j *job) step {
 			if j.lost {
 				return
 			}
-			next = j.step(positions, o, f.e.cfg.Now())
+			next = j.step(positions, o, f.e.now())
 			f.report(j, positions)
 		},
 	})
@@ -264,11 +316,11 @@ func (f *flight) finish(j *job) {
 	if reason == "" && f.e.workCtx.Err() != nil && !j.counts {
 		// Cut because the service stops: nobody was told a result, so the mail goes back and the batch sends it.
 		j.submitted = false
-		s, _ := j.verdict(f.e.cfg.Now(), f.sub.Server.Limits, "", false)
+		s, _ := j.verdict(f.e.now(), f.sub.Server.Limits, "", false)
 		f.settle(m, s)
 		return
 	}
-	s, _ := j.verdict(f.e.cfg.Now(), f.sub.Server.Limits, reason, true) // what is not accepted is given up: the caller is told
+	s, _ := j.verdict(f.e.now(), f.sub.Server.Limits, reason, true) // what is not accepted is given up: the caller is told
 	f.report(j, open)
 	f.settle(m, s)
 }
@@ -292,7 +344,7 @@ func (f *flight) settle(m *store.NewMail, s *store.Settlement) {
 
 // complete ends the stream with the mail as it is recorded.
 func (f *flight) complete(s *store.Settlement, mine bool) {
-	now := f.e.cfg.Now()
+	now := f.e.now()
 	m := newMailView(f.sub.Mail)
 	if !mine || s == nil {
 		// The journal belongs to somebody else now; what it says is the truth.
@@ -324,7 +376,7 @@ func (f *flight) settleUnheard() {
 		res, err := f.e.journal.Enqueue(f.e.workCtx, f.sub.Mail)
 		if err == nil {
 			if res.Err == nil && !res.Duplicate {
-				f.finish(newJob(claimedView(f.sub.Mail), f.sub.Mail.Owner, f.e.cfg.Now()))
+				f.finish(newJob(claimedView(f.sub.Mail), f.sub.Mail.Owner, f.e.now()))
 			}
 			return
 		}

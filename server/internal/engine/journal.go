@@ -14,7 +14,7 @@ import (
 type Journal interface {
 	Enqueue(ctx context.Context, m *store.NewMail) (store.Enqueued, error)
 	DueServers(ctx context.Context) ([]string, error)
-	Claim(ctx context.Context, r store.ReplicaID, server string, max int) ([]*store.Claimed, error)
+	Claim(ctx context.Context, r store.ReplicaID, server string, max int, above int16) ([]*store.Claimed, error)
 	LoadRaw(ctx context.Context, c *store.Claimed) ([]byte, error)
 	Settle(s *store.Settlement) <-chan store.Settled
 	Register(ctx context.Context, name string, ttl time.Duration) (store.ReplicaID, error)
@@ -23,6 +23,12 @@ type Journal interface {
 	Recover(ctx context.Context, me store.ReplicaID, max int) (released int, adopted []*store.Claimed, err error)
 	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
+	Now(ctx context.Context) (time.Time, error)
+	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
+	ChangeBreaker(ctx context.Context, server string, change func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error)
+	TakeSlot(ctx context.Context, r store.ReplicaID, server string, limit int) (n int, ok bool, err error)
+	GiveSlot(ctx context.Context, r store.ReplicaID, server string, n int) error
+	TakeQuota(ctx context.Context, server string, want, perMinute, perDay int) (granted int, next time.Time, err error)
 }
 
 // Session is one logged-in connection to a relay; *smtpx.Session is the real one.

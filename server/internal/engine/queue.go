@@ -1,6 +1,9 @@
 package engine
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // queue carries a drain's jobs from the feeder to the workers. It is bounded for the feeder and unbounded for workers that give a job back, which a
 // channel cannot be, and it counts what is not settled yet, so that the feeder knows when the drain is over.
@@ -33,6 +36,23 @@ func (q *queue) put(j *job) bool {
 		return false
 	}
 	q.items = append(q.items, j)
+	q.cond.Broadcast()
+	return true
+}
+
+// putFirst adds an urgent job before all less urgent ones, whether there is room or not; false when the queue is over.
+func (q *queue) putFirst(j *job) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.open++
+	if q.dead || q.closed {
+		return false
+	}
+	i := 0
+	for i < len(q.items) && q.items[i].mail.Priority >= j.mail.Priority {
+		i++
+	}
+	q.items = slices.Insert(q.items, i, j)
 	q.cond.Broadcast()
 	return true
 }
@@ -106,4 +126,13 @@ func (q *queue) kill() {
 	defer q.mu.Unlock()
 	q.dead = true
 	q.cond.Broadcast()
+}
+
+// drained blocks until the queue is empty or dead. Only after close: jobs may still be given back to it by workers.
+func (q *queue) drained() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.open > 0 && !q.dead {
+		q.cond.Wait()
+	}
 }

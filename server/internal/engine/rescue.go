@@ -41,7 +41,7 @@ func (e *Engine) rescue(ctx context.Context) {
 		if released+len(adopted) > 0 {
 			e.log.Warn("rescued the mail of a dead replica", "requeued", released, "unknown", len(adopted))
 		}
-		now := e.cfg.Now()
+		now := e.now()
 		for _, c := range adopted {
 			j := newJob(c, me, now)
 			j.unknownAfterCrash(now)

@@ -22,12 +22,11 @@ func backoff(n int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-const (
-	firstRest   = 30 * time.Second
-	longestRest = 15 * time.Minute
-)
+// aLittle is the wait of a mail whose relay, not itself, was in trouble while others went through.
+func aLittle() time.Duration { return 15*time.Second + rand.N(15*time.Second) }
 
-// rest is how long a relay is left alone after n failures in a row to open a session.
-func rest(n int) time.Duration {
-	return min(firstRest<<min(max(n-1, 0), 10), longestRest)
-}
+var rests = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 15 * time.Minute}
+
+// rest is how long a relay is left alone after n failures in a row to open a session: short at first, so that a hiccup costs php-mode callers little, and
+// at most eight connects in five minutes.
+func rest(n int) time.Duration { return rests[min(max(n, 1), len(rests))-1] }

@@ -26,7 +26,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		return ErrStopping
 	}
 	defer e.work.Done()
-	m, now := sub.Mail, e.cfg.Now()
+	m, now := sub.Mail, e.now()
 	if m.Mode != store.ModePHP || m.RunAt.After(now) {
 		return e.queue(ctx, m, observe)
 	}
@@ -78,7 +78,7 @@ func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(deliv
 		return e.replay(ctx, res.ID, observe)
 	}
 	e.queued()
-	now := e.cfg.Now()
+	now := e.now()
 	if err := observe(delivery.Event{MailID: m.ID, Time: now, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}); err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (e *Engine) replay(ctx context.Context, id uuid.UUID, observe func(delivery
 				return err
 			}
 		}
-		return observe(delivery.Event{MailID: id, Time: e.cfg.Now(), Completed: m})
+		return observe(delivery.Event{MailID: id, Time: e.now(), Completed: m})
 	}
 }
 

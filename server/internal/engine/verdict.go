@@ -2,7 +2,7 @@ package engine
 
 import (
 	"fmt"
-	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/maildispatch/maildispatch/smtpx"
@@ -25,9 +25,12 @@ type job struct {
 	remote  string // last queue id the relay gave
 	free    int    // free tries left on a fresh connection
 
-	submitted bool  // it was handed to a session at least once
-	lost      bool  // the gate learned that the mail belongs to another replica
-	weight    int64 // bytes taken from the engine's budget
+	submitted bool   // it was handed to a session at least once
+	marked    bool   // the gate let a dot leave
+	over      bool   // it is settled, or lost
+	lost      bool   // the gate learned that the mail belongs to another replica
+	throttled string // the relay's words when it said that we are too fast; "" = it did not
+	weight    int64  // bytes taken from the engine's budget
 }
 
 // freeTries is how often a mail is put on a fresh connection at once, because the connection it was on had died before anything of it left.
@@ -87,6 +90,7 @@ func (j *job) fold(positions []int, o smtpx.Outcome, now time.Time) {
 	if o.ServerDown && o.Err != nil && o.Err.Phase == smtpx.PhaseData && o.Err.Reply.Code != 421 {
 		j.down, j.counts = false, true
 	}
+	j.throttled = ""
 	var open []int
 	for i, p := range positions {
 		r, was := o.Recipients[i], j.results[p]
@@ -99,7 +103,10 @@ func (j *job) fold(positions []int, o smtpx.Outcome, now time.Time) {
 		case smtpx.StatusUnknown:
 			res.Status = store.RecipientUnknown
 		case smtpx.StatusDeferred:
-			if j.down && r.Reply.Code == 0 || r.Reply.Code == 421 {
+			if throttles(r) {
+				j.throttled = r.Reply.String()
+			}
+			if j.down && r.Reply.Code == 0 || r.Reply.Code == 421 || j.throttled != "" {
 				open = append(open, p)
 				continue
 			}
@@ -119,7 +126,25 @@ func (j *job) fold(positions []int, o smtpx.Outcome, now time.Time) {
 		}
 		j.results[p] = res
 	}
+	if j.throttled != "" && j.fault == "" {
+		j.fault = "throttled: " + j.throttled
+	}
 	j.todo = append(open, j.todo[len(positions):]...)
+}
+
+// throttles reports whether a reply slows the relay rather than refuses the mail: the enhanced codes of policy (RFC 3463 3.8) with a temporary code. At RCPT
+// that is greylisting, which is about one recipient, unless the relay closes with 421.
+func throttles(r smtpx.RecipientOutcome) bool {
+	if !strings.HasPrefix(r.Reply.Enhanced, "4.7.") {
+		return false
+	}
+	switch r.Reply.Code {
+	case 421:
+		return true
+	case 450, 451, 452:
+		return r.Phase != smtpx.PhaseRcpt
+	}
+	return false
 }
 
 // step is what a job does after a transaction.
@@ -140,6 +165,8 @@ func (j *job) step(positions []int, o smtpx.Outcome, now time.Time) step {
 		return stepOver
 	case o.Err != nil && o.Err.Phase == smtpx.PhaseGate:
 		j.submitted = false // cut by us: due again as it was
+		return stepOver
+	case j.throttled != "":
 		return stepOver
 	case j.down && !o.DotSent:
 		if j.free == 0 {
@@ -210,13 +237,13 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 	switch {
 	case t.open == 0 && t.rejected == 0 && t.unknown == 0:
 		s.Kind, s.Status, outcome, fault = store.SettleArchive, store.MailSent, "sent", ""
-	case !counted:
+	case !counted && !(j.throttled != "" && old):
 		// Nothing was decided: the mail goes back as it was. Where a session had been open the relay does not rest as a whole, so this mail waits
 		// a little by itself.
 		s.Kind, s.Status, outcome = store.SettleRetry, j.waitingStatus(t), "server"
 		s.RunAt = j.mail.RunAt
 		if j.submitted {
-			s.RunAt = now.Add(firstRest/2 + rand.N(firstRest/2))
+			s.RunAt = now.Add(aLittle())
 		}
 	case (t.open > 0 || repeat) && !giveUp && !old:
 		s.Kind, s.Status, outcome = store.SettleRetry, j.waitingStatus(t), "deferred"

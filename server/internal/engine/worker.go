@@ -3,9 +3,13 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
 )
 
 // worker sends a drain's mails over one session at a time. Everything but the drain's shared part belongs to its own goroutine, also the Done
@@ -13,6 +17,7 @@ import (
 type worker struct {
 	d       *drain
 	e       *Engine
+	permit  permit
 	session Session
 	served  int    // transactions on this session
 	pending int    // handed over, outcome not known yet
@@ -32,15 +37,27 @@ func (w *worker) run(ctx context.Context) {
 				return
 			}
 		}
-		if w.e.isStopping() && !j.submitted {
+		if !j.submitted && (w.e.isStopping() || w.d.broken()) {
 			w.d.release(j)
 			continue
 		}
 		if !w.open(ctx, j) {
 			return
 		}
-		w.submit(ctx, j)
+		w.guarded(ctx, j)
+		if w.surplus() {
+			w.flush(ctx)
+			return
+		}
 	}
+}
+
+// surplus says that this worker should end: a php-mode mail waits for its connection, or the relay wants fewer.
+func (w *worker) surplus() bool {
+	w.d.mu.Lock()
+	many := w.d.workers > max(1, w.e.maxConnections(w.d.server)-w.d.cut)
+	w.d.mu.Unlock()
+	return many || w.d.pool.giveWay()
 }
 
 // take returns a job that waits, nil if there is none just now.
@@ -64,14 +81,14 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	if w.session != nil {
 		return true
 	}
-	s, err := w.e.cfg.Dial(ctx, w.d.server)
+	s, err := w.d.pool.connect(ctx, w.d.server, w.d.force)
 	if err != nil {
 		w.d.jobs.putBack(j)
 		w.d.noSession(err)
 		return false
 	}
 	w.session, w.served = s, 0
-	w.d.opened()
+	w.d.probing.Do(func() { close(w.d.probed) })
 	return true
 }
 
@@ -84,9 +101,7 @@ func (w *worker) drop() {
 		w.e.log.Debug("close session", "mail_server", w.d.server.Name, "error", err)
 	}
 	w.session = nil
-	w.d.mu.Lock()
-	w.d.live--
-	w.d.mu.Unlock()
+	w.d.pool.closed()
 }
 
 func (w *worker) leave() {
@@ -95,12 +110,16 @@ func (w *worker) leave() {
 		w.d.jobs.putBack(j)
 	}
 	w.again = nil
+	w.d.pool.release(w.permit)
 	w.d.mu.Lock()
 	w.d.workers--
 	w.d.mu.Unlock()
 }
 
 func (w *worker) flush(ctx context.Context) {
+	if w.session == nil {
+		return
+	}
 	if err := w.session.Flush(ctx); err != nil {
 		w.drop()
 	}
@@ -137,13 +156,15 @@ func (w *worker) submit(ctx context.Context, j *job) {
 // outcome takes the truth about one transaction.
 func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 	if j.lost {
+		j.over = true
 		w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.mail.ID)
 		w.e.unload(j)
 		w.d.jobs.settled()
 		return
 	}
-	next := j.step(positions, o, w.e.cfg.Now())
-	if next != stepOver && w.e.isStopping() {
+	next := j.step(positions, o, w.e.now())
+	w.d.temper(j.throttled, o.DotSent)
+	if next != stepOver && (w.e.isStopping() || w.d.broken()) {
 		next = stepOver
 	}
 	switch next {
@@ -160,37 +181,101 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 
 // finish settles the mail.
 func (w *worker) finish(j *job) {
-	s, outcome := j.verdict(w.e.cfg.Now(), w.d.server.Limits, "", false)
+	j.over = true
+	s, outcome := j.verdict(w.e.now(), w.d.server.Limits, "", false)
 	w.d.count(s, outcome)
 	w.d.record(s)
 	w.e.unload(j)
 	w.d.jobs.settled()
 }
 
-// opened notes a worker's session.
-func (d *drain) opened() {
+// noSession notes that a worker could not open a session. With others open that only means the relay wants fewer connections; with none it is down.
+func (d *drain) noSession(err error) {
+	d.pool.mu.Lock()
+	down := d.pool.live == 0
+	d.pool.mu.Unlock()
+	stopped := errors.Is(err, context.Canceled)
 	d.mu.Lock()
-	d.live++
+	if down && d.fault == nil && !stopped {
+		d.fault = err
+	}
 	d.mu.Unlock()
-	d.e.rests.opened(d.server.Name)
+	if down || stopped {
+		d.jobs.kill()
+	}
 	d.probing.Do(func() { close(d.probed) })
 }
 
-// noSession notes that a worker could not open a session. With others open that only means the relay wants fewer connections; with none it is down.
-func (d *drain) noSession(err error) {
+// throttleMost is how many throttling answers in a row, with nothing accepted between them, suspend the mail server.
+const throttleMost = 3
+
+// temper slows the mail server down when it says that we are too fast: half the connections at each such answer, one more for every accepted mail, and
+// after several in a row the breaker. The mails themselves are not to blame and wait a little.
+func (d *drain) temper(throttled string, accepted bool) {
 	d.mu.Lock()
-	down := d.live == 0 && d.fault == nil && !errors.Is(err, context.Canceled)
-	if down {
-		d.fault = err
+	if throttled == "" {
+		if accepted {
+			d.throttle, d.cut = 0, max(0, d.cut-1)
+		}
+		d.mu.Unlock()
+		return
 	}
-	if errors.Is(err, context.Canceled) {
-		d.jobs.kill()
+	d.throttle++
+	most := d.e.maxConnections(d.server)
+	d.cut = most - max(1, (most-d.cut)/2)
+	suspend := d.throttle == throttleMost && d.fault == nil
+	if suspend {
+		d.fault = errors.New("throttled: " + throttled)
 	}
 	d.mu.Unlock()
-	if down {
+	if suspend {
+		until := d.e.breakers.failed(d.e.workCtx, d.server, "throttled: "+throttled)
+		d.e.log.Warn("mail server throttles: suspended", "mail_server", d.server.Name, "answer", throttled, "next_try", until.UTC().Format(time.RFC3339))
 		d.jobs.kill()
-		until := d.e.rests.failed(d.server.Name, d.server.Version, err.Error(), d.e.cfg.Now())
-		d.e.log.Error("mail server is down: no session", "mail_server", d.server.Name, "error", err, "next_try", until.Format(time.RFC3339))
 	}
-	d.probing.Do(func() { close(d.probed) })
+}
+
+// guarded submits, and survives what a single mail may do to the process: such a mail is put aside and the rest flows.
+func (w *worker) guarded(ctx context.Context, j *job) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		w.e.log.Error("panic while sending a mail: quarantined", "mail_id", j.mail.ID, "panic", p, "stack", string(debug.Stack()))
+		w.abandon()
+		if !j.over {
+			w.d.finishWith(j, w.e.quarantine(j, p))
+		}
+	}()
+	w.submit(ctx, j)
+}
+
+// abandon closes a session whose state is not known any more.
+func (w *worker) abandon() {
+	defer func() {
+		if p := recover(); p != nil {
+			w.e.log.Error("panic while closing a session", "panic", p)
+		}
+	}()
+	w.drop()
+}
+
+// quarantine is the settlement of a mail that made the service panic. What may have left is unknown.
+func (e *Engine) quarantine(j *job, p any) *store.Settlement {
+	now := e.now()
+	if j.marked {
+		j.unknownAfterCrash(now)
+	}
+	s, _ := j.verdict(now, store.Limits{}, fmt.Sprintf("quarantined: the service panicked while it sent this mail: %.200v", p), true)
+	return s
+}
+
+// finishWith settles a job that a worker could not.
+func (d *drain) finishWith(j *job, s *store.Settlement) {
+	j.over = true
+	d.note(delivery.Counts{Failed: 1})
+	d.record(s)
+	d.e.unload(j)
+	d.jobs.settled()
 }

@@ -1,0 +1,42 @@
+-- +goose Up
+-- What all replicas know about a mail server's health. version: of the configuration it is about; a changed one starts afresh.
+create table breaker (
+  mail_server text primary key,
+  version bigint not null,
+  failures integer not null default 0, -- in a row; 0 = well
+  reason text not null default '',
+  retry_at timestamptz,                -- left alone until then, then one probe
+  probe_until timestamptz,             -- somebody is probing
+  healed_at timestamptz,               -- the session that ended the failures: connections ramp up from here
+  success_at timestamptz,
+  failure_at timestamptz,
+  last_failure text not null default ''
+);
+
+-- One row a connection, for mail servers that limit theirs over all replicas. A dead replica's rows are free.
+create table connection_slot (
+  mail_server text not null,
+  n integer not null,
+  replica bigint not null,
+  primary key (mail_server, n)
+);
+
+-- How much of its limits per minute and per day a mail server has used.
+create table quota (
+  mail_server text primary key,
+  tokens double precision not null,
+  refilled_at timestamptz not null,
+  day date not null,
+  day_used integer not null
+);
+
+-- Claims are fair over teams: the team stands before the priority.
+drop index due_ready;
+create index due_ready on due (mail_server, team, priority, run_at) where owner is null and run_at is not null;
+
+-- +goose Down
+drop index due_ready;
+create index due_ready on due (mail_server, priority desc, run_at) where owner is null and run_at is not null;
+drop table quota;
+drop table connection_slot;
+drop table breaker;

@@ -1,0 +1,184 @@
+package store_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// TestClaimIsFair: every team gets its share of a page, by priority inside a team, and a claim above a priority takes nothing else.
+func TestClaimIsFair(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
+			t.Fatal(err)
+		}
+		var ms []*store.NewMail
+		add := func(team string, priority int16, n int) {
+			for range n {
+				ms = append(ms, newMail("ss", func(m *store.NewMail) { m.Team, m.Priority = team, priority }))
+			}
+		}
+		add("big", 10, 100)
+		add("small", 10, 3)
+		add("", 20, 5)
+		add("big", 40, 2)
+		enqueue(t, s, ms...)
+		if cs, err := s.Claim(ctx, r, "ss", 50, 10); err != nil || len(cs) != 7 {
+			t.Fatalf("above 10: %d, %v", len(cs), err)
+		} else {
+			for _, c := range cs {
+				if c.Priority <= 10 {
+					t.Errorf("priority %d", c.Priority)
+				}
+				settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Hour)})
+			}
+		}
+		cs, err := s.Claim(ctx, r, "ss", 30, store.AnyPriority)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]int{}
+		for _, c := range cs {
+			got[c.Team]++
+		}
+		if got["small"] != 3 || got[""] != 5 || got["big"] != 10 || cs[0].Priority != 40 || cs[1].Priority != 40 {
+			t.Errorf("first page %v", got)
+		}
+		rest := 0
+		for {
+			cs, err := s.Claim(ctx, r, "ss", 30, store.AnyPriority)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(cs) == 0 {
+				break
+			}
+			rest += len(cs)
+		}
+		if rest != 110-18 {
+			t.Errorf("%d in later pages", rest)
+		}
+	})
+}
+
+// TestBreaker: changes are serialised and read back whole.
+func TestBreaker(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				_, err := s.ChangeBreaker(ctx, "ss", func(now time.Time, b *store.Breaker) bool {
+					b.Version, b.Failures, b.Reason, b.RetryAt = 3, b.Failures+1, "down", now.Add(time.Minute)
+					return true
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		before, err := s.Breakers(ctx)
+		b := before["ss"]
+		if err != nil || len(before) != 1 || b.Failures != 10 || b.Version != 3 || b.Reason != "down" || time.Until(b.RetryAt) < 50*time.Second || !b.ProbeUntil.IsZero() {
+			t.Fatalf("%+v %v", b, err)
+		}
+		if _, err := s.ChangeBreaker(ctx, "ss", func(_ time.Time, b *store.Breaker) bool { b.Failures = 0; return false }); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := s.Breakers(ctx); err != nil || after["ss"].Failures != 10 {
+			t.Errorf("a refused change was written: %+v %v", after["ss"], err)
+		}
+	})
+}
+
+// TestSlots: never more than the limit over all replicas, and a dead replica's are free.
+func TestSlots(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	a, b := register(t, s), register(t, s)
+	var taken atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			r := a
+			if i%2 == 0 {
+				r = b
+			}
+			_, ok, err := s.TakeSlot(ctx, r, "ss", 4)
+			if err != nil {
+				t.Error(err)
+			}
+			if ok {
+				taken.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if taken.Load() != 4 {
+		t.Fatalf("%d taken", taken.Load())
+	}
+	for n := 1; n <= 4; n++ { // only the owner gives a slot back
+		if err := s.GiveSlot(ctx, a, "ss", n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	given := 0
+	for {
+		_, ok, err := s.TakeSlot(ctx, a, "ss", 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		given++
+	}
+	if err := s.Unregister(ctx, b); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		_, ok, err := s.TakeSlot(ctx, a, "ss", 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		given++
+	}
+	if given != 4 {
+		t.Errorf("%d after the other replica's end", given)
+	}
+}
+
+// TestQuota: the bucket of a minute and the count of a day.
+func TestQuota(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		n, next, err := s.TakeQuota(ctx, "minute", 500, 600, 0)
+		if err != nil || n != 60 || time.Until(next) <= 0 || time.Until(next) > time.Second {
+			t.Fatalf("%d until %v, %v", n, next, err)
+		}
+		if n, _, err := s.TakeQuota(ctx, "minute", 10, 600, 0); err != nil || n > 2 {
+			t.Errorf("%d at once, %v", n, err)
+		}
+		if _, _, err := s.TakeQuota(ctx, "minute", -40, 600, 0); err != nil {
+			t.Fatal(err)
+		}
+		if n, _, err := s.TakeQuota(ctx, "minute", 45, 600, 0); err != nil || n < 40 {
+			t.Errorf("%d after 40 were given back, %v", n, err)
+		}
+		if n, next, err := s.TakeQuota(ctx, "day", 500, 0, 120); err != nil || n != 120 || next.Before(time.Now()) {
+			t.Errorf("%d until %v, %v", n, next, err)
+		}
+		if n, _, err := s.TakeQuota(ctx, "day", 5, 0, 120); err != nil || n != 0 {
+			t.Errorf("%d beyond the day's, %v", n, err)
+		}
+		if n, _, err := s.TakeQuota(ctx, "free", 500, 0, 0); err != nil || n != 500 {
+			t.Errorf("%d without limits, %v", n, err)
+		}
+	})
+}
