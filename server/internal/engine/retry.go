@@ -23,7 +23,7 @@ func backoff(n int) time.Duration {
 }
 
 // aLittle is the wait of a mail whose relay, not itself, was in trouble while others went through.
-func aLittle() time.Duration { return 15*time.Second + rand.N(15*time.Second) }
+func aLittle() time.Duration { return 5*time.Second + rand.N(10*time.Second) }
 
 var rests = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 15 * time.Minute}
 
