@@ -287,7 +287,7 @@ func TestCallersTime(t *testing.T) {
 		return nil
 	}}).Start(t)
 	s.addServer("slow", pb.Mode_MODE_PHP, before.Port())
-	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	r, err := s.send(ctx, &pb.SendRequest{RequestId: "d1", Options: &pb.SendOptions{MailServer: "slow"}, Message: message("a@y.example")})
 	if err != nil || r.mail.Status != pb.MailStatus_MAIL_STATUS_FAILED || !strings.Contains(r.mail.LastError, "deadline") {
@@ -301,7 +301,7 @@ func TestCallersTime(t *testing.T) {
 		return nil
 	}}).Start(t)
 	s.addServer("slower", pb.Mode_MODE_PHP, after.Port())
-	ctx2, cancel2 := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	ctx2, cancel2 := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel2()
 	r, err = s.send(ctx2, &pb.SendRequest{RequestId: "d2", Options: &pb.SendOptions{MailServer: "slower"}, Message: message("a@y.example")})
 	if err != nil || r.mail.Status != pb.MailStatus_MAIL_STATUS_UNKNOWN || r.recipients[0].Status != pb.RecipientResult_STATUS_UNKNOWN {

@@ -62,13 +62,27 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 	if err != nil || !wait {
 		return sum, err
 	}
-	for _, d := range ds {
-		select {
-		case <-d.done:
-			sum.Add(d.total())
-		case <-ctx.Done():
-			return sum, ctx.Err()
+	passes := make([]<-chan (<-chan struct{}), len(ds))
+	for i, d := range ds {
+		passes[i] = d.pass()
+	}
+	for i, d := range ds {
+		// What comes in while this pass is under way belongs to the next: under a steady load a drain may never end.
+		var settled <-chan struct{}
+		for wait := true; wait; {
+			select {
+			case settled = <-passes[i]:
+				passes[i] = nil
+			case <-settled:
+				e.rec.reached(ctx)
+				wait = false
+			case <-d.done:
+				wait = false
+			case <-ctx.Done():
+				return sum, ctx.Err()
+			}
 		}
+		sum.Add(d.total())
 	}
 	return sum, nil
 }

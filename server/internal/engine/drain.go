@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
@@ -25,6 +26,7 @@ type drain struct {
 	jobs   *queue
 	force  bool          // try the mail server although it is suspended
 	done   chan struct{} // closed when the drain is over
+	hungry atomic.Bool   // the last claim found nothing more: new mail may come by hand
 
 	more   bool           // guarded by drains.mu: look once more before ending
 	stale  bool           // guarded by drains.mu: the configuration has changed, end soon
@@ -38,6 +40,7 @@ type drain struct {
 	cut      int   // connections taken off because the relay throttles
 	throttle int   // throttling answers in a row
 	least    int16 // priority that the last page went down to
+	waiting  []chan (<-chan struct{})
 
 	recording sync.WaitGroup // results handed over and not durable yet
 	hands     sync.WaitGroup // workers
@@ -113,7 +116,9 @@ func (d *drain) feed(ctx context.Context) {
 			return // the next pass tries again
 		}
 		d.unused(want - len(claimed))
+		d.hungry.Store(len(claimed) < want)
 		if len(claimed) == 0 {
+			d.allIn()
 			// Nothing is due. A connection may still hang for minutes: until it is over, the next pass joins this drain and makes it look again.
 			if !d.jobs.waitIdle() || d.e.drains.finish(d) {
 				return
@@ -128,7 +133,30 @@ func (d *drain) feed(ctx context.Context) {
 		}
 		d.mu.Unlock()
 		d.accept(claimed, owner, d.jobs.put)
+		if len(claimed) < want {
+			d.allIn()
+		}
 	}
+}
+
+// allIn: whatever was due at the last claim is in the workers' hands. Those who wait for a pass wait for that, not for what comes later.
+func (d *drain) allIn() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.waiting {
+		w <- d.jobs.raise()
+	}
+	d.waiting = nil
+}
+
+// pass returns a channel on which comes what to wait for: the settling of everything that was due when it was asked. done ends that wait as well.
+func (d *drain) pass() <-chan (<-chan struct{}) {
+	c := make(chan (<-chan struct{}), 1)
+	d.mu.Lock()
+	d.waiting = append(d.waiting, c)
+	d.mu.Unlock()
+	d.jobs.kick()
+	return c
 }
 
 // accept hands claimed mails to the workers.
@@ -242,7 +270,7 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 // ration asks the mail server's limits per minute and per day for up to page mails. It waits for a minute's limit; false ends the drain.
 func (d *drain) ration(ctx context.Context, page int) (int, bool) {
 	lim := d.server.Limits
-	if lim.MailsPerMinute == 0 && lim.MailsPerDay == 0 {
+	if !d.limited() {
 		return page, true
 	}
 	n, next, err := d.e.journal.TakeQuota(ctx, d.server.Name, page, int(lim.MailsPerMinute), int(lim.MailsPerDay))
@@ -269,10 +297,14 @@ func (d *drain) ration(ctx context.Context, page int) (int, bool) {
 	return 0, false
 }
 
+func (d *drain) limited() bool {
+	return d.server.Limits.MailsPerMinute > 0 || d.server.Limits.MailsPerDay > 0
+}
+
 // unused gives rations back that found no mail.
 func (d *drain) unused(n int) {
 	lim := d.server.Limits
-	if n <= 0 || lim.MailsPerMinute == 0 && lim.MailsPerDay == 0 {
+	if n <= 0 || !d.limited() {
 		return
 	}
 	if _, _, err := d.e.journal.TakeQuota(d.e.workCtx, d.server.Name, -n, int(lim.MailsPerMinute), int(lim.MailsPerDay)); err != nil {
@@ -323,7 +355,7 @@ func (d *drain) release(j *job) {
 	d.note(delivery.Counts{Released: 1})
 	d.record(s)
 	d.e.unload(j)
-	d.jobs.settled()
+	d.jobs.settled(j)
 }
 
 // record hands a result over.

@@ -33,15 +33,18 @@ type Config struct {
 
 // Engine sends mail. Run it once; Send and RunBatch may be called from any goroutine while it runs.
 type Engine struct {
-	cfg      Config
-	journal  Journal
-	log      *slog.Logger
-	lease    *lease
-	rec      *recorder
-	bytes    *semaphore.Weighted
-	drains   drains
-	flights  flights
-	breakers *breakers
+	cfg     Config
+	journal Journal
+	log     *slog.Logger
+	lease   *lease
+	rec     *recorder
+	bytes   *semaphore.Weighted
+	// A budget of its own, so that what waits in memory never keeps what is being sent from being loaded.
+	handBytes *semaphore.Weighted
+	handMost  int64
+	drains    drains
+	flights   flights
+	breakers  *breakers
 
 	ready    chan struct{} // closed when mail may be taken
 	stopping chan struct{} // closed when nothing new may begin
@@ -76,7 +79,7 @@ func New(cfg Config) *Engine {
 		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
 		lease: newLease(cfg.Journal, cfg.Replica, cfg.Logger),
 		rec:   newRecorder(cfg.Journal, cfg.Logger),
-		bytes: semaphore.NewWeighted(cfg.MaxBytes),
+		bytes: semaphore.NewWeighted(cfg.MaxBytes), handMost: cfg.MaxBytes / 4, handBytes: semaphore.NewWeighted(cfg.MaxBytes / 4),
 		ready: make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	e.drains.running = map[string]*drain{}
@@ -266,6 +269,10 @@ func (e *Engine) unload(j *job) {
 	if j.weight > 0 {
 		e.bytes.Release(j.weight)
 		j.weight = 0
+	}
+	if j.handed > 0 {
+		e.handBytes.Release(j.handed)
+		j.handed = 0
 	}
 	j.raw, j.mail.Raw = nil, nil
 }

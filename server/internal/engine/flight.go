@@ -91,7 +91,7 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 	if duplicate {
 		f.caller.join()
 	}
-	over := ctx.Done()
+	over, began := ctx.Done(), time.Now()
 	var late <-chan time.Time
 	for i := 0; ; {
 		f.mu.Lock()
@@ -121,7 +121,7 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 				return f.leaveUnknown(observe)
 			}
 			// Cut before the dot: the end is a moment away, and the caller should hear it.
-			t := time.NewTimer(cutWait)
+			t := time.NewTimer(cutWait(time.Since(began)))
 			defer t.Stop()
 			late = t.C
 		case <-late:
@@ -130,8 +130,11 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 	}
 }
 
-// cutWait is how long a caller whose time is over waits for the end of a flight that was cut. The deadline interceptor leaves 50 ms for it.
-const cutWait = 40 * time.Millisecond
+// cutWait is how long a caller whose time is over after so long waits for the end of a flight that was cut: what the deadline interceptor keeps back for
+// it, a fifth of the whole, 50 ms at least and a second at most.
+func cutWait(waited time.Duration) time.Duration {
+	return min(900*time.Millisecond, max(40*time.Millisecond, waited/5))
+}
 
 func (f *flight) pastDot() bool {
 	f.caller.mu.Lock()

@@ -8,14 +8,24 @@ import (
 // queue carries a drain's jobs from the feeder to the workers. It is bounded for the feeder and unbounded for workers that give a job back, which a
 // channel cannot be, and it counts what is not settled yet, so that the feeder knows when the drain is over.
 type queue struct {
-	mu     sync.Mutex
-	cond   *sync.Cond
-	items  []*job
-	room   int
-	open   int  // put and not settled
-	kicked bool // somebody asked the feeder to look again
-	closed bool // nothing more will be put
-	dead   bool // no session can be had: workers stop, the feeder too
+	mu       sync.Mutex
+	cond     *sync.Cond
+	items    []*job
+	room     int
+	reserved int   // places kept for jobs that are not durable yet; counted in open
+	open     int   // put and not settled
+	kicked   bool  // somebody asked the feeder to look again
+	closed   bool  // nothing more will be put
+	dead     bool  // no session can be had: workers stop, the feeder too
+	seq      int64 // of the job that came last
+	barriers []*barrier
+}
+
+// barrier waits for the jobs that were open when it was raised.
+type barrier struct {
+	upTo int64
+	left int
+	done chan struct{}
 }
 
 func newQueue(room int) *queue {
@@ -28,8 +38,8 @@ func newQueue(room int) *queue {
 func (q *queue) put(j *job) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.open++
-	for len(q.items) >= q.room && !q.dead {
+	q.admit(j)
+	for len(q.items)+q.reserved >= q.room && !q.dead {
 		q.cond.Wait()
 	}
 	if q.dead {
@@ -40,11 +50,66 @@ func (q *queue) put(j *job) bool {
 	return true
 }
 
+// reserve keeps a place for a job that is not durable yet, false when there is no room or the queue is over. settled gives it back.
+func (q *queue) reserve() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.dead || q.closed || len(q.items)+q.reserved >= q.room {
+		return false
+	}
+	q.reserved++
+	q.open++
+	return true
+}
+
+// putReserved fills a place; false when the queue has died meanwhile (the job still counts as open until it is settled).
+func (q *queue) putReserved(j *job) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.reserved--
+	q.open-- // admit counts it again, with its number
+	q.admit(j)
+	if q.dead {
+		return false
+	}
+	q.items = append(q.items, j)
+	q.cond.Broadcast()
+	return true
+}
+
+// giveUp gives a place back.
+func (q *queue) giveUp() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.reserved--
+	q.open--
+	q.cond.Broadcast()
+}
+
+func (q *queue) admit(j *job) {
+	q.open++
+	q.seq++
+	j.seq = q.seq
+}
+
+// raise returns a channel that is closed when all jobs of this moment are settled. Places that are kept for later do not count.
+func (q *queue) raise() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := &barrier{upTo: q.seq, left: q.open - q.reserved, done: make(chan struct{})}
+	if b.left <= 0 {
+		close(b.done)
+	} else {
+		q.barriers = append(q.barriers, b)
+	}
+	return b.done
+}
+
 // putFirst adds an urgent job before all less urgent ones, whether there is room or not; false when the queue is over.
 func (q *queue) putFirst(j *job) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.open++
+	q.admit(j)
 	if q.dead || q.closed {
 		return false
 	}
@@ -88,11 +153,20 @@ func (q *queue) len() int {
 	return len(q.items)
 }
 
-// settled counts one job out.
-func (q *queue) settled() {
+// settled counts a job out.
+func (q *queue) settled(j *job) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.open--
+	q.barriers = slices.DeleteFunc(q.barriers, func(b *barrier) bool {
+		if j.seq > b.upTo {
+			return false
+		}
+		if b.left--; b.left == 0 {
+			close(b.done)
+		}
+		return b.left == 0
+	})
 	q.cond.Broadcast()
 }
 

@@ -38,6 +38,19 @@ func (r *recorder) record(s *store.Settlement, done func(mine bool)) {
 	r.queue <- recording{s, r.journal.Settle(s), done}
 }
 
+// reached waits until everything handed over so far is durable, or ctx ends.
+func (r *recorder) reached(ctx context.Context) {
+	done := make(chan struct{})
+	answer := make(chan store.Settled, 1)
+	answer <- store.Settled{Mine: true}
+	r.idle.Add(1)
+	r.queue <- recording{&store.Settlement{}, answer, func(bool) { close(done) }}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
 // run answers until ctx ends; what is not written by then is left to the rescue of the mark.
 func (r *recorder) run(ctx context.Context) {
 	for {

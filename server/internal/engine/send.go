@@ -67,7 +67,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 
 // queue is daemon mode: durable, and sent by the batch.
 func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(delivery.Event) error) error {
-	res, err := e.journal.Enqueue(ctx, m)
+	res, err := e.enqueue(ctx, m)
 	if err == nil {
 		err = res.Err
 	}
@@ -77,7 +77,6 @@ func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(deliv
 	if res.Duplicate {
 		return e.replay(ctx, res.ID, observe)
 	}
-	e.queued()
 	now := e.now()
 	if err := observe(delivery.Event{MailID: m.ID, Time: now, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}); err != nil {
 		return err

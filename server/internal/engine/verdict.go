@@ -24,6 +24,7 @@ type job struct {
 	fault   string // first fault of the attempt, for people
 	remote  string // last queue id the relay gave
 	free    int    // free tries left on a fresh connection
+	seq     int64  // its number in the drain's queue
 
 	submitted bool   // it was handed to a session at least once
 	marked    bool   // the gate let a dot leave
@@ -31,6 +32,7 @@ type job struct {
 	lost      bool   // the gate learned that the mail belongs to another replica
 	throttled string // the relay's words when it said that we are too fast; "" = it did not
 	weight    int64  // bytes taken from the engine's budget
+	handed    int64  // bytes taken from the budget of what was handed over in memory
 }
 
 // freeTries is how often a mail is put on a fresh connection at once, because the connection it was on had died before anything of it left.

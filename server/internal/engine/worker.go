@@ -159,7 +159,7 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 		j.over = true
 		w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.mail.ID)
 		w.e.unload(j)
-		w.d.jobs.settled()
+		w.d.jobs.settled(j)
 		return
 	}
 	next := j.step(positions, o, w.e.now())
@@ -186,7 +186,7 @@ func (w *worker) finish(j *job) {
 	w.d.count(s, outcome)
 	w.d.record(s)
 	w.e.unload(j)
-	w.d.jobs.settled()
+	w.d.jobs.settled(j)
 }
 
 // noSession notes that a worker could not open a session. With others open that only means the relay wants fewer connections; with none it is down.
@@ -277,5 +277,5 @@ func (d *drain) finishWith(j *job, s *store.Settlement) {
 	d.note(delivery.Counts{Failed: 1})
 	d.record(s)
 	d.e.unload(j)
-	d.jobs.settled()
+	d.jobs.settled(j)
 }

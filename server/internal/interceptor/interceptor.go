@@ -25,8 +25,10 @@ const (
 	Header = "x-request-id"
 	// unaryLimit is the time of a unary call whose caller sets none.
 	unaryLimit = 30 * time.Second
-	// shave is kept back from the caller's time, so that our own word on what took too long arrives before the caller's clock ends the call.
-	shave = 50 * time.Millisecond
+	// A fifth of the caller's time is kept back, between these two, so that our own word on what took too long arrives before the caller's clock ends
+	// the call.
+	leastShave = 50 * time.Millisecond
+	mostShave  = time.Second
 	// least is the time a call must have left to be worth beginning.
 	least = 100 * time.Millisecond
 )
@@ -90,10 +92,11 @@ func bound(ctx context.Context, unary bool) (context.Context, context.CancelFunc
 		}
 		return ctx, func() {}, nil
 	}
-	if time.Until(t) < least {
+	left := time.Until(t)
+	if left < least {
 		return nil, nil, apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "less than %v are left for this call", least)
 	}
-	ctx, cancel := context.WithDeadline(ctx, t.Add(-shave))
+	ctx, cancel := context.WithDeadline(ctx, t.Add(-min(mostShave, max(leastShave, left/5))))
 	return ctx, cancel, nil
 }
 
