@@ -166,6 +166,7 @@ type conn struct {
 	from string
 	to   []string
 	mail bool
+	said string // the last scripted reply
 }
 
 // tap records the first byte that arrives.
@@ -263,6 +264,7 @@ func (x *conn) scripted(cmd Command, ordinary string) (ok, refused bool) {
 		x.out.WriteString(ordinary)
 		return true, false
 	}
+	x.said = a.Reply
 	switch {
 	case a.Drip:
 		_ = x.flush()
@@ -390,11 +392,10 @@ func (x *conn) body() bool {
 	}
 	mail := Mail{From: x.from, To: x.to, Data: b.Bytes(), Conn: x.n}
 	x.mail = false
-	before := x.out.Len()
 	ok, refused := x.scripted(Command{Verb: "DOT", Arg: b.String()}, "250 2.0.0 Ok: queued as 4F2A1\r\n")
 	taken := !refused
 	if !ok && x.s.On != nil { // hung or closed: taken only where a 2yz had been given
-		taken = bytes.HasPrefix(x.out.Bytes()[min(before, x.out.Len()):], []byte("2"))
+		taken = strings.HasPrefix(x.said, "2")
 	}
 	if taken {
 		x.s.mu.Lock()

@@ -251,15 +251,17 @@ func (p *pool) put(s Session) {
 	p.mu.Unlock()
 }
 
-// discard closes a session without making anybody wait for its QUIT.
+// discard closes a session without making anybody wait for its QUIT; its permit is free only after that.
 func (p *pool) discard(s Session) {
 	p.mu.Lock()
 	c := p.carried[s]
 	delete(p.carried, s)
 	p.live--
 	p.mu.Unlock()
-	go func() { _ = s.Close() }()
-	p.release(c.permit)
+	go func() {
+		_ = s.Close()
+		p.release(c.permit)
+	}()
 }
 
 // release gives a permit back.

@@ -87,11 +87,6 @@ func (j *job) fold(positions []int, o smtpx.Outcome, now time.Time) {
 	}
 	j.sent = j.sent || o.DotSent
 	j.down = o.ServerDown
-	// A connection that breaks while the body is under way may be the mail's doing (a content filter that hangs up), so it costs an attempt;
-	// before that it cannot be.
-	if o.ServerDown && o.Err != nil && o.Err.Phase == smtpx.PhaseData && o.Err.Reply.Code != 421 {
-		j.down, j.counts = false, true
-	}
 	j.throttled = ""
 	var open []int
 	for i, p := range positions {
@@ -239,7 +234,7 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 	switch {
 	case t.open == 0 && t.rejected == 0 && t.unknown == 0:
 		s.Kind, s.Status, outcome, fault = store.SettleArchive, store.MailSent, "sent", ""
-	case !counted && !(j.throttled != "" && old):
+	case !counted && !(j.submitted && old):
 		// Nothing was decided: the mail goes back as it was. Where a session had been open the relay does not rest as a whole, so this mail waits
 		// a little by itself.
 		s.Kind, s.Status, outcome = store.SettleRetry, j.waitingStatus(t), "server"

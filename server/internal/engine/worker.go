@@ -128,7 +128,12 @@ func (w *worker) flush(ctx context.Context) {
 // submit hands the next transaction of j over.
 func (w *worker) submit(ctx context.Context, j *job) {
 	if j.raw == nil {
-		if err := w.e.load(ctx, j); err != nil {
+		err, poison := w.load(ctx, j)
+		if poison != nil {
+			w.d.finishWith(j, w.e.quarantine(j, poison))
+			return
+		}
+		if err != nil {
 			// Not the relay's fault and not the mail's: the database is away. Another pass finds it again.
 			j.fault = "read the message: " + err.Error()
 			w.finish(j)
@@ -151,6 +156,16 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	if err != nil {
 		w.drop()
 	}
+}
+
+// load brings the message in; a mail that makes that panic leaves the session and the mails on it alone.
+func (w *worker) load(ctx context.Context, j *job) (err error, poison any) {
+	defer func() {
+		if poison = recover(); poison != nil {
+			w.e.log.Error("panic while reading a mail: quarantined", "mail_id", j.mail.ID, "panic", poison, "stack", string(debug.Stack()))
+		}
+	}()
+	return w.e.load(ctx, j), nil
 }
 
 // outcome takes the truth about one transaction.
