@@ -46,7 +46,7 @@ exim() {
   refreshed apt download exim4-daemon-light
   dpkg -x exim4-daemon-light_*.deb "$root/exim"
   chmod u-s "$root/exim/usr/sbin/exim4"
-  if ldd "$root/exim/usr/sbin/exim4" | grep -q 'not found'; then
+  if [[ $(ldd "$root/exim/usr/sbin/exim4") == *'not found'* ]]; then
     local plain=(--no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances) direct all lib missing=()
     direct=$(apt-cache depends "${plain[@]}" exim4-daemon-light | sed -n 's/^ *|\?Depends: \(lib.*\)/\1/p')
     # shellcheck disable=SC2086 # a list
@@ -68,4 +68,4 @@ exim() {
 [ -x /usr/sbin/postfix ] || postfix
 "$root/exim4" -C /dev/null -bV >/dev/null 2>&1 || exim
 /usr/sbin/postconf -dh mail_version | sed 's/^/Postfix version /'
-"$root/exim4" -C /dev/null -bV | sed -n 's/ #.*//;1p'
+"$root/exim4" -C /dev/null -bV 2>/dev/null | sed -n 's/ #.*//;1p'
