@@ -16,7 +16,7 @@ import (
 )
 
 // A submission server: a login is required, and offered only over TLS but on the third port, which offers it in the clear. Everything runs as one user without
-// rights (deliver_drop_privilege). The delays Exim puts before an answer to strangers are off.
+// rights (deliver_drop_privilege). The delays Exim puts before an answer to strangers are off, and so is leaving the later mails of a connection to the queue.
 const eximConf = `
 exim_path = EXIM
 spool_directory = DIR/spool
@@ -33,6 +33,7 @@ auth_advertise_hosts = ${if or{ {def:tls_in_cipher} {eq{$received_port}{CLEAR}} 
 deliver_drop_privilege
 host_lookup =
 rfc1413_query_timeout = 0s
+smtp_accept_queue_per_connection = 0
 keep_environment =
 acl_smtp_rcpt = rcpt
 begin acl
@@ -233,5 +234,37 @@ func TestExim(t *testing.T) {
 			}
 		}
 		r.stored(3, "all", "Envelope-to: after@customer.example")
+	})
+
+	// Exim cuts a client off that speaks out of turn ("synchronization error"): body, dot and the next mail's commands in one write must be its turn.
+	t.Run("batch", func(t *testing.T) {
+		s, r := s.in(t), x.in(t)
+		const n, complaint = 50, "synchronization error"
+		before := strings.Count(r.logText(), complaint)
+		s.addServer("bulk", pb.Mode_MODE_DAEMON, x.smtp(pb.Smtp_ENCRYPTION_STARTTLS, pb.Smtp_AUTH_UNSPECIFIED))
+		ids := map[string]string{} // Message-ID to recipient
+		for i := range n {
+			to := fmt.Sprintf("u%d@customer.example", i)
+			m := &pb.MailMessage{To: []string{to}, Subject: fmt.Sprintf("Angebot %d 报价", i), Text: "Guten Tag"}
+			if i%10 == 7 {
+				m.Cc = []string{"nobody@customer.example"}
+			}
+			_, sent := s.send("bulk", m)
+			ids[sent.MessageId] = to
+		}
+		b, err := s.admin.RunBatch(timeout(t), &pb.RunBatchRequest{Wait: true})
+		if err != nil || b.Claimed != n || b.Sent != n-n/10 || b.PartiallySent != n/10 {
+			t.Fatalf("%v %v", b, err)
+		}
+		for id, to := range ids {
+			r.waitLog(1, " <= shop@shop.example", " id="+strings.Trim(id, "<>"))
+			raw := r.stored(1, "all", "Envelope-to: "+to)[0]
+			if got := parse(t, raw).header.Get("Message-ID"); got != id {
+				t.Errorf("%s got %s, not %s", to, got, id)
+			}
+		}
+		if strings.Count(r.logText(), complaint) != before {
+			t.Error("Exim says that we spoke out of turn")
+		}
 	})
 }

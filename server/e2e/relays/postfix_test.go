@@ -266,7 +266,8 @@ func TestPostfix(t *testing.T) {
 	t.Run("batch", func(t *testing.T) {
 		s, p := s.in(t), p.in(t)
 		const n = 100
-		before := strings.Count(p.logText(), ": connect from")
+		const complaint = "improper command pipelining"
+		before, complaints := strings.Count(p.logText(), ": connect from"), strings.Count(p.logText(), complaint)
 		ids := map[string]string{} // Message-ID to recipient
 		for i := range n {
 			to := fmt.Sprintf("u%d@customer.example", i)
@@ -301,6 +302,9 @@ func TestPostfix(t *testing.T) {
 		conns := strings.Count(p.logText(), ": connect from") - before
 		if conns < 1 || conns > 10 {
 			t.Errorf("%d connections for %d mails", conns, n)
+		}
+		if strings.Count(p.logText(), complaint) != complaints {
+			t.Error("Postfix says that we spoke out of turn")
 		}
 		t.Logf("%d mails over %d connections", n, conns)
 		list, err := s.dispatch.ListArchivedMails(timeout(t), &pb.ListArchivedMailsRequest{Filter: &pb.MailFilter{MailServer: "bulk"}, PageSize: 500})
