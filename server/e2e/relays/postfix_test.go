@@ -13,7 +13,8 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// Every mailbox of customer.example and of the internationalised domain exists, but for two addresses. Mail is stored in one maildir per recipient domain.
+// Every mailbox of customer.example and of the internationalised domain exists, but for two addresses. Mail is stored in one maildir per
+// recipient domain, as it came: of itself Postfix would take a Bcc field out, and nobody would see that we sent one.
 const postfixMain = `
 compatibility_level = 3.6
 config_directory = DIR/conf
@@ -31,6 +32,7 @@ alias_database =
 local_recipient_maps =
 biff = no
 message_size_limit = 2000000
+message_drop_headers =
 virtual_mailbox_domains = customer.example, xn--mnchen-3ya.example
 virtual_mailbox_base = DIR/mail
 virtual_mailbox_maps = inline:{ @customer.example=customer/, @xn--mnchen-3ya.example=idn/ }
