@@ -35,6 +35,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(dir, "maildispatchd")
 	out, err := exec.Command("go", append(buildFlags, "-o", path, "github.com/maildispatch/maildispatch/server/cmd/maildispatchd")...).CombinedOutput()
 	if err != nil {
+		_ = os.RemoveAll(dir) // the error of the build is the one to report
 		return "", fmt.Errorf("build: %w: %s", err, out)
 	}
 	return path, nil
