@@ -215,6 +215,9 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !e.lease.held(j.owner) {
 		return errLeaseLost
 	}
+	if !gated {
+		return nil
+	}
 	select {
 	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleMark}):
 		if a.Err != nil {

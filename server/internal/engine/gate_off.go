@@ -1,0 +1,5 @@
+//go:build nogate
+
+package engine
+
+const gated = false
