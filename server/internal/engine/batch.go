@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,6 +62,9 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 	ds, err := e.startDrains(ctx, server, server != "")
 	if err != nil || !wait {
 		return sum, err
+	}
+	if server == "" {
+		ds = e.drains.with(ds) // what was handed to a drain in memory is not due in the database any more
 	}
 	passes := make([]<-chan (<-chan struct{}), len(ds))
 	for i, d := range ds {
@@ -149,6 +153,18 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) *drain {
 		d.run(e.workCtx)
 	}()
 	return d
+}
+
+// with adds the drains that run to ds.
+func (ds *drains) with(list []*drain) []*drain {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	for _, d := range ds.running {
+		if !slices.Contains(list, d) {
+			list = append(list, d)
+		}
+	}
+	return list
 }
 
 // finish takes a drain off the list unless somebody asked it to look once more.

@@ -120,8 +120,13 @@ func (d *drain) feed(ctx context.Context) {
 		if len(claimed) == 0 {
 			d.allIn()
 			// Nothing is due. A connection may still hang for minutes: until it is over, the next pass joins this drain and makes it look again.
-			if !d.jobs.waitIdle() || d.e.drains.finish(d) {
+			switch d.jobs.waitIdle() {
+			case wokenDead:
 				return
+			case wokenIdle:
+				if d.e.drains.finish(d) {
+					return
+				}
 			}
 			continue
 		}

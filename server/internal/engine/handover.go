@@ -44,6 +44,8 @@ func (p *place) fill(m *store.NewMail) {
 	j := newJob(claimedView(m), m.Owner, d.e.now())
 	j.raw, j.handed = joinPieces(m.Raw), p.weight
 	d.note(delivery.Counts{Claimed: 1})
+	d.jobs.pin() // hiring must not race with the end of the drain
+	defer d.jobs.giveUp()
 	if !d.jobs.putReserved(j) {
 		d.release(j)
 		return

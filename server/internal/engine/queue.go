@@ -62,6 +62,14 @@ func (q *queue) reserve() bool {
 	return true
 }
 
+// pin keeps the queue from being drained until giveUp.
+func (q *queue) pin() {
+	q.mu.Lock()
+	q.reserved++
+	q.open++
+	q.mu.Unlock()
+}
+
 // putReserved fills a place; false when the queue has died meanwhile (the job still counts as open until it is settled).
 func (q *queue) putReserved(j *job) bool {
 	q.mu.Lock()
@@ -170,15 +178,31 @@ func (q *queue) settled(j *job) {
 	q.cond.Broadcast()
 }
 
-// waitIdle blocks the feeder until every job is settled or somebody kicks it; false when the queue is dead.
-func (q *queue) waitIdle() bool {
+// wake says why a feeder that waited goes on.
+type wake int
+
+const (
+	wokenIdle   wake = iota // every job is settled
+	wokenKicked             // somebody asks to look again
+	wokenDead               // no session can be had
+)
+
+// waitIdle blocks the feeder until there is something to do for it.
+func (q *queue) waitIdle() wake {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.open > 0 && !q.kicked && !q.dead {
 		q.cond.Wait()
 	}
+	kicked := q.kicked
 	q.kicked = false
-	return !q.dead
+	switch {
+	case q.dead:
+		return wokenDead
+	case kicked:
+		return wokenKicked
+	}
+	return wokenIdle
 }
 
 func (q *queue) kick() {
