@@ -63,3 +63,16 @@ func (c *Counts) Add(d Counts) {
 	c.Expired += d.Expired
 	c.Released += d.Released
 }
+
+// Since is what has been settled since the counts were before, and how much of that has been claimed then or later.
+func (c Counts) Since(before Counts) Counts {
+	c.Sent -= before.Sent
+	c.Partial -= before.Partial
+	c.Deferred -= before.Deferred
+	c.Failed -= before.Failed
+	c.Unknown -= before.Unknown
+	c.Expired -= before.Expired
+	c.Released -= before.Released
+	c.Claimed = c.Sent + c.Partial + c.Deferred + c.Failed + c.Unknown + c.Expired + c.Released
+	return c
+}

@@ -20,10 +20,18 @@ const restlessPoll = 500 * time.Millisecond
 
 // batchLoop starts the drains of whatever is due, every BatchInterval, until ctx ends. It does not wait for them: a slow mail server never holds up
 // the next pass for the others.
-func (e *Engine) batchLoop(ctx context.Context) {
-	for {
-		if _, err := e.startDrains(ctx, "", false); err != nil && ctx.Err() == nil {
-			e.log.Error("batch: cannot look for due mail", "error", err)
+//
+// due is what was found before mail could be accepted: the first pass takes no more, so that it cannot meet what comes right after the start.
+func (e *Engine) batchLoop(ctx context.Context, due []string) {
+	for first := true; ; first = false {
+		if !first {
+			var err error
+			if due, err = e.journal.DueServers(ctx); err != nil && ctx.Err() == nil {
+				e.log.Error("batch: cannot look for due mail", "error", err)
+			}
+		}
+		if _, err := e.startDrains(ctx, due, false); err != nil && ctx.Err() == nil {
+			e.log.Error("batch: cannot read a mail server", "error", err)
 		}
 		wait := e.cfg.BatchInterval
 		var wake <-chan struct{}
@@ -52,14 +60,21 @@ func (e *Engine) queued() {
 }
 
 // RunBatch is the minute's batch, now: of one mail server, or of all when server is "". Asked for by name, a suspended mail server is tried. With
-// wait it returns when everything that was due is settled, with the counts of the drains it started or joined; without, at once.
+// wait it returns when everything that was due is settled, with the counts of what was settled meanwhile; without, at once.
 func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delivery.Counts, error) {
 	var sum delivery.Counts
 	if !e.begin() {
 		return sum, ErrStopping
 	}
 	defer e.work.Done()
-	ds, err := e.startDrains(ctx, server, server != "")
+	names := []string{server}
+	if server == "" {
+		var err error
+		if names, err = e.journal.DueServers(ctx); err != nil {
+			return sum, err
+		}
+	}
+	ds, err := e.startDrains(ctx, names, server != "")
 	if err != nil || !wait {
 		return sum, err
 	}
@@ -86,25 +101,18 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 				return sum, ctx.Err()
 			}
 		}
-		sum.Add(d.total())
+		sum.Add(d.total().Since(d.before))
 	}
 	return sum, nil
 }
 
-// startDrains starts a drain for each mail server with due mail, or makes the one that runs look once more.
-func (e *Engine) startDrains(ctx context.Context, server string, force bool) ([]*drain, error) {
+// startDrains starts a drain for each mail server, or makes the one that runs look once more.
+func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([]joined, error) {
 	e.lastPass.Store(e.now().UnixNano())
-	names := []string{server}
-	if server == "" {
-		var err error
-		if names, err = e.journal.DueServers(ctx); err != nil {
-			return nil, err
-		}
-	}
-	var ds []*drain
+	var ds []joined
 	for _, name := range names {
 		s, err := e.journal.Server(ctx, store.Everything, name)
-		if errors.Is(err, store.ErrNotFound) && server == "" {
+		if errors.Is(err, store.ErrNotFound) && !force {
 			continue
 		}
 		if err != nil {
@@ -118,7 +126,7 @@ func (e *Engine) startDrains(ctx context.Context, server string, force bool) ([]
 			e.log.Debug("batch: mail server is suspended", "mail_server", name, "reason", b.Reason, "next_try", b.RetryAt)
 			continue
 		}
-		if d := e.drains.start(e, s, force); d != nil {
+		if d := e.drains.start(e, s, force); d.drain != nil {
 			ds = append(ds, d)
 		}
 	}
@@ -131,8 +139,14 @@ type drains struct {
 	running map[string]*drain
 }
 
-// start returns the mail server's drain, begun now or already running; nil when the engine is stopping. One that runs lets urgent mail in at once.
-func (ds *drains) start(e *Engine, s *store.MailServer, force bool) *drain {
+// joined is a drain and what it had settled when it was joined.
+type joined struct {
+	*drain
+	before delivery.Counts
+}
+
+// start returns the mail server's drain, begun now or already running; none when the engine is stopping. One that runs lets urgent mail in at once.
+func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	if d := ds.running[s.Name]; d != nil {
@@ -140,10 +154,10 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) *drain {
 		d.stale = d.server.Version != s.Version // it ends soon, and a new one begins with the new configuration
 		d.jobs.kick()
 		d.beside.Go(func() { d.express(e.workCtx) })
-		return d
+		return joined{d, d.total()}
 	}
 	if !e.begin() {
-		return nil
+		return joined{}
 	}
 	d := newDrain(e, s)
 	d.force = force
@@ -152,16 +166,16 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) *drain {
 		defer e.work.Done()
 		d.run(e.workCtx)
 	}()
-	return d
+	return joined{drain: d}
 }
 
 // with adds the drains that run to ds.
-func (ds *drains) with(list []*drain) []*drain {
+func (ds *drains) with(list []joined) []joined {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	for _, d := range ds.running {
-		if !slices.Contains(list, d) {
-			list = append(list, d)
+		if !slices.ContainsFunc(list, func(j joined) bool { return j.drain == d }) {
+			list = append(list, joined{d, d.total()})
 		}
 	}
 	return list

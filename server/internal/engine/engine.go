@@ -105,11 +105,15 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.setClock(ctx)
 	e.breakers.refresh(ctx)
 	e.rescue(ctx)
+	due, err := e.journal.DueServers(ctx)
+	if err != nil {
+		e.log.Error("batch: cannot look for due mail", "error", err)
+	}
 	close(e.ready)
 	own.Go(func() { e.breakers.run(ctx) })
 	own.Go(func() { e.rescueLoop(ctx) })
 	own.Go(func() { e.pools(ctx) })
-	e.batchLoop(ctx)
+	e.batchLoop(ctx, due)
 
 	e.stopOnce.Do(func() { close(e.stopping) })
 	e.flights.stop()
@@ -127,7 +131,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	fctx, cancelFlush := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancelFlush()
 	e.rec.flush(fctx)
-	err := e.journal.Unregister(fctx, e.lease.replica())
+	err = e.journal.Unregister(fctx, e.lease.replica())
 	cancelBase()
 	own.Wait()
 	if err != nil {
