@@ -38,7 +38,11 @@ type SendOptions struct {
 	// Not before this time; at most 366 days ahead. In the future it queues the mail whatever the mode.
 	SendAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=send_after,json=sendAfter,proto3" json:"send_after,omitempty"`
 	// Never after this time; must lie in the future and after send_after.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Which mail of the mail server leaves first. Default: by kind.
+	Priority Priority `protobuf:"varint,8,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
+	// Take it, but send it only after ReleaseMails, whatever the mode: it is queued as HELD.
+	Hold          bool `protobuf:"varint,9,opt,name=hold,proto3" json:"hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,6 +124,20 @@ func (x *SendOptions) GetExpireTime() *timestamppb.Timestamp {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *SendOptions) GetPriority() Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Priority_PRIORITY_UNSPECIFIED
+}
+
+func (x *SendOptions) GetHold() bool {
+	if x != nil {
+		return x.Hold
+	}
+	return false
 }
 
 // SendRequest is one mail.
@@ -1114,6 +1132,399 @@ func (x *CancelMailsResponse) GetFailures() []*MailFailure {
 	return nil
 }
 
+// HoldMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
+type HoldMailsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids of mails: at most 1000.
+	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	// All mails of the due-out journal that match; at least one of its fields is set.
+	Filter *MailFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Count what would be changed, change nothing.
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Why, in the caller's words, for the audit log and the mail's last_error: at most 500 characters.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldMailsRequest) Reset() {
+	*x = HoldMailsRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldMailsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldMailsRequest) ProtoMessage() {}
+
+func (x *HoldMailsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldMailsRequest.ProtoReflect.Descriptor instead.
+func (*HoldMailsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HoldMailsRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *HoldMailsRequest) GetFilter() *MailFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *HoldMailsRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *HoldMailsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// HoldMailsResponse counts.
+type HoldMailsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Mails that were selected: those that are changed and those that could not be.
+	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
+	// Mails that are (with validate_only: would be) held.
+	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Mails that could not be changed: the first 100.
+	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldMailsResponse) Reset() {
+	*x = HoldMailsResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldMailsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldMailsResponse) ProtoMessage() {}
+
+func (x *HoldMailsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldMailsResponse.ProtoReflect.Descriptor instead.
+func (*HoldMailsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *HoldMailsResponse) GetMatched() int32 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+func (x *HoldMailsResponse) GetChanged() int32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *HoldMailsResponse) GetFailures() []*MailFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+// ReleaseMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
+type ReleaseMailsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids of mails: at most 1000.
+	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	// All mails of the due-out journal that match; at least one of its fields is set.
+	Filter *MailFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Count what would be changed, change nothing.
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Why, in the caller's words, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseMailsRequest) Reset() {
+	*x = ReleaseMailsRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseMailsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseMailsRequest) ProtoMessage() {}
+
+func (x *ReleaseMailsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseMailsRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseMailsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReleaseMailsRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *ReleaseMailsRequest) GetFilter() *MailFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ReleaseMailsRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ReleaseMailsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ReleaseMailsResponse counts.
+type ReleaseMailsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Mails that were selected: those that are changed and those that could not be.
+	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
+	// Mails that are (with validate_only: would be) released.
+	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Mails that could not be changed: the first 100.
+	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseMailsResponse) Reset() {
+	*x = ReleaseMailsResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseMailsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseMailsResponse) ProtoMessage() {}
+
+func (x *ReleaseMailsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseMailsResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseMailsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ReleaseMailsResponse) GetMatched() int32 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+func (x *ReleaseMailsResponse) GetChanged() int32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *ReleaseMailsResponse) GetFailures() []*MailFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+// ResolveMailRequest says what became of recipients of one mail.
+type ResolveMailRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REQUIRED. Id of a mail of the due-out journal.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Addresses of recipients whose outcome is unknown, compared without case: at most 500. Empty = all of the mail whose outcome is unknown.
+	Recipients []string `protobuf:"bytes,2,rep,name=recipients,proto3" json:"recipients,omitempty"`
+	// REQUIRED. What became of them, or what is to become of them.
+	Resolution Resolution `protobuf:"varint,3,opt,name=resolution,proto3,enum=maildispatch.v1.Resolution" json:"resolution,omitempty"`
+	// REQUIRED. How you know, for the audit log and the recipients' detail: 1 to 500 characters.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveMailRequest) Reset() {
+	*x = ResolveMailRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveMailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveMailRequest) ProtoMessage() {}
+
+func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveMailRequest.ProtoReflect.Descriptor instead.
+func (*ResolveMailRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ResolveMailRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResolveMailRequest) GetRecipients() []string {
+	if x != nil {
+		return x.Recipients
+	}
+	return nil
+}
+
+func (x *ResolveMailRequest) GetResolution() Resolution {
+	if x != nil {
+		return x.Resolution
+	}
+	return Resolution_RESOLUTION_UNSPECIFIED
+}
+
+func (x *ResolveMailRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ResolveMailResponse holds the mail.
+type ResolveMailResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mail as it was left by this call.
+	Mail          *Mail `protobuf:"bytes,1,opt,name=mail,proto3" json:"mail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveMailResponse) Reset() {
+	*x = ResolveMailResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveMailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveMailResponse) ProtoMessage() {}
+
+func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveMailResponse.ProtoReflect.Descriptor instead.
+func (*ResolveMailResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ResolveMailResponse) GetMail() *Mail {
+	if x != nil {
+		return x.Mail
+	}
+	return nil
+}
+
 // Accepted: the mail is durable.
 type SendResponse_Accepted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1135,7 +1546,7 @@ type SendResponse_Accepted struct {
 
 func (x *SendResponse_Accepted) Reset() {
 	*x = SendResponse_Accepted{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1558,7 @@ func (x *SendResponse_Accepted) String() string {
 func (*SendResponse_Accepted) ProtoMessage() {}
 
 func (x *SendResponse_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1627,7 @@ type SendResponse_Completed struct {
 
 func (x *SendResponse_Completed) Reset() {
 	*x = SendResponse_Completed{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1639,7 @@ func (x *SendResponse_Completed) String() string {
 func (*SendResponse_Completed) ProtoMessage() {}
 
 func (x *SendResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1666,7 @@ var File_maildispatch_v1_dispatch_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\n" +
-	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\"\x80\x03\n" +
+	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\"\xcb\x03\n" +
 	"\vSendOptions\x12\x12\n" +
 	"\x04team\x18\x01 \x01(\tR\x04team\x12\x1f\n" +
 	"\vmail_server\x18\x02 \x01(\tR\n" +
@@ -1266,7 +1677,9 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\n" +
 	"send_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tsendAfter\x12;\n" +
 	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\x1a9\n" +
+	"expireTime\x125\n" +
+	"\bpriority\x18\b \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x12\x12\n" +
+	"\x04hold\x18\t \x01(\bR\x04hold\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x01\n" +
@@ -1343,7 +1756,36 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x13CancelMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
-	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures2\x95\x05\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\x96\x01\n" +
+	"\x10HoldMailsRequest\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
+	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x81\x01\n" +
+	"\x11HoldMailsResponse\x12\x18\n" +
+	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\x99\x01\n" +
+	"\x13ReleaseMailsRequest\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
+	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x84\x01\n" +
+	"\x14ReleaseMailsResponse\x12\x18\n" +
+	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\x99\x01\n" +
+	"\x12ResolveMailRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"recipients\x18\x02 \x03(\tR\n" +
+	"recipients\x12;\n" +
+	"\n" +
+	"resolution\x18\x03 \x01(\x0e2\x1b.maildispatch.v1.ResolutionR\n" +
+	"resolution\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"@\n" +
+	"\x13ResolveMailResponse\x12)\n" +
+	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail2\xa0\a\n" +
 	"\bDispatch\x12E\n" +
 	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse0\x01\x12Q\n" +
 	"\aGetMail\x12\x1f.maildispatch.v1.GetMailRequest\x1a .maildispatch.v1.GetMailResponse\"\x03\x90\x02\x01\x12b\n" +
@@ -1352,7 +1794,10 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x11ListArchivedMails\x12).maildispatch.v1.ListArchivedMailsRequest\x1a*.maildispatch.v1.ListArchivedMailsResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\n" +
 	"RetryMails\x12\".maildispatch.v1.RetryMailsRequest\x1a#.maildispatch.v1.RetryMailsResponse\x12X\n" +
-	"\vCancelMails\x12#.maildispatch.v1.CancelMailsRequest\x1a$.maildispatch.v1.CancelMailsResponseBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
+	"\vCancelMails\x12#.maildispatch.v1.CancelMailsRequest\x1a$.maildispatch.v1.CancelMailsResponse\x12R\n" +
+	"\tHoldMails\x12!.maildispatch.v1.HoldMailsRequest\x1a\".maildispatch.v1.HoldMailsResponse\x12[\n" +
+	"\fReleaseMails\x12$.maildispatch.v1.ReleaseMailsRequest\x1a%.maildispatch.v1.ReleaseMailsResponse\x12X\n" +
+	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponseBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
 
 var (
 	file_maildispatch_v1_dispatch_proto_rawDescOnce sync.Once
@@ -1366,7 +1811,7 @@ func file_maildispatch_v1_dispatch_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_dispatch_proto_rawDescData
 }
 
-var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*SendOptions)(nil),               // 0: maildispatch.v1.SendOptions
 	(*SendRequest)(nil),               // 1: maildispatch.v1.SendRequest
@@ -1384,62 +1829,83 @@ var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*RetryMailsResponse)(nil),        // 13: maildispatch.v1.RetryMailsResponse
 	(*CancelMailsRequest)(nil),        // 14: maildispatch.v1.CancelMailsRequest
 	(*CancelMailsResponse)(nil),       // 15: maildispatch.v1.CancelMailsResponse
-	nil,                               // 16: maildispatch.v1.SendOptions.LabelsEntry
-	(*SendResponse_Accepted)(nil),     // 17: maildispatch.v1.SendResponse.Accepted
-	(*SendResponse_Completed)(nil),    // 18: maildispatch.v1.SendResponse.Completed
-	(Kind)(0),                         // 19: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),     // 20: google.protobuf.Timestamp
-	(*MailMessage)(nil),               // 21: maildispatch.v1.MailMessage
-	(*Attempt)(nil),                   // 22: maildispatch.v1.Attempt
-	(*RecipientResult)(nil),           // 23: maildispatch.v1.RecipientResult
-	(*Mail)(nil),                      // 24: maildispatch.v1.Mail
-	(*MailFilter)(nil),                // 25: maildispatch.v1.MailFilter
-	(Mode)(0),                         // 26: maildispatch.v1.Mode
-	(Route)(0),                        // 27: maildispatch.v1.Route
+	(*HoldMailsRequest)(nil),          // 16: maildispatch.v1.HoldMailsRequest
+	(*HoldMailsResponse)(nil),         // 17: maildispatch.v1.HoldMailsResponse
+	(*ReleaseMailsRequest)(nil),       // 18: maildispatch.v1.ReleaseMailsRequest
+	(*ReleaseMailsResponse)(nil),      // 19: maildispatch.v1.ReleaseMailsResponse
+	(*ResolveMailRequest)(nil),        // 20: maildispatch.v1.ResolveMailRequest
+	(*ResolveMailResponse)(nil),       // 21: maildispatch.v1.ResolveMailResponse
+	nil,                               // 22: maildispatch.v1.SendOptions.LabelsEntry
+	(*SendResponse_Accepted)(nil),     // 23: maildispatch.v1.SendResponse.Accepted
+	(*SendResponse_Completed)(nil),    // 24: maildispatch.v1.SendResponse.Completed
+	(Kind)(0),                         // 25: maildispatch.v1.Kind
+	(*timestamppb.Timestamp)(nil),     // 26: google.protobuf.Timestamp
+	(Priority)(0),                     // 27: maildispatch.v1.Priority
+	(*MailMessage)(nil),               // 28: maildispatch.v1.MailMessage
+	(*Attempt)(nil),                   // 29: maildispatch.v1.Attempt
+	(*RecipientResult)(nil),           // 30: maildispatch.v1.RecipientResult
+	(*Mail)(nil),                      // 31: maildispatch.v1.Mail
+	(*MailFilter)(nil),                // 32: maildispatch.v1.MailFilter
+	(Resolution)(0),                   // 33: maildispatch.v1.Resolution
+	(Mode)(0),                         // 34: maildispatch.v1.Mode
+	(Route)(0),                        // 35: maildispatch.v1.Route
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
-	19, // 0: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
-	16, // 1: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
-	20, // 2: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
-	20, // 3: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
-	21, // 5: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
-	20, // 6: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
-	17, // 7: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	22, // 8: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
-	23, // 9: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
-	18, // 10: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
-	24, // 11: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
-	25, // 12: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	24, // 13: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	25, // 14: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	24, // 15: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	25, // 16: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	11, // 17: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	25, // 18: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	11, // 19: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	26, // 20: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	27, // 21: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	24, // 22: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	1,  // 23: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	3,  // 24: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	5,  // 25: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	7,  // 26: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	9,  // 27: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	12, // 28: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	14, // 29: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	2,  // 30: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	4,  // 31: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	6,  // 32: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	8,  // 33: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	10, // 34: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	13, // 35: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	15, // 36: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	30, // [30:37] is the sub-list for method output_type
-	23, // [23:30] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	25, // 0: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
+	22, // 1: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
+	26, // 2: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
+	26, // 3: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
+	27, // 4: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
+	0,  // 5: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
+	28, // 6: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
+	26, // 7: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
+	23, // 8: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	29, // 9: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
+	30, // 10: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
+	24, // 11: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
+	31, // 12: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
+	32, // 13: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	31, // 14: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	32, // 15: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	31, // 16: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	32, // 17: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	11, // 18: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	32, // 19: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	11, // 20: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	32, // 21: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	11, // 22: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	32, // 23: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	11, // 24: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	33, // 25: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
+	31, // 26: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
+	34, // 27: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	35, // 28: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	31, // 29: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	1,  // 30: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	3,  // 31: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	5,  // 32: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	7,  // 33: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	9,  // 34: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	12, // 35: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	14, // 36: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	16, // 37: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	18, // 38: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	20, // 39: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	2,  // 40: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	4,  // 41: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	6,  // 42: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	8,  // 43: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	10, // 44: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	13, // 45: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	15, // 46: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	17, // 47: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	19, // 48: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	21, // 49: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	40, // [40:50] is the sub-list for method output_type
+	30, // [30:40] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
@@ -1461,7 +1927,7 @@ func file_maildispatch_v1_dispatch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_dispatch_proto_rawDesc), len(file_maildispatch_v1_dispatch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,9 @@ const (
 	Dispatch_ListArchivedMails_FullMethodName = "/maildispatch.v1.Dispatch/ListArchivedMails"
 	Dispatch_RetryMails_FullMethodName        = "/maildispatch.v1.Dispatch/RetryMails"
 	Dispatch_CancelMails_FullMethodName       = "/maildispatch.v1.Dispatch/CancelMails"
+	Dispatch_HoldMails_FullMethodName         = "/maildispatch.v1.Dispatch/HoldMails"
+	Dispatch_ReleaseMails_FullMethodName      = "/maildispatch.v1.Dispatch/ReleaseMails"
+	Dispatch_ResolveMail_FullMethodName       = "/maildispatch.v1.Dispatch/ResolveMail"
 )
 
 // DispatchClient is the client API for Dispatch service.
@@ -38,7 +41,7 @@ const (
 // every rpc may answer is listed at MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
 type DispatchClient interface {
 	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one recipient event each as the mail server answers,
-	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). The mail is durable before "accepted" is sent and
+	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). With hold: accepted, completed (HELD). The mail is durable before "accepted" is sent and
 	// before the first byte goes to the mail server.
 	//
 	// The caller's deadline bounds a php-mode send: before the final dot it ends the attempt (FAILED, "deadline"), after it the recipients are
@@ -61,12 +64,29 @@ type DispatchClient interface {
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(ctx context.Context, in *ListArchivedMailsRequest, opts ...grpc.CallOption) (*ListArchivedMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are tried again, accepted ones never. A mail of unknown
-	// outcome is taken only when its id is given, and is flagged possible_duplicate. The batch sends them, whatever the mode. Mails that cannot be
-	// retried are listed in failures and do not end the call.
+	// outcome is taken only when its id is given, and is flagged possible_duplicate. A held mail is released by it, and one with send_after in the
+	// future does not wait for it. The batch sends them, whatever the mode. Mails that cannot be retried are listed in failures and do not end the
+	// call.
 	RetryMails(ctx context.Context, in *RetryMailsRequest, opts ...grpc.CallOption) (*RetryMailsResponse, error)
 	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED. Mails that cannot be
 	// cancelled are listed in failures and do not end the call.
 	CancelMails(ctx context.Context, in *CancelMailsRequest, opts ...grpc.CallOption) (*CancelMailsResponse, error)
+	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's reach: they are HELD until ReleaseMails. A filter without
+	// statuses selects the waiting ones and those being sent. Mails that cannot be held, such as those being sent just now, are listed in failures and
+	// do not end the call.
+	HoldMails(ctx context.Context, in *HoldMailsRequest, opts ...grpc.CallOption) (*HoldMailsResponse, error)
+	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had, which may be past (then they are due now) or a
+	// send_after in the future. The batch sends them, whatever the mode. A filter without statuses selects the held ones. Mails that are not held, or
+	// whose mail server is deleted or unavailable, are listed in failures and do not end the call.
+	ReleaseMails(ctx context.Context, in *ReleaseMailsRequest, opts ...grpc.CallOption) (*ReleaseMailsResponse, error)
+	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit log with the reason. The mail moves by what is left:
+	// to the archive journal as SENT when every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while some are still to
+	// be tried (a mail to be sent again is due now, also when it was held), otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
+	//
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION (WRONG_STATE: the mail is being sent just now or finished, a named recipient's outcome, or
+	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
+	// sent again).
+	ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error)
 }
 
 type dispatchClient struct {
@@ -165,6 +185,36 @@ func (c *dispatchClient) CancelMails(ctx context.Context, in *CancelMailsRequest
 	return out, nil
 }
 
+func (c *dispatchClient) HoldMails(ctx context.Context, in *HoldMailsRequest, opts ...grpc.CallOption) (*HoldMailsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HoldMailsResponse)
+	err := c.cc.Invoke(ctx, Dispatch_HoldMails_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dispatchClient) ReleaseMails(ctx context.Context, in *ReleaseMailsRequest, opts ...grpc.CallOption) (*ReleaseMailsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseMailsResponse)
+	err := c.cc.Invoke(ctx, Dispatch_ReleaseMails_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dispatchClient) ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResolveMailResponse)
+	err := c.cc.Invoke(ctx, Dispatch_ResolveMail_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DispatchServer is the server API for Dispatch service.
 // All implementations must embed UnimplementedDispatchServer
 // for forward compatibility.
@@ -175,7 +225,7 @@ func (c *dispatchClient) CancelMails(ctx context.Context, in *CancelMailsRequest
 // every rpc may answer is listed at MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
 type DispatchServer interface {
 	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one recipient event each as the mail server answers,
-	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). The mail is durable before "accepted" is sent and
+	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). With hold: accepted, completed (HELD). The mail is durable before "accepted" is sent and
 	// before the first byte goes to the mail server.
 	//
 	// The caller's deadline bounds a php-mode send: before the final dot it ends the attempt (FAILED, "deadline"), after it the recipients are
@@ -198,12 +248,29 @@ type DispatchServer interface {
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(context.Context, *ListArchivedMailsRequest) (*ListArchivedMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are tried again, accepted ones never. A mail of unknown
-	// outcome is taken only when its id is given, and is flagged possible_duplicate. The batch sends them, whatever the mode. Mails that cannot be
-	// retried are listed in failures and do not end the call.
+	// outcome is taken only when its id is given, and is flagged possible_duplicate. A held mail is released by it, and one with send_after in the
+	// future does not wait for it. The batch sends them, whatever the mode. Mails that cannot be retried are listed in failures and do not end the
+	// call.
 	RetryMails(context.Context, *RetryMailsRequest) (*RetryMailsResponse, error)
 	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED. Mails that cannot be
 	// cancelled are listed in failures and do not end the call.
 	CancelMails(context.Context, *CancelMailsRequest) (*CancelMailsResponse, error)
+	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's reach: they are HELD until ReleaseMails. A filter without
+	// statuses selects the waiting ones and those being sent. Mails that cannot be held, such as those being sent just now, are listed in failures and
+	// do not end the call.
+	HoldMails(context.Context, *HoldMailsRequest) (*HoldMailsResponse, error)
+	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had, which may be past (then they are due now) or a
+	// send_after in the future. The batch sends them, whatever the mode. A filter without statuses selects the held ones. Mails that are not held, or
+	// whose mail server is deleted or unavailable, are listed in failures and do not end the call.
+	ReleaseMails(context.Context, *ReleaseMailsRequest) (*ReleaseMailsResponse, error)
+	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit log with the reason. The mail moves by what is left:
+	// to the archive journal as SENT when every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while some are still to
+	// be tried (a mail to be sent again is due now, also when it was held), otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
+	//
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION (WRONG_STATE: the mail is being sent just now or finished, a named recipient's outcome, or
+	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
+	// sent again).
+	ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error)
 	mustEmbedUnimplementedDispatchServer()
 }
 
@@ -234,6 +301,15 @@ func (UnimplementedDispatchServer) RetryMails(context.Context, *RetryMailsReques
 }
 func (UnimplementedDispatchServer) CancelMails(context.Context, *CancelMailsRequest) (*CancelMailsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CancelMails not implemented")
+}
+func (UnimplementedDispatchServer) HoldMails(context.Context, *HoldMailsRequest) (*HoldMailsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HoldMails not implemented")
+}
+func (UnimplementedDispatchServer) ReleaseMails(context.Context, *ReleaseMailsRequest) (*ReleaseMailsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseMails not implemented")
+}
+func (UnimplementedDispatchServer) ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResolveMail not implemented")
 }
 func (UnimplementedDispatchServer) mustEmbedUnimplementedDispatchServer() {}
 func (UnimplementedDispatchServer) testEmbeddedByValue()                  {}
@@ -368,6 +444,60 @@ func _Dispatch_CancelMails_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Dispatch_HoldMails_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HoldMailsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).HoldMails(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_HoldMails_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).HoldMails(ctx, req.(*HoldMailsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Dispatch_ReleaseMails_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseMailsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).ReleaseMails(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_ReleaseMails_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).ReleaseMails(ctx, req.(*ReleaseMailsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Dispatch_ResolveMail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResolveMailRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).ResolveMail(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_ResolveMail_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).ResolveMail(ctx, req.(*ResolveMailRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Dispatch_ServiceDesc is the grpc.ServiceDesc for Dispatch service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -394,6 +524,18 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CancelMails",
 			Handler:    _Dispatch_CancelMails_Handler,
+		},
+		{
+			MethodName: "HoldMails",
+			Handler:    _Dispatch_HoldMails_Handler,
+		},
+		{
+			MethodName: "ReleaseMails",
+			Handler:    _Dispatch_ReleaseMails_Handler,
+		},
+		{
+			MethodName: "ResolveMail",
+			Handler:    _Dispatch_ResolveMail_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -22,7 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Kind is what a mail is for. It steers what happens when the outcome is unknown.
+// Kind is what a mail is for. It steers the mail's priority and what happens when the outcome is unknown.
 type Kind int32
 
 const (
@@ -87,6 +87,125 @@ func (Kind) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{0}
 }
 
+// Priority says which mail of a mail server leaves first when several wait: it orders the batch, it never interrupts a mail that is being sent.
+type Priority int32
+
+const (
+	// On input: by kind. KIND_AGENT_MESSAGE is urgent, KIND_INVOICE and KIND_WORK_ORDER are high, KIND_OTHER is normal, KIND_BULK is low. Never stored
+	// and never returned.
+	Priority_PRIORITY_UNSPECIFIED Priority = 0
+	// After everything else.
+	Priority_PRIORITY_LOW Priority = 1
+	// The middle.
+	Priority_PRIORITY_NORMAL Priority = 2
+	// Before the middle.
+	Priority_PRIORITY_HIGH Priority = 3
+	// Before everything else.
+	Priority_PRIORITY_URGENT Priority = 4
+)
+
+// Enum value maps for Priority.
+var (
+	Priority_name = map[int32]string{
+		0: "PRIORITY_UNSPECIFIED",
+		1: "PRIORITY_LOW",
+		2: "PRIORITY_NORMAL",
+		3: "PRIORITY_HIGH",
+		4: "PRIORITY_URGENT",
+	}
+	Priority_value = map[string]int32{
+		"PRIORITY_UNSPECIFIED": 0,
+		"PRIORITY_LOW":         1,
+		"PRIORITY_NORMAL":      2,
+		"PRIORITY_HIGH":        3,
+		"PRIORITY_URGENT":      4,
+	}
+)
+
+func (x Priority) Enum() *Priority {
+	p := new(Priority)
+	*p = x
+	return p
+}
+
+func (x Priority) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Priority) Descriptor() protoreflect.EnumDescriptor {
+	return file_maildispatch_v1_mail_proto_enumTypes[1].Descriptor()
+}
+
+func (Priority) Type() protoreflect.EnumType {
+	return &file_maildispatch_v1_mail_proto_enumTypes[1]
+}
+
+func (x Priority) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Priority.Descriptor instead.
+func (Priority) EnumDescriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{1}
+}
+
+// Resolution is a person's word on recipients whose outcome is unknown.
+type Resolution int32
+
+const (
+	// Refused: say which one.
+	Resolution_RESOLUTION_UNSPECIFIED Resolution = 0
+	// It arrived: they count as accepted and are never sent to again.
+	Resolution_RESOLUTION_DELIVERED Resolution = 1
+	// It did not arrive and is not to be sent by itself: they count as rejected. RetryMails sends to them again.
+	Resolution_RESOLUTION_NOT_DELIVERED Resolution = 2
+	// Send it again, the same bytes under the same Message-ID; the mail is flagged possible_duplicate.
+	Resolution_RESOLUTION_RESEND Resolution = 3
+)
+
+// Enum value maps for Resolution.
+var (
+	Resolution_name = map[int32]string{
+		0: "RESOLUTION_UNSPECIFIED",
+		1: "RESOLUTION_DELIVERED",
+		2: "RESOLUTION_NOT_DELIVERED",
+		3: "RESOLUTION_RESEND",
+	}
+	Resolution_value = map[string]int32{
+		"RESOLUTION_UNSPECIFIED":   0,
+		"RESOLUTION_DELIVERED":     1,
+		"RESOLUTION_NOT_DELIVERED": 2,
+		"RESOLUTION_RESEND":        3,
+	}
+)
+
+func (x Resolution) Enum() *Resolution {
+	p := new(Resolution)
+	*p = x
+	return p
+}
+
+func (x Resolution) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Resolution) Descriptor() protoreflect.EnumDescriptor {
+	return file_maildispatch_v1_mail_proto_enumTypes[2].Descriptor()
+}
+
+func (Resolution) Type() protoreflect.EnumType {
+	return &file_maildispatch_v1_mail_proto_enumTypes[2]
+}
+
+func (x Resolution) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Resolution.Descriptor instead.
+func (Resolution) EnumDescriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2}
+}
+
 // Route says how the mail server was chosen.
 type Route int32
 
@@ -128,11 +247,11 @@ func (x Route) String() string {
 }
 
 func (Route) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[1].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[3].Descriptor()
 }
 
 func (Route) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[1]
+	return &file_maildispatch_v1_mail_proto_enumTypes[3]
 }
 
 func (x Route) Number() protoreflect.EnumNumber {
@@ -141,7 +260,7 @@ func (x Route) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Route.Descriptor instead.
 func (Route) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{1}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3}
 }
 
 // MailStatus is the state of a whole mail.
@@ -156,11 +275,11 @@ const (
 	MailStatus_MAIL_STATUS_SENDING MailStatus = 2
 	// Due-out journal: waits for its next attempt.
 	MailStatus_MAIL_STATUS_DEFERRED MailStatus = 3
-	// Due-out journal: waits for a person, because its mail server was deleted by force.
+	// Due-out journal: waits for ReleaseMails. HoldMails or its sender (SendOptions.hold) held it, or its mail server was deleted by force.
 	MailStatus_MAIL_STATUS_HELD MailStatus = 4
 	// Due-out journal: no recipient accepted, and not tried again by itself.
 	MailStatus_MAIL_STATUS_FAILED MailStatus = 5
-	// Due-out journal: no reply after the final dot; it may or may not have arrived.
+	// Due-out journal: no reply after the final dot; it may or may not have arrived. Waits for ResolveMail.
 	MailStatus_MAIL_STATUS_UNKNOWN MailStatus = 6
 	// Due-out journal: some recipients accepted, the rest waits (due_time is set) or was refused.
 	MailStatus_MAIL_STATUS_PARTIALLY_SENT MailStatus = 7
@@ -209,11 +328,11 @@ func (x MailStatus) String() string {
 }
 
 func (MailStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[2].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[4].Descriptor()
 }
 
 func (MailStatus) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[2]
+	return &file_maildispatch_v1_mail_proto_enumTypes[4]
 }
 
 func (x MailStatus) Number() protoreflect.EnumNumber {
@@ -222,7 +341,7 @@ func (x MailStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MailStatus.Descriptor instead.
 func (MailStatus) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4}
 }
 
 // Kind is the header the recipient was given in.
@@ -266,11 +385,11 @@ func (x RecipientResult_Kind) String() string {
 }
 
 func (RecipientResult_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[3].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[5].Descriptor()
 }
 
 func (RecipientResult_Kind) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[3]
+	return &file_maildispatch_v1_mail_proto_enumTypes[5]
 }
 
 func (x RecipientResult_Kind) Number() protoreflect.EnumNumber {
@@ -331,11 +450,11 @@ func (x RecipientResult_Status) String() string {
 }
 
 func (RecipientResult_Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[4].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[6].Descriptor()
 }
 
 func (RecipientResult_Status) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[4]
+	return &file_maildispatch_v1_mail_proto_enumTypes[6]
 }
 
 func (x RecipientResult_Status) Number() protoreflect.EnumNumber {
@@ -819,7 +938,9 @@ type Mail struct {
 	// Attempts that counted. A mail server that could not be used costs none.
 	AttemptCount int32 `protobuf:"varint,22,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
 	// How its mail server was chosen.
-	Route         Route `protobuf:"varint,23,opt,name=route,proto3,enum=maildispatch.v1.Route" json:"route,omitempty"`
+	Route Route `protobuf:"varint,23,opt,name=route,proto3,enum=maildispatch.v1.Route" json:"route,omitempty"`
+	// As given, or by kind.
+	Priority      Priority `protobuf:"varint,24,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1013,6 +1134,13 @@ func (x *Mail) GetRoute() Route {
 		return x.Route
 	}
 	return Route_ROUTE_UNSPECIFIED
+}
+
+func (x *Mail) GetPriority() Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Priority_PRIORITY_UNSPECIFIED
 }
 
 // MailFilter is an AND of its set fields.
@@ -1209,7 +1337,7 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\bend_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x18\n" +
 	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x1b\n" +
-	"\tremote_id\x18\a \x01(\tR\bremoteId\"\xfc\a\n" +
+	"\tremote_id\x18\a \x01(\tR\bremoteId\"\xb3\b\n" +
 	"\x04Mail\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x1f\n" +
@@ -1244,7 +1372,8 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\vexpire_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12#\n" +
 	"\rattempt_count\x18\x16 \x01(\x05R\fattemptCount\x12,\n" +
-	"\x05route\x18\x17 \x01(\x0e2\x16.maildispatch.v1.RouteR\x05route\x1a9\n" +
+	"\x05route\x18\x17 \x01(\x0e2\x16.maildispatch.v1.RouteR\x05route\x125\n" +
+	"\bpriority\x18\x18 \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x04\n" +
@@ -1276,7 +1405,19 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\x0fKIND_WORK_ORDER\x10\x03\x12\r\n" +
 	"\tKIND_BULK\x10\x04\x12\x0e\n" +
 	"\n" +
-	"KIND_OTHER\x10\x05*a\n" +
+	"KIND_OTHER\x10\x05*s\n" +
+	"\bPriority\x12\x18\n" +
+	"\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fPRIORITY_LOW\x10\x01\x12\x13\n" +
+	"\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n" +
+	"\rPRIORITY_HIGH\x10\x03\x12\x13\n" +
+	"\x0fPRIORITY_URGENT\x10\x04*w\n" +
+	"\n" +
+	"Resolution\x12\x1a\n" +
+	"\x16RESOLUTION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14RESOLUTION_DELIVERED\x10\x01\x12\x1c\n" +
+	"\x18RESOLUTION_NOT_DELIVERED\x10\x02\x12\x15\n" +
+	"\x11RESOLUTION_RESEND\x10\x03*a\n" +
 	"\x05Route\x12\x15\n" +
 	"\x11ROUTE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROUTE_NAMED\x10\x01\x12\x16\n" +
@@ -1307,56 +1448,59 @@ func file_maildispatch_v1_mail_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_mail_proto_rawDescData
 }
 
-var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
 var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(Kind)(0),                     // 0: maildispatch.v1.Kind
-	(Route)(0),                    // 1: maildispatch.v1.Route
-	(MailStatus)(0),               // 2: maildispatch.v1.MailStatus
-	(RecipientResult_Kind)(0),     // 3: maildispatch.v1.RecipientResult.Kind
-	(RecipientResult_Status)(0),   // 4: maildispatch.v1.RecipientResult.Status
-	(*MailMessage)(nil),           // 5: maildispatch.v1.MailMessage
-	(*Attachment)(nil),            // 6: maildispatch.v1.Attachment
-	(*RecipientResult)(nil),       // 7: maildispatch.v1.RecipientResult
-	(*Attempt)(nil),               // 8: maildispatch.v1.Attempt
-	(*Mail)(nil),                  // 9: maildispatch.v1.Mail
-	(*MailFilter)(nil),            // 10: maildispatch.v1.MailFilter
-	nil,                           // 11: maildispatch.v1.MailMessage.HeadersEntry
-	nil,                           // 12: maildispatch.v1.Mail.LabelsEntry
-	nil,                           // 13: maildispatch.v1.MailFilter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(Mode)(0),                     // 15: maildispatch.v1.Mode
+	(Priority)(0),                 // 1: maildispatch.v1.Priority
+	(Resolution)(0),               // 2: maildispatch.v1.Resolution
+	(Route)(0),                    // 3: maildispatch.v1.Route
+	(MailStatus)(0),               // 4: maildispatch.v1.MailStatus
+	(RecipientResult_Kind)(0),     // 5: maildispatch.v1.RecipientResult.Kind
+	(RecipientResult_Status)(0),   // 6: maildispatch.v1.RecipientResult.Status
+	(*MailMessage)(nil),           // 7: maildispatch.v1.MailMessage
+	(*Attachment)(nil),            // 8: maildispatch.v1.Attachment
+	(*RecipientResult)(nil),       // 9: maildispatch.v1.RecipientResult
+	(*Attempt)(nil),               // 10: maildispatch.v1.Attempt
+	(*Mail)(nil),                  // 11: maildispatch.v1.Mail
+	(*MailFilter)(nil),            // 12: maildispatch.v1.MailFilter
+	nil,                           // 13: maildispatch.v1.MailMessage.HeadersEntry
+	nil,                           // 14: maildispatch.v1.Mail.LabelsEntry
+	nil,                           // 15: maildispatch.v1.MailFilter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(Mode)(0),                     // 17: maildispatch.v1.Mode
 }
 var file_maildispatch_v1_mail_proto_depIdxs = []int32{
-	11, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
-	6,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
-	3,  // 2: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
-	4,  // 3: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
-	14, // 4: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
-	14, // 5: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
-	14, // 6: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	14, // 7: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	15, // 8: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
+	13, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
+	8,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
+	5,  // 2: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
+	6,  // 3: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
+	16, // 4: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
+	16, // 5: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
+	16, // 6: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	16, // 7: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	17, // 8: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
 	0,  // 9: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
-	2,  // 10: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
-	7,  // 11: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
-	12, // 12: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
-	8,  // 13: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
-	14, // 14: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
-	14, // 15: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
-	14, // 16: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
-	14, // 17: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 18: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
-	2,  // 19: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
-	0,  // 20: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
-	13, // 21: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
-	14, // 22: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
-	14, // 23: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	4,  // 10: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
+	9,  // 11: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
+	14, // 12: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
+	10, // 13: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
+	16, // 14: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
+	16, // 15: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
+	16, // 16: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
+	16, // 17: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 18: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
+	1,  // 19: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
+	4,  // 20: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
+	0,  // 21: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
+	15, // 22: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
+	16, // 23: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
+	16, // 24: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_proto_init() }
@@ -1371,7 +1515,7 @@ func file_maildispatch_v1_mail_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_proto_rawDesc), len(file_maildispatch_v1_mail_proto_rawDesc)),
-			NumEnums:      5,
+			NumEnums:      7,
 			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -388,7 +388,9 @@ type MailServer struct {
 	// OUTPUT_ONLY. Set while the mail server is deleted.
 	DeleteTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
 	// OUTPUT_ONLY. What all replicas know of its health. Absent where nothing has been sent through it yet.
-	Health        *Health `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
+	Health *Health `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
+	// Mail of every kind whose outcome is unknown waits for ResolveMail, not only invoices and work orders. Absent = unchanged (update) or false (create).
+	HoldUnknown   *bool `protobuf:"varint,18,opt,name=hold_unknown,json=holdUnknown,proto3,oneof" json:"hold_unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -533,6 +535,13 @@ func (x *MailServer) GetHealth() *Health {
 		return x.Health
 	}
 	return nil
+}
+
+func (x *MailServer) GetHoldUnknown() bool {
+	if x != nil && x.HoldUnknown != nil {
+		return *x.HoldUnknown
+	}
+	return false
 }
 
 // Smtp is the line and the login of a TYPE_SMTP mail server.
@@ -861,7 +870,7 @@ var File_maildispatch_v1_mail_server_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\n" +
-	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\a\n" +
+	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\a\n" +
 	"\n" +
 	"MailServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -884,7 +893,8 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"updateTime\x12;\n" +
 	"\vdelete_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"deleteTime\x12/\n" +
-	"\x06health\x18\x11 \x01(\v2\x17.maildispatch.v1.HealthR\x06health\x1a>\n" +
+	"\x06health\x18\x11 \x01(\v2\x17.maildispatch.v1.HealthR\x06health\x12&\n" +
+	"\fhold_unknown\x18\x12 \x01(\bH\x01R\vholdUnknown\x88\x01\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -896,7 +906,8 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10STATUS_AVAILABLE\x10\x01\x12\x16\n" +
 	"\x12STATUS_UNAVAILABLE\x10\x02B\r\n" +
-	"\v_is_default\"\x85\x05\n" +
+	"\v_is_defaultB\x0f\n" +
+	"\r_hold_unknown\"\x85\x05\n" +
 	"\x04Smtp\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\x05R\x04port\x12@\n" +

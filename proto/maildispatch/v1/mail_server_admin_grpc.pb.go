@@ -54,7 +54,7 @@ type MailServerAdminClient interface {
 	// unless forced: then that mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED
 	// (ETAG_MISMATCH), FAILED_PRECONDITION (MAIL_SERVER_DELETED).
 	DeleteMailServer(ctx context.Context, in *DeleteMailServerRequest, opts ...grpc.CallOption) (*DeleteMailServerResponse, error)
-	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail stays held until RetryMails. Errors: NOT_FOUND
+	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail stays held until ReleaseMails. Errors: NOT_FOUND
 	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
 	UndeleteMailServer(ctx context.Context, in *UndeleteMailServerRequest, opts ...grpc.CallOption) (*UndeleteMailServerResponse, error)
 	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and takes that from the one before in the same transaction.
@@ -190,7 +190,7 @@ type MailServerAdminServer interface {
 	// unless forced: then that mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED
 	// (ETAG_MISMATCH), FAILED_PRECONDITION (MAIL_SERVER_DELETED).
 	DeleteMailServer(context.Context, *DeleteMailServerRequest) (*DeleteMailServerResponse, error)
-	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail stays held until RetryMails. Errors: NOT_FOUND
+	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail stays held until ReleaseMails. Errors: NOT_FOUND
 	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
 	UndeleteMailServer(context.Context, *UndeleteMailServerRequest) (*UndeleteMailServerResponse, error)
 	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and takes that from the one before in the same transaction.
