@@ -34,12 +34,13 @@ type claimedRow struct {
 	PossibleDuplicate bool `db:"possible_duplicate"`
 	Progress          []byte
 	DataAt            dbTime `db:"data_at"`
+	HoldUnknown       bool   `db:"hold_unknown"`
 }
 
 func (r *claimedRow) claimed() (*Claimed, error) {
 	c := &Claimed{ID: r.ID, Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, From: r.Sender,
 		MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Attempts: r.Attempts, Crashes: r.Crashes, CreateTime: r.CreateTime.Time,
-		RunAt: r.RunAt.Time, ExpireTime: r.ExpireTime.ptr(), PossibleDuplicate: r.PossibleDuplicate, Marked: !r.DataAt.IsZero(), Raw: r.Raw, Layout: r.Layout}
+		RunAt: r.RunAt.Time, ExpireTime: r.ExpireTime.ptr(), PossibleDuplicate: r.PossibleDuplicate, HoldUnknown: r.HoldUnknown, Marked: !r.DataAt.IsZero(), Raw: r.Raw, Layout: r.Layout}
 	if err := json.Unmarshal(r.Recipients, &c.Recipients); err != nil {
 		return nil, err
 	}

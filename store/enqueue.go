@@ -206,6 +206,7 @@ type mailRow struct {
 	ExpireTime  int64             `json:"expire_time,omitempty"`
 	Layout      json.RawMessage   `json:"layout,omitempty"`
 	Owner       ReplicaID         `json:"owner,omitempty"`
+	Held        string            `json:"held,omitempty"`
 	Offset      int               `json:"o"`
 	Length      int               `json:"l"`
 	Terms       []string          `json:"terms"`
@@ -224,7 +225,7 @@ func (s *Store) insertMailsPostgres(ctx context.Context, ops []*enqueueOp) (map[
 		r := mailRow{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, Reference: m.Reference,
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
-			RunAt: m.RunAt.UnixMicro(), Layout: layout, Owner: m.Owner, Offset: len(packed) + 1, Length: len(inline), Terms: termsOf(m)}
+			RunAt: m.RunAt.UnixMicro(), Layout: layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(inline), Terms: termsOf(m)}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
 		}
@@ -275,7 +276,11 @@ func (s *Store) insertMailsSQLite(ctx context.Context, ops []*enqueueOp) (map[uu
 			if m.Owner != 0 {
 				owner = int64(m.Owner)
 			}
-			if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, s.t(&m.RunAt), owner); err != nil {
+			status, runAt, resumeAt := MailQueued, s.t(&m.RunAt), any(nil)
+			if m.Held != "" {
+				status, runAt, resumeAt = MailHeld, nil, runAt
+			}
+			if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, m.Held); err != nil {
 				return err
 			}
 			for _, t := range termsOf(m) {

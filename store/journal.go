@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 )
 
 // where builds a condition out of fixed fragments; values are always bound.
@@ -122,7 +123,7 @@ func (w *where) statuses(sts []MailStatus) {
 const mailColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
   m.request_id, m.route, m.create_time, m.expire_time`
 
-const dueColumns = mailColumns + `, d.status, d.run_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error`
+const dueColumns = mailColumns + `, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error`
 
 const archiveColumns = mailColumns + `, a.status, a.done_at, a.attempts, a.possible_duplicate, a.result as progress, a.last_error`
 
@@ -146,6 +147,7 @@ type mailViewRow struct {
 	ExpireTime        dbTime `db:"expire_time"`
 	Status            MailStatus
 	RunAt             dbTime `db:"run_at"`
+	ResumeAt          dbTime `db:"resume_at"`
 	DoneAt            dbTime `db:"done_at"`
 	Attempts          int
 	Owner             sql.NullInt64
@@ -162,6 +164,9 @@ func (r *mailViewRow) mail() (*Mail, error) {
 	if r.Owner.Valid {
 		m.Status, m.DueTime = MailSending, nil
 	}
+	if m.Status == MailHeld {
+		m.ResumeTime = r.ResumeAt.ptr()
+	}
 	for _, j := range []struct {
 		b []byte
 		v any
@@ -175,9 +180,9 @@ func (r *mailViewRow) mail() (*Mail, error) {
 	return m, nil
 }
 
-func (s *Store) mails(ctx context.Context, q string, args []any) ([]*Mail, error) {
+func (s *Store) mails(ctx context.Context, from sqlx.QueryerContext, q string, args []any) ([]*Mail, error) {
 	var rows []mailViewRow
-	if err := s.read.SelectContext(ctx, &rows, s.read.Rebind(q), args...); err != nil {
+	if err := sqlx.SelectContext(ctx, from, &rows, s.read.Rebind(q), args...); err != nil {
 		return nil, s.fault(err)
 	}
 	ms := make([]*Mail, len(rows))
@@ -225,23 +230,27 @@ func (s *Store) archiveQuery(sc Scope, f *MailFilter, after Cursor, n int) (stri
 // ListDue lists up to n unfinished mails in the order they were taken, after the cursor's id.
 func (s *Store) ListDue(ctx context.Context, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error) {
 	q, args := s.dueQuery(sc, &f, after, n)
-	return s.mails(ctx, q, args)
+	return s.mails(ctx, s.read, q, args)
 }
 
 // ListArchive lists up to n finished mails, the last finished first, after the cursor.
 func (s *Store) ListArchive(ctx context.Context, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error) {
 	q, args := s.archiveQuery(sc, &f, after, n)
-	return s.mails(ctx, q, args)
+	return s.mails(ctx, s.read, q, args)
 }
 
 // Mail reads one mail of either journal. ErrNotFound, also outside the scope.
 func (s *Store) Mail(ctx context.Context, sc Scope, id uuid.UUID) (*Mail, error) {
+	return s.mailFrom(ctx, s.read, sc, id)
+}
+
+func (s *Store) mailFrom(ctx context.Context, from sqlx.QueryerContext, sc Scope, id uuid.UUID) (*Mail, error) {
 	// A mail moves from due to archive in one commit. Looked for in that order, a move between the two looks is seen by the second.
 	for _, q := range []string{
 		"select " + dueColumns + " from due d join mail m on m.id = d.id where d.id = ?",
 		"select " + archiveColumns + " from archive a join mail m on m.id = a.id where a.id = ?",
 	} {
-		ms, err := s.mails(ctx, q, []any{id})
+		ms, err := s.mails(ctx, from, q, []any{id})
 		if err != nil {
 			return nil, err
 		}

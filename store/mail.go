@@ -59,6 +59,7 @@ type RecipientResult struct {
 	Attempt     int             `json:"n,omitempty"`
 	Time        time.Time       `json:"t,omitzero"`
 	NextAttempt time.Time       `json:"w,omitzero"`
+	Held        bool            `json:"h,omitempty"` // unknown, and only a person's word sends to it again
 }
 
 // Attempt is one try to deliver a mail.
@@ -112,6 +113,7 @@ type NewMail struct {
 	Raw         []Piece
 
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
+	Held  string    // not "": born held, and why
 }
 
 // Enqueued answers one NewMail.
@@ -142,6 +144,7 @@ type Claimed struct {
 	ExpireTime *time.Time
 
 	PossibleDuplicate bool
+	HoldUnknown       bool // its mail server holds mail of every kind whose outcome is unknown
 	Marked            bool // only from Adopt: the dot may have left for the first MaxRecipients pending recipients
 
 	Raw    []byte // the whole message, or nil when it has shared pieces: see Store.LoadRaw
@@ -203,6 +206,7 @@ type Mail struct {
 	Priority          int16
 	CreateTime        time.Time
 	DueTime           *time.Time // next try; nil = parked or finished
+	ResumeTime        *time.Time // held: when it would be due; nil = at once
 	ExpireTime        *time.Time
 	FinishTime        *time.Time
 	Archived          bool
@@ -235,10 +239,12 @@ type Change struct {
 	Kind              SettleKind // SettleArchive, SettlePark or SettleRetry
 	Status            MailStatus
 	RunAt             time.Time
+	ResumeAt          time.Time // with MailHeld: when it would be due
 	Attempts          int
 	Progress          *Progress
 	PossibleDuplicate bool
 	LastError         string
+	Detail            map[string]any // for the audit row; only ModifyMail writes it
 }
 
 // ModifyFailure says why one selected mail was not changed.

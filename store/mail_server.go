@@ -48,6 +48,7 @@ type MailServer struct {
 	IsDefault   bool
 	Limits      Limits
 	Annotations map[string]string
+	HoldUnknown bool  // mail of every kind waits for a person when its outcome is unknown
 	Version     int64 // grows by one with every change; the etag
 	CreateTime  time.Time
 	UpdateTime  time.Time

@@ -25,8 +25,8 @@ func (s *Store) notFound(err error) error {
 	return s.fault(err)
 }
 
-const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id, fingerprint,
-  create_time, update_time, delete_time`
+const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version,
+  request_id, fingerprint, create_time, update_time, delete_time`
 
 type serverRow struct {
 	Name        string
@@ -41,6 +41,7 @@ type serverRow struct {
 	Password    []byte
 	Limits      []byte
 	Annotations []byte
+	HoldUnknown bool `db:"hold_unknown"`
 	Version     int64
 	RequestID   sql.NullString `db:"request_id"`
 	Fingerprint []byte
@@ -64,7 +65,7 @@ type smtpJSON struct {
 
 func (r *serverRow) server() (*MailServer, error) {
 	m := &MailServer{Name: r.Name, Team: r.Team, DisplayName: r.DisplayName, Type: r.Type, From: r.Sender, Mode: r.Mode, Status: r.Status,
-		IsDefault: r.IsDefault, Version: r.Version, CreateTime: r.CreateTime.Time, UpdateTime: r.UpdateTime.Time, DeleteTime: r.DeleteTime.ptr(),
+		IsDefault: r.IsDefault, HoldUnknown: r.HoldUnknown, Version: r.Version, CreateTime: r.CreateTime.Time, UpdateTime: r.UpdateTime.Time, DeleteTime: r.DeleteTime.ptr(),
 		RequestID: r.RequestID.String, Fingerprint: r.Fingerprint}
 	if len(r.SMTP) > 0 {
 		var j smtpJSON
@@ -139,7 +140,7 @@ func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *
 	now := micro(s.now())
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		_, err := s.q.in(ctx, tx, "server_insert").ExecContext(ctx, m.Name, m.Team, m.DisplayName, m.Type, m.Mode, m.Status, m.IsDefault, m.From, smtp,
-			password, limits, annotations, nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now))
+			password, limits, annotations, m.HoldUnknown, nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now))
 		if err != nil {
 			return err
 		}
@@ -258,7 +259,7 @@ func (s *Store) writeServer(ctx context.Context, tx *sqlx.Tx, m *MailServer) err
 		return err
 	}
 	_, err = s.q.in(ctx, tx, "server_update").ExecContext(ctx, m.DisplayName, m.Mode, m.Status, m.IsDefault, m.From, smtp, password, limits, annotations,
-		m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.Name)
+		m.HoldUnknown, m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.Name)
 	return err
 }
 
@@ -413,9 +414,17 @@ func (m *MailServer) clone() *MailServer {
 
 // audit writes who did what, in the transaction that does it. Passwords appear only as "set" or not.
 func (s *Store) audit(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, before, after *MailServer) error {
-	var detail any
+	var detail map[string]any
 	if before != nil || after != nil {
-		b, err := json.Marshal(map[string]any{"before": before.public(), "after": after.public()})
+		detail = map[string]any{"before": before.public(), "after": after.public()}
+	}
+	return s.auditDetail(ctx, tx, a, team, target, detail)
+}
+
+func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
+	var detail any
+	if m != nil {
+		b, err := json.Marshal(m)
 		if err != nil {
 			return err
 		}
@@ -430,7 +439,7 @@ func (m *MailServer) public() map[string]any {
 		return nil
 	}
 	p := map[string]any{"display_name": m.DisplayName, "type": m.Type, "from": m.From, "mode": m.Mode, "status": m.Status, "is_default": m.IsDefault,
-		"limits": m.Limits, "annotations": m.Annotations, "version": m.Version, "deleted": m.DeleteTime != nil}
+		"limits": m.Limits, "annotations": m.Annotations, "hold_unknown": m.HoldUnknown, "version": m.Version, "deleted": m.DeleteTime != nil}
 	if x := m.SMTP; x != nil {
 		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout}
 		p["ca_pem"] = x.CAPEM != ""

@@ -117,6 +117,43 @@ func (s *Store) modifyChunk(ctx context.Context, ms []*Mail, dryRun bool, a Audi
 	return changed, failures, err
 }
 
+// ModifyMail changes one due mail by a person's word and returns it as that left it; the audit row in the same transaction names it. Errors: ErrNotFound,
+// also outside the scope, ErrSending, ErrFinished, or decide's own. Nothing is written then.
+func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit, decide func(*Mail) (*Change, error)) (*Mail, error) {
+	had, err := s.Mail(ctx, sc, id)
+	switch {
+	case err != nil:
+		return nil, err
+	case had.Archived:
+		return nil, ErrFinished
+	}
+	var out *Mail
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		m, err := s.lockDue(ctx, tx, id)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			return ErrFinished
+		case err != nil:
+			return err
+		case m.Owner != 0:
+			return ErrSending
+		}
+		c, err := decide(m)
+		if err != nil {
+			return err
+		}
+		if err := s.applyChange(ctx, tx, m, c); err != nil {
+			return err
+		}
+		if err := s.auditDetail(ctx, tx, a, m.Team, id.String(), c.Detail); err != nil {
+			return err
+		}
+		out, err = s.mailFrom(ctx, tx, Everything, id)
+		return err
+	})
+	return out, err
+}
+
 // lockDue reads a due mail for change.
 func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, id uuid.UUID) (*Mail, error) {
 	q := "select " + dueColumns + " from due d join mail m on m.id = d.id where d.id = ?"
@@ -150,6 +187,6 @@ func (s *Store) applyChange(ctx context.Context, tx *sqlx.Tx, m *Mail, c *Change
 	if c.Kind == SettleRetry {
 		runAt = s.t(&c.RunAt)
 	}
-	_, err = s.q.in(ctx, tx, "due_modify").ExecContext(ctx, c.Status, runAt, c.Attempts, string(b), c.PossibleDuplicate, c.LastError, m.ID)
+	_, err = s.q.in(ctx, tx, "due_modify").ExecContext(ctx, c.Status, runAt, s.t(&c.ResumeAt), c.Attempts, string(b), c.PossibleDuplicate, c.LastError, m.ID)
 	return err
 }

@@ -2,32 +2,32 @@
 
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
-insert into mail_server (name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id,
-  fingerprint, create_time, update_time)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?);
+insert into mail_server (name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown,
+  version, request_id, fingerprint, create_time, update_time)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?);
 
 -- name: server_get (read)
 -- primary key
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id, fingerprint,
-  create_time, update_time, delete_time
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+  fingerprint, create_time, update_time, delete_time
 from mail_server where name = ?;
 
 -- name: server_by_request (read)
 -- mail_server_request
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id, fingerprint,
-  create_time, update_time, delete_time
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+  fingerprint, create_time, update_time, delete_time
 from mail_server where team = ? and request_id = ?;
 
 -- name: server_default (read)
 -- mail_server_default
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, version, request_id, fingerprint,
-  create_time, update_time, delete_time
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+  fingerprint, create_time, update_time, delete_time
 from mail_server where team = ? and is_default;
 
 -- name: server_update
 -- primary key
 update mail_server set display_name = ?, mode = ?, status = ?, is_default = ?, sender = ?, smtp = ?, password = ?, limits = ?, annotations = ?,
-  version = ?, update_time = ?, delete_time = ?
+  hold_unknown = ?, version = ?, update_time = ?, delete_time = ?
 where name = ?;
 
 -- name: server_clear_default
@@ -40,7 +40,7 @@ select count(*) from due where mail_server = ? and status not in ('failed', 'unk
 
 -- name: server_hold
 -- due_server
-update due set status = 'held', run_at = null, last_error = ?
+update due set status = 'held', resume_at = run_at, run_at = null, last_error = ?
 where mail_server = ? and owner is null and run_at is not null;
 
 -- name: audit_insert
@@ -89,7 +89,7 @@ insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothin
 
 -- name: due_modify
 -- primary key
-update due set status = ?, run_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
+update due set status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
 
 -- name: due_delete
 -- primary key

@@ -6,7 +6,7 @@
 with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
-    utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, o integer, l integer, terms json)
+    utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json)
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     fingerprint, route, utf8, create_time, expire_time, raw, layout)
@@ -17,8 +17,10 @@ with u as materialized (
   on conflict do nothing
   returning id
 ), d as (
-  insert into due (id, team, mail_server, priority, status, run_at, owner)
-  select id, u.team, u.mail_server, u.priority, 'queued', timestamptz 'epoch' + u.run_at * interval '1 microsecond', u.owner
+  insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, last_error)
+  select id, u.team, u.mail_server, u.priority, case when u.held is null then 'queued' else 'held' end,
+    case when u.held is null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
+    case when u.held is not null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end, u.owner, coalesce(u.held, '')
   from u join m using (id)
 ), t as (
   insert into term (term, mail_id)
@@ -57,8 +59,9 @@ with recursive p as (
   returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at
-from q join mail m on m.id = q.id;
+  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  coalesce(s.hold_unknown, false) as hold_unknown
+from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
 -- name: settle
 -- due's primary key. One statement for marks, results and finished mails: what is not returned is not ours any more.
@@ -108,8 +111,9 @@ with c as materialized (
   returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at
-from q join mail m on m.id = q.id;
+  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  coalesce(s.hold_unknown, false) as hold_unknown
+from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
 -- name: replica_forget
 -- due_owner

@@ -8,7 +8,7 @@ values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on confli
 
 -- name: enqueue_due
 -- primary key
-insert into due (id, team, mail_server, priority, status, run_at, owner) values (?, ?, ?, ?, 'queued', ?, ?);
+insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, last_error) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: enqueue_term
 -- primary key
@@ -46,8 +46,9 @@ returning id;
 -- name: claimed
 -- primary keys
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at
-from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id;
+  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  coalesce(s.hold_unknown, 0) as hold_unknown
+from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
 -- name: settle_mark
 -- primary key
