@@ -173,7 +173,7 @@ func (f *flight) run() {
 	if cutAlready {
 		cut()
 	}
-	j := newJob(claimedView(m), m.Owner, f.e.now())
+	j := newJob(claimedView(m, f.sub.Server), m.Owner, f.e.now())
 	w := min(m.SizeBytes, f.e.cfg.MaxBytes)
 	if err := f.e.bytes.Acquire(ctx, w); err == nil {
 		j.weight = w
@@ -379,7 +379,7 @@ func (f *flight) settleUnheard() {
 		res, err := f.e.journal.Enqueue(f.e.workCtx, f.sub.Mail)
 		if err == nil {
 			if res.Err == nil && !res.Duplicate {
-				f.finish(newJob(claimedView(f.sub.Mail), f.sub.Mail.Owner, f.e.now()))
+				f.finish(newJob(claimedView(f.sub.Mail, f.sub.Server), f.sub.Mail.Owner, f.e.now()))
 			}
 			return
 		}
@@ -391,10 +391,10 @@ func (f *flight) settleUnheard() {
 	}
 }
 
-func claimedView(m *store.NewMail) *store.Claimed {
+func claimedView(m *store.NewMail, s *store.MailServer) *store.Claimed {
 	return &store.Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
 		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
-		ExpireTime: m.ExpireTime}
+		ExpireTime: m.ExpireTime, HoldUnknown: s.HoldUnknown}
 }
 
 func joinPieces(ps []store.Piece) []byte {

@@ -18,10 +18,10 @@ type place struct {
 	weight int64
 }
 
-// reserve finds a place for a mail, nil when it has to be claimed like any other: no drain runs, there is an older backlog in the database, the mail
+// reserve finds a place for a mail, nil when it has to be claimed like any other: it is not due, no drain runs, there is an older backlog in the database, the mail
 // server has limits that count claims, or memory is short.
 func (e *Engine) reserve(m *store.NewMail) *place {
-	if m.RunAt.After(e.now()) {
+	if m.RunAt.After(e.now()) || m.Held != "" {
 		return nil
 	}
 	e.drains.mu.Lock()
@@ -41,7 +41,7 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 // fill puts a durable mail into its place.
 func (p *place) fill(m *store.NewMail) {
 	d := p.d
-	j := newJob(claimedView(m), m.Owner, d.e.now())
+	j := newJob(claimedView(m, d.server), m.Owner, d.e.now())
 	j.raw, j.handed = joinPieces(m.Raw), p.weight
 	d.note(delivery.Counts{Claimed: 1})
 	d.jobs.pin() // hiring must not race with the end of the drain

@@ -13,7 +13,7 @@ import (
 
 // Send makes a mail durable and tells observe what becomes of it, in order: accepted; in php mode also the attempt, a result per recipient and
 // completed when the relay has answered; in daemon mode completed (queued) at once. It is called on the caller's goroutine; an error of
-// observe means that the caller went away.
+// observe means that the caller went away. A mail that is born held is only made durable, whatever the mode.
 //
 // A request_id that was used before for the same content tells the first mail's story, from the running flight if there is one. Errors:
 // store.ErrRequestIDReused, ErrStopping, store.ErrUnavailable and the like (nothing was stored, or, when the database broke at the commit, whether
@@ -27,7 +27,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	}
 	defer e.work.Done()
 	m, now := sub.Mail, e.now()
-	if m.Mode != store.ModePHP || m.RunAt.After(now) {
+	if m.Mode != store.ModePHP || m.RunAt.After(now) || m.Held != "" {
 		return e.queue(ctx, m, observe)
 	}
 	f := newFlight(e, sub)
@@ -65,7 +65,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	return f.watch(ctx, false, observe)
 }
 
-// queue is daemon mode: durable, and sent by the batch.
+// queue is daemon mode: durable, and sent by the batch, or first held.
 func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(delivery.Event) error) error {
 	res, err := e.enqueue(ctx, m)
 	if err == nil {
@@ -84,6 +84,9 @@ func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(deliv
 	due := m.RunAt
 	done := newMailView(m)
 	done.Status, done.DueTime = store.MailQueued, &due
+	if m.Held != "" {
+		done.Status, done.DueTime, done.ResumeTime, done.LastError = store.MailHeld, nil, &due, m.Held
+	}
 	return observe(delivery.Event{MailID: m.ID, Time: now, Completed: done})
 }
 

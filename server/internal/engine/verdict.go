@@ -46,28 +46,29 @@ func newJob(c *store.Claimed, owner store.ReplicaID, now time.Time) *job {
 		if j.results[i].Status == "" {
 			j.results[i].Status = store.RecipientPending
 		}
-		if needsSending(j.mail, j.results[i].Status) {
+		if needsSending(j.mail, j.results[i]) {
 			j.todo = append(j.todo, i)
 		}
 	}
 	return j
 }
 
-// needsSending says whether a claimed mail's recipient is to be tried. An unknown one is tried only where the kind allows a flagged duplicate: a
-// claim of such a mail means that policy or a person has said so.
-func needsSending(m *store.Claimed, s store.RecipientStatus) bool {
-	switch s {
+// needsSending says whether a claimed mail's recipient is to be tried. An unknown one is tried only where policy allows a flagged duplicate; one that a
+// person is to send to again is pending.
+func needsSending(m *store.Claimed, r store.RecipientResult) bool {
+	switch r.Status {
 	case store.RecipientPending, store.RecipientDeferred:
 		return true
 	case store.RecipientUnknown:
-		return m.PossibleDuplicate && !holdsUnknown(m)
+		return m.PossibleDuplicate && !holdsUnknown(m, r)
 	}
 	return false
 }
 
-// holdsUnknown says whether a mail of unknown outcome waits for a person's word instead of being sent again.
-func holdsUnknown(m *store.Claimed) bool {
-	return m.Kind == store.KindInvoice || m.Kind == store.KindWorkOrder
+// holdsUnknown says whether a recipient whose outcome is unknown waits for a person's word instead of being sent to again: by the mail's kind, by its
+// mail server, or because a person who resolved others has left this one open.
+func holdsUnknown(m *store.Claimed, r store.RecipientResult) bool {
+	return m.Kind == store.KindInvoice || m.Kind == store.KindWorkOrder || m.HoldUnknown || r.Held
 }
 
 // chunk is the next transaction's recipients.
@@ -184,8 +185,8 @@ func (j *job) progress() *store.Settlement {
 		Progress:          &store.Progress{Results: append([]store.RecipientResult(nil), j.results...), Attempts: j.mail.Progress.Attempts}}
 }
 
-// tally counts results by status.
-type tally struct{ accepted, open, rejected, unknown int }
+// tally counts results by status; again are the unknown ones that policy sends to again.
+type tally struct{ accepted, open, rejected, unknown, again int }
 
 func (j *job) tally() tally {
 	var t tally
@@ -197,6 +198,9 @@ func (j *job) tally() tally {
 			t.rejected++
 		case store.RecipientUnknown:
 			t.unknown++
+			if !holdsUnknown(j.mail, r) {
+				t.again++
+			}
 		default:
 			t.open++
 		}
@@ -216,7 +220,7 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 	}
 	fault := reason
 	if fault == "" {
-		fault = j.firstRefusal()
+		fault = j.firstRefusal(j.attemptNumber())
 	}
 	if fault == "" {
 		fault = j.fault
@@ -230,7 +234,7 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 	}
 	outcome := ""
 	old := !giveUp && j.tooOld(now, s.Attempts, lim)
-	repeat := t.unknown > 0 && !holdsUnknown(j.mail) && !giveUp // unknown recipients are sent again, flagged
+	repeat := t.again > 0 && !giveUp // flagged
 	switch {
 	case t.open == 0 && t.rejected == 0 && t.unknown == 0:
 		s.Kind, s.Status, outcome, fault = store.SettleArchive, store.MailSent, "sent", ""
@@ -262,6 +266,9 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 	default:
 		s.Kind, s.Status, outcome = store.SettlePark, store.MailFailed, "failed"
 	}
+	if s.Kind == store.SettlePark && fault == "" {
+		fault = j.firstRefusal(0) // all went well this time; an earlier attempt says why it stays
+	}
 	if old && s.Kind == store.SettlePark && fault != "" {
 		fault = "gave up: " + fault
 	}
@@ -288,10 +295,10 @@ func (j *job) waitingStatus(t tally) store.MailStatus {
 	return store.MailQueued
 }
 
-// firstRefusal is the first reply that refused a recipient in this attempt, for the mail's last_error.
-func (j *job) firstRefusal() string {
+// firstRefusal is the first reply that refused a recipient in an attempt, 0 for any, for the mail's last_error.
+func (j *job) firstRefusal(attempt int) string {
 	for i, r := range j.results {
-		if r.Attempt != j.attemptNumber() || r.Status == store.RecipientAccepted || r.Status == store.RecipientPending {
+		if attempt != 0 && r.Attempt != attempt || r.Status == store.RecipientAccepted || r.Status == store.RecipientPending {
 			continue
 		}
 		if r.Code == 0 {
