@@ -137,8 +137,8 @@ func TestValidation(t *testing.T) {
 			[]string{"mail_server.smtp.port"}},
 
 		"Send empty": {second(s.send(ctx, &pb.SendRequest{RequestId: "a\nb"})), []string{"request_id", "message"}},
-		"Send options": {send(&pb.SendOptions{Team: "A B", MailServer: "X", Kind: 99, Reference: long, Labels: pairs, SendAfter: zero, ExpireTime: past}, message("a@y.example")),
-			[]string{"options.team", "options.mail_server", "options.kind", "options.reference", "options.labels", "options.labels[ok]", "options.send_after", "options.expire_time"}},
+		"Send options": {send(&pb.SendOptions{Team: "A B", MailServer: "X", Kind: 99, Priority: 99, Reference: long, Labels: pairs, SendAfter: zero, ExpireTime: past}, message("a@y.example")),
+			[]string{"options.team", "options.mail_server", "options.kind", "options.priority", "options.reference", "options.labels", "options.labels[ok]", "options.send_after", "options.expire_time"}},
 		"Send labels":    {send(&pb.SendOptions{Labels: many}, message("a@y.example")), []string{"options.labels"}},
 		"Send too late":  {send(&pb.SendOptions{SendAfter: later, ExpireTime: timestamppb.New(time.Now().Add(time.Minute))}, message("a@y.example")), []string{"options.expire_time"}},
 		"Send far ahead": {send(&pb.SendOptions{SendAfter: timestamppb.New(time.Now().AddDate(2, 0, 0))}, message("a@y.example")), []string{"options.send_after"}},
@@ -150,18 +150,31 @@ func TestValidation(t *testing.T) {
 				"message.headers[Bcc]", "message.headers[X-A]", "message.headers[X B]", "message.attachments[0].filename", "message.attachments[1].filename",
 				"message.attachments[1].content_type", "message.attachments[2].content_id", "message.attachments[2].content_type"}},
 
-		"GetMail":          {second(s.dispatch.GetMail(ctx, &pb.GetMailRequest{Id: "1"})), []string{"id"}},
-		"DownloadMail":     {download(s, "x"), []string{"id"}},
-		"ListDueOutMails":  {second(s.dispatch.ListDueOutMails(ctx, &pb.ListDueOutMailsRequest{Filter: badFilter, PageSize: -1})), append(filterFields("filter."), "page_size")},
-		"ListArchived":     {second(s.dispatch.ListArchivedMails(ctx, &pb.ListArchivedMailsRequest{Filter: badFilter, PageSize: -1})), append(filterFields("filter."), "page_size")},
-		"RetryMails":       {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Filter: badFilter, Reason: "a\nb"})), append(filterFields("filter."), "reason")},
-		"RetryMails ids":   {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Ids: []string{"1", "2"}})), []string{"ids[0]", "ids[1]"}},
-		"RetryMails both":  {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Ids: []string{"1"}, Filter: &pb.MailFilter{}})), []string{"filter"}},
-		"RetryMails none":  {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{})), []string{"ids"}},
-		"RetryMails all":   {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Filter: &pb.MailFilter{}})), []string{"filter"}},
-		"RetryMails many":  {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Ids: make([]string, 1001)})), []string{"ids"}},
-		"CancelMails":      {second(s.dispatch.CancelMails(ctx, &pb.CancelMailsRequest{Filter: badFilter, Reason: long + long})), append(filterFields("filter."), "reason")},
-		"CancelMails none": {second(s.dispatch.CancelMails(ctx, &pb.CancelMailsRequest{})), []string{"ids"}},
+		"GetMail":           {second(s.dispatch.GetMail(ctx, &pb.GetMailRequest{Id: "1"})), []string{"id"}},
+		"DownloadMail":      {download(s, "x"), []string{"id"}},
+		"ListDueOutMails":   {second(s.dispatch.ListDueOutMails(ctx, &pb.ListDueOutMailsRequest{Filter: badFilter, PageSize: -1})), append(filterFields("filter."), "page_size")},
+		"ListArchived":      {second(s.dispatch.ListArchivedMails(ctx, &pb.ListArchivedMailsRequest{Filter: badFilter, PageSize: -1})), append(filterFields("filter."), "page_size")},
+		"RetryMails":        {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Filter: badFilter, Reason: "a\nb"})), append(filterFields("filter."), "reason")},
+		"RetryMails ids":    {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Ids: []string{"1", "2"}})), []string{"ids[0]", "ids[1]"}},
+		"RetryMails both":   {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Ids: []string{"1"}, Filter: &pb.MailFilter{}})), []string{"filter"}},
+		"RetryMails none":   {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{})), []string{"ids"}},
+		"RetryMails all":    {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Filter: &pb.MailFilter{}})), []string{"filter"}},
+		"RetryMails many":   {second(s.dispatch.RetryMails(ctx, &pb.RetryMailsRequest{Ids: make([]string, 1001)})), []string{"ids"}},
+		"CancelMails":       {second(s.dispatch.CancelMails(ctx, &pb.CancelMailsRequest{Filter: badFilter, Reason: long + long})), append(filterFields("filter."), "reason")},
+		"HoldMails":         {second(s.dispatch.HoldMails(ctx, &pb.HoldMailsRequest{Filter: badFilter, Reason: long + long})), append(filterFields("filter."), "reason")},
+		"HoldMails ids":     {second(s.dispatch.HoldMails(ctx, &pb.HoldMailsRequest{Ids: []string{"1", ""}})), []string{"ids[0]", "ids[1]"}},
+		"HoldMails none":    {second(s.dispatch.HoldMails(ctx, &pb.HoldMailsRequest{})), []string{"ids"}},
+		"HoldMails all":     {second(s.dispatch.HoldMails(ctx, &pb.HoldMailsRequest{Filter: &pb.MailFilter{}})), []string{"filter"}},
+		"ReleaseMails":      {second(s.dispatch.ReleaseMails(ctx, &pb.ReleaseMailsRequest{Filter: badFilter, Reason: "a\nb"})), append(filterFields("filter."), "reason")},
+		"ReleaseMails ids":  {second(s.dispatch.ReleaseMails(ctx, &pb.ReleaseMailsRequest{Ids: make([]string, 1001)})), []string{"ids"}},
+		"ReleaseMails all":  {second(s.dispatch.ReleaseMails(ctx, &pb.ReleaseMailsRequest{Filter: &pb.MailFilter{}})), []string{"filter"}},
+		"ReleaseMails none": {second(s.dispatch.ReleaseMails(ctx, &pb.ReleaseMailsRequest{})), []string{"ids"}},
+		"ResolveMail empty": {second(s.dispatch.ResolveMail(ctx, &pb.ResolveMailRequest{})), []string{"id", "resolution", "reason"}},
+		"ResolveMail": {second(s.dispatch.ResolveMail(ctx, &pb.ResolveMailRequest{Id: "x", Recipients: []string{"a@y.example", "b"}, Resolution: 9, Reason: long + long})),
+			[]string{"id", "recipients[1]", "resolution", "reason"}},
+		"ResolveMail many":  {second(s.dispatch.ResolveMail(ctx, &pb.ResolveMailRequest{Id: uuidOfNobody, Recipients: make([]string, 501), Resolution: 1, Reason: " "})), []string{"recipients", "reason"}},
+		"ResolveMail lines": {second(s.dispatch.ResolveMail(ctx, &pb.ResolveMailRequest{Id: uuidOfNobody, Resolution: 1, Reason: "a\r\nb"})), []string{"reason"}},
+		"CancelMails none":  {second(s.dispatch.CancelMails(ctx, &pb.CancelMailsRequest{})), []string{"ids"}},
 	} {
 		t.Run(name, func(t *testing.T) { refused(t, c.err, c.fields...) })
 	}
@@ -189,6 +202,8 @@ func TestValidation(t *testing.T) {
 		t.Error("the relay got mail")
 	}
 }
+
+const uuidOfNobody = "00000000-0000-7000-8000-000000000000"
 
 func second[T any](_ T, err error) error { return err }
 

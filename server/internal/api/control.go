@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -43,6 +45,13 @@ func selector(c *apierr.Check, ids []string, f *pb.MailFilter, reason string) se
 	return s
 }
 
+// only narrows a filter that names no status: what a call can do nothing with is no failure of it then.
+func (s *selection) only(sts ...store.MailStatus) {
+	if s.filter != nil && len(s.filter.Statuses) == 0 {
+		s.filter.Statuses = sts
+	}
+}
+
 type modified struct {
 	matched, changed int
 	failures         []*pb.MailFailure
@@ -61,6 +70,31 @@ func (a *API) modify(ctx context.Context, s selection, dryRun bool, action, reas
 	return out, nil
 }
 
+// usable says whether mail may go through a mail server now. It looks each one up once.
+func (a *API) usable(ctx context.Context) func(name string) error {
+	servers := map[string]error{}
+	return func(name string) error {
+		err, known := servers[name]
+		if !known {
+			var m *store.MailServer
+			if m, err = a.Store.Server(ctx, store.Everything, name); err == nil {
+				switch {
+				case m.DeleteTime != nil:
+					err = apierr.Precondition(pb.ReasonMailServerDeleted, name, "its mail server %s is deleted", name)
+				case m.Status != store.ServerAvailable:
+					err = apierr.Precondition(pb.ReasonMailServerUnavailable, name, "its mail server %s is unavailable", name)
+				}
+			}
+			servers[name] = err
+		}
+		return err
+	}
+}
+
+func expired(m *store.Mail, now time.Time) bool {
+	return m.ExpireTime != nil && !now.Before(*m.ExpireTime)
+}
+
 // RetryMails implements the service.
 func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.RetryMailsResponse, error) {
 	var c apierr.Check
@@ -68,41 +102,24 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	servers := map[string]error{}
-	usable := func(name string) error {
-		err, known := servers[name]
-		if !known {
-			var m *store.MailServer
-			if m, err = a.Store.Server(ctx, store.Everything, name); err == nil {
-				switch {
-				case m.DeleteTime != nil:
-					err = fmt.Errorf("its mail server %s is deleted", name)
-				case m.Status != store.ServerAvailable:
-					err = fmt.Errorf("its mail server %s is unavailable", name)
-				}
-			}
-			servers[name] = err
-		}
-		return err
-	}
+	usable := a.usable(ctx)
 	now := a.Now().UTC()
 	byID := len(sel.ids) > 0
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "RetryMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
 		if m.Status == store.MailUnknown && !byID {
 			return nil, errors.New("its outcome is unknown: it may have arrived, so it is sent again only when its id is given")
 		}
-		if m.ExpireTime != nil && !now.Before(*m.ExpireTime) {
+		if expired(m, now) {
 			return nil, errors.New("its expire_time has passed")
 		}
 		if err := usable(m.MailServer); err != nil {
 			return nil, err
 		}
-		ch := &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError}
+		ch := &store.Change{Kind: store.SettleRetry, RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError}
 		p := store.Progress{Attempts: m.Progress.Attempts, Results: append([]store.RecipientResult(nil), m.Progress.Results...)}
 		for i := range p.Results {
 			switch res := &p.Results[i]; res.Status {
 			case store.RecipientAccepted:
-				ch.Status = store.MailPartiallySent
 			case store.RecipientUnknown:
 				if !byID {
 					continue
@@ -113,16 +130,26 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 				*res = store.RecipientResult{Status: store.RecipientPending}
 			}
 		}
-		if ch.Status == store.MailQueued && m.Attempts > 0 {
-			ch.Status = store.MailDeferred
-		}
-		ch.Progress = &p
+		ch.Status, ch.Progress = waiting(m.Attempts, p.Results), &p
 		return ch, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &pb.RetryMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
+}
+
+// waiting is the status of a mail that waits to be sent.
+func waiting(attempts int, rs []store.RecipientResult) store.MailStatus {
+	for _, r := range rs {
+		if r.Status == store.RecipientAccepted {
+			return store.MailPartiallySent
+		}
+	}
+	if attempts > 0 {
+		return store.MailDeferred
+	}
+	return store.MailQueued
 }
 
 // CancelMails implements the service.
@@ -143,4 +170,59 @@ func (a *API) CancelMails(ctx context.Context, r *pb.CancelMailsRequest) (*pb.Ca
 		return nil, err
 	}
 	return &pb.CancelMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
+}
+
+// HoldMails implements the service.
+func (a *API) HoldMails(ctx context.Context, r *pb.HoldMailsRequest) (*pb.HoldMailsResponse, error) {
+	var c apierr.Check
+	sel := selector(&c, r.Ids, r.Filter, r.Reason)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
+	sel.only(store.MailQueued, store.MailSending, store.MailDeferred, store.MailPartiallySent)
+	why := "held"
+	if r.Reason != "" {
+		why += ": " + r.Reason
+	}
+	m, err := a.modify(ctx, sel, r.ValidateOnly, "HoldMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
+		if m.DueTime == nil {
+			return nil, fmt.Errorf("it does not wait to be sent: it is %s", strings.ReplaceAll(string(m.Status), "_", " "))
+		}
+		return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: *m.DueTime, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: why}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.HoldMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
+}
+
+// ReleaseMails implements the service.
+func (a *API) ReleaseMails(ctx context.Context, r *pb.ReleaseMailsRequest) (*pb.ReleaseMailsResponse, error) {
+	var c apierr.Check
+	sel := selector(&c, r.Ids, r.Filter, r.Reason)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
+	sel.only(store.MailHeld)
+	usable, now := a.usable(ctx), a.Now().UTC()
+	m, err := a.modify(ctx, sel, r.ValidateOnly, "ReleaseMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
+		if m.Status != store.MailHeld {
+			return nil, errors.New("it is not held")
+		}
+		if err := usable(m.MailServer); err != nil {
+			return nil, err
+		}
+		ch := &store.Change{Kind: store.SettleRetry, Status: waiting(m.Attempts, m.Progress.Results), RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate}
+		if m.ResumeTime != nil {
+			ch.RunAt = *m.ResumeTime
+		}
+		if n := len(m.Progress.Attempts); n > 0 {
+			ch.LastError = m.Progress.Attempts[n-1].Detail // what it was before it said why it is held
+		}
+		return ch, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ReleaseMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
 }

@@ -221,5 +221,8 @@ func failureText(err error) (reason, text string) {
 	case errors.Is(err, store.ErrFinished):
 		return pb.ReasonWrongState, "the mail is finished"
 	}
+	if e, is := apierr.As(err); is {
+		return pb.ReasonWrongState, e.Text
+	}
 	return pb.ReasonWrongState, strings.TrimSpace(err.Error())
 }

@@ -24,6 +24,9 @@ var (
 
 	routeOf = map[pb.Route]string{pb.Route_ROUTE_NAMED: "named", pb.Route_ROUTE_TEAM_DEFAULT: "team_default", pb.Route_ROUTE_SYSTEM_DEFAULT: "system_default"}
 
+	priorityOf = map[pb.Priority]int16{pb.Priority_PRIORITY_LOW: store.PriorityLow, pb.Priority_PRIORITY_NORMAL: store.PriorityNormal,
+		pb.Priority_PRIORITY_HIGH: store.PriorityHigh, pb.Priority_PRIORITY_URGENT: store.PriorityUrgent}
+
 	kindName            = flip(kindOf)
 	mailStatusName      = flip(mailStatusOf)
 	recipientStatusName = flip(recipientStatusOf)
@@ -57,11 +60,14 @@ func mail(m *store.Mail) *pb.Mail {
 	out := &pb.Mail{Id: m.ID.String(), Team: m.Team, MailServer: m.MailServer, Mode: modeName[m.Mode], Kind: kindName[m.Kind], Reference: m.Reference,
 		Status: mailStatusName[m.Status], From: m.From, Subject: m.Subject, MessageId: "<" + m.MessageID + ">", SizeBytes: m.SizeBytes, Labels: m.Labels,
 		RequestId: m.RequestID, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError, CreateTime: stampOf(m.CreateTime), DueTime: stamp(m.DueTime),
-		FinishTime: stamp(m.FinishTime), ExpireTime: stamp(m.ExpireTime), AttemptCount: int32(m.Attempts), Route: routeName[m.Route]}
+		FinishTime: stamp(m.FinishTime), ExpireTime: stamp(m.ExpireTime), AttemptCount: int32(m.Attempts), Route: routeName[m.Route], Priority: priority(m.Priority)}
 	for i, r := range m.Recipients {
 		var res store.RecipientResult
 		if i < len(m.Progress.Results) {
 			res = m.Progress.Results[i]
+		}
+		if m.DueTime == nil { // held or parked since
+			res.NextAttempt = time.Time{}
 		}
 		out.Recipients = append(out.Recipients, recipientResult(r, res))
 	}
@@ -69,6 +75,19 @@ func mail(m *store.Mail) *pb.Mail {
 		out.Attempts = append(out.Attempts, attempt(a))
 	}
 	return out
+}
+
+// priority names a stored priority; mail of before there were any has 0.
+func priority(p int16) pb.Priority {
+	switch {
+	case p >= store.PriorityUrgent:
+		return pb.Priority_PRIORITY_URGENT
+	case p >= store.PriorityHigh:
+		return pb.Priority_PRIORITY_HIGH
+	case p >= store.PriorityNormal:
+		return pb.Priority_PRIORITY_NORMAL
+	}
+	return pb.Priority_PRIORITY_LOW
 }
 
 func event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {

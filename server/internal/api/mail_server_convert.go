@@ -58,9 +58,9 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 	if m == nil {
 		return nil
 	}
-	def := m.IsDefault
+	def, hold := m.IsDefault, m.HoldUnknown
 	out := &pb.MailServer{Name: m.Name, Team: m.Team, DisplayName: m.DisplayName, Type: typeName[m.Type], From: m.From, Mode: modeName[m.Mode],
-		Status: statusName[m.Status], IsDefault: &def, Annotations: m.Annotations, Etag: etag(m.Version), CreateTime: stamp(&m.CreateTime),
+		Status: statusName[m.Status], IsDefault: &def, HoldUnknown: &hold, Annotations: m.Annotations, Etag: etag(m.Version), CreateTime: stamp(&m.CreateTime),
 		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime)}
 	if l := m.Limits; l != (store.Limits{}) {
 		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MailsPerMinute: l.MailsPerMinute,
@@ -89,6 +89,7 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
+	s.HoldUnknown = m.GetHoldUnknown()
 	l := m.GetLimits()
 	s.Limits.MaxConnections, s.Limits.MailsPerConnection = l.GetMaxConnections(), l.GetMailsPerConnection()
 	s.Limits.MaxAttempts, s.Limits.MaxMailBytes = l.GetMaxAttempts(), l.GetMaxMailBytes()

@@ -45,15 +45,16 @@ func (a *API) Send(r *pb.SendRequest, stream grpc.ServerStreamingServer[pb.SendR
 
 // draft is a checked and routed request.
 type draft struct {
-	server  *store.MailServer
-	route   string
-	message *smtpx.Message
-	rcpts   []store.Recipient
-	utf8    bool
-	now     time.Time
-	runAt   time.Time
-	expire  *time.Time
-	kind    store.Kind
+	server   *store.MailServer
+	route    string
+	message  *smtpx.Message
+	rcpts    []store.Recipient
+	utf8     bool
+	now      time.Time
+	runAt    time.Time
+	expire   *time.Time
+	kind     store.Kind
+	priority int16
 }
 
 // draft checks everything about a request at once, then finds its mail server.
@@ -85,6 +86,12 @@ func (a *API) checkOptions(c *apierr.Check, d *draft, o *pb.SendOptions) {
 	if k := o.GetKind(); k != pb.Kind_KIND_UNSPECIFIED {
 		if d.kind = kindOf[k]; d.kind == "" {
 			c.Bad("options.kind", "is not a kind")
+		}
+	}
+	d.priority = d.kind.Priority()
+	if p := o.GetPriority(); p != pb.Priority_PRIORITY_UNSPECIFIED {
+		if d.priority = priorityOf[p]; d.priority == 0 {
+			c.Bad("options.priority", "is not a priority")
 		}
 	}
 	line(c, "options.reference", o.GetReference(), maxReference)
@@ -230,9 +237,12 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 		return nil, err
 	}
 	o := r.GetOptions()
-	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Reference: o.GetReference(), From: from.Mailbox,
+	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Priority: d.priority, Reference: o.GetReference(), From: from.Mailbox,
 		Subject: r.Message.Subject, MessageID: d.message.MessageID, Recipients: d.rcpts, Labels: o.GetLabels(), RequestID: r.RequestId, Route: d.route,
 		UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire}
+	if o.GetHold() {
+		m.Held = "held: its sender asked for it"
+	}
 	for _, p := range pieces {
 		m.SizeBytes += int64(len(p.Data))
 		m.Raw = append(m.Raw, store.Piece{Data: p.Data, Shareable: p.Shareable})
