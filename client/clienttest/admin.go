@@ -115,17 +115,17 @@ func (a admin) DeleteMailServer(_ context.Context, req *maildispatchv1.DeleteMai
 	if err != nil {
 		return nil, err
 	}
-	var pending []*maildispatchv1.Mail
+	var pending []*entry
 	for _, e := range a.s.mails {
 		if e.mail.MailServer == m.Name && !archived(e.mail) {
-			pending = append(pending, e.mail)
+			pending = append(pending, e)
 		}
 	}
 	if len(pending) > 0 && !req.GetForce() {
 		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailsPending, fmt.Sprintf("mail server %q has %d unfinished mails", m.Name, len(pending)))
 	}
-	for _, mail := range pending {
-		mail.Status, mail.DueTime = maildispatchv1.MailStatus_MAIL_STATUS_HELD, nil
+	for _, e := range pending {
+		e.hold()
 	}
 	m = proto.CloneOf(m)
 	m.DeleteTime, m.IsDefault = stamp(time.Now()), proto.Bool(false)

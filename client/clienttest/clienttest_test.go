@@ -257,6 +257,51 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+func TestHoldAndResolve(t *testing.T) {
+	t.Parallel()
+	srv := clienttest.New(t)
+	srv.Answer("lost@example.com", clienttest.NoReply)
+	srv.Answer("gone@example.com", clienttest.NoReply)
+	c := srv.Client(t, client.Options{})
+	held := send(t, c, &maildispatchv1.SendOptions{Hold: true, Kind: maildispatchv1.Kind_KIND_INVOICE}, "a@example.com")
+	if held.Mail.GetStatus() != maildispatchv1.MailStatus_MAIL_STATUS_HELD || held.Mail.GetPriority() != maildispatchv1.Priority_PRIORITY_HIGH || srv.RunBatch().GetClaimed() != 0 {
+		t.Errorf("%v", held.Mail)
+	}
+	release := &maildispatchv1.ReleaseMailsRequest{Filter: &maildispatchv1.MailFilter{MailServer: "test"}}
+	if r, err := c.ReleaseMails(t.Context(), release); err != nil || r.GetChanged() != 1 {
+		t.Errorf("%v, %v", r, err)
+	}
+	if r, err := c.HoldMails(t.Context(), &maildispatchv1.HoldMailsRequest{Ids: []string{held.MailID}}); err != nil || r.GetChanged() != 1 {
+		t.Errorf("%v, %v", r, err)
+	}
+	if r, err := c.HoldMails(t.Context(), &maildispatchv1.HoldMailsRequest{Ids: []string{held.MailID}}); err != nil || len(r.GetFailures()) != 1 {
+		t.Errorf("held twice: %v, %v", r, err)
+	}
+	if r, err := c.ReleaseMails(t.Context(), release); err != nil || r.GetChanged() != 1 || srv.RunBatch().GetSent() != 1 {
+		t.Errorf("%v, %v", r, err)
+	}
+
+	lost := send(t, c, nil, "lost@example.com", "gone@example.com").MailID
+	resolve := func(word maildispatchv1.Resolution, reason string, to ...string) (*maildispatchv1.Mail, error) {
+		r, err := c.ResolveMail(t.Context(), &maildispatchv1.ResolveMailRequest{Id: lost, Resolution: word, Reason: reason, Recipients: to})
+		return r.GetMail(), err
+	}
+	_, err := resolve(maildispatchv1.Resolution_RESOLUTION_DELIVERED, "")
+	wantReason(t, err, codes.InvalidArgument, maildispatchv1.ReasonValidationFailed)
+	_, err = resolve(maildispatchv1.Resolution_RESOLUTION_DELIVERED, "seen", "nobody@example.com")
+	wantReason(t, err, codes.InvalidArgument, maildispatchv1.ReasonValidationFailed)
+	srv.Answer("lost@example.com", clienttest.Accepted)
+	if m, err := resolve(maildispatchv1.Resolution_RESOLUTION_RESEND, "has nothing", "Lost@example.com"); err != nil || m.GetDueTime() == nil || !m.GetPossibleDuplicate() {
+		t.Errorf("%v, %v", m, err)
+	}
+	srv.RunBatch()
+	_, err = resolve(maildispatchv1.Resolution_RESOLUTION_DELIVERED, "seen", "lost@example.com")
+	wantReason(t, err, codes.FailedPrecondition, maildispatchv1.ReasonWrongState)
+	if m, err := resolve(maildispatchv1.Resolution_RESOLUTION_DELIVERED, "seen"); err != nil || m.GetStatus() != maildispatchv1.MailStatus_MAIL_STATUS_SENT || m.GetAttemptCount() != 2 || m.GetRecipients()[1].GetAttempt() != 1 {
+		t.Errorf("%v, %v", m, err)
+	}
+}
+
 // What was taken can be looked at, and looking changes nothing.
 func TestMailsAreCopies(t *testing.T) {
 	t.Parallel()

@@ -25,6 +25,7 @@ type entry struct {
 	sum     [32]byte // of what request_id must not be used again with
 	mail    *maildispatchv1.Mail
 	raw     []byte
+	resume  *timestamppb.Timestamp // held: when it would be due
 }
 
 type dispatch struct {
@@ -75,7 +76,7 @@ func (s *Server) send(req *maildispatchv1.SendRequest) ([]*maildispatchv1.SendRe
 	e.mail = &maildispatchv1.Mail{
 		Id: id, Team: o.GetTeam(), MailServer: server.Name, Mode: server.Mode, Kind: o.GetKind(), Reference: o.GetReference(), Labels: o.GetLabels(),
 		Status: maildispatchv1.MailStatus_MAIL_STATUS_QUEUED, From: bare(server.From), Subject: req.GetMessage().GetSubject(),
-		MessageId: "<" + id + "@example.com>", RequestId: req.GetRequestId(), Route: route,
+		MessageId: "<" + id + "@example.com>", RequestId: req.GetRequestId(), Route: route, Priority: priority(o),
 		CreateTime: stamp(now), DueTime: stamp(now), ExpireTime: o.GetExpireTime(),
 	}
 	if e.mail.Kind == maildispatchv1.Kind_KIND_UNSPECIFIED {
@@ -100,7 +101,11 @@ func (s *Server) send(req *maildispatchv1.SendRequest) ([]*maildispatchv1.SendRe
 		return story(e.mail, false)[:1], nil
 	}
 	s.mails = append(s.mails, e)
-	if server.Mode == maildispatchv1.Mode_MODE_PHP && !later {
+	switch {
+	case o.GetHold():
+		e.hold()
+		e.mail.LastError = "held: its sender asked for it"
+	case server.Mode == maildispatchv1.Mode_MODE_PHP && !later:
 		s.attempt(e, now)
 	}
 	return story(e.mail, false), nil
@@ -172,7 +177,8 @@ func (s *Server) attempt(e *entry, now time.Time) {
 	m.DueTime, m.FinishTime, m.LastError = nil, nil, ""
 	seen := map[maildispatchv1.RecipientResult_Status]int{}
 	for _, r := range m.Recipients {
-		if r.Status != maildispatchv1.RecipientResult_STATUS_ACCEPTED {
+		// An unknown one waits for a person, who makes it pending.
+		if r.Status != maildispatchv1.RecipientResult_STATUS_ACCEPTED && r.Status != maildispatchv1.RecipientResult_STATUS_UNKNOWN {
 			o, scripted := s.answers[strings.ToLower(r.Address)]
 			if !scripted {
 				o = Accepted

@@ -53,12 +53,17 @@ func (d dispatch) RetryMails(_ context.Context, req *maildispatchv1.RetryMailsRe
 		if unknown && !named {
 			return nil, "its outcome is unknown: it is sent again only when its id is given"
 		}
-		if via := d.s.servers[m.MailServer]; via == nil || via.DeleteTime != nil || via.Status != maildispatchv1.MailServer_STATUS_AVAILABLE {
+		if !d.s.usable(m.MailServer) {
 			return nil, "its mail server cannot be used"
 		}
 		return func() {
 			m.Status, m.DueTime = maildispatchv1.MailStatus_MAIL_STATUS_QUEUED, stamp(time.Now())
 			m.PossibleDuplicate = m.PossibleDuplicate || unknown
+			for _, r := range m.Recipients {
+				if named && r.Status == maildispatchv1.RecipientResult_STATUS_UNKNOWN {
+					r.Status = maildispatchv1.RecipientResult_STATUS_PENDING
+				}
+			}
 		}, ""
 	})
 	return &maildispatchv1.RetryMailsResponse{Matched: matched, Changed: changed, Failures: failures}, err
