@@ -186,6 +186,34 @@ func TestModifyMail(t *testing.T) {
 	}
 }
 
+// TestAPersonsWordEndsAQuarantine: else a mail that was put aside for its owners' deaths could never be sent again.
+func TestAPersonsWordEndsAQuarantine(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		m := newMail("ss")
+		enqueue(t, s, m)
+		dead := register(t, s)
+		if cs, err := s.Claim(ctx, dead, "ss", 1, store.AnyPriority); err != nil || len(cs) != 1 {
+			t.Fatal(cs, err)
+		}
+		if err := s.Renew(ctx, dead, -time.Second); err != nil {
+			t.Fatal(err)
+		}
+		me := register(t, s)
+		if n, _, err := s.Recover(ctx, me, 10); err != nil || n != 1 {
+			t.Fatal(n, err)
+		}
+		retry := func(m *store.Mail) (*store.Change, error) {
+			return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)}, nil
+		}
+		if _, err := s.ModifyMail(ctx, store.Everything, m.ID, store.Audit{}, retry); err != nil {
+			t.Fatal(err)
+		}
+		if cs, err := s.Claim(ctx, me, "ss", 1, store.AnyPriority); err != nil || len(cs) != 1 || cs[0].Crashes != 0 {
+			t.Fatalf("%+v %v", cs, err)
+		}
+	})
+}
+
 // TestHoldUnknown: what a mail server says of unknown outcomes reaches whoever claims or rescues its mail.
 func TestHoldUnknown(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {

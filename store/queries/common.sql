@@ -88,8 +88,8 @@ insert into content (hash, size, touched) values (?, ?, ?) on conflict do nothin
 insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothing;
 
 -- name: due_modify
--- primary key
-update due set status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
+-- primary key; crashes: a person has looked at it, so a quarantine begins anew
+update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
 
 -- name: due_delete
 -- primary key

@@ -57,6 +57,7 @@
 // batch sends (scheduled, retried by a person, rescued) is retried like any other.
 //
 // A mail whose owner died three times while it held it, or that made the service panic, is quarantined (failed, with the reason) while the rest flow.
+// A person's word (retry, release, resolve) gives it three more.
 //
 // # Lanes and limits
 //

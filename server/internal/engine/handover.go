@@ -18,8 +18,8 @@ type place struct {
 	weight int64
 }
 
-// reserve finds a place for a mail, nil when it has to be claimed like any other: it is not due, no drain runs, there is an older backlog in the database, the mail
-// server has limits that count claims, or memory is short.
+// reserve finds a place for a mail, nil when it has to be claimed like any other: it is not due or held, no drain runs, there is an older backlog in the
+// database, the mail server has limits that count claims, or memory is short.
 func (e *Engine) reserve(m *store.NewMail) *place {
 	if m.RunAt.After(e.now()) || m.Held != "" {
 		return nil
