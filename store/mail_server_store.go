@@ -315,6 +315,11 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 			return &PendingError{Count: pending}
 		}
 		if pending > 0 {
+			if s.dialect == postgres {
+				if _, err := s.q.in(ctx, tx, "change_hold").ExecContext(ctx, name); err != nil {
+					return err
+				}
+			}
 			res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, "held: its mail server was deleted", name)
 			if err != nil {
 				return err

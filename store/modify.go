@@ -80,12 +80,29 @@ func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFi
 }
 
 func (s *Store) modifyChunk(ctx context.Context, ms []*Mail, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
+	for len(ms) > 0 {
+		var again []*Mail
+		n, fs, err := s.modifyOnce(ctx, ms, &again, dryRun, a, decide)
+		changed, failures = changed+n, append(failures, fs...)
+		if err != nil {
+			return changed, failures, err
+		}
+		ms = again
+	}
+	return changed, failures, nil
+}
+
+// modifyOnce is one transaction. Mails that a younger transaction has changed are left for the next one.
+func (s *Store) modifyOnce(ctx context.Context, ms []*Mail, again *[]*Mail, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		changed, failures = 0, nil
+		changed, failures, *again = 0, nil, nil
 		for _, m := range ms {
 			fresh, err := s.lockDue(ctx, tx, m.ID)
 			var c *Change
 			switch {
+			case errors.Is(err, errOvertaken):
+				*again = append(*again, m)
+				continue
 			case errors.Is(err, ErrNotFound):
 				err = ErrFinished
 			case err == nil && fresh.Owner != 0:
@@ -158,11 +175,17 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, id uuid.UUID) (*Mail, error) {
 	q := "select " + dueColumns + " from due d join mail m on m.id = d.id where d.id = ?"
 	if s.dialect == postgres {
-		q += " for update of d"
+		q = "select " + dueColumns + ", age(d.xmin) as lead from due d join mail m on m.id = d.id where d.id = ? for update of d"
 	}
-	var r mailViewRow
+	var r struct {
+		mailViewRow
+		Lead int64 // by how many transactions ours is younger than the one that wrote the row
+	}
 	if err := tx.GetContext(ctx, &r, tx.Rebind(q), id); err != nil {
 		return nil, s.notFound(err)
+	}
+	if r.Lead < 0 {
+		return nil, errOvertaken
 	}
 	return r.mail()
 }
@@ -175,6 +198,11 @@ func (s *Store) applyChange(ctx context.Context, tx *sqlx.Tx, m *Mail, c *Change
 	b, err := json.Marshal(p)
 	if err != nil {
 		return err
+	}
+	if s.dialect == postgres {
+		if _, err := s.q.in(ctx, tx, "change_add").ExecContext(ctx, m.ID, c.Status); err != nil {
+			return err
+		}
 	}
 	if c.Kind == SettleArchive {
 		if _, err := s.q.in(ctx, tx, "due_delete").ExecContext(ctx, m.ID); err != nil {

@@ -46,6 +46,11 @@ func (s *Store) Renew(ctx context.Context, r ReplicaID, ttl time.Duration) error
 // Unregister gives back what r owns and has not marked, and ends its lease. Marked mails stay with the dead id until Recover settles them.
 func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 	return s.tx(ctx, func(tx *sqlx.Tx) error {
+		if s.dialect == postgres {
+			if _, err := s.q.in(ctx, tx, "change_release").ExecContext(ctx, int64(r)); err != nil {
+				return err
+			}
+		}
 		if _, err := s.q.in(ctx, tx, "replica_release").ExecContext(ctx, int64(r)); err != nil {
 			return err
 		}

@@ -187,7 +187,7 @@ func (s *Store) txOnce(ctx context.Context, f func(tx *sqlx.Tx) error) error {
 // retryable: deadlock and serialization faults, which changed nothing.
 func retryable(err error) bool {
 	var pe *pq.Error
-	return errors.As(err, &pe) && (pe.Code == "40P01" || pe.Code == "40001")
+	return errors.Is(err, errOvertaken) || errors.As(err, &pe) && (pe.Code == "40P01" || pe.Code == "40001")
 }
 
 // dataFault: the data of one row is to blame (PostgreSQL classes 22 and 23).

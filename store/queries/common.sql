@@ -131,3 +131,7 @@ insert into quota (mail_server, tokens, refilled_at, day, day_used) values (?, ?
 -- name: quota_write
 -- primary key
 update quota set tokens = ?, refilled_at = ?, day = ?, day_used = ? where mail_server = ?;
+
+-- name: change_forgotten (read)
+-- one row
+select xid, seq from change_forgotten;

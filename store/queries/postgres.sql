@@ -26,6 +26,9 @@ with u as materialized (
   insert into term (term, mail_id)
   select x.value::bigint, u.id from u join m using (id), json_array_elements_text(u.terms) x
   on conflict do nothing
+), ch as (
+  insert into change (mail_id, status)
+  select id, case when u.owner is not null then 'sending' when u.held is null then 'queued' else 'held' end from u join m using (id)
 )
 select id from m;
 
@@ -57,6 +60,8 @@ with recursive p as (
 ), q as (
   update due set owner = ? from c where due.id = c.id
   returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+), ch as (
+  insert into change (mail_id, status) select id, 'sending' from q
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
   m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
@@ -75,13 +80,15 @@ with x as materialized (
     run_at = case when x.k = 2 then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
     owner = case when x.k = 2 then q.owner end, data_at = null, attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
     last_error = x.err
-  from x where q.id = x.id and q.owner = x.owner and x.k in (2, 4, 5) returning q.id
+  from x where q.id = x.id and q.owner = x.owner and x.k in (2, 4, 5) returning q.id, x.k, q.status
 ), de as (
   delete from due q using x where q.id = x.id and q.owner = x.owner and x.k = 3 returning q.id, q.team, q.mail_server
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
   select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
-  returning id
+  returning id, status
+), ch as (
+  insert into change (mail_id, status) select id, status from up where k <> 2 union all select id, status from ar
 )
 select id from mk union all select id from up union all select id from ar;
 
@@ -99,8 +106,12 @@ update replica set alive_until = 'epoch' where alive_until < now() and alive_unt
 
 -- name: recover_unmarked
 -- due_owner
-update due set owner = null, crashes = crashes + 1
-where data_at is null and owner in (select id from replica where alive_until = 'epoch');
+with r as (
+  update due set owner = null, crashes = crashes + 1
+  where data_at is null and owner in (select id from replica where alive_until = 'epoch')
+  returning id, status
+)
+insert into change (mail_id, status) select id, status from r;
 
 -- name: recover_marked
 -- due_owner
@@ -150,3 +161,36 @@ select exists (select 1 from generate_series(1, ?::integer) g(n)
 -- name: slot_give
 -- primary key
 delete from connection_slot where mail_server = ? and n = ? and replica = ?;
+
+-- name: change_release
+-- due_owner
+insert into change (mail_id, status) select id, status from due where owner = ? and data_at is null;
+
+-- name: change_hold
+-- due_server
+insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
+
+-- name: change_add
+-- none
+insert into change (mail_id, status) values (?, ?);
+
+-- name: change_horizon (read)
+-- none
+select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+
+-- name: change_read (read)
+-- primary key
+select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;
+
+-- name: change_forget
+-- primary key
+with old as materialized (
+  select xid, seq, time from change order by xid, seq limit ?
+), gone as (
+  delete from change c using old where c.xid = old.xid and c.seq = old.seq and old.time < now() - ? * interval '1 microsecond' returning c.xid, c.seq
+), last as (
+  select xid, seq from gone order by xid desc, seq desc limit 1
+), note as (
+  update change_forgotten f set xid = last.xid, seq = last.seq from last
+)
+select count(*) from gone;

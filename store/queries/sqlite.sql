@@ -110,3 +110,20 @@ select mail_server, version, failures, reason, retry_at, probe_until, healed_at,
 -- name: quota_lock
 -- primary key; the one writer is the lock
 select tokens, refilled_at, day, day_used from quota where mail_server = ?;
+
+-- name: change_horizon (read)
+-- primary key
+select max(coalesce((select max(seq) from change), 0), (select seq from change_forgotten));
+
+-- name: change_read (read)
+-- primary key; xid is always 0, seq is the position
+select xid, seq, mail_id, status, time from change where ?1 is not null and seq > ?2 and seq <= ?3 order by seq limit ?4;
+
+-- name: change_note
+-- primary key
+update change_forgotten set seq = max(seq, coalesce((
+  select max(seq) from (select seq, time from change order by seq limit ?1) where time < ?2), 0));
+
+-- name: change_forget
+-- primary key
+delete from change where seq <= (select seq from change_forgotten);

@@ -1,0 +1,159 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Position is a place in the sequence of changes. Positions of one database only compare with each other.
+type Position struct{ XID, Seq int64 }
+
+func (p Position) before(q Position) bool { return p.XID < q.XID || p.XID == q.XID && p.Seq < q.Seq }
+
+// MailChange is one change of a mail's status.
+type MailChange struct {
+	Position Position
+	Status   MailStatus // that it changed to
+	Time     time.Time
+	Mail     *Mail // as it stands now, which may be later than the change
+}
+
+// ErrForgotten: changes behind the position have been forgotten meanwhile.
+var ErrForgotten = errors.New("changes since this position are not kept any more")
+
+// errOvertaken: the mail was changed by a transaction that began after ours; ours begins again, so that its change comes behind that one.
+var errOvertaken = errors.New("overtaken by a later transaction")
+
+// LastChange is the position behind everything that has happened.
+func (s *Store) LastChange(ctx context.Context) (Position, error) {
+	h, err := s.horizon(ctx)
+	if s.dialect == postgres {
+		return Position{XID: h}, err
+	}
+	return Position{Seq: h}, err
+}
+
+func (s *Store) horizon(ctx context.Context) (int64, error) {
+	var h int64
+	err := s.q.get("change_horizon").GetContext(ctx, &h)
+	return h, s.fault(err)
+}
+
+// Changes reads changes behind after, at most n, and returns those that sc and f let through, with the position to go on from. more: there are further ones
+// already. Every change comes exactly once and each mail's in their order, also over replicas; a mail that is not kept any more is left out.
+func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Position, n int) (out []MailChange, next Position, more bool, err error) {
+	h, err := s.horizon(ctx)
+	if err != nil {
+		return nil, after, false, err
+	}
+	var rows []struct {
+		XID, Seq int64
+		MailID   uuid.UUID `db:"mail_id"`
+		Status   MailStatus
+		Time     dbTime
+	}
+	if err := s.q.get("change_read").SelectContext(ctx, &rows, after.XID, after.Seq, h, n); err != nil {
+		return nil, after, false, s.fault(err)
+	}
+	// Looked at after the changes were read: what was forgotten before that is noticed.
+	var gone Position
+	if err := s.q.get("change_forgotten").QueryRowxContext(ctx).Scan(&gone.XID, &gone.Seq); err != nil {
+		return nil, after, false, s.fault(err)
+	}
+	if after.before(gone) {
+		return nil, after, false, ErrForgotten
+	}
+	next = after
+	if len(rows) < n && s.dialect == postgres && h > next.XID {
+		next = Position{XID: h}
+	}
+	if len(rows) == 0 {
+		return nil, next, false, nil
+	}
+	if len(rows) == n {
+		last := rows[len(rows)-1]
+		next, more = Position{last.XID, last.Seq}, true
+	} else if s.dialect == sqliteDia {
+		next.Seq = rows[len(rows)-1].Seq
+	}
+	ids := make(map[uuid.UUID]bool, len(rows))
+	for _, r := range rows {
+		ids[r.MailID] = true
+	}
+	mails, err := s.filtered(ctx, sc, f, ids)
+	if err != nil {
+		return nil, after, false, err
+	}
+	wanted := map[MailStatus]bool{}
+	for _, st := range f.Statuses {
+		wanted[st] = true
+	}
+	for _, r := range rows {
+		if m := mails[r.MailID]; m != nil && (len(wanted) == 0 || wanted[r.Status]) {
+			out = append(out, MailChange{Position{r.XID, r.Seq}, r.Status, r.Time.Time, m})
+		}
+	}
+	return out, next, more, nil
+}
+
+// filtered reads those of the mails that sc and f let through, whatever their status is now.
+func (s *Store) filtered(ctx context.Context, sc Scope, f MailFilter, ids map[uuid.UUID]bool) (map[uuid.UUID]*Mail, error) {
+	args := make([]any, 0, len(ids))
+	for id := range ids {
+		args = append(args, id)
+	}
+	marks := "(?" + strings.Repeat(", ?", len(args)-1) + ")"
+	out := make(map[uuid.UUID]*Mail, len(ids))
+	// In this order: a mail that moves between the two looks is seen by the second.
+	for _, j := range []struct{ alias, columns, table string }{{"d", dueColumns, "due"}, {"a", archiveColumns, "archive"}} {
+		w := newWhere(s)
+		w.add(j.alias+".id in "+marks, args...)
+		w.scope(j.alias+".team", sc, f.Team)
+		w.filter(&f, j.alias)
+		ms, err := s.mails(ctx, s.read, "select "+j.columns+" from "+j.table+" "+j.alias+" join mail m on m.id = "+j.alias+".id where "+w.sql(), w.args)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range ms {
+			out[m.ID] = m
+		}
+	}
+	return out, nil
+}
+
+const forgetPage = 5000
+
+// ForgetChanges forgets changes older than age, a page in each transaction.
+func (s *Store) ForgetChanges(ctx context.Context, age time.Duration) (int, error) {
+	total := 0
+	for {
+		n, err := s.forgetPage(ctx, age)
+		total += n
+		if err != nil || n < forgetPage {
+			return total, err
+		}
+	}
+}
+
+func (s *Store) forgetPage(ctx context.Context, age time.Duration) (int, error) {
+	if s.dialect == postgres {
+		var n int
+		err := s.q.get("change_forget").GetContext(ctx, &n, forgetPage, age.Microseconds())
+		return n, s.fault(err)
+	}
+	// Two statements, in this order: a reader that sees the gap also sees the note of it.
+	before := s.now().Add(-age)
+	if _, err := s.q.get("change_note").ExecContext(ctx, forgetPage, s.t(&before)); err != nil {
+		return 0, s.fault(err)
+	}
+	res, err := s.q.get("change_forget").ExecContext(ctx)
+	if err != nil {
+		return 0, s.fault(err)
+	}
+	n, err := res.RowsAffected()
+	return int(n), s.fault(err)
+}
