@@ -296,7 +296,7 @@ func TestReasonsInCommentsExist(t *testing.T) {
 		known = append(known, r)
 	}
 	known = append(known, "OUTPUT_ONLY", "INPUT_ONLY",
-		"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+		"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "OUT_OF_RANGE")
 	for name, d := range elements {
 		if _, is := d.(protoreflect.EnumValueDescriptor); is {
 			known = append(known, string(name.Name()))

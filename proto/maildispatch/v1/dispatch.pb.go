@@ -1525,6 +1525,134 @@ func (x *ResolveMailResponse) GetMail() *Mail {
 	return nil
 }
 
+// WatchMailsRequest selects whose changes are told.
+type WatchMailsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Mails to watch; empty = all. Its statuses are those that a change leads to.
+	Filter *MailFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Cursor of the last answer that was taken in; empty = begin now.
+	Cursor        string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchMailsRequest) Reset() {
+	*x = WatchMailsRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchMailsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchMailsRequest) ProtoMessage() {}
+
+func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchMailsRequest.ProtoReflect.Descriptor instead.
+func (*WatchMailsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WatchMailsRequest) GetFilter() *MailFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *WatchMailsRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+// WatchMailsResponse is one change, or only a cursor.
+type WatchMailsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mail as it stands now, which may be later than the change; absent when nothing has happened.
+	Mail *Mail `protobuf:"bytes,1,opt,name=mail,proto3" json:"mail,omitempty"`
+	// The status that the mail changed to.
+	Status MailStatus `protobuf:"varint,2,opt,name=status,proto3,enum=maildispatch.v1.MailStatus" json:"status,omitempty"`
+	// When it changed.
+	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
+	// Where to go on from: everything up to this answer is behind it.
+	Cursor        string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchMailsResponse) Reset() {
+	*x = WatchMailsResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchMailsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchMailsResponse) ProtoMessage() {}
+
+func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchMailsResponse.ProtoReflect.Descriptor instead.
+func (*WatchMailsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *WatchMailsResponse) GetMail() *Mail {
+	if x != nil {
+		return x.Mail
+	}
+	return nil
+}
+
+func (x *WatchMailsResponse) GetStatus() MailStatus {
+	if x != nil {
+		return x.Status
+	}
+	return MailStatus_MAIL_STATUS_UNSPECIFIED
+}
+
+func (x *WatchMailsResponse) GetChangeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangeTime
+	}
+	return nil
+}
+
+func (x *WatchMailsResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
 // Accepted: the mail is durable.
 type SendResponse_Accepted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1546,7 +1674,7 @@ type SendResponse_Accepted struct {
 
 func (x *SendResponse_Accepted) Reset() {
 	*x = SendResponse_Accepted{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1686,7 @@ func (x *SendResponse_Accepted) String() string {
 func (*SendResponse_Accepted) ProtoMessage() {}
 
 func (x *SendResponse_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1755,7 @@ type SendResponse_Completed struct {
 
 func (x *SendResponse_Completed) Reset() {
 	*x = SendResponse_Completed{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1767,7 @@ func (x *SendResponse_Completed) String() string {
 func (*SendResponse_Completed) ProtoMessage() {}
 
 func (x *SendResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1913,16 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"resolution\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"@\n" +
 	"\x13ResolveMailResponse\x12)\n" +
-	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail2\xa0\a\n" +
+	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\"`\n" +
+	"\x11WatchMailsRequest\x123\n" +
+	"\x06filter\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\xc9\x01\n" +
+	"\x12WatchMailsResponse\x12)\n" +
+	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\x123\n" +
+	"\x06status\x18\x02 \x01(\x0e2\x1b.maildispatch.v1.MailStatusR\x06status\x12;\n" +
+	"\vchange_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"changeTime\x12\x16\n" +
+	"\x06cursor\x18\x04 \x01(\tR\x06cursor2\xfe\a\n" +
 	"\bDispatch\x12E\n" +
 	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse0\x01\x12Q\n" +
 	"\aGetMail\x12\x1f.maildispatch.v1.GetMailRequest\x1a .maildispatch.v1.GetMailResponse\"\x03\x90\x02\x01\x12b\n" +
@@ -1797,7 +1934,9 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\vCancelMails\x12#.maildispatch.v1.CancelMailsRequest\x1a$.maildispatch.v1.CancelMailsResponse\x12R\n" +
 	"\tHoldMails\x12!.maildispatch.v1.HoldMailsRequest\x1a\".maildispatch.v1.HoldMailsResponse\x12[\n" +
 	"\fReleaseMails\x12$.maildispatch.v1.ReleaseMailsRequest\x1a%.maildispatch.v1.ReleaseMailsResponse\x12X\n" +
-	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponseBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
+	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponse\x12\\\n" +
+	"\n" +
+	"WatchMails\x12\".maildispatch.v1.WatchMailsRequest\x1a#.maildispatch.v1.WatchMailsResponse\"\x03\x90\x02\x010\x01BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
 
 var (
 	file_maildispatch_v1_dispatch_proto_rawDescOnce sync.Once
@@ -1811,7 +1950,7 @@ func file_maildispatch_v1_dispatch_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_dispatch_proto_rawDescData
 }
 
-var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*SendOptions)(nil),               // 0: maildispatch.v1.SendOptions
 	(*SendRequest)(nil),               // 1: maildispatch.v1.SendRequest
@@ -1835,77 +1974,86 @@ var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*ReleaseMailsResponse)(nil),      // 19: maildispatch.v1.ReleaseMailsResponse
 	(*ResolveMailRequest)(nil),        // 20: maildispatch.v1.ResolveMailRequest
 	(*ResolveMailResponse)(nil),       // 21: maildispatch.v1.ResolveMailResponse
-	nil,                               // 22: maildispatch.v1.SendOptions.LabelsEntry
-	(*SendResponse_Accepted)(nil),     // 23: maildispatch.v1.SendResponse.Accepted
-	(*SendResponse_Completed)(nil),    // 24: maildispatch.v1.SendResponse.Completed
-	(Kind)(0),                         // 25: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),     // 26: google.protobuf.Timestamp
-	(Priority)(0),                     // 27: maildispatch.v1.Priority
-	(*MailMessage)(nil),               // 28: maildispatch.v1.MailMessage
-	(*Attempt)(nil),                   // 29: maildispatch.v1.Attempt
-	(*RecipientResult)(nil),           // 30: maildispatch.v1.RecipientResult
-	(*Mail)(nil),                      // 31: maildispatch.v1.Mail
-	(*MailFilter)(nil),                // 32: maildispatch.v1.MailFilter
-	(Resolution)(0),                   // 33: maildispatch.v1.Resolution
-	(Mode)(0),                         // 34: maildispatch.v1.Mode
-	(Route)(0),                        // 35: maildispatch.v1.Route
+	(*WatchMailsRequest)(nil),         // 22: maildispatch.v1.WatchMailsRequest
+	(*WatchMailsResponse)(nil),        // 23: maildispatch.v1.WatchMailsResponse
+	nil,                               // 24: maildispatch.v1.SendOptions.LabelsEntry
+	(*SendResponse_Accepted)(nil),     // 25: maildispatch.v1.SendResponse.Accepted
+	(*SendResponse_Completed)(nil),    // 26: maildispatch.v1.SendResponse.Completed
+	(Kind)(0),                         // 27: maildispatch.v1.Kind
+	(*timestamppb.Timestamp)(nil),     // 28: google.protobuf.Timestamp
+	(Priority)(0),                     // 29: maildispatch.v1.Priority
+	(*MailMessage)(nil),               // 30: maildispatch.v1.MailMessage
+	(*Attempt)(nil),                   // 31: maildispatch.v1.Attempt
+	(*RecipientResult)(nil),           // 32: maildispatch.v1.RecipientResult
+	(*Mail)(nil),                      // 33: maildispatch.v1.Mail
+	(*MailFilter)(nil),                // 34: maildispatch.v1.MailFilter
+	(Resolution)(0),                   // 35: maildispatch.v1.Resolution
+	(MailStatus)(0),                   // 36: maildispatch.v1.MailStatus
+	(Mode)(0),                         // 37: maildispatch.v1.Mode
+	(Route)(0),                        // 38: maildispatch.v1.Route
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
-	25, // 0: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
-	22, // 1: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
-	26, // 2: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
-	26, // 3: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
-	27, // 4: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
+	27, // 0: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
+	24, // 1: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
+	28, // 2: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
+	28, // 3: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 4: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
 	0,  // 5: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
-	28, // 6: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
-	26, // 7: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
-	23, // 8: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	29, // 9: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
-	30, // 10: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
-	24, // 11: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
-	31, // 12: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
-	32, // 13: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	31, // 14: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	32, // 15: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	31, // 16: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	32, // 17: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	30, // 6: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
+	28, // 7: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
+	25, // 8: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	31, // 9: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
+	32, // 10: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
+	26, // 11: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
+	33, // 12: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
+	34, // 13: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	33, // 14: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	34, // 15: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	33, // 16: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	34, // 17: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	11, // 18: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	32, // 19: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	34, // 19: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	11, // 20: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	32, // 21: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	34, // 21: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	11, // 22: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	32, // 23: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	34, // 23: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	11, // 24: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	33, // 25: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
-	31, // 26: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
-	34, // 27: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	35, // 28: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	31, // 29: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	1,  // 30: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	3,  // 31: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	5,  // 32: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	7,  // 33: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	9,  // 34: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	12, // 35: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	14, // 36: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	16, // 37: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
-	18, // 38: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
-	20, // 39: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
-	2,  // 40: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	4,  // 41: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	6,  // 42: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	8,  // 43: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	10, // 44: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	13, // 45: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	15, // 46: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	17, // 47: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
-	19, // 48: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
-	21, // 49: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
-	40, // [40:50] is the sub-list for method output_type
-	30, // [30:40] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	35, // 25: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
+	33, // 26: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
+	34, // 27: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	33, // 28: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
+	36, // 29: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
+	28, // 30: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
+	37, // 31: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	38, // 32: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	33, // 33: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	1,  // 34: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	3,  // 35: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	5,  // 36: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	7,  // 37: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	9,  // 38: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	12, // 39: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	14, // 40: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	16, // 41: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	18, // 42: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	20, // 43: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	22, // 44: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
+	2,  // 45: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	4,  // 46: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	6,  // 47: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	8,  // 48: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	10, // 49: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	13, // 50: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	15, // 51: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	17, // 52: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	19, // 53: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	21, // 54: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	23, // 55: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
+	45, // [45:56] is the sub-list for method output_type
+	34, // [34:45] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
@@ -1927,7 +2075,7 @@ func file_maildispatch_v1_dispatch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_dispatch_proto_rawDesc), len(file_maildispatch_v1_dispatch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

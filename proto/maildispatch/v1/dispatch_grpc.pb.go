@@ -29,6 +29,7 @@ const (
 	Dispatch_HoldMails_FullMethodName         = "/maildispatch.v1.Dispatch/HoldMails"
 	Dispatch_ReleaseMails_FullMethodName      = "/maildispatch.v1.Dispatch/ReleaseMails"
 	Dispatch_ResolveMail_FullMethodName       = "/maildispatch.v1.Dispatch/ResolveMail"
+	Dispatch_WatchMails_FullMethodName        = "/maildispatch.v1.Dispatch/WatchMails"
 )
 
 // DispatchClient is the client API for Dispatch service.
@@ -87,6 +88,11 @@ type DispatchClient interface {
 	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
 	// sent again).
 	ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error)
+	// WatchMails tells every change of a mail's status, of those mails that match, once and in order for each mail, over all replicas, until the caller
+	// ends the call. It begins behind the cursor, or without one with what happens from now on; the first answer comes at once and every 15 s of silence
+	// one without a mail, so that there is always a cursor to go on from after a break. A caller who reads slowly falls behind and holds up nobody.
+	// Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of another filter or of another database is INVALID_ARGUMENT.
+	WatchMails(ctx context.Context, in *WatchMailsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMailsResponse], error)
 }
 
 type dispatchClient struct {
@@ -215,6 +221,25 @@ func (c *dispatchClient) ResolveMail(ctx context.Context, in *ResolveMailRequest
 	return out, nil
 }
 
+func (c *dispatchClient) WatchMails(ctx context.Context, in *WatchMailsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMailsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[2], Dispatch_WatchMails_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchMailsRequest, WatchMailsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_WatchMailsClient = grpc.ServerStreamingClient[WatchMailsResponse]
+
 // DispatchServer is the server API for Dispatch service.
 // All implementations must embed UnimplementedDispatchServer
 // for forward compatibility.
@@ -271,6 +296,11 @@ type DispatchServer interface {
 	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
 	// sent again).
 	ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error)
+	// WatchMails tells every change of a mail's status, of those mails that match, once and in order for each mail, over all replicas, until the caller
+	// ends the call. It begins behind the cursor, or without one with what happens from now on; the first answer comes at once and every 15 s of silence
+	// one without a mail, so that there is always a cursor to go on from after a break. A caller who reads slowly falls behind and holds up nobody.
+	// Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of another filter or of another database is INVALID_ARGUMENT.
+	WatchMails(*WatchMailsRequest, grpc.ServerStreamingServer[WatchMailsResponse]) error
 	mustEmbedUnimplementedDispatchServer()
 }
 
@@ -310,6 +340,9 @@ func (UnimplementedDispatchServer) ReleaseMails(context.Context, *ReleaseMailsRe
 }
 func (UnimplementedDispatchServer) ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResolveMail not implemented")
+}
+func (UnimplementedDispatchServer) WatchMails(*WatchMailsRequest, grpc.ServerStreamingServer[WatchMailsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchMails not implemented")
 }
 func (UnimplementedDispatchServer) mustEmbedUnimplementedDispatchServer() {}
 func (UnimplementedDispatchServer) testEmbeddedByValue()                  {}
@@ -498,6 +531,17 @@ func _Dispatch_ResolveMail_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Dispatch_WatchMails_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchMailsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DispatchServer).WatchMails(m, &grpc.GenericServerStream[WatchMailsRequest, WatchMailsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_WatchMailsServer = grpc.ServerStreamingServer[WatchMailsResponse]
+
 // Dispatch_ServiceDesc is the grpc.ServiceDesc for Dispatch service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -547,6 +591,11 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "DownloadMail",
 			Handler:       _Dispatch_DownloadMail_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchMails",
+			Handler:       _Dispatch_WatchMails_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -8,6 +8,7 @@ const ErrorDomain = "maildispatch"
 const (
 	ReasonValidationFailed      = "VALIDATION_FAILED"
 	ReasonPageTokenInvalid      = "PAGE_TOKEN_INVALID"
+	ReasonCursorExpired         = "CURSOR_EXPIRED"
 	ReasonMailServerNotFound    = "MAIL_SERVER_NOT_FOUND"
 	ReasonMailNotFound          = "MAIL_NOT_FOUND"
 	ReasonMailServerExists      = "MAIL_SERVER_EXISTS"

@@ -33,6 +33,8 @@ type Store interface {
 	UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error)
 	SetDefault(ctx context.Context, sc store.Scope, name string, a store.Audit) (now, previous *store.MailServer, err error)
 	DefaultServer(ctx context.Context, team string) (*store.MailServer, error)
+	LastChange(ctx context.Context) (store.Position, error)
+	Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error)
 	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
 	ListDue(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
 	ListArchive(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
@@ -59,8 +61,9 @@ type Config struct {
 	Batch    Batch
 	Outbound *outbound.Outbound
 	Probe    func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult
-	TokenKey []byte // signs page tokens
-	Stopping error  // the error by which Sender and Batch say that the service goes down
+	TokenKey []byte          // signs page tokens
+	Draining <-chan struct{} // closed when the service goes down: streams that would last end
+	Stopping error           // the error by which Sender and Batch say that the service goes down
 	Now      func() time.Time
 	Logger   *slog.Logger
 }

@@ -155,6 +155,9 @@ func waitFor(ctx context.Context, wg *sync.WaitGroup) bool {
 // Ready is closed when the engine takes mail.
 func (e *Engine) Ready() <-chan struct{} { return e.ready }
 
+// Stopping is closed when nothing new may begin.
+func (e *Engine) Stopping() <-chan struct{} { return e.stopping }
+
 // LastPass is when the batch last looked for due mail; zero before the first pass.
 func (e *Engine) LastPass() time.Time {
 	n := e.lastPass.Load()

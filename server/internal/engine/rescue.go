@@ -10,6 +10,8 @@ import (
 const (
 	rescueEvery = 5 * time.Second
 	rescuePage  = 200
+	forgetEvery = 10 * time.Minute
+	changesKept = 3 * 24 * time.Hour // what WatchMails promises
 	// poisonCrashes is how often a mail's owner may die while it holds the mail before the mail is put aside: it may be what kills it.
 	poisonCrashes = 3
 )
@@ -17,12 +19,19 @@ const (
 func (e *Engine) rescueLoop(ctx context.Context) {
 	t := time.NewTicker(rescueEvery)
 	defer t.Stop()
+	var forgot time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 			e.rescue(ctx)
+			if time.Since(forgot) >= forgetEvery {
+				forgot = time.Now()
+				if _, err := e.journal.ForgetChanges(ctx, changesKept); err != nil && ctx.Err() == nil {
+					e.log.Warn("changes not forgotten", "error", err)
+				}
+			}
 		}
 	}
 }

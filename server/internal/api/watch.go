@@ -1,0 +1,88 @@
+package api
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+const (
+	watchPoll      = 250 * time.Millisecond // how often a watcher that has seen everything looks again
+	watchHeartbeat = 15 * time.Second
+	watchPage      = 500
+)
+
+// WatchMails implements the service. Each watcher reads the log of changes at its own pace: one that does not read its stream costs a blocked goroutine and
+// nothing else.
+func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingServer[pb.WatchMailsResponse]) error {
+	ctx := stream.Context()
+	var c apierr.Check
+	f, _ := filter(&c, "filter.", r.Filter)
+	if err := c.Err(); err != nil {
+		return err
+	}
+	of := r.Filter
+	if of == nil {
+		of = &pb.MailFilter{}
+	}
+	token := func(p store.Position) string {
+		return a.pageToken("watch", of, binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(p.XID)), uint64(p.Seq)))
+	}
+	var at store.Position
+	b, err := a.position("watch", of, r.Cursor)
+	switch {
+	case err != nil || r.Cursor != "" && len(b) != 16:
+		return apierr.New(codes.InvalidArgument, pb.ReasonPageTokenInvalid, "cursor is not one of WatchMails with this filter")
+	case r.Cursor == "":
+		if at, err = a.Store.LastChange(ctx); err != nil {
+			return a.fault(err)
+		}
+	default:
+		at = store.Position{XID: int64(binary.BigEndian.Uint64(b)), Seq: int64(binary.BigEndian.Uint64(b[8:]))}
+	}
+	var told time.Time // when the caller last heard anything
+	for {
+		changes, next, more, err := a.Store.Changes(ctx, a.scope(ctx), f, at, watchPage)
+		if errors.Is(err, store.ErrForgotten) {
+			return apierr.New(codes.OutOfRange, pb.ReasonCursorExpired, "changes behind this cursor are not kept any more: list the journals, and watch from now on")
+		}
+		if err != nil {
+			return a.fault(err)
+		}
+		for i, ch := range changes {
+			cursor := ch.Position
+			if i == len(changes)-1 {
+				cursor = next
+			}
+			if err := stream.Send(&pb.WatchMailsResponse{Mail: mail(ch.Mail), Status: mailStatusName[ch.Status], ChangeTime: timestamppb.New(ch.Time), Cursor: token(cursor)}); err != nil {
+				return err
+			}
+			told = time.Now()
+		}
+		at = next
+		if more {
+			continue
+		}
+		if time.Since(told) >= watchHeartbeat {
+			if err := stream.Send(&pb.WatchMailsResponse{Cursor: token(at)}); err != nil {
+				return err
+			}
+			told = time.Now()
+		}
+		select {
+		case <-time.After(watchPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.Draining:
+			return a.fault(a.Stopping)
+		}
+	}
+}
