@@ -117,12 +117,14 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 
 	e.stopOnce.Do(func() { close(e.stopping) })
 	e.flights.stop()
-	gctx, cancel := context.WithTimeout(context.Background(), grace)
+	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from the signal, and kills at the end.
+	closing := min(grace/2, 5*time.Second)
+	gctx, cancel := context.WithTimeout(context.Background(), grace-closing)
 	defer cancel()
 	if !waitFor(gctx, &e.work) {
-		e.log.Warn("grace is over: cutting what is still under way")
+		e.log.Warn("grace is nearly over: cutting what is still under way")
 		e.workCancel()
-		last, cancelLast := context.WithTimeout(context.Background(), 5*time.Second)
+		last, cancelLast := context.WithTimeout(context.Background(), max(closing, 200*time.Millisecond))
 		waitFor(last, &e.work)
 		cancelLast()
 	}

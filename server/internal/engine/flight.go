@@ -91,7 +91,7 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 	if duplicate {
 		f.caller.join()
 	}
-	over, began := ctx.Done(), time.Now()
+	over, ending, began := ctx.Done(), f.e.workCtx.Done(), time.Now()
 	var late <-chan time.Time
 	for i := 0; ; {
 		f.mu.Lock()
@@ -118,12 +118,17 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 			over = nil
 			f.caller.gone(callerGone(ctx))
 			if f.pastDot() {
-				return f.leaveUnknown(observe)
+				return f.leaveUnknown("the mail has left and the relay had not answered when the caller's time ran out; the journal will be completed by the reply", observe)
 			}
 			// Cut before the dot: the end is a moment away, and the caller should hear it.
 			t := time.NewTimer(cutWait(time.Since(began)))
 			defer t.Stop()
 			late = t.C
+		case <-ending:
+			ending = nil // before the dot the flight is being cut, and its end is a moment away
+			if f.pastDot() {
+				return f.leaveUnknown("the mail has left and the relay had not answered when the service stopped; the journal will say what becomes of it", observe)
+			}
 		case <-late:
 			return ctx.Err()
 		}
@@ -142,9 +147,8 @@ func (f *flight) pastDot() bool {
 	return f.caller.pastDot
 }
 
-// leaveUnknown tells a caller whose time is over that the mail has left and the relay has not answered yet. The journal will say more.
-func (f *flight) leaveUnknown(observe func(delivery.Event) error) error {
-	const detail = "the mail has left and the relay had not answered when the caller's time ran out; the journal will be completed by the reply"
+// leaveUnknown tells a caller who cannot wait any longer that the mail has left and the relay has not answered yet. The journal will say more.
+func (f *flight) leaveUnknown(detail string, observe func(delivery.Event) error) error {
 	now := f.e.now()
 	f.mu.Lock()
 	pending := append([]int(nil), f.pending...)
