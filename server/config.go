@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -12,6 +13,10 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
 )
 
 // Config of one service process. Each field has a flag and, as its fallback, an environment variable MAILDISPATCH_<FLAG> in capitals with _ for -.
@@ -59,7 +64,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 		env := "MAILDISPATCH_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		if v, ok := os.LookupEnv(env); ok {
 			if err := f.Value.Set(v); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", env, err))
+				errs = append(errs, fmt.Errorf("invalid value %q for %s: %w", v, env, err))
 			}
 		}
 	})
@@ -90,7 +95,28 @@ func (c *Config) Validate() error {
 	if err := l.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("log-level: %q is none of debug, info, warn, error", c.LogLevel)
 	}
-	return nil
+	if _, err := smtpx.ParseDestinations(c.Destinations, c.OnLoopback()); err != nil {
+		return fmt.Errorf("smtp-destinations: %w", err)
+	}
+	if _, err := outbound.New(nil, c.LocalhostSMTP, c.HeloName); err != nil {
+		return err
+	}
+	return store.CheckDSN(c.Database)
+}
+
+// Check is Validate and a look at the files that the configuration names. It changes nothing and asks nobody.
+func (c *Config) Check() error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if _, err := transport(c); err != nil {
+		return err
+	}
+	_, err := readKeys(c)
+	if errors.Is(err, fs.ErrNotExist) && c.sqlite() != "" {
+		return nil // will be made
+	}
+	return err
 }
 
 // OnLoopback reports whether the service can be reached from this machine only.
@@ -106,24 +132,46 @@ func (c *Config) OnLoopback() bool {
 	return ip != nil && ip.IsLoopback()
 }
 
+// sqlite is the path of the SQLite database, "" with PostgreSQL.
+func (c *Config) sqlite() string {
+	path, _ := strings.CutPrefix(c.Database, "sqlite:")
+	if path == c.Database {
+		return ""
+	}
+	return path
+}
+
 // keyFile is where the key is: beside an SQLite database unless a path was given.
 func (c *Config) keyFile() string {
-	if path, ok := strings.CutPrefix(c.Database, "sqlite:"); ok && c.KeyFile == "maildispatch.key" {
+	if path := c.sqlite(); path != "" && c.KeyFile == "maildispatch.key" {
 		return filepath.Join(filepath.Dir(path), c.KeyFile)
 	}
 	return c.KeyFile
 }
 
+// database is the database without its password, which the driver takes in the user part and as a parameter.
+func (c *Config) database() string {
+	if c.sqlite() != "" {
+		return c.Database
+	}
+	u, err := url.Parse(c.Database)
+	if err != nil {
+		return "(unreadable)"
+	}
+	q := u.Query()
+	for k := range q {
+		if strings.Contains(strings.ToLower(k), "password") {
+			q.Set(k, "xxxxx")
+			u.RawQuery = q.Encode()
+		}
+	}
+	return u.Redacted()
+}
+
 // String is the configuration in force, one line a flag, without secrets.
 func (c *Config) String() string {
-	db := c.Database
-	if u, err := url.Parse(db); err == nil && u.User != nil {
-		db = u.Redacted()
-	} else if err != nil {
-		db = "(unreadable)"
-	}
 	var b strings.Builder
-	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", db}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
+	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", c.database()}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
 		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
 		{"client-ca", c.ClientCA}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])

@@ -10,7 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strings"
+	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
@@ -124,15 +124,31 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // loadKeys reads the key file. Beside an SQLite database it is made when there is none; with PostgreSQL, which several replicas share, each making its own
 // would lose passwords, so it has to be there.
 func loadKeys(cfg *Config) (*seal.Ring, error) {
-	if strings.HasPrefix(cfg.Database, "sqlite:") {
+	if path := cfg.sqlite(); path != "" {
+		if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() { // else the key file would be blamed
+			return nil, fmt.Errorf("database: %s is not a folder", filepath.Dir(path))
+		}
 		return seal.LoadOrCreate(cfg.keyFile())
 	}
+	return readKeys(cfg)
+}
+
+func readKeys(cfg *Config) (*seal.Ring, error) {
 	r, err := seal.LoadKeyFile(cfg.keyFile())
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("key-file: %s does not exist; make one with `maildispatchd key create %s` and give the same to every replica", cfg.keyFile(), cfg.keyFile())
+		return nil, &missingKey{cfg.keyFile()}
 	}
 	return r, err
 }
+
+// missingKey says what to do about it.
+type missingKey struct{ path string }
+
+func (m *missingKey) Error() string {
+	return fmt.Sprintf("key-file: %s does not exist; make one with `maildispatchd key create %s` and give the same to every replica", m.path, m.path)
+}
+
+func (m *missingKey) Unwrap() error { return fs.ErrNotExist }
 
 // Addr is the address the service listens on.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }

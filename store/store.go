@@ -66,7 +66,7 @@ func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 	case strings.HasPrefix(dsn, "postgres://"), strings.HasPrefix(dsn, "postgresql://"):
 		err = s.openPostgres(ctx, dsn)
 	default:
-		err = errors.New(`database: write sqlite:PATH or postgres://user@host/db?sslmode=...`)
+		err = CheckDSN(dsn)
 	}
 	if err == nil {
 		err = migrate(ctx, s.dialect, s.write.DB)
@@ -80,6 +80,16 @@ func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 	}
 	s.startCoalescers()
 	return s, nil
+}
+
+// CheckDSN says whether dsn names a kind of database there is, without opening it.
+func CheckDSN(dsn string) error {
+	for _, scheme := range []string{"sqlite:", "postgres://", "postgresql://"} {
+		if rest, ok := strings.CutPrefix(dsn, scheme); ok && rest != "" {
+			return nil
+		}
+	}
+	return errors.New("database: write sqlite:PATH or postgres://user@host/db?sslmode=...")
 }
 
 // Close flushes what was handed over and closes the database.

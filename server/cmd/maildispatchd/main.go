@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -37,9 +38,13 @@ const (
 type failed struct{ error }
 
 func main() {
-	if len(os.Args) < 2 || strings.TrimLeft(os.Args[1], "-") == "help" || os.Args[1] == "-h" {
-		usage()
+	if len(os.Args) < 2 {
+		usage(os.Stderr)
 		os.Exit(exitUsage)
+	}
+	if isHelp(os.Args[1]) || os.Args[1] == "help" {
+		usage(os.Stdout)
+		return
 	}
 	for _, c := range commands {
 		if c.name != os.Args[1] {
@@ -57,16 +62,18 @@ func main() {
 		}
 		os.Exit(exitUsage)
 	}
-	fmt.Fprintf(os.Stderr, "maildispatchd: %q is not a command\n", os.Args[1])
+	fmt.Fprintf(os.Stderr, "maildispatchd: %q is not a command; `maildispatchd help` lists them\n", os.Args[1])
 	os.Exit(exitUsage)
 }
 
-func usage() {
-	fmt.Fprintln(os.Stderr, "maildispatchd sends the company's mail. Commands:")
+func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
+
+func usage(w io.Writer) {
+	fmt.Fprintln(w, "maildispatchd sends the company's mail. Commands:")
 	for _, c := range commands {
-		fmt.Fprintf(os.Stderr, "  %-28s %s\n", c.use, c.short)
+		fmt.Fprintf(w, "  %-28s %s\n", c.use, c.short)
 	}
-	fmt.Fprintln(os.Stderr, "Each flag has an environment twin, MAILDISPATCH_<FLAG>. `maildispatchd serve -h` lists the flags.")
+	fmt.Fprintln(w, "Each flag has an environment twin, MAILDISPATCH_<FLAG>. `maildispatchd serve -h` lists the flags.")
 }
 
 // oneLine keeps an error readable in a log that takes lines.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/maildispatch/maildispatch/server"
 	"github.com/maildispatch/maildispatch/server/internal/seal"
@@ -66,6 +67,9 @@ func checkConfig(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.Check(); err != nil {
+		return err
+	}
 	fmt.Print(c.String())
 	return nil
 }
@@ -93,7 +97,16 @@ func healthCheck(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("health", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	target := fs.String("target", "127.0.0.1:50051", "address of the service")
-	if err := fs.Parse(args); err != nil {
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fs.SetOutput(os.Stdout)
+		fs.PrintDefaults()
+		return err
+	case err == nil && fs.NArg() > 0:
+		err = fmt.Errorf("%q is not a flag", fs.Arg(0))
+	}
+	if err != nil {
 		return err
 	}
 	conn, err := grpc.NewClient(*target, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -105,7 +118,7 @@ func healthCheck(ctx context.Context, args []string) error {
 	defer cancel()
 	r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
 	if err != nil {
-		return failed{fmt.Errorf("%s does not answer: %w", *target, err)}
+		return failed{fmt.Errorf("%s does not answer: %s", *target, status.Convert(err).Message())}
 	}
 	if r.Status != healthpb.HealthCheckResponse_SERVING {
 		return failed{fmt.Errorf("%s is %s", *target, r.Status)}
