@@ -14,6 +14,7 @@ import (
 const (
 	MaxLocalPart    = 64       // RFC 5321 4.5.3.1.1
 	MaxDomain       = 255      // RFC 5321 4.5.3.1.2
+	MaxAddress      = 4 << 10  // an address as it is written, name, quotes and all
 	MaxDisplayName  = 200      // characters
 	MaxSubject      = 900      // below the 998 of a line (RFC 5322 2.1.1) before encoding
 	MaxHeaders      = 50       // custom ones
@@ -41,6 +42,9 @@ var profile = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainNa
 // domain literals have no use in mail to customers and are the known ways to smuggle a second address or a parameter into RCPT TO.
 func ParseAddress(s string) (Address, error) {
 	var a Address
+	if len(s) > MaxAddress { // first, because the work on a domain grows with the square of its length
+		return a, fmt.Errorf("is longer than %d octets", MaxAddress)
+	}
 	if !utf8.ValidString(s) {
 		return a, errors.New("is not valid UTF-8")
 	}
@@ -127,12 +131,15 @@ func mailbox(s string) (string, error) {
 			if !isAtext(byte(r)) && r != '.' {
 				return "", fmt.Errorf("has %q before the @, which is not supported", r)
 			}
-		} else if !unicode.IsLetter(r) && !unicode.IsMark(r) && !unicode.IsDigit(r) {
+		} else if !unicode.IsLetter(r) && !unicode.IsMark(r) && !unicode.IsDigit(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
 			return "", fmt.Errorf("has the character %U before the @", r)
 		}
 	}
 	if strings.HasPrefix(domain, "[") {
 		return "", errors.New("has an address literal as domain, which is not supported")
+	}
+	if len(domain) > 4*MaxDomain { // in UTF-8, before it is mapped
+		return "", errors.New("has a domain that is not a host name")
 	}
 	d, err := profile.ToASCII(domain)
 	if err != nil || d == "" || len(d) > MaxDomain || strings.HasSuffix(d, ".") {
@@ -176,7 +183,11 @@ func (a Address) String() string {
 	return quoteName(a.Name) + " <" + a.Mailbox + ">"
 }
 
+// quoteName quotes a name where it has to be: for its characters, or for spaces that the reader of a phrase would drop.
 func quoteName(s string) string {
+	if strings.Trim(s, " ") != s || strings.Contains(s, "  ") {
+		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+	}
 	for i := range len(s) {
 		if c := s[i]; c < 0x80 && !isAtext(c) && c != ' ' {
 			return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
