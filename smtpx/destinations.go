@@ -127,12 +127,23 @@ func (d *Destinations) allows(a netip.Addr, port uint16) bool {
 }
 
 var (
-	shared   = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
-	nat64    = netip.MustParsePrefix("64:ff9b::/96")  // RFC 6052
-	sixToIV  = netip.MustParsePrefix("2002::/16")     // RFC 3056
-	thisNet  = netip.MustParsePrefix("0.0.0.0/8")
-	reserved = netip.MustParsePrefix("240.0.0.0/4")
-	metadata = []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("168.63.129.16")}
+	shared    = netip.MustParsePrefix("100.64.0.0/10")   // RFC 6598
+	nat64     = netip.MustParsePrefix("64:ff9b::/96")    // RFC 6052
+	nat64own  = netip.MustParsePrefix("64:ff9b:1::/48")  // RFC 8215; the last 32 bits, as every translator is set up
+	siit      = netip.MustParsePrefix("::ffff:0:0:0/96") // RFC 7915, IPv4-translated
+	sixToFour = netip.MustParsePrefix("2002::/16")       // RFC 3056
+
+	neverHosts = []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"),          // this network
+		netip.MustParsePrefix("240.0.0.0/4"),        // reserved, broadcast
+		netip.MustParsePrefix("192.0.0.0/24"),       // protocol assignments; a metadata service at 192.0.0.192
+		netip.MustParsePrefix("2001::/32"),          // Teredo: hides an IPv4 address
+		netip.MustParsePrefix("fec0::/10"),          // site-local, given up
+		netip.MustParsePrefix("fd00:ec2::/32"),      // metadata services of clouds, from here on
+		netip.MustParsePrefix("fd20:ce::254/128"),   //
+		netip.MustParsePrefix("100.100.100.200/32"), //
+		netip.MustParsePrefix("168.63.129.16/32"),   //
+	}
 )
 
 func isPrivate(a netip.Addr) bool { return a.IsPrivate() || shared.Contains(a) }
@@ -140,7 +151,7 @@ func isPrivate(a netip.Addr) bool { return a.IsPrivate() || shared.Contains(a) }
 // never: addresses that no mail server has.
 func never(a netip.Addr) bool {
 	return !a.IsValid() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsInterfaceLocalMulticast() ||
-		thisNet.Contains(a) || reserved.Contains(a) || slices.Contains(metadata, a)
+		slices.ContainsFunc(neverHosts, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // unwrap gives the address and, where it carries an IPv4 address that the network would unpack, that one too: both must be allowed.
@@ -150,9 +161,9 @@ func unwrap(a netip.Addr) []netip.Addr {
 	switch {
 	case a.Is4():
 		return []netip.Addr{a}
-	case nat64.Contains(a):
+	case nat64.Contains(a), nat64own.Contains(a), siit.Contains(a):
 		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[12:16]))}
-	case sixToIV.Contains(a):
+	case sixToFour.Contains(a):
 		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[2:6]))}
 	case [12]byte(b[:12]) == [12]byte{} && !a.IsLoopback() && !a.IsUnspecified(): // ::a.b.c.d, the old compatible form
 		return []netip.Addr{netip.AddrFrom4([4]byte(b[12:16]))}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"time"
+	"unicode/utf8"
 )
 
 // StepKind names a step of opening a session, and of asking about a recipient.
@@ -94,8 +95,7 @@ func Probe(ctx context.Context, d *Dialer, r Relay, opt ProbeOptions) ProbeResul
 	for i := range steps {
 		if fault != nil && steps[i].Outcome == StepFailed {
 			steps[i].Hint = fault.Hint // after the whole dial, which knows about timeouts
-			text := fault.Error()
-			steps[i].Detail = text[:min(len(text), maxShown)]
+			steps[i].Detail = cut(fault.Error())
 		}
 	}
 	return ProbeResult{Success: fault == nil, Steps: steps, Err: fault}
@@ -135,9 +135,18 @@ func (s *Session) probeFault(p Phase, rep Reply, err error) *Error {
 	return s.fault(p, rep, err)
 }
 
-func shown(rep Reply) string {
-	t := rep.String()
-	return t[:min(len(t), maxShown)]
+func shown(rep Reply) string { return cut(rep.String()) }
+
+// cut keeps the first maxShown octets, and no half of a letter: what is not UTF-8 cannot be answered.
+func cut(s string) string {
+	if len(s) <= maxShown {
+		return s
+	}
+	n := maxShown
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
 }
 
 // trace collects the steps of a probe. A nil trace collects nothing, which is what a send uses.
@@ -167,8 +176,7 @@ func (t *trace) skip(k StepKind, why string) {
 // fail ends a step with a fault and hands it on.
 func (d doneFunc) fail(e *Error, r Relay) *Error {
 	withHint(e, r)
-	text := e.Error()
-	d(StepFailed, text[:min(len(text), maxShown)], e.Reply.Code, nil)
+	d(StepFailed, cut(e.Error()), e.Reply.Code, nil)
 	return e
 }
 
