@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"strings"
+	"unicode"
 )
 
 const (
@@ -107,19 +108,19 @@ func isEnhanced(s string, code int) bool {
 	return true
 }
 
-// printable replaces control characters, so that a relay's text can be shown and logged.
+// printable replaces control characters, C1 among them (U+009B begins a terminal's escape sequence), so that a relay's text can be shown and logged.
 func printable(b []byte) string {
 	for _, c := range b {
-		if c < ' ' || c == 0x7f {
+		if c < ' ' || c >= 0x7f {
 			return strings.Map(func(r rune) rune {
-				if r < ' ' || r == 0x7f {
+				if unicode.IsControl(r) {
 					return ' '
 				}
 				return r
 			}, strings.ToValidUTF8(string(b), "?"))
 		}
 	}
-	return strings.ToValidUTF8(string(b), "?")
+	return string(b)
 }
 
 // remoteID reads the relay's own id out of its answer to the dot: Postfix "queued as 4F2A1", Exim "id=1abc-...", Sendmail "x7AB Message accepted".
