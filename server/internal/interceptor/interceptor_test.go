@@ -295,7 +295,7 @@ func TestDeadline(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The time on the wire is what is left, so the clocks of both need not agree; here they are one.
-		if less := mine.Sub(at); !has || less < shave-10*time.Millisecond || less > shave+10*time.Second {
+		if less := mine.Sub(at); !has || less < mostShave-10*time.Millisecond || less > mostShave+10*time.Second {
 			t.Errorf("the handler has %v less", less)
 		}
 		if _, err := call(context.Background()); err != nil {
@@ -325,6 +325,24 @@ func TestDeadline(t *testing.T) {
 			t.Errorf("the caller hears %v", err)
 		}
 	})
+}
+
+// TestShave: what is kept back grows with the caller's time, between its bounds.
+func TestShave(t *testing.T) {
+	for left, want := range map[time.Duration]time.Duration{200 * time.Millisecond: leastShave, 2 * time.Second: 400 * time.Millisecond, time.Hour: mostShave} {
+		mine := time.Now().Add(left)
+		ctx, cancel := context.WithDeadline(context.Background(), mine)
+		defer cancel()
+		bounded, cancelBounded, err := bound(ctx, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cancelBounded()
+		at, _ := bounded.Deadline()
+		if less := mine.Sub(at); less > want || less < want-20*time.Millisecond && left != 200*time.Millisecond || less < leastShave {
+			t.Errorf("of %v there is kept back %v, want %v", left, less, want)
+		}
+	}
 }
 
 // TestTooLittleTimeHasAReason: the refusal itself, without the race against the caller's clock.
