@@ -34,6 +34,7 @@ import (
 const (
 	readmeService  = "127.0.0.1:50051"
 	readmeRelay    = `"port": 2525`
+	readmeUnknown  = "01980000-0000-7000-8000-000000000000" // the mail to resolve
 	readmeDeadPort = `"port": 2526` // the change that is tried before it is saved
 )
 
@@ -42,10 +43,14 @@ const (
 func TestREADME(t *testing.T) {
 	commands := grpcurlCommands(t)
 	s := start(t, storetest.SQLiteDSN(t))
+	unknown := readmeUnknown
 	var back atomic.Bool // whether the relay takes the mail that it refuses at first
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "RCPT" && strings.Contains(c.Arg, "unlucky") && back.CompareAndSwap(false, true) {
 			return &smtpxtest.Action{Reply: "550 5.1.1 no such user\r\n"}
+		}
+		if c.Verb == "DOT" && strings.Contains(c.Arg, "silent@example.com") {
+			return &smtpxtest.Action{Close: true}
 		}
 		return nil
 	}}).Start(t)
@@ -53,7 +58,7 @@ func TestREADME(t *testing.T) {
 	r := &reflector{t: t, conn: s.conn, files: map[string]*descriptorpb.FileDescriptorProto{}}
 	promised := readmePromises(relay)
 	for _, c := range commands {
-		body := strings.NewReplacer(readmeRelay, fmt.Sprintf(`"port": %d`, relay.Port()), readmeDeadPort, fmt.Sprintf(`"port": %d`, dead)).Replace(c.body)
+		body := strings.NewReplacer(readmeUnknown, unknown, readmeRelay, fmt.Sprintf(`"port": %d`, relay.Port()), readmeDeadPort, fmt.Sprintf(`"port": %d`, dead)).Replace(c.body)
 		name := c.method[strings.LastIndexByte(c.method, '/')+1:]
 		if name == "TestMailServer" && body != c.body {
 			name += " of a change"
@@ -69,6 +74,9 @@ func TestREADME(t *testing.T) {
 		}
 		check(t, answers)
 		delete(promised, name)
+		if name == "ReleaseMails" { // something to resolve
+			unknown = s.mustSend(&pb.SendRequest{Message: message("silent@example.com")}).id
+		}
 		if name == "Send" {
 			again, err := r.call(timeout(t), c.method, body)
 			if err != nil || !isTrue(at(again[0], "accepted", "duplicate")) || len(relay.Mails()) != 1 {
@@ -141,6 +149,9 @@ func readmePromises(relay *smtpxtest.Server) map[string]func(*testing.T, []map[s
 		"ListDueOutMails":            both(count(1), want("unlucky@example.com", "mails", 0, "recipients", 0, "address"), want("MAIL_STATUS_FAILED", "mails", 0, "status")),
 		"RetryMails":                 both(want(1.0, "matched"), want(1.0, "changed")),
 		"RunBatch":                   both(want(1.0, "claimed"), want(1.0, "sent")),
+		"HoldMails":                  both(want(nil, "failures")),
+		"ReleaseMails":               both(want(nil, "failures")),
+		"ResolveMail":                both(want("MAIL_STATUS_SENT", "mail", "status")),
 		"UpdateMailServer":           both(want("MODE_DAEMON", "mail_server", "mode"), want("everything", "mail_server", "display_name"), want("127.0.0.1", "mail_server", "smtp", "host")),
 		"SetDefaultMailServer":       both(want("main", "mail_server", "name"), want(true, "mail_server", "is_default")),
 		"DeleteMailServer": both(want("main", "mail_server", "name"), func(t *testing.T, a []map[string]any) {
