@@ -35,7 +35,7 @@ const (
 	readmeService  = "127.0.0.1:50051"
 	readmeRelay    = `"port": 2525`
 	readmeUnknown  = "01980000-0000-7000-8000-000000000000" // the mail to resolve
-	readmeDeadPort = `"port": 2526` // the change that is tried before it is saved
+	readmeDeadPort = `"port": 2526`                         // the change that is tried before it is saved
 )
 
 // TestREADME runs each grpcurl command of the README, in its order, against a service that was just started, and wants what the README promises. Like
