@@ -9,6 +9,7 @@ package maildispatchv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -21,124 +22,6 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
-
-// SendOptions say for whom, through what and when.
-type SendOptions struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Owner of the mail: `[a-z0-9][a-z0-9-]{0,62}`; empty = the system.
-	Team string `protobuf:"bytes,1,opt,name=team,proto3" json:"team,omitempty"`
-	// Mail server to use, the team's own or the system's; empty = the team's default, else the system's.
-	MailServer string `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// What the mail is for. Default: KIND_OTHER.
-	Kind Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=maildispatch.v1.Kind" json:"kind,omitempty"`
-	// The caller's own reference, such as an invoice number: at most 128 characters without control characters. The journals find it.
-	Reference string `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
-	// Free key-value pairs that the journals can be filtered by: at most 32, key `[a-z][a-z0-9_.-]{0,62}`, value at most 256 characters.
-	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Not before this time; at most 366 days ahead. In the future it queues the mail whatever the mode.
-	SendAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=send_after,json=sendAfter,proto3" json:"send_after,omitempty"`
-	// Never after this time; must lie in the future and after send_after.
-	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// Which mail of the mail server leaves first. Default: by kind.
-	Priority Priority `protobuf:"varint,8,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
-	// Take it, but send it only after ReleaseMails, whatever the mode: it is queued as HELD.
-	Hold          bool `protobuf:"varint,9,opt,name=hold,proto3" json:"hold,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SendOptions) Reset() {
-	*x = SendOptions{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SendOptions) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SendOptions) ProtoMessage() {}
-
-func (x *SendOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SendOptions.ProtoReflect.Descriptor instead.
-func (*SendOptions) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *SendOptions) GetTeam() string {
-	if x != nil {
-		return x.Team
-	}
-	return ""
-}
-
-func (x *SendOptions) GetMailServer() string {
-	if x != nil {
-		return x.MailServer
-	}
-	return ""
-}
-
-func (x *SendOptions) GetKind() Kind {
-	if x != nil {
-		return x.Kind
-	}
-	return Kind_KIND_UNSPECIFIED
-}
-
-func (x *SendOptions) GetReference() string {
-	if x != nil {
-		return x.Reference
-	}
-	return ""
-}
-
-func (x *SendOptions) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-func (x *SendOptions) GetSendAfter() *timestamppb.Timestamp {
-	if x != nil {
-		return x.SendAfter
-	}
-	return nil
-}
-
-func (x *SendOptions) GetExpireTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ExpireTime
-	}
-	return nil
-}
-
-func (x *SendOptions) GetPriority() Priority {
-	if x != nil {
-		return x.Priority
-	}
-	return Priority_PRIORITY_UNSPECIFIED
-}
-
-func (x *SendOptions) GetHold() bool {
-	if x != nil {
-		return x.Hold
-	}
-	return false
-}
 
 // SendRequest is one mail.
 type SendRequest struct {
@@ -158,7 +41,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[1]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -170,7 +53,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[1]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -183,7 +66,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{1}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *SendRequest) GetOptions() *SendOptions {
@@ -236,7 +119,7 @@ type SendResponse struct {
 
 func (x *SendResponse) Reset() {
 	*x = SendResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +131,7 @@ func (x *SendResponse) String() string {
 func (*SendResponse) ProtoMessage() {}
 
 func (x *SendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +144,7 @@ func (x *SendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse.ProtoReflect.Descriptor instead.
 func (*SendResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{2}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *SendResponse) GetMailId() string {
@@ -364,7 +247,7 @@ type GetMailRequest struct {
 
 func (x *GetMailRequest) Reset() {
 	*x = GetMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +259,7 @@ func (x *GetMailRequest) String() string {
 func (*GetMailRequest) ProtoMessage() {}
 
 func (x *GetMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +272,7 @@ func (x *GetMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMailRequest.ProtoReflect.Descriptor instead.
 func (*GetMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{3}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *GetMailRequest) GetId() string {
@@ -410,7 +293,7 @@ type GetMailResponse struct {
 
 func (x *GetMailResponse) Reset() {
 	*x = GetMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +305,7 @@ func (x *GetMailResponse) String() string {
 func (*GetMailResponse) ProtoMessage() {}
 
 func (x *GetMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +318,7 @@ func (x *GetMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMailResponse.ProtoReflect.Descriptor instead.
 func (*GetMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{4}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetMailResponse) GetMail() *Mail {
@@ -456,7 +339,7 @@ type DownloadMailRequest struct {
 
 func (x *DownloadMailRequest) Reset() {
 	*x = DownloadMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +351,7 @@ func (x *DownloadMailRequest) String() string {
 func (*DownloadMailRequest) ProtoMessage() {}
 
 func (x *DownloadMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +364,7 @@ func (x *DownloadMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadMailRequest.ProtoReflect.Descriptor instead.
 func (*DownloadMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DownloadMailRequest) GetId() string {
@@ -506,7 +389,7 @@ type DownloadMailResponse struct {
 
 func (x *DownloadMailResponse) Reset() {
 	*x = DownloadMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +401,7 @@ func (x *DownloadMailResponse) String() string {
 func (*DownloadMailResponse) ProtoMessage() {}
 
 func (x *DownloadMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +414,7 @@ func (x *DownloadMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadMailResponse.ProtoReflect.Descriptor instead.
 func (*DownloadMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{6}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DownloadMailResponse) GetChunk() []byte {
@@ -570,7 +453,7 @@ type ListDueOutMailsRequest struct {
 
 func (x *ListDueOutMailsRequest) Reset() {
 	*x = ListDueOutMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +465,7 @@ func (x *ListDueOutMailsRequest) String() string {
 func (*ListDueOutMailsRequest) ProtoMessage() {}
 
 func (x *ListDueOutMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +478,7 @@ func (x *ListDueOutMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDueOutMailsRequest.ProtoReflect.Descriptor instead.
 func (*ListDueOutMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{7}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListDueOutMailsRequest) GetFilter() *MailFilter {
@@ -632,7 +515,7 @@ type ListDueOutMailsResponse struct {
 
 func (x *ListDueOutMailsResponse) Reset() {
 	*x = ListDueOutMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +527,7 @@ func (x *ListDueOutMailsResponse) String() string {
 func (*ListDueOutMailsResponse) ProtoMessage() {}
 
 func (x *ListDueOutMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +540,7 @@ func (x *ListDueOutMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDueOutMailsResponse.ProtoReflect.Descriptor instead.
 func (*ListDueOutMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{8}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListDueOutMailsResponse) GetMails() []*Mail {
@@ -689,7 +572,7 @@ type ListArchivedMailsRequest struct {
 
 func (x *ListArchivedMailsRequest) Reset() {
 	*x = ListArchivedMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +584,7 @@ func (x *ListArchivedMailsRequest) String() string {
 func (*ListArchivedMailsRequest) ProtoMessage() {}
 
 func (x *ListArchivedMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +597,7 @@ func (x *ListArchivedMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivedMailsRequest.ProtoReflect.Descriptor instead.
 func (*ListArchivedMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{9}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListArchivedMailsRequest) GetFilter() *MailFilter {
@@ -751,7 +634,7 @@ type ListArchivedMailsResponse struct {
 
 func (x *ListArchivedMailsResponse) Reset() {
 	*x = ListArchivedMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +646,7 @@ func (x *ListArchivedMailsResponse) String() string {
 func (*ListArchivedMailsResponse) ProtoMessage() {}
 
 func (x *ListArchivedMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +659,7 @@ func (x *ListArchivedMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivedMailsResponse.ProtoReflect.Descriptor instead.
 func (*ListArchivedMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{10}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListArchivedMailsResponse) GetMails() []*Mail {
@@ -809,7 +692,7 @@ type MailFailure struct {
 
 func (x *MailFailure) Reset() {
 	*x = MailFailure{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +704,7 @@ func (x *MailFailure) String() string {
 func (*MailFailure) ProtoMessage() {}
 
 func (x *MailFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +717,7 @@ func (x *MailFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailFailure.ProtoReflect.Descriptor instead.
 func (*MailFailure) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{11}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MailFailure) GetId() string {
@@ -875,7 +758,7 @@ type RetryMailsRequest struct {
 
 func (x *RetryMailsRequest) Reset() {
 	*x = RetryMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +770,7 @@ func (x *RetryMailsRequest) String() string {
 func (*RetryMailsRequest) ProtoMessage() {}
 
 func (x *RetryMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +783,7 @@ func (x *RetryMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryMailsRequest.ProtoReflect.Descriptor instead.
 func (*RetryMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{12}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RetryMailsRequest) GetIds() []string {
@@ -946,7 +829,7 @@ type RetryMailsResponse struct {
 
 func (x *RetryMailsResponse) Reset() {
 	*x = RetryMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +841,7 @@ func (x *RetryMailsResponse) String() string {
 func (*RetryMailsResponse) ProtoMessage() {}
 
 func (x *RetryMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +854,7 @@ func (x *RetryMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryMailsResponse.ProtoReflect.Descriptor instead.
 func (*RetryMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{13}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RetryMailsResponse) GetMatched() int32 {
@@ -1012,7 +895,7 @@ type CancelMailsRequest struct {
 
 func (x *CancelMailsRequest) Reset() {
 	*x = CancelMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +907,7 @@ func (x *CancelMailsRequest) String() string {
 func (*CancelMailsRequest) ProtoMessage() {}
 
 func (x *CancelMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +920,7 @@ func (x *CancelMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMailsRequest.ProtoReflect.Descriptor instead.
 func (*CancelMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{14}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CancelMailsRequest) GetIds() []string {
@@ -1083,7 +966,7 @@ type CancelMailsResponse struct {
 
 func (x *CancelMailsResponse) Reset() {
 	*x = CancelMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +978,7 @@ func (x *CancelMailsResponse) String() string {
 func (*CancelMailsResponse) ProtoMessage() {}
 
 func (x *CancelMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +991,7 @@ func (x *CancelMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMailsResponse.ProtoReflect.Descriptor instead.
 func (*CancelMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{15}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CancelMailsResponse) GetMatched() int32 {
@@ -1149,7 +1032,7 @@ type HoldMailsRequest struct {
 
 func (x *HoldMailsRequest) Reset() {
 	*x = HoldMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1044,7 @@ func (x *HoldMailsRequest) String() string {
 func (*HoldMailsRequest) ProtoMessage() {}
 
 func (x *HoldMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1057,7 @@ func (x *HoldMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldMailsRequest.ProtoReflect.Descriptor instead.
 func (*HoldMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{16}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HoldMailsRequest) GetIds() []string {
@@ -1220,7 +1103,7 @@ type HoldMailsResponse struct {
 
 func (x *HoldMailsResponse) Reset() {
 	*x = HoldMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1115,7 @@ func (x *HoldMailsResponse) String() string {
 func (*HoldMailsResponse) ProtoMessage() {}
 
 func (x *HoldMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1128,7 @@ func (x *HoldMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldMailsResponse.ProtoReflect.Descriptor instead.
 func (*HoldMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{17}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HoldMailsResponse) GetMatched() int32 {
@@ -1286,7 +1169,7 @@ type ReleaseMailsRequest struct {
 
 func (x *ReleaseMailsRequest) Reset() {
 	*x = ReleaseMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1181,7 @@ func (x *ReleaseMailsRequest) String() string {
 func (*ReleaseMailsRequest) ProtoMessage() {}
 
 func (x *ReleaseMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1194,7 @@ func (x *ReleaseMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseMailsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{18}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReleaseMailsRequest) GetIds() []string {
@@ -1357,7 +1240,7 @@ type ReleaseMailsResponse struct {
 
 func (x *ReleaseMailsResponse) Reset() {
 	*x = ReleaseMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1252,7 @@ func (x *ReleaseMailsResponse) String() string {
 func (*ReleaseMailsResponse) ProtoMessage() {}
 
 func (x *ReleaseMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1265,7 @@ func (x *ReleaseMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseMailsResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReleaseMailsResponse) GetMatched() int32 {
@@ -1423,7 +1306,7 @@ type ResolveMailRequest struct {
 
 func (x *ResolveMailRequest) Reset() {
 	*x = ResolveMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1318,7 @@ func (x *ResolveMailRequest) String() string {
 func (*ResolveMailRequest) ProtoMessage() {}
 
 func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1331,7 @@ func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailRequest.ProtoReflect.Descriptor instead.
 func (*ResolveMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResolveMailRequest) GetId() string {
@@ -1490,7 +1373,7 @@ type ResolveMailResponse struct {
 
 func (x *ResolveMailResponse) Reset() {
 	*x = ResolveMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1385,7 @@ func (x *ResolveMailResponse) String() string {
 func (*ResolveMailResponse) ProtoMessage() {}
 
 func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1398,7 @@ func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailResponse.ProtoReflect.Descriptor instead.
 func (*ResolveMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResolveMailResponse) GetMail() *Mail {
@@ -1538,7 +1421,7 @@ type WatchMailsRequest struct {
 
 func (x *WatchMailsRequest) Reset() {
 	*x = WatchMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1433,7 @@ func (x *WatchMailsRequest) String() string {
 func (*WatchMailsRequest) ProtoMessage() {}
 
 func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1446,7 @@ func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsRequest.ProtoReflect.Descriptor instead.
 func (*WatchMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchMailsRequest) GetFilter() *MailFilter {
@@ -1597,7 +1480,7 @@ type WatchMailsResponse struct {
 
 func (x *WatchMailsResponse) Reset() {
 	*x = WatchMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1492,7 @@ func (x *WatchMailsResponse) String() string {
 func (*WatchMailsResponse) ProtoMessage() {}
 
 func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1505,7 @@ func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsResponse.ProtoReflect.Descriptor instead.
 func (*WatchMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WatchMailsResponse) GetMail() *Mail {
@@ -1653,6 +1536,307 @@ func (x *WatchMailsResponse) GetCursor() string {
 	return ""
 }
 
+// ResendMailRequest names a mail and says why.
+type ResendMailRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REQUIRED. Id of the mail, in either journal.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Only to these of its recipients, compared without case: at most 500. Empty = to all of them.
+	OnlyRecipients []string `protobuf:"bytes,2,rep,name=only_recipients,json=onlyRecipients,proto3" json:"only_recipients,omitempty"`
+	// REQUIRED. Why, for the audit log and the new mail's resend_reason: 1 to 500 characters.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// As in SendRequest: the same id again answers with the first new mail.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResendMailRequest) Reset() {
+	*x = ResendMailRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResendMailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResendMailRequest) ProtoMessage() {}
+
+func (x *ResendMailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResendMailRequest.ProtoReflect.Descriptor instead.
+func (*ResendMailRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ResendMailRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResendMailRequest) GetOnlyRecipients() []string {
+	if x != nil {
+		return x.OnlyRecipients
+	}
+	return nil
+}
+
+func (x *ResendMailRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ResendMailRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// ResendMailResponse holds the new mail.
+type ResendMailResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new mail as the journal has it.
+	Mail *Mail `protobuf:"bytes,1,opt,name=mail,proto3" json:"mail,omitempty"`
+	// This request_id had been accepted before.
+	Duplicate     bool `protobuf:"varint,2,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResendMailResponse) Reset() {
+	*x = ResendMailResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResendMailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResendMailResponse) ProtoMessage() {}
+
+func (x *ResendMailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResendMailResponse.ProtoReflect.Descriptor instead.
+func (*ResendMailResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ResendMailResponse) GetMail() *Mail {
+	if x != nil {
+		return x.Mail
+	}
+	return nil
+}
+
+func (x *ResendMailResponse) GetDuplicate() bool {
+	if x != nil {
+		return x.Duplicate
+	}
+	return false
+}
+
+// GetQueueStatsRequest narrows what is counted.
+type GetQueueStatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this team's mails; absent = all, empty = only the system's.
+	Team *string `protobuf:"bytes,1,opt,name=team,proto3,oneof" json:"team,omitempty"`
+	// Only through this mail server.
+	MailServer    string `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetQueueStatsRequest) Reset() {
+	*x = GetQueueStatsRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetQueueStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetQueueStatsRequest) ProtoMessage() {}
+
+func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetQueueStatsRequest.ProtoReflect.Descriptor instead.
+func (*GetQueueStatsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetQueueStatsRequest) GetTeam() string {
+	if x != nil && x.Team != nil {
+		return *x.Team
+	}
+	return ""
+}
+
+func (x *GetQueueStatsRequest) GetMailServer() string {
+	if x != nil {
+		return x.MailServer
+	}
+	return ""
+}
+
+// GetQueueStatsResponse is the queue at one moment.
+type GetQueueStatsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Mails of the due-out journal by state; sent and cancelled are always 0 here.
+	Counts *MailCounts `protobuf:"bytes,1,opt,name=counts,proto3" json:"counts,omitempty"`
+	// Mails that are due now and not being sent.
+	Waiting int64 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Mails that will be due later: deferred ones and those with send_after.
+	Scheduled int64 `protobuf:"varint,3,opt,name=scheduled,proto3" json:"scheduled,omitempty"`
+	// When the oldest waiting mail was due; absent when none waits.
+	OldestDueTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=oldest_due_time,json=oldestDueTime,proto3" json:"oldest_due_time,omitempty"`
+	// How long ago that is.
+	OldestAge *durationpb.Duration `protobuf:"bytes,5,opt,name=oldest_age,json=oldestAge,proto3" json:"oldest_age,omitempty"`
+	// One for each priority, the most urgent first, empty ones as well.
+	Lanes []*GetQueueStatsResponse_Lane `protobuf:"bytes,6,rep,name=lanes,proto3" json:"lanes,omitempty"`
+	// Mails that were finished as SENT in the last 60 seconds.
+	SentLastMinute int64 `protobuf:"varint,7,opt,name=sent_last_minute,json=sentLastMinute,proto3" json:"sent_last_minute,omitempty"`
+	// When the batch of the answering replica runs next; absent when it never rests.
+	NextBatchTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=next_batch_time,json=nextBatchTime,proto3" json:"next_batch_time,omitempty"`
+	// The service's clock, by which all of this is said.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetQueueStatsResponse) Reset() {
+	*x = GetQueueStatsResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetQueueStatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetQueueStatsResponse) ProtoMessage() {}
+
+func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetQueueStatsResponse.ProtoReflect.Descriptor instead.
+func (*GetQueueStatsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *GetQueueStatsResponse) GetCounts() *MailCounts {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *GetQueueStatsResponse) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *GetQueueStatsResponse) GetScheduled() int64 {
+	if x != nil {
+		return x.Scheduled
+	}
+	return 0
+}
+
+func (x *GetQueueStatsResponse) GetOldestDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OldestDueTime
+	}
+	return nil
+}
+
+func (x *GetQueueStatsResponse) GetOldestAge() *durationpb.Duration {
+	if x != nil {
+		return x.OldestAge
+	}
+	return nil
+}
+
+func (x *GetQueueStatsResponse) GetLanes() []*GetQueueStatsResponse_Lane {
+	if x != nil {
+		return x.Lanes
+	}
+	return nil
+}
+
+func (x *GetQueueStatsResponse) GetSentLastMinute() int64 {
+	if x != nil {
+		return x.SentLastMinute
+	}
+	return 0
+}
+
+func (x *GetQueueStatsResponse) GetNextBatchTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextBatchTime
+	}
+	return nil
+}
+
+func (x *GetQueueStatsResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // Accepted: the mail is durable.
 type SendResponse_Accepted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1674,7 +1858,7 @@ type SendResponse_Accepted struct {
 
 func (x *SendResponse_Accepted) Reset() {
 	*x = SendResponse_Accepted{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1870,7 @@ func (x *SendResponse_Accepted) String() string {
 func (*SendResponse_Accepted) ProtoMessage() {}
 
 func (x *SendResponse_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1883,7 @@ func (x *SendResponse_Accepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse_Accepted.ProtoReflect.Descriptor instead.
 func (*SendResponse_Accepted) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{2, 0}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{1, 0}
 }
 
 func (x *SendResponse_Accepted) GetMailServer() string {
@@ -1755,7 +1939,7 @@ type SendResponse_Completed struct {
 
 func (x *SendResponse_Completed) Reset() {
 	*x = SendResponse_Completed{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1951,7 @@ func (x *SendResponse_Completed) String() string {
 func (*SendResponse_Completed) ProtoMessage() {}
 
 func (x *SendResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1964,7 @@ func (x *SendResponse_Completed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendResponse_Completed.ProtoReflect.Descriptor instead.
 func (*SendResponse_Completed) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{2, 1}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{1, 1}
 }
 
 func (x *SendResponse_Completed) GetMail() *Mail {
@@ -1790,27 +1974,84 @@ func (x *SendResponse_Completed) GetMail() *Mail {
 	return nil
 }
 
+// Lane is the mail of one priority that waits to be sent.
+type GetQueueStatsResponse_Lane struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The priority.
+	Priority Priority `protobuf:"varint,1,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
+	// Mails that are due now and not being sent.
+	Waiting int64 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// When the oldest of them was due; absent when none waits.
+	OldestDueTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=oldest_due_time,json=oldestDueTime,proto3" json:"oldest_due_time,omitempty"`
+	// How long ago that is.
+	OldestAge     *durationpb.Duration `protobuf:"bytes,4,opt,name=oldest_age,json=oldestAge,proto3" json:"oldest_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetQueueStatsResponse_Lane) Reset() {
+	*x = GetQueueStatsResponse_Lane{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetQueueStatsResponse_Lane) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetQueueStatsResponse_Lane) ProtoMessage() {}
+
+func (x *GetQueueStatsResponse_Lane) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetQueueStatsResponse_Lane.ProtoReflect.Descriptor instead.
+func (*GetQueueStatsResponse_Lane) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26, 0}
+}
+
+func (x *GetQueueStatsResponse_Lane) GetPriority() Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Priority_PRIORITY_UNSPECIFIED
+}
+
+func (x *GetQueueStatsResponse_Lane) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *GetQueueStatsResponse_Lane) GetOldestDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OldestDueTime
+	}
+	return nil
+}
+
+func (x *GetQueueStatsResponse_Lane) GetOldestAge() *durationpb.Duration {
+	if x != nil {
+		return x.OldestAge
+	}
+	return nil
+}
+
 var File_maildispatch_v1_dispatch_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\n" +
-	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\"\xcb\x03\n" +
-	"\vSendOptions\x12\x12\n" +
-	"\x04team\x18\x01 \x01(\tR\x04team\x12\x1f\n" +
-	"\vmail_server\x18\x02 \x01(\tR\n" +
-	"mailServer\x12)\n" +
-	"\x04kind\x18\x03 \x01(\x0e2\x15.maildispatch.v1.KindR\x04kind\x12\x1c\n" +
-	"\treference\x18\x04 \x01(\tR\treference\x12@\n" +
-	"\x06labels\x18\x05 \x03(\v2(.maildispatch.v1.SendOptions.LabelsEntryR\x06labels\x129\n" +
-	"\n" +
-	"send_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tsendAfter\x12;\n" +
-	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\x125\n" +
-	"\bpriority\x18\b \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x12\x12\n" +
-	"\x04hold\x18\t \x01(\bR\x04hold\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x01\n" +
+	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaildispatch/v1/bulk.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\"\xc1\x01\n" +
 	"\vSendRequest\x126\n" +
 	"\aoptions\x18\x01 \x01(\v2\x1c.maildispatch.v1.SendOptionsR\aoptions\x126\n" +
 	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1d\n" +
@@ -1922,9 +2163,45 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x06status\x18\x02 \x01(\x0e2\x1b.maildispatch.v1.MailStatusR\x06status\x12;\n" +
 	"\vchange_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"changeTime\x12\x16\n" +
-	"\x06cursor\x18\x04 \x01(\tR\x06cursor2\xfe\a\n" +
+	"\x06cursor\x18\x04 \x01(\tR\x06cursor\"\x83\x01\n" +
+	"\x11ResendMailRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x0fonly_recipients\x18\x02 \x03(\tR\x0eonlyRecipients\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"]\n" +
+	"\x12ResendMailResponse\x12)\n" +
+	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\x12\x1c\n" +
+	"\tduplicate\x18\x02 \x01(\bR\tduplicate\"Y\n" +
+	"\x14GetQueueStatsRequest\x12\x17\n" +
+	"\x04team\x18\x01 \x01(\tH\x00R\x04team\x88\x01\x01\x12\x1f\n" +
+	"\vmail_server\x18\x02 \x01(\tR\n" +
+	"mailServerB\a\n" +
+	"\x05_team\"\xbb\x05\n" +
+	"\x15GetQueueStatsResponse\x123\n" +
+	"\x06counts\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailCountsR\x06counts\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12\x1c\n" +
+	"\tscheduled\x18\x03 \x01(\x03R\tscheduled\x12B\n" +
+	"\x0foldest_due_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\roldestDueTime\x128\n" +
+	"\n" +
+	"oldest_age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\toldestAge\x12A\n" +
+	"\x05lanes\x18\x06 \x03(\v2+.maildispatch.v1.GetQueueStatsResponse.LaneR\x05lanes\x12(\n" +
+	"\x10sent_last_minute\x18\a \x01(\x03R\x0esentLastMinute\x12B\n" +
+	"\x0fnext_batch_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rnextBatchTime\x12.\n" +
+	"\x04time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x1a\xd5\x01\n" +
+	"\x04Lane\x125\n" +
+	"\bpriority\x18\x01 \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12B\n" +
+	"\x0foldest_due_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\roldestDueTime\x128\n" +
+	"\n" +
+	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\xac\f\n" +
 	"\bDispatch\x12E\n" +
-	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse0\x01\x12Q\n" +
+	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse0\x01\x12T\n" +
+	"\tSendBatch\x12!.maildispatch.v1.SendBatchRequest\x1a\".maildispatch.v1.SendBatchResponse(\x01\x12Y\n" +
+	"\n" +
+	"SendStream\x12\".maildispatch.v1.SendStreamRequest\x1a#.maildispatch.v1.SendStreamResponse(\x010\x01\x12i\n" +
+	"\x10UploadAttachment\x12(.maildispatch.v1.UploadAttachmentRequest\x1a).maildispatch.v1.UploadAttachmentResponse(\x01\x12T\n" +
+	"\bGetBatch\x12 .maildispatch.v1.GetBatchRequest\x1a!.maildispatch.v1.GetBatchResponse\"\x03\x90\x02\x01\x12Q\n" +
 	"\aGetMail\x12\x1f.maildispatch.v1.GetMailRequest\x1a .maildispatch.v1.GetMailResponse\"\x03\x90\x02\x01\x12b\n" +
 	"\fDownloadMail\x12$.maildispatch.v1.DownloadMailRequest\x1a%.maildispatch.v1.DownloadMailResponse\"\x03\x90\x02\x010\x01\x12i\n" +
 	"\x0fListDueOutMails\x12'.maildispatch.v1.ListDueOutMailsRequest\x1a(.maildispatch.v1.ListDueOutMailsResponse\"\x03\x90\x02\x01\x12o\n" +
@@ -1934,9 +2211,12 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\vCancelMails\x12#.maildispatch.v1.CancelMailsRequest\x1a$.maildispatch.v1.CancelMailsResponse\x12R\n" +
 	"\tHoldMails\x12!.maildispatch.v1.HoldMailsRequest\x1a\".maildispatch.v1.HoldMailsResponse\x12[\n" +
 	"\fReleaseMails\x12$.maildispatch.v1.ReleaseMailsRequest\x1a%.maildispatch.v1.ReleaseMailsResponse\x12X\n" +
-	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponse\x12\\\n" +
+	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponse\x12U\n" +
 	"\n" +
-	"WatchMails\x12\".maildispatch.v1.WatchMailsRequest\x1a#.maildispatch.v1.WatchMailsResponse\"\x03\x90\x02\x010\x01BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
+	"ResendMail\x12\".maildispatch.v1.ResendMailRequest\x1a#.maildispatch.v1.ResendMailResponse\x12\\\n" +
+	"\n" +
+	"WatchMails\x12\".maildispatch.v1.WatchMailsRequest\x1a#.maildispatch.v1.WatchMailsResponse\"\x03\x90\x02\x010\x01\x12c\n" +
+	"\rGetQueueStats\x12%.maildispatch.v1.GetQueueStatsRequest\x1a&.maildispatch.v1.GetQueueStatsResponse\"\x03\x90\x02\x01BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
 
 var (
 	file_maildispatch_v1_dispatch_proto_rawDescOnce sync.Once
@@ -1950,110 +2230,140 @@ func file_maildispatch_v1_dispatch_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_dispatch_proto_rawDescData
 }
 
-var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_maildispatch_v1_dispatch_proto_goTypes = []any{
-	(*SendOptions)(nil),               // 0: maildispatch.v1.SendOptions
-	(*SendRequest)(nil),               // 1: maildispatch.v1.SendRequest
-	(*SendResponse)(nil),              // 2: maildispatch.v1.SendResponse
-	(*GetMailRequest)(nil),            // 3: maildispatch.v1.GetMailRequest
-	(*GetMailResponse)(nil),           // 4: maildispatch.v1.GetMailResponse
-	(*DownloadMailRequest)(nil),       // 5: maildispatch.v1.DownloadMailRequest
-	(*DownloadMailResponse)(nil),      // 6: maildispatch.v1.DownloadMailResponse
-	(*ListDueOutMailsRequest)(nil),    // 7: maildispatch.v1.ListDueOutMailsRequest
-	(*ListDueOutMailsResponse)(nil),   // 8: maildispatch.v1.ListDueOutMailsResponse
-	(*ListArchivedMailsRequest)(nil),  // 9: maildispatch.v1.ListArchivedMailsRequest
-	(*ListArchivedMailsResponse)(nil), // 10: maildispatch.v1.ListArchivedMailsResponse
-	(*MailFailure)(nil),               // 11: maildispatch.v1.MailFailure
-	(*RetryMailsRequest)(nil),         // 12: maildispatch.v1.RetryMailsRequest
-	(*RetryMailsResponse)(nil),        // 13: maildispatch.v1.RetryMailsResponse
-	(*CancelMailsRequest)(nil),        // 14: maildispatch.v1.CancelMailsRequest
-	(*CancelMailsResponse)(nil),       // 15: maildispatch.v1.CancelMailsResponse
-	(*HoldMailsRequest)(nil),          // 16: maildispatch.v1.HoldMailsRequest
-	(*HoldMailsResponse)(nil),         // 17: maildispatch.v1.HoldMailsResponse
-	(*ReleaseMailsRequest)(nil),       // 18: maildispatch.v1.ReleaseMailsRequest
-	(*ReleaseMailsResponse)(nil),      // 19: maildispatch.v1.ReleaseMailsResponse
-	(*ResolveMailRequest)(nil),        // 20: maildispatch.v1.ResolveMailRequest
-	(*ResolveMailResponse)(nil),       // 21: maildispatch.v1.ResolveMailResponse
-	(*WatchMailsRequest)(nil),         // 22: maildispatch.v1.WatchMailsRequest
-	(*WatchMailsResponse)(nil),        // 23: maildispatch.v1.WatchMailsResponse
-	nil,                               // 24: maildispatch.v1.SendOptions.LabelsEntry
-	(*SendResponse_Accepted)(nil),     // 25: maildispatch.v1.SendResponse.Accepted
-	(*SendResponse_Completed)(nil),    // 26: maildispatch.v1.SendResponse.Completed
-	(Kind)(0),                         // 27: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),     // 28: google.protobuf.Timestamp
-	(Priority)(0),                     // 29: maildispatch.v1.Priority
-	(*MailMessage)(nil),               // 30: maildispatch.v1.MailMessage
-	(*Attempt)(nil),                   // 31: maildispatch.v1.Attempt
-	(*RecipientResult)(nil),           // 32: maildispatch.v1.RecipientResult
-	(*Mail)(nil),                      // 33: maildispatch.v1.Mail
-	(*MailFilter)(nil),                // 34: maildispatch.v1.MailFilter
-	(Resolution)(0),                   // 35: maildispatch.v1.Resolution
-	(MailStatus)(0),                   // 36: maildispatch.v1.MailStatus
-	(Mode)(0),                         // 37: maildispatch.v1.Mode
-	(Route)(0),                        // 38: maildispatch.v1.Route
+	(*SendRequest)(nil),                // 0: maildispatch.v1.SendRequest
+	(*SendResponse)(nil),               // 1: maildispatch.v1.SendResponse
+	(*GetMailRequest)(nil),             // 2: maildispatch.v1.GetMailRequest
+	(*GetMailResponse)(nil),            // 3: maildispatch.v1.GetMailResponse
+	(*DownloadMailRequest)(nil),        // 4: maildispatch.v1.DownloadMailRequest
+	(*DownloadMailResponse)(nil),       // 5: maildispatch.v1.DownloadMailResponse
+	(*ListDueOutMailsRequest)(nil),     // 6: maildispatch.v1.ListDueOutMailsRequest
+	(*ListDueOutMailsResponse)(nil),    // 7: maildispatch.v1.ListDueOutMailsResponse
+	(*ListArchivedMailsRequest)(nil),   // 8: maildispatch.v1.ListArchivedMailsRequest
+	(*ListArchivedMailsResponse)(nil),  // 9: maildispatch.v1.ListArchivedMailsResponse
+	(*MailFailure)(nil),                // 10: maildispatch.v1.MailFailure
+	(*RetryMailsRequest)(nil),          // 11: maildispatch.v1.RetryMailsRequest
+	(*RetryMailsResponse)(nil),         // 12: maildispatch.v1.RetryMailsResponse
+	(*CancelMailsRequest)(nil),         // 13: maildispatch.v1.CancelMailsRequest
+	(*CancelMailsResponse)(nil),        // 14: maildispatch.v1.CancelMailsResponse
+	(*HoldMailsRequest)(nil),           // 15: maildispatch.v1.HoldMailsRequest
+	(*HoldMailsResponse)(nil),          // 16: maildispatch.v1.HoldMailsResponse
+	(*ReleaseMailsRequest)(nil),        // 17: maildispatch.v1.ReleaseMailsRequest
+	(*ReleaseMailsResponse)(nil),       // 18: maildispatch.v1.ReleaseMailsResponse
+	(*ResolveMailRequest)(nil),         // 19: maildispatch.v1.ResolveMailRequest
+	(*ResolveMailResponse)(nil),        // 20: maildispatch.v1.ResolveMailResponse
+	(*WatchMailsRequest)(nil),          // 21: maildispatch.v1.WatchMailsRequest
+	(*WatchMailsResponse)(nil),         // 22: maildispatch.v1.WatchMailsResponse
+	(*ResendMailRequest)(nil),          // 23: maildispatch.v1.ResendMailRequest
+	(*ResendMailResponse)(nil),         // 24: maildispatch.v1.ResendMailResponse
+	(*GetQueueStatsRequest)(nil),       // 25: maildispatch.v1.GetQueueStatsRequest
+	(*GetQueueStatsResponse)(nil),      // 26: maildispatch.v1.GetQueueStatsResponse
+	(*SendResponse_Accepted)(nil),      // 27: maildispatch.v1.SendResponse.Accepted
+	(*SendResponse_Completed)(nil),     // 28: maildispatch.v1.SendResponse.Completed
+	(*GetQueueStatsResponse_Lane)(nil), // 29: maildispatch.v1.GetQueueStatsResponse.Lane
+	(*SendOptions)(nil),                // 30: maildispatch.v1.SendOptions
+	(*MailMessage)(nil),                // 31: maildispatch.v1.MailMessage
+	(*timestamppb.Timestamp)(nil),      // 32: google.protobuf.Timestamp
+	(*Attempt)(nil),                    // 33: maildispatch.v1.Attempt
+	(*RecipientResult)(nil),            // 34: maildispatch.v1.RecipientResult
+	(*Mail)(nil),                       // 35: maildispatch.v1.Mail
+	(*MailFilter)(nil),                 // 36: maildispatch.v1.MailFilter
+	(Resolution)(0),                    // 37: maildispatch.v1.Resolution
+	(MailStatus)(0),                    // 38: maildispatch.v1.MailStatus
+	(*MailCounts)(nil),                 // 39: maildispatch.v1.MailCounts
+	(*durationpb.Duration)(nil),        // 40: google.protobuf.Duration
+	(Mode)(0),                          // 41: maildispatch.v1.Mode
+	(Route)(0),                         // 42: maildispatch.v1.Route
+	(Priority)(0),                      // 43: maildispatch.v1.Priority
+	(*SendBatchRequest)(nil),           // 44: maildispatch.v1.SendBatchRequest
+	(*SendStreamRequest)(nil),          // 45: maildispatch.v1.SendStreamRequest
+	(*UploadAttachmentRequest)(nil),    // 46: maildispatch.v1.UploadAttachmentRequest
+	(*GetBatchRequest)(nil),            // 47: maildispatch.v1.GetBatchRequest
+	(*SendBatchResponse)(nil),          // 48: maildispatch.v1.SendBatchResponse
+	(*SendStreamResponse)(nil),         // 49: maildispatch.v1.SendStreamResponse
+	(*UploadAttachmentResponse)(nil),   // 50: maildispatch.v1.UploadAttachmentResponse
+	(*GetBatchResponse)(nil),           // 51: maildispatch.v1.GetBatchResponse
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
-	27, // 0: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
-	24, // 1: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
-	28, // 2: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
-	28, // 3: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
-	29, // 4: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
-	0,  // 5: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
-	30, // 6: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
-	28, // 7: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
-	25, // 8: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	31, // 9: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
-	32, // 10: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
-	26, // 11: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
-	33, // 12: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
-	34, // 13: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	33, // 14: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	34, // 15: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	33, // 16: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	34, // 17: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	11, // 18: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	34, // 19: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	11, // 20: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	34, // 21: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	11, // 22: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	34, // 23: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	11, // 24: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	35, // 25: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
-	33, // 26: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
-	34, // 27: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	33, // 28: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
-	36, // 29: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
-	28, // 30: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
-	37, // 31: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	38, // 32: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	33, // 33: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	1,  // 34: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	3,  // 35: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	5,  // 36: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	7,  // 37: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	9,  // 38: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	12, // 39: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	14, // 40: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	16, // 41: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
-	18, // 42: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
-	20, // 43: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
-	22, // 44: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
-	2,  // 45: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	4,  // 46: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	6,  // 47: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	8,  // 48: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	10, // 49: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	13, // 50: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	15, // 51: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	17, // 52: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
-	19, // 53: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
-	21, // 54: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
-	23, // 55: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
-	45, // [45:56] is the sub-list for method output_type
-	34, // [34:45] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	30, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
+	31, // 1: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
+	32, // 2: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
+	27, // 3: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	33, // 4: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
+	34, // 5: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
+	28, // 6: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
+	35, // 7: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
+	36, // 8: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	35, // 9: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	36, // 10: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	35, // 11: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	36, // 12: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	10, // 13: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	36, // 14: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	10, // 15: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	36, // 16: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	10, // 17: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	36, // 18: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	10, // 19: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	37, // 20: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
+	35, // 21: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
+	36, // 22: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	35, // 23: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
+	38, // 24: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
+	32, // 25: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
+	35, // 26: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	39, // 27: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
+	32, // 28: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
+	40, // 29: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
+	29, // 30: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
+	32, // 31: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
+	32, // 32: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
+	41, // 33: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	42, // 34: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	35, // 35: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	43, // 36: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
+	32, // 37: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
+	40, // 38: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
+	0,  // 39: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	44, // 40: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
+	45, // 41: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
+	46, // 42: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
+	47, // 43: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
+	2,  // 44: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	4,  // 45: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	6,  // 46: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	8,  // 47: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	11, // 48: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	13, // 49: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	15, // 50: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	17, // 51: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	19, // 52: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	23, // 53: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
+	21, // 54: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
+	25, // 55: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
+	1,  // 56: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	48, // 57: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
+	49, // 58: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
+	50, // 59: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
+	51, // 60: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
+	3,  // 61: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	5,  // 62: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	7,  // 63: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	9,  // 64: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	12, // 65: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	14, // 66: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	16, // 67: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	18, // 68: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	20, // 69: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	24, // 70: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
+	22, // 71: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
+	26, // 72: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
+	56, // [56:73] is the sub-list for method output_type
+	39, // [39:56] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
@@ -2061,21 +2371,23 @@ func file_maildispatch_v1_dispatch_proto_init() {
 	if File_maildispatch_v1_dispatch_proto != nil {
 		return
 	}
+	file_maildispatch_v1_bulk_proto_init()
 	file_maildispatch_v1_mail_proto_init()
 	file_maildispatch_v1_mail_server_proto_init()
-	file_maildispatch_v1_dispatch_proto_msgTypes[2].OneofWrappers = []any{
+	file_maildispatch_v1_dispatch_proto_msgTypes[1].OneofWrappers = []any{
 		(*SendResponse_Accepted_)(nil),
 		(*SendResponse_Attempt)(nil),
 		(*SendResponse_Recipient)(nil),
 		(*SendResponse_Completed_)(nil),
 	}
+	file_maildispatch_v1_dispatch_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_dispatch_proto_rawDesc), len(file_maildispatch_v1_dispatch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,6 +20,10 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Dispatch_Send_FullMethodName              = "/maildispatch.v1.Dispatch/Send"
+	Dispatch_SendBatch_FullMethodName         = "/maildispatch.v1.Dispatch/SendBatch"
+	Dispatch_SendStream_FullMethodName        = "/maildispatch.v1.Dispatch/SendStream"
+	Dispatch_UploadAttachment_FullMethodName  = "/maildispatch.v1.Dispatch/UploadAttachment"
+	Dispatch_GetBatch_FullMethodName          = "/maildispatch.v1.Dispatch/GetBatch"
 	Dispatch_GetMail_FullMethodName           = "/maildispatch.v1.Dispatch/GetMail"
 	Dispatch_DownloadMail_FullMethodName      = "/maildispatch.v1.Dispatch/DownloadMail"
 	Dispatch_ListDueOutMails_FullMethodName   = "/maildispatch.v1.Dispatch/ListDueOutMails"
@@ -29,7 +33,9 @@ const (
 	Dispatch_HoldMails_FullMethodName         = "/maildispatch.v1.Dispatch/HoldMails"
 	Dispatch_ReleaseMails_FullMethodName      = "/maildispatch.v1.Dispatch/ReleaseMails"
 	Dispatch_ResolveMail_FullMethodName       = "/maildispatch.v1.Dispatch/ResolveMail"
+	Dispatch_ResendMail_FullMethodName        = "/maildispatch.v1.Dispatch/ResendMail"
 	Dispatch_WatchMails_FullMethodName        = "/maildispatch.v1.Dispatch/WatchMails"
+	Dispatch_GetQueueStats_FullMethodName     = "/maildispatch.v1.Dispatch/GetQueueStats"
 )
 
 // DispatchClient is the client API for Dispatch service.
@@ -53,6 +59,24 @@ type DispatchClient interface {
 	// MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
 	// breaks with UNAVAILABLE is called again with the same request_id.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SendResponse], error)
+	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are queued and sent by the batch, whatever the mail server's mode. An
+	// item that is wrong is rejected by its place and field and the rest go on, unless strict asks for all or nothing. Items are made durable in groups while
+	// the stream goes on, and a slow service slows the stream. When the stream breaks, some items are durable: the same items with the same request_ids are
+	// sent again and none is doubled.
+	//
+	// Errors: as for Send, before the first item is taken; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
+	// ALREADY_EXISTS (REQUEST_ID_REUSED) for any item, and nothing is stored then.
+	SendBatch(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SendBatchRequest, SendBatchResponse], error)
+	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode as soon as the mail server has answered for every
+	// recipient. Answers come in the order in which items are done. The service takes up to 2000 items whose answers are open (in php mode 16), then waits. Items that were taken go on when the
+	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled. Errors: as for Send, before the first item is taken.
+	SendStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SendStreamRequest, SendStreamResponse], error)
+	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is stored once, also when others upload the same. An upload
+	// that no mail uses is forgotten when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE).
+	UploadAttachment(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadAttachmentRequest, UploadAttachmentResponse], error)
+	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails, ReleaseMails, CancelMails and RetryMails take a batch by
+	// `filter.batch_id`. Errors: NOT_FOUND (BATCH_NOT_FOUND: no mail was taken under this id).
+	GetBatch(ctx context.Context, in *GetBatchRequest, opts ...grpc.CallOption) (*GetBatchResponse, error)
 	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	GetMail(ctx context.Context, in *GetMailRequest, opts ...grpc.CallOption) (*GetMailResponse, error)
 	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same bytes in every attempt; bcc is not in it. An empty
@@ -88,11 +112,18 @@ type DispatchClient interface {
 	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
 	// sent again).
 	ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error)
+	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
+	// bytes, the same mail server and options. The first stays as it is. It is queued and sent by the batch, whatever the mode.
+	//
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in order for each mail, over all replicas, until the caller
 	// ends the call. It begins behind the cursor, or without one with what happens from now on; the first answer comes at once and every 15 s of silence
 	// one without a mail, so that there is always a cursor to go on from after a break. A caller who reads slowly falls behind and holds up nobody.
 	// Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of another filter or of another database is INVALID_ARGUMENT.
 	WatchMails(ctx context.Context, in *WatchMailsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMailsResponse], error)
+	// GetQueueStats says how much waits, for how long, and how fast it goes.
+	GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error)
 }
 
 type dispatchClient struct {
@@ -122,6 +153,55 @@ func (c *dispatchClient) Send(ctx context.Context, in *SendRequest, opts ...grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatch_SendClient = grpc.ServerStreamingClient[SendResponse]
 
+func (c *dispatchClient) SendBatch(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SendBatchRequest, SendBatchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[1], Dispatch_SendBatch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SendBatchRequest, SendBatchResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_SendBatchClient = grpc.ClientStreamingClient[SendBatchRequest, SendBatchResponse]
+
+func (c *dispatchClient) SendStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SendStreamRequest, SendStreamResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[2], Dispatch_SendStream_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SendStreamRequest, SendStreamResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_SendStreamClient = grpc.BidiStreamingClient[SendStreamRequest, SendStreamResponse]
+
+func (c *dispatchClient) UploadAttachment(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadAttachmentRequest, UploadAttachmentResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[3], Dispatch_UploadAttachment_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UploadAttachmentRequest, UploadAttachmentResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_UploadAttachmentClient = grpc.ClientStreamingClient[UploadAttachmentRequest, UploadAttachmentResponse]
+
+func (c *dispatchClient) GetBatch(ctx context.Context, in *GetBatchRequest, opts ...grpc.CallOption) (*GetBatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetBatchResponse)
+	err := c.cc.Invoke(ctx, Dispatch_GetBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dispatchClient) GetMail(ctx context.Context, in *GetMailRequest, opts ...grpc.CallOption) (*GetMailResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetMailResponse)
@@ -134,7 +214,7 @@ func (c *dispatchClient) GetMail(ctx context.Context, in *GetMailRequest, opts .
 
 func (c *dispatchClient) DownloadMail(ctx context.Context, in *DownloadMailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadMailResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[1], Dispatch_DownloadMail_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[4], Dispatch_DownloadMail_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -221,9 +301,19 @@ func (c *dispatchClient) ResolveMail(ctx context.Context, in *ResolveMailRequest
 	return out, nil
 }
 
+func (c *dispatchClient) ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResendMailResponse)
+	err := c.cc.Invoke(ctx, Dispatch_ResendMail_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dispatchClient) WatchMails(ctx context.Context, in *WatchMailsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMailsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[2], Dispatch_WatchMails_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Dispatch_ServiceDesc.Streams[5], Dispatch_WatchMails_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -239,6 +329,16 @@ func (c *dispatchClient) WatchMails(ctx context.Context, in *WatchMailsRequest, 
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatch_WatchMailsClient = grpc.ServerStreamingClient[WatchMailsResponse]
+
+func (c *dispatchClient) GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetQueueStatsResponse)
+	err := c.cc.Invoke(ctx, Dispatch_GetQueueStats_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 // DispatchServer is the server API for Dispatch service.
 // All implementations must embed UnimplementedDispatchServer
@@ -261,6 +361,24 @@ type DispatchServer interface {
 	// MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
 	// breaks with UNAVAILABLE is called again with the same request_id.
 	Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error
+	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are queued and sent by the batch, whatever the mail server's mode. An
+	// item that is wrong is rejected by its place and field and the rest go on, unless strict asks for all or nothing. Items are made durable in groups while
+	// the stream goes on, and a slow service slows the stream. When the stream breaks, some items are durable: the same items with the same request_ids are
+	// sent again and none is doubled.
+	//
+	// Errors: as for Send, before the first item is taken; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
+	// ALREADY_EXISTS (REQUEST_ID_REUSED) for any item, and nothing is stored then.
+	SendBatch(grpc.ClientStreamingServer[SendBatchRequest, SendBatchResponse]) error
+	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode as soon as the mail server has answered for every
+	// recipient. Answers come in the order in which items are done. The service takes up to 2000 items whose answers are open (in php mode 16), then waits. Items that were taken go on when the
+	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled. Errors: as for Send, before the first item is taken.
+	SendStream(grpc.BidiStreamingServer[SendStreamRequest, SendStreamResponse]) error
+	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is stored once, also when others upload the same. An upload
+	// that no mail uses is forgotten when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE).
+	UploadAttachment(grpc.ClientStreamingServer[UploadAttachmentRequest, UploadAttachmentResponse]) error
+	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails, ReleaseMails, CancelMails and RetryMails take a batch by
+	// `filter.batch_id`. Errors: NOT_FOUND (BATCH_NOT_FOUND: no mail was taken under this id).
+	GetBatch(context.Context, *GetBatchRequest) (*GetBatchResponse, error)
 	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	GetMail(context.Context, *GetMailRequest) (*GetMailResponse, error)
 	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same bytes in every attempt; bcc is not in it. An empty
@@ -296,11 +414,18 @@ type DispatchServer interface {
 	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
 	// sent again).
 	ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error)
+	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
+	// bytes, the same mail server and options. The first stays as it is. It is queued and sent by the batch, whatever the mode.
+	//
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in order for each mail, over all replicas, until the caller
 	// ends the call. It begins behind the cursor, or without one with what happens from now on; the first answer comes at once and every 15 s of silence
 	// one without a mail, so that there is always a cursor to go on from after a break. A caller who reads slowly falls behind and holds up nobody.
 	// Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of another filter or of another database is INVALID_ARGUMENT.
 	WatchMails(*WatchMailsRequest, grpc.ServerStreamingServer[WatchMailsResponse]) error
+	// GetQueueStats says how much waits, for how long, and how fast it goes.
+	GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error)
 	mustEmbedUnimplementedDispatchServer()
 }
 
@@ -313,6 +438,18 @@ type UnimplementedDispatchServer struct{}
 
 func (UnimplementedDispatchServer) Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error {
 	return status.Error(codes.Unimplemented, "method Send not implemented")
+}
+func (UnimplementedDispatchServer) SendBatch(grpc.ClientStreamingServer[SendBatchRequest, SendBatchResponse]) error {
+	return status.Error(codes.Unimplemented, "method SendBatch not implemented")
+}
+func (UnimplementedDispatchServer) SendStream(grpc.BidiStreamingServer[SendStreamRequest, SendStreamResponse]) error {
+	return status.Error(codes.Unimplemented, "method SendStream not implemented")
+}
+func (UnimplementedDispatchServer) UploadAttachment(grpc.ClientStreamingServer[UploadAttachmentRequest, UploadAttachmentResponse]) error {
+	return status.Error(codes.Unimplemented, "method UploadAttachment not implemented")
+}
+func (UnimplementedDispatchServer) GetBatch(context.Context, *GetBatchRequest) (*GetBatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetBatch not implemented")
 }
 func (UnimplementedDispatchServer) GetMail(context.Context, *GetMailRequest) (*GetMailResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetMail not implemented")
@@ -341,8 +478,14 @@ func (UnimplementedDispatchServer) ReleaseMails(context.Context, *ReleaseMailsRe
 func (UnimplementedDispatchServer) ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResolveMail not implemented")
 }
+func (UnimplementedDispatchServer) ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResendMail not implemented")
+}
 func (UnimplementedDispatchServer) WatchMails(*WatchMailsRequest, grpc.ServerStreamingServer[WatchMailsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchMails not implemented")
+}
+func (UnimplementedDispatchServer) GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetQueueStats not implemented")
 }
 func (UnimplementedDispatchServer) mustEmbedUnimplementedDispatchServer() {}
 func (UnimplementedDispatchServer) testEmbeddedByValue()                  {}
@@ -375,6 +518,45 @@ func _Dispatch_Send_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatch_SendServer = grpc.ServerStreamingServer[SendResponse]
+
+func _Dispatch_SendBatch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(DispatchServer).SendBatch(&grpc.GenericServerStream[SendBatchRequest, SendBatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_SendBatchServer = grpc.ClientStreamingServer[SendBatchRequest, SendBatchResponse]
+
+func _Dispatch_SendStream_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(DispatchServer).SendStream(&grpc.GenericServerStream[SendStreamRequest, SendStreamResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_SendStreamServer = grpc.BidiStreamingServer[SendStreamRequest, SendStreamResponse]
+
+func _Dispatch_UploadAttachment_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(DispatchServer).UploadAttachment(&grpc.GenericServerStream[UploadAttachmentRequest, UploadAttachmentResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatch_UploadAttachmentServer = grpc.ClientStreamingServer[UploadAttachmentRequest, UploadAttachmentResponse]
+
+func _Dispatch_GetBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).GetBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_GetBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).GetBatch(ctx, req.(*GetBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Dispatch_GetMail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetMailRequest)
@@ -531,6 +713,24 @@ func _Dispatch_ResolveMail_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Dispatch_ResendMail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResendMailRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).ResendMail(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_ResendMail_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).ResendMail(ctx, req.(*ResendMailRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Dispatch_WatchMails_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchMailsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -542,6 +742,24 @@ func _Dispatch_WatchMails_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatch_WatchMailsServer = grpc.ServerStreamingServer[WatchMailsResponse]
 
+func _Dispatch_GetQueueStats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetQueueStatsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).GetQueueStats(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_GetQueueStats_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).GetQueueStats(ctx, req.(*GetQueueStatsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Dispatch_ServiceDesc is the grpc.ServiceDesc for Dispatch service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -549,6 +767,10 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "maildispatch.v1.Dispatch",
 	HandlerType: (*DispatchServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "GetBatch",
+			Handler:    _Dispatch_GetBatch_Handler,
+		},
 		{
 			MethodName: "GetMail",
 			Handler:    _Dispatch_GetMail_Handler,
@@ -581,12 +803,36 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ResolveMail",
 			Handler:    _Dispatch_ResolveMail_Handler,
 		},
+		{
+			MethodName: "ResendMail",
+			Handler:    _Dispatch_ResendMail_Handler,
+		},
+		{
+			MethodName: "GetQueueStats",
+			Handler:    _Dispatch_GetQueueStats_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Send",
 			Handler:       _Dispatch_Send_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "SendBatch",
+			Handler:       _Dispatch_SendBatch_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "SendStream",
+			Handler:       _Dispatch_SendStream_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "UploadAttachment",
+			Handler:       _Dispatch_UploadAttachment_Handler,
+			ClientStreams: true,
 		},
 		{
 			StreamName:    "DownloadMail",

@@ -398,7 +398,7 @@ func (x RecipientResult_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RecipientResult_Kind.Descriptor instead.
 func (RecipientResult_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2, 0}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3, 0}
 }
 
 // Status is the recipient's state.
@@ -463,7 +463,7 @@ func (x RecipientResult_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RecipientResult_Status.Descriptor instead.
 func (RecipientResult_Status) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2, 1}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3, 1}
 }
 
 // MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode in the name (at most 200 characters); domains may
@@ -599,8 +599,10 @@ type Attachment struct {
 	// Set = inline: the HTML body shows it by "cid:<content_id>". 1 to 128 characters
 	// `[A-Za-z0-9._@+-]`, used once in a mail, and html is required.
 	ContentId string `protobuf:"bytes,3,opt,name=content_id,json=contentId,proto3" json:"content_id,omitempty"`
-	// The file's bytes, as they are (in JSON: base64).
-	Content       []byte `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
+	// The file's bytes, as they are (in JSON: base64). Exactly one of content and upload_id, but an empty file needs neither.
+	Content []byte `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
+	// A file that UploadAttachment has taken for the same team. An id that is not there, or has expired, is NOT_FOUND (UPLOAD_NOT_FOUND).
+	UploadId      string `protobuf:"bytes,5,opt,name=upload_id,json=uploadId,proto3" json:"upload_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +665,131 @@ func (x *Attachment) GetContent() []byte {
 	return nil
 }
 
+func (x *Attachment) GetUploadId() string {
+	if x != nil {
+		return x.UploadId
+	}
+	return ""
+}
+
+// SendOptions say for whom, through what and when.
+type SendOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Owner of the mail: `[a-z0-9][a-z0-9-]{0,62}`; empty = the system.
+	Team string `protobuf:"bytes,1,opt,name=team,proto3" json:"team,omitempty"`
+	// Mail server to use, the team's own or the system's; empty = the team's default, else the system's.
+	MailServer string `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
+	// What the mail is for. Default: KIND_OTHER.
+	Kind Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=maildispatch.v1.Kind" json:"kind,omitempty"`
+	// The caller's own reference, such as an invoice number: at most 128 characters without control characters. The journals find it.
+	Reference string `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Free key-value pairs that the journals can be filtered by: at most 32, key `[a-z][a-z0-9_.-]{0,62}`, value at most 256 characters.
+	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Not before this time; at most 366 days ahead. In the future it queues the mail whatever the mode.
+	SendAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=send_after,json=sendAfter,proto3" json:"send_after,omitempty"`
+	// Never after this time; must lie in the future and after send_after.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Which mail of the mail server leaves first. Default: by kind.
+	Priority Priority `protobuf:"varint,8,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
+	// Take it, but send it only after ReleaseMails, whatever the mode: it is queued as HELD.
+	Hold          bool `protobuf:"varint,9,opt,name=hold,proto3" json:"hold,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendOptions) Reset() {
+	*x = SendOptions{}
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendOptions) ProtoMessage() {}
+
+func (x *SendOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendOptions.ProtoReflect.Descriptor instead.
+func (*SendOptions) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SendOptions) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *SendOptions) GetMailServer() string {
+	if x != nil {
+		return x.MailServer
+	}
+	return ""
+}
+
+func (x *SendOptions) GetKind() Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Kind_KIND_UNSPECIFIED
+}
+
+func (x *SendOptions) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *SendOptions) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *SendOptions) GetSendAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SendAfter
+	}
+	return nil
+}
+
+func (x *SendOptions) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *SendOptions) GetPriority() Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Priority_PRIORITY_UNSPECIFIED
+}
+
+func (x *SendOptions) GetHold() bool {
+	if x != nil {
+		return x.Hold
+	}
+	return false
+}
+
 // RecipientResult is what is known of one recipient. All of it is output only.
 type RecipientResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -692,7 +819,7 @@ type RecipientResult struct {
 
 func (x *RecipientResult) Reset() {
 	*x = RecipientResult{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +831,7 @@ func (x *RecipientResult) String() string {
 func (*RecipientResult) ProtoMessage() {}
 
 func (x *RecipientResult) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +844,7 @@ func (x *RecipientResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecipientResult.ProtoReflect.Descriptor instead.
 func (*RecipientResult) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RecipientResult) GetAddress() string {
@@ -813,7 +940,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +952,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +965,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Attempt) GetNumber() int32 {
@@ -940,14 +1067,20 @@ type Mail struct {
 	// How its mail server was chosen.
 	Route Route `protobuf:"varint,23,opt,name=route,proto3,enum=maildispatch.v1.Route" json:"route,omitempty"`
 	// As given, or by kind.
-	Priority      Priority `protobuf:"varint,24,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
+	Priority Priority `protobuf:"varint,24,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
+	// The batch it came with; empty if there was none.
+	BatchId string `protobuf:"bytes,25,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	// Id of the mail that it sends once more; empty if there is none.
+	ResentFrom string `protobuf:"bytes,26,opt,name=resent_from,json=resentFrom,proto3" json:"resent_from,omitempty"`
+	// Why it was sent once more.
+	ResendReason  string `protobuf:"bytes,27,opt,name=resend_reason,json=resendReason,proto3" json:"resend_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Mail) Reset() {
 	*x = Mail{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1092,7 @@ func (x *Mail) String() string {
 func (*Mail) ProtoMessage() {}
 
 func (x *Mail) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1105,7 @@ func (x *Mail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mail.ProtoReflect.Descriptor instead.
 func (*Mail) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Mail) GetId() string {
@@ -1143,6 +1276,145 @@ func (x *Mail) GetPriority() Priority {
 	return Priority_PRIORITY_UNSPECIFIED
 }
 
+func (x *Mail) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+func (x *Mail) GetResentFrom() string {
+	if x != nil {
+		return x.ResentFrom
+	}
+	return ""
+}
+
+func (x *Mail) GetResendReason() string {
+	if x != nil {
+		return x.ResendReason
+	}
+	return ""
+}
+
+// MailCounts counts mails by state. Zero = none.
+type MailCounts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Waiting for their first attempt.
+	Queued int64 `protobuf:"varint,1,opt,name=queued,proto3" json:"queued,omitempty"`
+	// Being sent now.
+	Sending int64 `protobuf:"varint,2,opt,name=sending,proto3" json:"sending,omitempty"`
+	// Waiting for their next attempt.
+	Deferred int64 `protobuf:"varint,3,opt,name=deferred,proto3" json:"deferred,omitempty"`
+	// Waiting for ReleaseMails.
+	Held int64 `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
+	// Not tried again by themselves, no recipient accepted.
+	Failed int64 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Waiting for ResolveMail.
+	Unknown int64 `protobuf:"varint,6,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// Some recipients accepted, the rest waits or was refused.
+	PartiallySent int64 `protobuf:"varint,7,opt,name=partially_sent,json=partiallySent,proto3" json:"partially_sent,omitempty"`
+	// Every recipient accepted by the mail server.
+	Sent int64 `protobuf:"varint,8,opt,name=sent,proto3" json:"sent,omitempty"`
+	// Ended by CancelMails.
+	Cancelled     int64 `protobuf:"varint,9,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MailCounts) Reset() {
+	*x = MailCounts{}
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MailCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MailCounts) ProtoMessage() {}
+
+func (x *MailCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MailCounts.ProtoReflect.Descriptor instead.
+func (*MailCounts) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *MailCounts) GetQueued() int64 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *MailCounts) GetSending() int64 {
+	if x != nil {
+		return x.Sending
+	}
+	return 0
+}
+
+func (x *MailCounts) GetDeferred() int64 {
+	if x != nil {
+		return x.Deferred
+	}
+	return 0
+}
+
+func (x *MailCounts) GetHeld() int64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *MailCounts) GetFailed() int64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *MailCounts) GetUnknown() int64 {
+	if x != nil {
+		return x.Unknown
+	}
+	return 0
+}
+
+func (x *MailCounts) GetPartiallySent() int64 {
+	if x != nil {
+		return x.PartiallySent
+	}
+	return 0
+}
+
+func (x *MailCounts) GetSent() int64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *MailCounts) GetCancelled() int64 {
+	if x != nil {
+		return x.Cancelled
+	}
+	return 0
+}
+
 // MailFilter is an AND of its set fields.
 type MailFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1167,14 +1439,16 @@ type MailFilter struct {
 	// Taken (create_time) at or after.
 	Since *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=since,proto3" json:"since,omitempty"`
 	// Taken (create_time) before.
-	Until         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=until,proto3" json:"until,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=until,proto3" json:"until,omitempty"`
+	// Of this batch.
+	BatchId       string `protobuf:"bytes,12,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MailFilter) Reset() {
 	*x = MailFilter{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1460,7 @@ func (x *MailFilter) String() string {
 func (*MailFilter) ProtoMessage() {}
 
 func (x *MailFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1473,7 @@ func (x *MailFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailFilter.ProtoReflect.Descriptor instead.
 func (*MailFilter) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{5}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MailFilter) GetTeam() string {
@@ -1279,6 +1553,13 @@ func (x *MailFilter) GetUntil() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *MailFilter) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
 var File_maildispatch_v1_mail_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_proto_rawDesc = "" +
@@ -1296,14 +1577,31 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\vattachments\x18\t \x03(\v2\x1b.maildispatch.v1.AttachmentR\vattachments\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa1\x01\n" +
 	"\n" +
 	"Attachment\x12\x1a\n" +
 	"\bfilename\x18\x01 \x01(\tR\bfilename\x12!\n" +
 	"\fcontent_type\x18\x02 \x01(\tR\vcontentType\x12\x1d\n" +
 	"\n" +
 	"content_id\x18\x03 \x01(\tR\tcontentId\x12\x18\n" +
-	"\acontent\x18\x04 \x01(\fR\acontent\"\x80\x05\n" +
+	"\acontent\x18\x04 \x01(\fR\acontent\x12\x1b\n" +
+	"\tupload_id\x18\x05 \x01(\tR\buploadId\"\xcb\x03\n" +
+	"\vSendOptions\x12\x12\n" +
+	"\x04team\x18\x01 \x01(\tR\x04team\x12\x1f\n" +
+	"\vmail_server\x18\x02 \x01(\tR\n" +
+	"mailServer\x12)\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x15.maildispatch.v1.KindR\x04kind\x12\x1c\n" +
+	"\treference\x18\x04 \x01(\tR\treference\x12@\n" +
+	"\x06labels\x18\x05 \x03(\v2(.maildispatch.v1.SendOptions.LabelsEntryR\x06labels\x129\n" +
+	"\n" +
+	"send_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tsendAfter\x12;\n" +
+	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x125\n" +
+	"\bpriority\x18\b \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x12\x12\n" +
+	"\x04hold\x18\t \x01(\bR\x04hold\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x05\n" +
 	"\x0fRecipientResult\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x129\n" +
 	"\x04kind\x18\x02 \x01(\x0e2%.maildispatch.v1.RecipientResult.KindR\x04kind\x12?\n" +
@@ -1337,7 +1635,7 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\bend_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x18\n" +
 	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x1b\n" +
-	"\tremote_id\x18\a \x01(\tR\bremoteId\"\xb3\b\n" +
+	"\tremote_id\x18\a \x01(\tR\bremoteId\"\x94\t\n" +
 	"\x04Mail\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x1f\n" +
@@ -1373,10 +1671,25 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"expireTime\x12#\n" +
 	"\rattempt_count\x18\x16 \x01(\x05R\fattemptCount\x12,\n" +
 	"\x05route\x18\x17 \x01(\x0e2\x16.maildispatch.v1.RouteR\x05route\x125\n" +
-	"\bpriority\x18\x18 \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x1a9\n" +
+	"\bpriority\x18\x18 \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x12\x19\n" +
+	"\bbatch_id\x18\x19 \x01(\tR\abatchId\x12\x1f\n" +
+	"\vresent_from\x18\x1a \x01(\tR\n" +
+	"resentFrom\x12#\n" +
+	"\rresend_reason\x18\x1b \x01(\tR\fresendReason\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf9\x01\n" +
+	"\n" +
+	"MailCounts\x12\x16\n" +
+	"\x06queued\x18\x01 \x01(\x03R\x06queued\x12\x18\n" +
+	"\asending\x18\x02 \x01(\x03R\asending\x12\x1a\n" +
+	"\bdeferred\x18\x03 \x01(\x03R\bdeferred\x12\x12\n" +
+	"\x04held\x18\x04 \x01(\x03R\x04held\x12\x16\n" +
+	"\x06failed\x18\x05 \x01(\x03R\x06failed\x12\x18\n" +
+	"\aunknown\x18\x06 \x01(\x03R\aunknown\x12%\n" +
+	"\x0epartially_sent\x18\a \x01(\x03R\rpartiallySent\x12\x12\n" +
+	"\x04sent\x18\b \x01(\x03R\x04sent\x12\x1c\n" +
+	"\tcancelled\x18\t \x01(\x03R\tcancelled\"\xa8\x04\n" +
 	"\n" +
 	"MailFilter\x12\x17\n" +
 	"\x04team\x18\x01 \x01(\tH\x00R\x04team\x88\x01\x01\x12\x1f\n" +
@@ -1393,7 +1706,8 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"request_id\x18\t \x01(\tR\trequestId\x120\n" +
 	"\x05since\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x1a9\n" +
+	"\x05until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x19\n" +
+	"\bbatch_id\x18\f \x01(\tR\abatchId\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
@@ -1449,7 +1763,7 @@ func file_maildispatch_v1_mail_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(Kind)(0),                     // 0: maildispatch.v1.Kind
 	(Priority)(0),                 // 1: maildispatch.v1.Priority
@@ -1460,47 +1774,55 @@ var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(RecipientResult_Status)(0),   // 6: maildispatch.v1.RecipientResult.Status
 	(*MailMessage)(nil),           // 7: maildispatch.v1.MailMessage
 	(*Attachment)(nil),            // 8: maildispatch.v1.Attachment
-	(*RecipientResult)(nil),       // 9: maildispatch.v1.RecipientResult
-	(*Attempt)(nil),               // 10: maildispatch.v1.Attempt
-	(*Mail)(nil),                  // 11: maildispatch.v1.Mail
-	(*MailFilter)(nil),            // 12: maildispatch.v1.MailFilter
-	nil,                           // 13: maildispatch.v1.MailMessage.HeadersEntry
-	nil,                           // 14: maildispatch.v1.Mail.LabelsEntry
-	nil,                           // 15: maildispatch.v1.MailFilter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(Mode)(0),                     // 17: maildispatch.v1.Mode
+	(*SendOptions)(nil),           // 9: maildispatch.v1.SendOptions
+	(*RecipientResult)(nil),       // 10: maildispatch.v1.RecipientResult
+	(*Attempt)(nil),               // 11: maildispatch.v1.Attempt
+	(*Mail)(nil),                  // 12: maildispatch.v1.Mail
+	(*MailCounts)(nil),            // 13: maildispatch.v1.MailCounts
+	(*MailFilter)(nil),            // 14: maildispatch.v1.MailFilter
+	nil,                           // 15: maildispatch.v1.MailMessage.HeadersEntry
+	nil,                           // 16: maildispatch.v1.SendOptions.LabelsEntry
+	nil,                           // 17: maildispatch.v1.Mail.LabelsEntry
+	nil,                           // 18: maildispatch.v1.MailFilter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(Mode)(0),                     // 20: maildispatch.v1.Mode
 }
 var file_maildispatch_v1_mail_proto_depIdxs = []int32{
-	13, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
+	15, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
 	8,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
-	5,  // 2: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
-	6,  // 3: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
-	16, // 4: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
-	16, // 5: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
-	16, // 6: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	16, // 7: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	17, // 8: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
-	0,  // 9: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
-	4,  // 10: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
-	9,  // 11: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
-	14, // 12: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
-	10, // 13: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
-	16, // 14: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
-	16, // 15: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
-	16, // 16: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
-	16, // 17: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
-	3,  // 18: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
-	1,  // 19: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
-	4,  // 20: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
-	0,  // 21: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
-	15, // 22: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
-	16, // 23: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
-	16, // 24: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	0,  // 2: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
+	16, // 3: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
+	19, // 4: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
+	19, // 5: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
+	1,  // 6: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
+	5,  // 7: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
+	6,  // 8: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
+	19, // 9: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
+	19, // 10: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
+	19, // 11: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	19, // 12: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	20, // 13: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
+	0,  // 14: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
+	4,  // 15: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
+	10, // 16: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
+	17, // 17: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
+	11, // 18: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
+	19, // 19: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
+	19, // 20: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
+	19, // 21: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
+	19, // 22: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 23: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
+	1,  // 24: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
+	4,  // 25: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
+	0,  // 26: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
+	18, // 27: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
+	19, // 28: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
+	19, // 29: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_proto_init() }
@@ -1509,14 +1831,14 @@ func file_maildispatch_v1_mail_proto_init() {
 		return
 	}
 	file_maildispatch_v1_mail_server_proto_init()
-	file_maildispatch_v1_mail_proto_msgTypes[5].OneofWrappers = []any{}
+	file_maildispatch_v1_mail_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_proto_rawDesc), len(file_maildispatch_v1_mail_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -11,6 +11,8 @@ const (
 	ReasonCursorExpired         = "CURSOR_EXPIRED"
 	ReasonMailServerNotFound    = "MAIL_SERVER_NOT_FOUND"
 	ReasonMailNotFound          = "MAIL_NOT_FOUND"
+	ReasonBatchNotFound         = "BATCH_NOT_FOUND"
+	ReasonUploadNotFound        = "UPLOAD_NOT_FOUND"
 	ReasonMailServerExists      = "MAIL_SERVER_EXISTS"
 	ReasonRequestIDReused       = "REQUEST_ID_REUSED"
 	ReasonNoDefaultMailServer   = "NO_DEFAULT_MAIL_SERVER"
