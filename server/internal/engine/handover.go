@@ -27,22 +27,23 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 	e.drains.mu.Lock()
 	d := e.drains.running[m.MailServer]
 	e.drains.mu.Unlock()
-	if d == nil || !d.hungry.Load() || d.limited() || m.SizeBytes > e.handMost || !e.handBytes.TryAcquire(m.SizeBytes) {
+	weight := m.OwnBytes()
+	if d == nil || !d.hungry.Load() || d.limited() || weight > e.handMost || !e.handBytes.TryAcquire(weight) {
 		return nil
 	}
 	if !d.jobs.reserve() {
-		e.handBytes.Release(m.SizeBytes)
+		e.handBytes.Release(weight)
 		return nil
 	}
 	m.Owner = e.lease.replica()
-	return &place{d, m.SizeBytes}
+	return &place{d, weight}
 }
 
 // fill puts a durable mail into its place.
 func (p *place) fill(m *store.NewMail) {
 	d := p.d
-	j := newJob(claimedView(m, d.server), m.Owner, d.e.now())
-	j.raw, j.handed = joinPieces(m.Raw), p.weight
+	j := newJob(m.Claimed(d.server.HoldUnknown), m.Owner, d.e.now())
+	j.handed = p.weight
 	d.note(delivery.Counts{Claimed: 1})
 	d.jobs.pin() // hiring must not race with the end of the drain
 	defer d.jobs.giveUp()
