@@ -69,7 +69,7 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 }
 
 // EnqueueBatch makes mails durable, one commit for up to 500 mails or 4 MB. The answers are in the order of ms. An error of the whole means the
-// database failed; what was written before it stays written, and the same request_ids find it. ctx bounds the wait before a commit, never a commit.
+// database failed; what was written before it stays written, and the same request_ids find it. ctx bounds the storing of shared content, never a commit.
 func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
 	ops, err := s.enqueueOps(ctx, ms)
 	if err != nil {
@@ -78,9 +78,6 @@ func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, er
 	out := make([]Enqueued, len(ms))
 	for i := 0; i < len(ops); {
 		j := chunkEnd(ops, i)
-		if err := ctx.Err(); err != nil {
-			return out, err
-		}
 		s.flushEnqueue(ops[i:j])
 		for k := i; k < j; k++ {
 			a := <-ops[k].done
