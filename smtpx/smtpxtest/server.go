@@ -51,6 +51,8 @@ type Server struct {
 	LowerPrompts       bool // "username:" instead of "Username:"
 	// Delay is waited before each flight of answers: the round trip of a distant relay.
 	Delay time.Duration
+	// Discard keeps neither mails nor lines, for runs of hours; On sees them.
+	Discard bool
 
 	listener net.Listener
 	mu       sync.Mutex
@@ -74,14 +76,22 @@ type Mail struct {
 // Start listens; the server ends with the test.
 func (s *Server) Start(t testing.TB) *Server {
 	t.Helper()
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Listen is Start outside a test; the server ends with Close.
+func (s *Server) Listen() error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	s.listener, s.conns, s.ended = l, map[net.Conn]bool{}, make(chan struct{})
 	s.wg.Go(s.accept)
-	t.Cleanup(s.Close)
-	return s
+	return nil
 }
 
 // Close ends every connection.
@@ -178,7 +188,7 @@ type tap struct {
 
 func (t *tap) Read(b []byte) (int, error) {
 	n, err := t.Conn.Read(b)
-	if n > 0 {
+	if n > 0 && !t.s.Discard {
 		t.once.Do(func() {
 			t.s.mu.Lock()
 			t.s.first = append(t.s.first, []byte{b[0]})
@@ -220,9 +230,11 @@ func (x *conn) serve() {
 			return
 		}
 		line = strings.TrimRight(line, "\r\n")
-		x.s.mu.Lock()
-		x.s.lines = append(x.s.lines, line)
-		x.s.mu.Unlock()
+		if !x.s.Discard {
+			x.s.mu.Lock()
+			x.s.lines = append(x.s.lines, line)
+			x.s.mu.Unlock()
+		}
 		verb, arg, _ := strings.Cut(line, " ")
 		if !x.command(strings.ToUpper(verb), arg) {
 			_ = x.flush()
@@ -397,7 +409,7 @@ func (x *conn) body() bool {
 	if !ok && x.s.On != nil { // hung or closed: taken only where a 2yz had been given
 		taken = strings.HasPrefix(x.said, "2")
 	}
-	if taken {
+	if taken && !x.s.Discard {
 		x.s.mu.Lock()
 		x.s.mails = append(x.s.mails, mail)
 		x.s.mu.Unlock()
