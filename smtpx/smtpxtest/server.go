@@ -29,6 +29,7 @@ type Command struct {
 type Action struct {
 	Reply  string // sent as it is, CRLF included; "" = nothing
 	Drip   bool   // Reply goes out a byte every 20 ms
+	Flood  bool   // Reply goes out again and again until the client is gone
 	Hang   bool   // say nothing more until the client or the test ends
 	Reset  bool   // end the connection with a TCP reset
 	Close  bool   // end the connection
@@ -290,6 +291,11 @@ func (x *conn) scripted(cmd Command, ordinary string) (ok, refused bool) {
 				return false, true
 			}
 		}
+	case a.Flood:
+		for x.flush() {
+			x.out.WriteString(a.Reply)
+		}
+		return false, true
 	default:
 		x.out.WriteString(a.Reply)
 	}
