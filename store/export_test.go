@@ -28,3 +28,14 @@ func RecordUse() func(dialectName, statement string) bool {
 		return ok
 	}
 }
+
+// Exec runs SQL on the writing connection.
+func (s *Store) Exec(query string, args ...any) error {
+	_, err := s.write.Exec(query, args...)
+	return err
+}
+
+// Get reads one value on the writing connection.
+func (s *Store) Get(out any, query string, args ...any) error {
+	return s.write.Get(out, s.write.Rebind(query), args...)
+}
