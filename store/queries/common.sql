@@ -83,18 +83,6 @@ insert into content (hash, size, touched, used) values (?, ?, ?, ?) on conflict 
 -- primary key
 insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothing;
 
--- name: due_modify
--- primary key; crashes: a person has looked at it, so a quarantine begins anew
-update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
-
--- name: due_delete
--- primary key
-delete from due where id = ? and owner is null;
-
--- name: archive_insert
--- primary key
-insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
-
 -- name: due_settled (read)
 -- primary key
 select status, attempts, owner from due where id = ?;

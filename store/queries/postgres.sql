@@ -93,6 +93,37 @@ with x as materialized (
 )
 select id from mk union all select id from up union all select id from ar;
 
+-- name: modify_lock
+-- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
+-- than the one that wrote the row.
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
+  age(d.xmin) as lead
+from json_array_elements_text(?::json) j join due d on d.id = j.value::uuid join mail m on m.id = d.id
+where d.owner is null
+order by d.id for update of d;
+
+-- name: modify
+-- due's primary key; crashes: a person has looked at it, so a quarantine begins anew
+with x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
+    dup boolean, err text)
+), up as (
+  update due d set crashes = 0, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
+    resume_at = timestamptz 'epoch' + x.resume_at * interval '1 microsecond', attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
+    last_error = x.err
+  from x where d.id = x.id and d.owner is null and not x.done returning d.id, d.status
+), de as (
+  delete from due d using x where d.id = x.id and d.owner is null and x.done returning d.id, d.team, d.mail_server
+), ar as (
+  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
+  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
+  returning id, status
+), ch as (
+  insert into change (mail_id, status) select id, status from up union all select id, status from ar
+)
+select (select count(*) from up) + (select count(*) from ar);
+
 -- name: replica_register
 -- primary key
 insert into replica (name, alive_until) values (?, now() + ? * interval '1 microsecond') returning id;
@@ -170,10 +201,6 @@ insert into change (mail_id, status) select id, status from due where owner = ? 
 -- name: change_hold
 -- due_server
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
-
--- name: change_add
--- none
-insert into change (mail_id, status) values (?, ?);
 
 -- name: change_horizon (read)
 -- none

@@ -72,6 +72,25 @@ select id, team, mail_server, ?, ?, ?, ?, ?, ? from due where id = ? and owner =
 -- primary key
 delete from due where id = ? and owner = ?;
 
+-- name: modify_lock
+-- primary keys; the one writer is the lock
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error
+from json_each(?) j join due d on d.id = j.value join mail m on m.id = d.id
+where d.owner is null;
+
+-- name: due_modify
+-- primary key; crashes: a person has looked at it, so a quarantine begins anew
+update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
+
+-- name: due_delete
+-- primary key
+delete from due where id = ? and owner is null;
+
+-- name: archive_insert
+-- primary key
+insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
 -- name: replica_register
 -- primary key
 insert into replica (name, alive_until) values (?, ?) returning id;
