@@ -155,6 +155,7 @@ func TestComposeParsesBack(t *testing.T) {
 		"everything": {Message{Text: "t", HTML: `<img src="cid:logo">`, Attachments: []Attachment{{Filename: "l.png", ContentID: "logo", Content: png}, {Filename: "a.pdf", Content: pdf}}},
 			[]string{"mixed/related/alternative/:text/plain", "mixed/related/alternative/:text/html", "mixed/related/:image/png", "mixed/:application/pdf"}},
 		"smuggling":          {Message{Text: "a\r\n.\r\nMAIL FROM:<x@y>\n.\n\r.\rb"}, []string{":text/plain"}},
+		"bare CR":            {Message{Text: "a\r=\n\nb\rä\nc"}, []string{":text/plain"}},
 		"boundary-like body": {Message{Text: "--=_0-0\r\n\r\n--=_0-0--", HTML: "x"}, []string{"alternative/:text/plain", "alternative/:text/html"}},
 	} {
 		t.Run(name, func(t *testing.T) {
