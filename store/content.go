@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -117,13 +118,23 @@ func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
 		data = append(data, c...)
 	}
 	if sha256.Sum256(data) != sum {
-		return nil, fmt.Errorf("content %s is missing or damaged", hash[:12])
+		return nil, fmt.Errorf("content %s: %w", hash[:12], errDamaged)
 	}
 	s.cache.put(sum, data)
 	return data, nil
 }
 
+var (
+	errDamaged = errors.New("shared content is missing or damaged")
+	errShort   = errors.New("the stored message is too short")
+)
+
 func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) error) error {
+	return joinPieces(inline, layout, func(hash string) ([]byte, error) { return s.content(ctx, hash) }, w)
+}
+
+// joinPieces writes a message's pieces in their order.
+func joinPieces(inline, layout []byte, content func(hash string) ([]byte, error), w func([]byte) error) error {
 	if len(layout) == 0 {
 		return w(inline)
 	}
@@ -134,7 +145,7 @@ func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) 
 	for _, sg := range segs {
 		if sg.Hash == "" {
 			if sg.Bytes > len(inline) {
-				return fmt.Errorf("the stored message is %d bytes short", sg.Bytes-len(inline))
+				return fmt.Errorf("%w by %d bytes", errShort, sg.Bytes-len(inline))
 			}
 			if err := w(inline[:sg.Bytes]); err != nil {
 				return err
@@ -142,7 +153,7 @@ func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) 
 			inline = inline[sg.Bytes:]
 			continue
 		}
-		d, err := s.content(ctx, sg.Hash)
+		d, err := content(sg.Hash)
 		if err != nil {
 			return err
 		}

@@ -40,29 +40,46 @@ func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt
 func prepare(ctx context.Context, d dialect, read, write *sqlx.DB) (statements, error) {
 	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, used: &sync.Map{}}
 	for _, file := range []string{"common", string(d)} {
-		b, err := queries.ReadFile("queries/" + file + ".sql")
+		sts, err := named(file)
 		if err != nil {
 			return q, err
 		}
-		for _, part := range strings.Split(string(b), "-- name: ")[1:] {
-			head, text, _ := strings.Cut(part, "\n")
-			name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
+		for _, n := range sts {
 			db := write
-			if kind == "(read)" {
+			if n.reads {
 				db = read
 			}
-			text = db.Rebind(strings.TrimSuffix(strings.TrimSpace(text), ";"))
-			st, err := db.PreparexContext(ctx, text)
+			st, err := db.PreparexContext(ctx, db.Rebind(n.text))
 			if err != nil {
-				return q, fmt.Errorf("database: statement %s: %w", name, err)
+				return q, fmt.Errorf("database: statement %s: %w", n.name, err)
 			}
-			q.prepared[name], q.writing[name] = st, st
+			q.prepared[n.name], q.writing[n.name] = st, st
 			if db != write {
-				if q.writing[name], err = write.PreparexContext(ctx, text); err != nil {
-					return q, fmt.Errorf("database: statement %s: %w", name, err)
+				if q.writing[n.name], err = write.PreparexContext(ctx, db.Rebind(n.text)); err != nil {
+					return q, fmt.Errorf("database: statement %s: %w", n.name, err)
 				}
 			}
 		}
 	}
 	return q, nil
+}
+
+// namedStatement is one statement of a .sql file.
+type namedStatement struct {
+	name, text string
+	reads      bool
+}
+
+func named(file string) ([]namedStatement, error) {
+	b, err := queries.ReadFile("queries/" + file + ".sql")
+	if err != nil {
+		return nil, err
+	}
+	var out []namedStatement
+	for _, part := range strings.Split(string(b), "-- name: ")[1:] {
+		head, text, _ := strings.Cut(part, "\n")
+		name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
+		out = append(out, namedStatement{name, strings.TrimSuffix(strings.TrimSpace(text), ";"), kind == "(read)"})
+	}
+	return out, nil
 }
