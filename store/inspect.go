@@ -327,6 +327,9 @@ func (l *look) content(hash []byte) ([]byte, error) {
 // messagePage is how many messages are listed at once; each is read by itself, so that large ones cost no memory.
 const messagePage = 500
 
+// headerMost is more than the header of any mail: 500 recipients, 50 headers of 900 octets.
+const headerMost = 256 << 10
+
 // messages reads whole messages, the newest first, and compares them with what is said of them.
 func (l *look) messages(most int, inv *Invariant) error {
 	for before := uuid.Max; most < 0 || l.r.Messages < most; {
@@ -373,7 +376,7 @@ func (l *look) message(m *storedMessage) (string, error) {
 		return "", err
 	}
 	var size int64
-	var first []byte
+	var head []byte // its header, and perhaps more
 	err := joinPieces(raw, m.Layout, func(hash string) ([]byte, error) {
 		h, err := hex.DecodeString(hash)
 		if err != nil {
@@ -385,8 +388,8 @@ func (l *look) message(m *storedMessage) (string, error) {
 		}
 		return d, err
 	}, func(b []byte) error {
-		if size == 0 {
-			first = b
+		if len(head) < headerMost {
+			head = append(head, b[:min(len(b), headerMost)]...)
 		}
 		size += int64(len(b))
 		return nil
@@ -400,8 +403,8 @@ func (l *look) message(m *storedMessage) (string, error) {
 	case size != m.SizeBytes:
 		return fmt.Sprintf("is said to have %d bytes and has %d", m.SizeBytes, size), nil
 	}
-	header, _, _ := bytes.Cut(first, []byte("\r\n\r\n"))
-	if !bytes.Contains(header, []byte("Message-ID: <"+m.MessageID+">")) {
+	head, _, _ = bytes.Cut(head, []byte("\r\n\r\n"))
+	if !bytes.Contains(head, []byte("Message-ID: <"+m.MessageID+">")) {
 		return "is not the message of its Message-ID", nil
 	}
 	if err := json.Unmarshal(m.Recipients, &n.Recipients); err != nil {

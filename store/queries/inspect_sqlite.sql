@@ -39,9 +39,9 @@ where exists (select 1 from json_each(c.p, '$.a') a, json_each(c.p, '$.r') r
 limit 1000;
 
 -- name: I6
--- scans of mail; primary keys of content and content_chunk
+-- scans of mail; primary keys of content and content_chunk. "=" is the content that the piece before named
 with seg as materialized (
-  select m.id, coalesce(s.value ->> 'n', 0) as n, s.value ->> 'h' as h from mail m, json_each(m.layout) s where m.layout is not null
+  select m.id, coalesce(s.value ->> 'n', 0) as n, coalesce(s.value ->> 'o', 0) as o, s.value ->> 'h' as h from mail m, json_each(m.layout) s where m.layout is not null
 ), sizes as (
   select id, sum(n) as whole, coalesce(sum(n) filter (where h is null), 0) as inline from seg group by id
 )
@@ -54,8 +54,9 @@ union all
 select m.id, 'has ' || length(m.raw) || ' bytes of its own, by its layout ' || coalesce(z.inline, 0) from mail m left join sizes z on z.id = m.id
 where m.layout is not null and coalesce(z.inline, 0) <> length(m.raw)
 union all
-select x.id, 'has a piece of ' || x.n || ' bytes, ' || x.h || ', that is not stored so' from (select h, n, min(id) as id from seg where h is not null group by h, n) x
-where not exists (select 1 from content c where c.hash = unhex(x.h) and c.size = x.n)
+select x.id, 'has a piece up to byte ' || x.upto || ' of content ' || x.h || ', which is not stored or shorter'
+from (select h, max(o + n) as upto, min(id) as id from seg where h <> '=' group by h) x
+where not exists (select 1 from content c where c.hash = unhex(x.h) and c.size >= x.upto)
 union all
 select 'content ' || lower(hex(c.hash)), 'is said to have ' || c.size || ' bytes and has ' || coalesce(k.bytes, 0)
 from content c left join (select hash, sum(length(data)) as bytes from content_chunk group by hash) k on k.hash = c.hash
