@@ -19,12 +19,15 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// configOf reads flags and environment.
-func configOf(name string, args []string) (server.Config, error) {
+// configOf reads flags and environment; more declares flags of the command's own.
+func configOf(name string, args []string, more ...func(*flag.FlagSet)) (server.Config, error) {
 	var c server.Config
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // an error is one line, printed by main
 	fs.Usage = func() {}
+	for _, f := range more {
+		f(fs)
+	}
 	if err := c.Flags(fs); err != nil {
 		return c, err
 	}
