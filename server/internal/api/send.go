@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -245,7 +246,11 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 	}
 	for _, p := range pieces {
 		m.SizeBytes += int64(len(p.Data))
-		m.Raw = append(m.Raw, store.Piece{Data: p.Data, Shareable: p.Shareable})
+		if !p.Shareable {
+			m.Raw = append(m.Raw, store.Piece{Data: p.Data})
+			continue
+		}
+		m.Raw = append(m.Raw, store.Piece{Shared: &store.Content{Sum: sha256.Sum256(p.Data), Size: len(p.Data), Data: p.Data}, Length: len(p.Data)})
 	}
 	if m.SizeBytes > limit {
 		return nil, tooLarge(m.SizeBytes, limit, d.server.Name)
