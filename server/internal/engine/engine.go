@@ -117,6 +117,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.batchLoop(ctx, due)
 
 	e.stopOnce.Do(func() { close(e.stopping) })
+	e.drains.kick()
 	e.flights.stop()
 	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from the signal, and kills at the end.
 	closing := min(grace/2, 5*time.Second)
