@@ -345,12 +345,10 @@ func TestT8_MemoryOfALargeFile(t *testing.T) {
 	x.Raw = smtpx.Join(ps)
 	// Up to the gate, where the whole body is in hand; behind it the sink would be measured too.
 	sending := allocated(func() {
-		atGate := make(chan struct{})
-		x.Gate = func(context.Context) error { close(atGate); return errors.New("enough") }
-		if o := s.Send(context.Background(), x); statuses(o) != "n" {
+		x.Gate = func(context.Context) error { return errors.New("enough") }
+		if o := s.Send(context.Background(), x); o.Err == nil || o.Err.Phase != smtpx.PhaseGate {
 			t.Errorf("%s (%v)", statuses(o), o.Err)
 		}
-		<-atGate
 	})
 	t.Logf("%d bytes: composing allocates %d, sending %d", size, composing, sending)
 	if sending > 5*size/2 {
@@ -437,5 +435,15 @@ func TestKeptSessionDies(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestFlightIsCapped: a transaction takes at most 100 recipients; more are refused before the relay hears of them.
+func TestFlightIsCapped(t *testing.T) {
+	srv := (&smtpxtest.Server{}).Start(t)
+	s := dial(t, relay(srv))
+	o := s.Send(context.Background(), tx(smtpx.MaxRecipients+1))
+	if strings.Trim(statuses(o), "R") != "" || strings.Contains(strings.Join(srv.Lines(), "\n"), "MAIL") || !s.Usable() {
+		t.Fatalf("%s", statuses(o))
 	}
 }
