@@ -347,3 +347,34 @@ func playScript(t *testing.T, sc *script, seen map[Status]int, doubts *int) stri
 	}
 	return ""
 }
+
+// TestT7d_AWordUnasked: what a relay says while nothing is asked, a goodbye most often, is found before the next mail begins; nothing leaves, and it costs nothing.
+func TestT7d_AWordUnasked(t *testing.T) {
+	for _, ext := range []string{"PIPELINING", "8BITMIME"} {
+		for _, word := range []string{"421 4.4.2 idle too long\r\n", "250 ok\r\n", "550 no\r\n", "x"} {
+			good := func() scriptedMail {
+				return scriptedMail{mail: 250, data: 354, dot: 250, rcpt: []int{250}, ok: make([]bool, 1)}
+			}
+			relay, err := newBrokenRelay(&script{ext: ext, mails: []scriptedMail{good(), good()}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newSession(relay, Relay{Timeouts: Timeouts{}.withDefaults()})
+			if fault := s.open(context.Background(), nil); fault != nil {
+				t.Fatal(fault)
+			}
+			send := func(n int) Outcome {
+				return s.Send(context.Background(), &Transaction{From: fmt.Sprintf("m%d@x.example", n), To: []string{"r0@y.example"}, Raw: []byte("Subject: s\r\n\r\nbody\r\n")})
+			}
+			if o := send(1); o.Recipients[0].Status != StatusAccepted {
+				t.Fatalf("%+v", o)
+			}
+			relay.say(word)
+			relay.fly()
+			if o := send(2); o.Recipients[0].Status != StatusNotTried || !o.ServerDown || relay.mail != 1 || s.dead == nil {
+				t.Errorf("%s after %q: %+v, the relay heard of mail %d", ext, word, o, relay.mail)
+			}
+			relay.end()
+		}
+	}
+}

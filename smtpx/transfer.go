@@ -2,8 +2,10 @@ package smtpx
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 )
 
@@ -316,7 +318,7 @@ func (s *Session) inStep(waiting bool) bool {
 	}
 	rep, _, err := s.command(s.relay.Timeouts.Command, "RSET")
 	switch {
-	case isEOF(err): // it said no more than it was asked, and closed
+	case isEOF(err) || errors.Is(err, os.ErrDeadlineExceeded): // it said no more than it was asked, and closed or fell silent
 		s.kill(err)
 	case err != nil:
 		return false

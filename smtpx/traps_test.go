@@ -62,6 +62,26 @@ func TestT1b_TheNextMailBegins(t *testing.T) {
 	})
 }
 
+// TestRefusedThenSilence: a relay that refuses and then answers nothing any more has refused all the same.
+func TestRefusedThenSilence(t *testing.T) {
+	modes(t, func(t *testing.T, ext []string) {
+		for name, a := range map[string]smtpxtest.Action{"silence": {Hang: true}, "close": {Close: true}, "421": {Reply: "421 4.7.0 too many errors\r\n", Close: true}} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				srv := (&smtpxtest.Server{Extensions: ext, On: all(on("RCPT", 1, smtpxtest.Action{Reply: "550 5.1.1 no\r\n", Refuse: true}), on("RCPT", 2, smtpxtest.Action{Reply: "450 4.2.0 later\r\n", Refuse: true}),
+					on("RSET", 0, a))}).Start(t)
+				s := dial(t, relay(srv))
+				if o := s.Send(context.Background(), tx(2)); statuses(o) != "RD" || o.ServerDown {
+					t.Fatalf("%s %+v", statuses(o), o)
+				}
+				if o := s.Send(context.Background(), tx(1)); statuses(o) != "n" || !o.ServerDown || s.Usable() {
+					t.Fatalf("the next mail: %s %+v", statuses(o), o)
+				}
+			})
+		}
+	})
+}
+
 // TestT2b_SuccessDoesNotWaitForQUIT: what the relay accepted is known at once, also when it answers nothing any more.
 func TestT2b_SuccessDoesNotWaitForQUIT(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
