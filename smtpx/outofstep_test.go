@@ -378,3 +378,19 @@ func TestT7d_AWordUnasked(t *testing.T) {
 		}
 	}
 }
+
+// TestT2_TheLibraryKeepsNoTime: with a time limit of its own the library's Send never returns when it passes; and it must not end what it did not begin.
+func TestT2_TheLibraryKeepsNoTime(t *testing.T) {
+	relay, err := newBrokenRelay(&script{ext: "PIPELINING"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer relay.end()
+	s := newSession(relay, Relay{Timeouts: Timeouts{}.withDefaults()})
+	if fault := s.open(context.Background(), nil); fault != nil {
+		t.Fatal(fault)
+	}
+	if s.client.SendTimeout != 0 || !s.client.KeepAlive {
+		t.Errorf("send timeout %v, keep alive %v", s.client.SendTimeout, s.client.KeepAlive)
+	}
+}

@@ -108,3 +108,44 @@ func refuse(t *testing.T, ext []string, verb string, hits func(k, n int) bool, c
 		t.Fatalf("the next mail: %s over %d connections (%v)", statuses(o), srv.Conns(), o.Err)
 	}
 }
+
+// TestMailWins: a relay that refuses MAIL says 503 to the rest of the flight; what counts is what it said to MAIL, for now or for good.
+func TestMailWins(t *testing.T) {
+	modes(t, func(t *testing.T, ext []string) {
+		for code, want := range map[string]string{"451 4.7.1 later": "DDD", "550 5.7.1 not you": "RRR"} {
+			srv := (&smtpxtest.Server{Extensions: ext, On: all(on("MAIL", 1, smtpxtest.Action{Reply: code + "\r\n", Refuse: true}),
+				on("RCPT", 1, smtpxtest.Action{Reply: "503 5.5.1 need MAIL\r\n", Refuse: true}), on("RCPT", 2, smtpxtest.Action{Reply: "450 4.5.1 need MAIL\r\n", Refuse: true}),
+				on("DATA", 1, smtpxtest.Action{Reply: "503 5.5.1 need RCPT\r\n", Refuse: true}))}).Start(t)
+			s := dial(t, relay(srv))
+			o := s.Send(context.Background(), tx(3))
+			for _, r := range o.Recipients {
+				if statuses(o) != want || r.Phase != smtpx.PhaseMail || fmt.Sprint(r.Reply) != code {
+					t.Fatalf("%s: %s %+v", code, statuses(o), r)
+				}
+			}
+			if !s.Usable() {
+				t.Error("not usable")
+			}
+		}
+	})
+}
+
+// TestGoodbyeIsTheEnd: after a 421 to any command nothing more is said, also where the relay does not close.
+func TestGoodbyeIsTheEnd(t *testing.T) {
+	modes(t, func(t *testing.T, ext []string) {
+		for _, at := range []struct {
+			verb string
+			nth  int
+		}{{"MAIL", 1}, {"RCPT", 1}, {"RCPT", 3}, {"DATA", 1}, {"DOT", 1}} {
+			srv := (&smtpxtest.Server{Extensions: ext, On: on(at.verb, at.nth, smtpxtest.Action{Reply: "421 4.3.2 bye\r\n", Refuse: true})}).Start(t)
+			s := dial(t, relay(srv))
+			o := s.Send(context.Background(), tx(3))
+			if strings.Trim(statuses(o), "nD") != "" || !o.ServerDown || s.Usable() || len(srv.Mails()) != 0 {
+				t.Errorf("%s %d: %s, server down %v, usable %v, %d mails", at.verb, at.nth, statuses(o), o.ServerDown, s.Usable(), len(srv.Mails()))
+			}
+			if o := s.Send(context.Background(), tx(1)); statuses(o) != "n" {
+				t.Errorf("%s %d, the next mail: %s", at.verb, at.nth, statuses(o))
+			}
+		}
+	})
+}

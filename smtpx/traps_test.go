@@ -467,3 +467,37 @@ func TestFlightIsCapped(t *testing.T) {
 		t.Fatalf("%s", statuses(o))
 	}
 }
+
+// TestT3_AFailedOpeningCloses: a relay that is not taken sees the connection end at once, not when the memory is tidied.
+func TestT3_AFailedOpeningCloses(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ended := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			ended <- err
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "220 relay\r\n") // the read tells of every failure
+		br := bufio.NewReader(c)
+		if _, err := br.ReadString('\n'); err != nil {
+			ended <- err
+			return
+		}
+		_, _ = io.WriteString(c, "550 not you\r\n")
+		_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_, err = br.ReadByte()
+		ended <- err
+	}()
+	if _, err := new(smtpx.Dialer).Dial(context.Background(), smtpx.Relay{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Encryption: smtpx.EncryptionNone, Timeouts: short}); err == nil {
+		t.Fatal("a session with a relay that refused EHLO")
+	}
+	if err := <-ended; err != io.EOF {
+		t.Fatalf("the relay read %v, want the end of the connection", err)
+	}
+}
