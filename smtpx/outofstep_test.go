@@ -379,6 +379,37 @@ func TestT7d_AWordUnasked(t *testing.T) {
 	}
 }
 
+// TestAWordBeforeTheDot: what comes between the 354 and the dot would be read as the dot's answer, and may have moved the others: the dot stays.
+func TestAWordBeforeTheDot(t *testing.T) {
+	for word, want := range map[string]Status{"250 ok\r\n": StatusNotTried, "550 no\r\n": StatusNotTried, "x": StatusNotTried, "": StatusRejected} {
+		sc := &script{ext: "PIPELINING", mails: []scriptedMail{{mail: 250, data: 354, dot: 250, rcpt: []int{250, 550}, ok: make([]bool, 2)}}}
+		relay, err := newBrokenRelay(sc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := newSession(relay, Relay{Timeouts: Timeouts{}.withDefaults()})
+		if fault := s.open(context.Background(), nil); fault != nil {
+			t.Fatal(fault)
+		}
+		var o Outcome
+		err = s.Submit(context.Background(), &Transaction{From: "m1@x.example", To: []string{"r0@y.example", "r1@y.example"}, Raw: []byte("Subject: s\r\n\r\nbody\r\n"),
+			Gate: func(context.Context) error { t.Error("the gate was asked"); return nil }, Done: func(out Outcome) { o = out }})
+		if err != nil || o.Recipients != nil {
+			t.Fatalf("%v %+v", err, o)
+		}
+		if word == "" {
+			_ = relay.far.Close() // it closed; what it said before stands
+		} else {
+			relay.say(word)
+			relay.fly()
+		}
+		if err := s.Flush(context.Background()); err == nil || o.DotSent || !o.ServerDown || o.Recipients[0].Status != StatusNotTried || o.Recipients[1].Status != want || sc.mails[0].took {
+			t.Errorf("%q: %v %+v", word, err, o)
+		}
+		relay.end()
+	}
+}
+
 // TestT2_TheLibraryKeepsNoTime: with a time limit of its own the library's Send never returns when it passes; and it must not end what it did not begin.
 func TestT2_TheLibraryKeepsNoTime(t *testing.T) {
 	relay, err := newBrokenRelay(&script{ext: "PIPELINING"})

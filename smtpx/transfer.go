@@ -265,10 +265,7 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 		return s.outOfStep(tr, PhaseData, errProtocol)
 	}
 	if mailRep.Code/100 == 2 && tr.ok > 0 && waiting && !down {
-		if s.br.Buffered() > 0 { // an answer too many: positions cannot be trusted any more
-			return s.outOfStep(tr, PhaseData, errSurplus)
-		}
-		return true
+		return true // an answer too many is looked for before the dot
 	}
 	if !down && !s.inStep(waiting) {
 		return s.outOfStep(tr, PhaseData, errSurplus)
@@ -358,9 +355,14 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 	tr := s.held
 	s.held = nil
 	// Between 354 and the dot the relay has nothing to say. If it did, the next reply read would not be the dot's.
-	if s.unread() {
-		clearOpen(tr)
+	switch said, closed := s.look(); {
+	case said: // an answer too many: positions cannot be trusted any more
 		s.kill(errSurplus)
+		s.finish(tr, notTried(tr, s.deadFault(PhaseData)))
+		return false
+	case closed:
+		clearOpen(tr)
+		s.kill(errClosed)
 		s.finish(tr, Outcome{Recipients: tr.rcpt, Err: s.deadFault(PhaseData), ServerDown: true})
 		return false
 	}
