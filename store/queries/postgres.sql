@@ -6,13 +6,14 @@
 with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
-    utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json)
+    utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
+    batch_id text, resent_from uuid, resend_reason text)
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-    fingerprint, route, utf8, create_time, expire_time, raw, layout)
+    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
-    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout, batch_id, resent_from, resend_reason
   from u order by id
   on conflict do nothing
   returning id
@@ -96,7 +97,8 @@ select id from mk union all select id from up union all select id from ar;
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
 -- than the one that wrote the row.
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error,
   age(d.xmin) as lead
 from json_array_elements_text(?::json) j join due d on d.id = j.value::uuid join mail m on m.id = d.id
 where d.owner is null
@@ -221,3 +223,18 @@ with old as materialized (
   update change_forgotten f set xid = last.xid, seq = last.seq from last
 )
 select count(*) from gone;
+
+-- name: batch_count (read)
+-- mail_batch, then the primary keys of due and archive; one statement, so that a mail that moves meanwhile is counted once
+with b as (select id, create_time from mail where batch_id = ? and team = ?)
+select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
+  count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
+  min(b.create_time) as first, null::timestamptz as last
+from b join due d on d.id = b.id group by 1
+union all
+select a.status, count(*), 0, count(*) filter (where a.possible_duplicate), min(b.create_time), max(a.done_at)
+from b join archive a on a.id = b.id group by 1;
+
+-- name: content_collect
+-- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
+delete from content c where not c.used and c.touched < ? and not exists (select 1 from upload u where u.hash = c.hash) returning c.hash;

@@ -243,10 +243,7 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 	if o.GetHold() {
 		m.Held = "held: its sender asked for it"
 	}
-	for _, p := range pieces {
-		m.SizeBytes += int64(len(p.Data))
-		m.Raw = append(m.Raw, store.Piece{Data: p.Data, Shareable: p.Shareable})
-	}
+	m.SizeBytes, m.Raw = int64(smtpx.Size(pieces)), storePieces(pieces)
 	if m.SizeBytes > limit {
 		return nil, tooLarge(m.SizeBytes, limit, d.server.Name)
 	}
@@ -258,6 +255,24 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 		m.Fingerprint = fingerprint(opts, r.Message)
 	}
 	return &delivery.Submission{Mail: m, Server: d.server}, nil
+}
+
+// storePieces are the pieces as the store takes them.
+func storePieces(ps []smtpx.Piece) []store.Piece {
+	out := make([]store.Piece, len(ps))
+	var from *smtpx.Content
+	var shared *store.Content
+	for i, p := range ps {
+		out[i] = store.Piece{Data: p.Data, Offset: p.Offset, Length: p.Length}
+		if p.Shared == nil {
+			continue
+		}
+		if p.Shared != from {
+			from, shared = p.Shared, &store.Content{Sum: p.Shared.Sum, Size: p.Shared.Size, Data: p.Shared.Data}
+		}
+		out[i].Shared = shared
+	}
+	return out
 }
 
 func tooLarge(size, limit int64, server string) error {

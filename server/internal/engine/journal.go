@@ -13,6 +13,8 @@ import (
 // Journal is what the engine needs of the store.
 type Journal interface {
 	Enqueue(ctx context.Context, m *store.NewMail) (store.Enqueued, error)
+	EnqueueBatch(ctx context.Context, ms []*store.NewMail) ([]store.Enqueued, error)
+	EnqueueAll(ctx context.Context, ms []*store.NewMail) ([]store.Enqueued, error)
 	DueServers(ctx context.Context) ([]string, error)
 	Claim(ctx context.Context, r store.ReplicaID, server string, max int, above int16) ([]*store.Claimed, error)
 	LoadRaw(ctx context.Context, c *store.Claimed) ([]byte, error)
