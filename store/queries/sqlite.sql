@@ -15,7 +15,7 @@ insert into due (id, team, mail_server, priority, status, run_at, resume_at, own
 insert into term (term, mail_id) values (?, ?) on conflict do nothing;
 
 -- name: due_servers (read)
--- mail_server's primary key, then one probe of due_ready each
+-- due_ready: one probe for each mail server, of which there are few
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
 
