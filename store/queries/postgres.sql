@@ -34,7 +34,7 @@ with u as materialized (
 select id from m;
 
 -- name: due_servers (read)
--- mail_server's primary key, then one probe of due_ready each
+-- due_ready: one probe for each mail server, of which there are few
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= now());
 
@@ -97,7 +97,8 @@ select id from mk union all select id from up union all select id from ar;
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
 -- than the one that wrote the row.
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error,
   age(d.xmin) as lead
 from json_array_elements_text(?::json) j join due d on d.id = j.value::uuid join mail m on m.id = d.id
 where d.owner is null
@@ -199,7 +200,7 @@ delete from connection_slot where mail_server = ? and n = ? and replica = ?;
 insert into change (mail_id, status) select id, status from due where owner = ? and data_at is null;
 
 -- name: change_hold
--- due_server
+-- due_ready
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
 
 -- name: change_horizon (read)
@@ -211,11 +212,11 @@ select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
 select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;
 
 -- name: change_forget
--- primary key
+-- primary key; then each row where it lies, which never moves: a join would read the whole table
 with old as materialized (
-  select xid, seq, time from change order by xid, seq limit ?
+  select ctid as place, time from change order by xid, seq limit ?
 ), gone as (
-  delete from change c using old where c.xid = old.xid and c.seq = old.seq and old.time < now() - ? * interval '1 microsecond' returning c.xid, c.seq
+  delete from change where ctid = any (array(select place from old where time < now() - ? * interval '1 microsecond')) returning xid, seq
 ), last as (
   select xid, seq from gone order by xid desc, seq desc limit 1
 ), note as (

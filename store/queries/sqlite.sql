@@ -15,7 +15,7 @@ insert into due (id, team, mail_server, priority, status, run_at, resume_at, own
 insert into term (term, mail_id) values (?, ?) on conflict do nothing;
 
 -- name: due_servers (read)
--- mail_server's primary key, then one probe of due_ready each
+-- due_ready: one probe for each mail server, of which there are few
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
 
@@ -75,7 +75,8 @@ delete from due where id = ? and owner = ?;
 -- name: modify_lock
 -- primary keys; the one writer is the lock
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error
 from json_each(?) j join due d on d.id = j.value join mail m on m.id = d.id
 where d.owner is null;
 
