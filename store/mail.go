@@ -186,7 +186,7 @@ type SettleKind int
 
 const (
 	SettleMark     SettleKind = iota + 1 // the dot is about to leave: durable before it does
-	SettleProgress                       // results so far, keeps the claim, clears the mark
+	SettleProgress                       // results so far, keeps the claim, clears the mark; Status "" keeps what would be there without the claim
 	SettleArchive                        // finished: Status sent or cancelled; moves to the archive
 	SettlePark                           // stays in the due-out journal with Status, not claimable
 	SettleRetry                          // claimable again from RunAt on, with Status queued, deferred or partially_sent

@@ -182,3 +182,39 @@ func TestQuota(t *testing.T) {
 		}
 	})
 }
+
+// TestDeathBetweenTransactions: a mail whose owner goes after the first hundred recipients have it is partially sent, not queued.
+func TestDeathBetweenTransactions(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		m := newMail("ss")
+		enqueue(t, s, m)
+		r := register(t, s)
+		if cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(cs) != 1 {
+			t.Fatal(cs, err)
+		}
+		nothing := &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientRejected}, {Status: store.RecipientPending}}}
+		some := &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientAccepted}, {Status: store.RecipientPending}}}
+		for _, c := range []struct {
+			p      *store.Progress
+			status store.MailStatus // handed over
+			want   store.MailStatus // without its owner
+		}{{nothing, "", store.MailQueued}, {some, store.MailPartiallySent, store.MailPartiallySent}} {
+			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Kind: store.SettleProgress, Status: c.status, Progress: c.p}) {
+				t.Fatal("progress refused")
+			}
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != store.MailSending {
+				t.Fatalf("still its owner's: %+v %v", got, err)
+			}
+			if err := s.Unregister(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != c.want || got.DueTime == nil {
+				t.Fatalf("want %s: %+v %v", c.want, got, err)
+			}
+			r = register(t, s)
+			if cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(cs) != 1 {
+				t.Fatal(cs, err)
+			}
+		}
+	})
+}

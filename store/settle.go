@@ -174,7 +174,7 @@ func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUI
 			case SettleMark:
 				err = exec(st.ID, "settle_mark", now, st.ID, owner)
 			case SettleProgress:
-				err = exec(st.ID, "settle_progress", st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
+				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
 			case SettleArchive:
 				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, st.LastError, progress, st.ID, owner); err == nil && mine[st.ID] {
 					err = exec(st.ID, "settle_delete", st.ID, owner)

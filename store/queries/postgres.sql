@@ -77,7 +77,7 @@ with x as materialized (
 ), mk as (
   update due q set data_at = now() from x where q.id = x.id and q.owner = x.owner and x.k = 1 returning q.id
 ), up as (
-  update due q set status = case when x.k = 2 then q.status else x.status end,
+  update due q set status = case when x.k = 2 then coalesce(x.status, q.status) else x.status end,
     run_at = case when x.k = 2 then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
     owner = case when x.k = 2 then q.owner end, data_at = null, attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
     last_error = x.err

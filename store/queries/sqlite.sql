@@ -61,7 +61,7 @@ where id = ? and owner = ?;
 
 -- name: settle_progress
 -- primary key
-update due set data_at = null, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
+update due set data_at = null, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
 
 -- name: settle_archive
 -- primary key

@@ -178,11 +178,14 @@ func (j *job) step(positions []int, o smtpx.Outcome, now time.Time) step {
 	return stepOver
 }
 
-// progress records what is known between two transactions of one attempt.
+// progress records what is known between two transactions of one attempt. Should the process die now, the journal has to say that some of them have it.
 func (j *job) progress() *store.Settlement {
-	return &store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleProgress, Status: store.MailSending, Attempts: j.mail.Attempts,
-		PossibleDuplicate: j.mail.PossibleDuplicate,
-		Progress:          &store.Progress{Results: append([]store.RecipientResult(nil), j.results...), Attempts: j.mail.Progress.Attempts}}
+	s := &store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleProgress, Attempts: j.mail.Attempts, PossibleDuplicate: j.mail.PossibleDuplicate,
+		Progress: &store.Progress{Results: append([]store.RecipientResult(nil), j.results...), Attempts: j.mail.Progress.Attempts}}
+	if j.tally().accepted > 0 {
+		s.Status = store.MailPartiallySent
+	}
+	return s
 }
 
 // tally counts results by status; again are the unknown ones that policy sends to again.
