@@ -29,6 +29,7 @@ type job struct {
 	submitted bool   // it was handed to a session at least once
 	marked    bool   // the gate let a dot leave
 	over      bool   // it is settled, or lost
+	begun     bool   // it is recorded that this owner is at it
 	lost      bool   // the gate learned that the mail belongs to another replica
 	throttled string // the relay's words when it said that we are too fast; "" = it did not
 	weight    int64  // bytes taken from the engine's budget
@@ -216,7 +217,10 @@ func (j *job) tally() tally {
 // a person, rescued) has no caller who was told, so it is retried like any other. The settlement carries the whole new progress.
 func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp bool) (*store.Settlement, string) {
 	t := j.tally()
-	s := &store.Settlement{ID: j.mail.ID, Owner: j.owner, Attempts: j.mail.Attempts, PossibleDuplicate: j.mail.PossibleDuplicate}
+	s := &store.Settlement{ID: j.mail.ID, Owner: j.owner, Attempts: j.mail.Attempts, Crashes: j.mail.Crashes, PossibleDuplicate: j.mail.PossibleDuplicate}
+	if j.submitted {
+		s.Crashes = 0 // it was sent and nobody died of it
+	}
 	counted := j.counts || giveUp
 	if counted {
 		s.Attempts++

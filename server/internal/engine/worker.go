@@ -127,6 +127,15 @@ func (w *worker) flush(ctx context.Context) {
 
 // submit hands the next transaction of j over.
 func (w *worker) submit(ctx context.Context, j *job) {
+	if err := w.e.beginSuspect(ctx, j); err != nil {
+		j.fault = "record that it is being sent: " + err.Error()
+		w.finish(j)
+		return
+	}
+	if j.lost {
+		w.leaveIt(j)
+		return
+	}
 	if j.raw == nil {
 		err, poison := w.load(ctx, j)
 		if poison != nil {
@@ -171,10 +180,7 @@ func (w *worker) load(ctx context.Context, j *job) (err error, poison any) {
 // outcome takes the truth about one transaction.
 func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 	if j.lost {
-		j.over = true
-		w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.mail.ID)
-		w.e.unload(j)
-		w.d.jobs.settled(j)
+		w.leaveIt(j)
 		return
 	}
 	next := j.step(positions, o, w.e.now())
@@ -192,6 +198,14 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 	default:
 		w.finish(j)
 	}
+}
+
+// leaveIt leaves a mail to the replica that has taken it over.
+func (w *worker) leaveIt(j *job) {
+	j.over = true
+	w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.mail.ID)
+	w.e.unload(j)
+	w.d.jobs.settled(j)
 }
 
 // finish settles the mail.
