@@ -44,6 +44,8 @@ type drain struct {
 	least    int16 // priority that the last page went down to
 	waiting  []chan (<-chan struct{})
 
+	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
+
 	recording sync.WaitGroup // results handed over and not durable yet
 	hands     sync.WaitGroup // workers
 
@@ -52,7 +54,7 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	return &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), least: store.AnyPriority}
+	return &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), least: store.AnyPriority}
 }
 
 func (d *drain) total() delivery.Counts {

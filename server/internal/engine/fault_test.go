@@ -441,6 +441,73 @@ func TestSuspectIsRecorded(t *testing.T) {
 	}
 }
 
+// TestSuspectsGoAlone: mails that two owners died of are sent one after the other, so that a third death names one; all others go beside them.
+func TestSuspectsGoAlone(t *testing.T) {
+	var suspects sync.Map
+	var now, most atomic.Int64
+	relay := (&smtpxtest.Server{Delay: 2 * time.Millisecond, On: func(c smtpxtest.Command) *smtpxtest.Action {
+		_, suspect := suspects.Load(strings.TrimSuffix(strings.TrimPrefix(c.Arg, "TO:<"), ">"))
+		switch {
+		case c.Verb == "RCPT" && suspect:
+			if n := now.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+		case c.Verb == "DOT" && strings.Contains(c.Arg, "suspect"):
+			now.Add(-1)
+		}
+		return nil
+	}}).Start(t)
+	var all []*store.NewMail
+	r := newRig(t, storetest.SQLiteDSN(t), func(st *store.Store) engine.Journal {
+		before := &rig{t: t, store: st}
+		s := before.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
+		for i := range 20 {
+			m := newMail(s, store.KindBulk, fmt.Sprintf("s%d@y.example", i))
+			m.Raw[0].Data = append(m.Raw[0].Data, "suspect\r\n"...)
+			m.SizeBytes = int64(len(m.Raw[0].Data))
+			suspects.Store(m.Recipients[0].Mailbox, true)
+			all = append(all, m)
+		}
+		before.queue(s, all...)
+		for death := range 2 {
+			dead, err := st.Register(ctx(t), "dies", time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cs, err := st.Claim(ctx(t), dead, "bulk", 50, store.AnyPriority)
+			if err != nil || len(cs) != len(all) {
+				t.Fatalf("%d %v", len(cs), err)
+			}
+			for _, c := range cs {
+				if a := <-st.Settle(&store.Settlement{ID: c.ID, Owner: dead, Kind: store.SettleBegin, Crashes: death + 1}); a.Err != nil || !a.Mine {
+					t.Fatalf("%+v", a)
+				}
+			}
+			next, err := st.Register(ctx(t), "rescues", time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := st.Recover(ctx(t), next, 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 200 {
+			all = append(all, newMail(s, store.KindBulk, "u@y.example"))
+		}
+		before.queue(s, all[20:]...)
+		return st
+	})
+	r.batch("")
+	for _, m := range all {
+		if got := r.mail(m.ID); got.Status != store.MailSent {
+			t.Errorf("%s %q", got.Status, got.LastError)
+		}
+	}
+	if most.Load() != 1 || relay.Conns() < 2 {
+		t.Errorf("%d suspects at once over %d connections", most.Load(), relay.Conns())
+	}
+}
+
 // TestHungAndCancelled (F24): after 1,000 hung sends and 1,000 cancelled ones goroutines and descriptors are where they were.
 func TestHungAndCancelled(t *testing.T) {
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {

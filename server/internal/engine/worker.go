@@ -127,6 +127,22 @@ func (w *worker) flush(ctx context.Context) {
 
 // submit hands the next transaction of j over.
 func (w *worker) submit(ctx context.Context, j *job) {
+	if j.mail.Crashes >= poisonCrashes-1 {
+		// Alone among its like, so that the next death names the one and not all that happened to be under way.
+		w.flush(ctx)
+		if w.session == nil {
+			w.again = append(w.again, j)
+			return
+		}
+		select {
+		case w.d.isolate <- true:
+		case <-ctx.Done():
+			w.finish(j)
+			return
+		}
+		defer func() { <-w.d.isolate }()
+		defer w.flush(ctx)
+	}
 	if err := w.e.beginSuspect(ctx, j); err != nil {
 		j.fault = "record that it is being sent: " + err.Error()
 		w.finish(j)
