@@ -54,14 +54,18 @@ from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id left
 -- primary key
 update due set data_at = ? where id = ? and owner = ?;
 
+-- name: settle_begin
+-- primary key
+update due set crashes = ? where id = ? and owner = ?;
+
 -- name: settle_update
 -- primary key
-update due set status = ?, run_at = ?, owner = null, data_at = null, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
+update due set status = ?, run_at = ?, owner = null, data_at = null, crashes = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
 where id = ? and owner = ?;
 
 -- name: settle_progress
 -- primary key
-update due set data_at = null, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
+update due set data_at = null, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
 
 -- name: settle_archive
 -- primary key
@@ -110,12 +114,12 @@ update replica set alive_until = 0 where alive_until < ? and alive_until > 0;
 
 -- name: recover_unmarked
 -- due_owner
-update due set owner = null, crashes = crashes + 1
+update due set owner = null, crashes = max(crashes, 1)
 where data_at is null and owner in (select id from replica where alive_until = 0);
 
 -- name: recover_marked
 -- due_owner
-update due set owner = ?, crashes = crashes + 1 where id in (
+update due set owner = ?, crashes = max(crashes, 1) where id in (
   select id from due where data_at is not null and owner in (select id from replica where alive_until = 0) limit ?)
 returning id;
 

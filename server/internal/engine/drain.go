@@ -52,6 +52,8 @@ type drain struct {
 	least    int16 // priority that the last page went down to
 	waiting  []chan (<-chan struct{})
 
+	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
+
 	recording sync.WaitGroup // results handed over and not durable yet
 	hands     sync.WaitGroup // workers
 
@@ -60,7 +62,7 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	d := &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), least: store.AnyPriority}
+	d := &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), least: store.AnyPriority}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }

@@ -257,6 +257,22 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 	return nil
 }
 
+// beginSuspect records that this owner is about to handle a mail whose owner died before, so that its own death would count. Of all the mails that a dead
+// process held, only those that it was at can have killed it; the first death cannot tell them apart.
+func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
+	if j.mail.Crashes == 0 || j.begun {
+		return nil
+	}
+	select {
+	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleBegin, Crashes: j.mail.Crashes + 1}):
+		j.lost = a.Err == nil && !a.Mine
+		j.begun = a.Err == nil && a.Mine
+		return a.Err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (e *Engine) maxConnections(s *store.MailServer) int {
 	if n := int(s.Limits.MaxConnections); n > 0 {
 		return n
