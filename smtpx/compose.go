@@ -191,26 +191,58 @@ func (c *composer) body(mediaType, s string) part {
 				return
 			}
 		}
-		high := 0
-		for i := range len(s) {
-			if s[i] >= 0x80 {
-				high++
+		s = lfLines(s)
+		high, plain := look(s)
+		if plain {
+			f.add("Content-Transfer-Encoding", "7bit")
+			begin(f)
+			c.buf.WriteString(strings.ReplaceAll(s, "\n", "\r\n"))
+			if !strings.HasSuffix(s, "\n") {
+				c.buf.WriteString("\r\n")
 			}
+			return
 		}
 		if high > len(s)/4 {
 			f.add("Content-Transfer-Encoding", "base64")
 			begin(f)
-			c.base64(&c.buf, []byte(strings.ReplaceAll(lfLines(s), "\n", "\r\n")))
+			c.base64(&c.buf, []byte(strings.ReplaceAll(s, "\n", "\r\n")))
 			return
 		}
 		f.add("Content-Transfer-Encoding", "quoted-printable")
 		begin(f)
-		s = lfLines(s)
 		c.write(writeQuoted(&c.buf, s))
 		if !strings.HasSuffix(s, "\n") {
 			c.buf.WriteString("\r\n")
 		}
 	}
+}
+
+// look counts the octets beyond ASCII of a text with LF line ends, and says whether it may go as it is: ASCII in lines of at most 76 characters, in which nothing stands that relays
+// are known to change (a blank at the end of a line, "From " at its beginning) or that could be taken for a boundary.
+func look(s string) (high int, plain bool) {
+	plain = s != ""
+	from := 0 // of the line
+	for i := range len(s) {
+		switch b := s[i]; {
+		case b >= 0x80:
+			high++
+			plain = false
+		case b == '\n':
+			if i > from && (s[i-1] == ' ' || s[i-1] == '\t') {
+				plain = false
+			}
+			from = i + 1
+		case b < ' ' && b != '\t' || b == 0x7f,
+			i-from >= base64Line/3*4,
+			b == '_' && i > from && s[i-1] == '=',
+			b == ' ' && i == from+4 && s[from:i] == "From":
+			plain = false
+		}
+	}
+	if n := len(s); n > from && (s[n-1] == ' ' || s[n-1] == '\t') {
+		plain = false
+	}
+	return high, plain
 }
 
 // writeQuoted encodes text whose lines end in LF; the library's writer drops an LF some way behind a bare CR. A last line without an end stays so.
