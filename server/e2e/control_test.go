@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"slices"
 	"strings"
@@ -86,43 +85,6 @@ func (s *service) resolve(id string, word pb.Resolution, reason string, recipien
 		s.t.Fatal(err)
 	}
 	return r.Mail
-}
-
-// audits counts the rows of the audit log that an rpc wrote for a reason; target "" is any.
-func (s *service) audits(action, target, reason string) int {
-	s.t.Helper()
-	return s.count("select count(*) from audit where action = $1 and reason = $2 and ($3 = '' or target = $3)", action, reason, target)
-}
-
-// database opens the service's own, to look at what no call shows.
-func (s *service) database() *sql.DB {
-	s.t.Helper()
-	var driver, name string
-	for _, a := range s.args {
-		if dsn, is := strings.CutPrefix(a, "--database="); is {
-			driver, name = "postgres", dsn
-			if path, is := strings.CutPrefix(dsn, "sqlite:"); is {
-				driver, name = "sqlite", path
-			}
-		}
-	}
-	db, err := sql.Open(driver, name)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return db
-}
-
-// count asks the database for a number.
-func (s *service) count(query string, args ...any) int {
-	s.t.Helper()
-	db := s.database()
-	defer db.Close()
-	var n int
-	if err := db.QueryRow(query, args...).Scan(&n); err != nil {
-		s.t.Fatal(err)
-	}
-	return n
 }
 
 func states(m *pb.Mail) string {

@@ -179,29 +179,6 @@ func TestUploadOwner(t *testing.T) {
 	})
 }
 
-// expire makes an upload expire at a time from now.
-func (s *service) expire(upload string, from time.Duration) {
-	s.t.Helper()
-	db := s.database()
-	defer db.Close()
-	res, err := db.Exec("update upload set expire_time = $1 where id = $2", s.instant(from), upload)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if n, err := res.RowsAffected(); n != 1 || err != nil {
-		s.t.Fatal(n, err)
-	}
-}
-
-// instant is a time from now as the database keeps times.
-func (s *service) instant(from time.Duration) any {
-	at := time.Now().Add(from).UTC()
-	if slices.ContainsFunc(s.args, func(a string) bool { return strings.HasPrefix(a, "--database=sqlite:") }) {
-		return at.UnixMicro()
-	}
-	return at
-}
-
 // TestUploadRequestID: the same request_id with the same file is the same upload.
 func TestUploadRequestID(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
