@@ -147,5 +147,5 @@ delete from upload where expire_time <= ?;
 
 -- name: mail_copy (read)
 -- primary key
-select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, recipients, labels, raw, layout
+select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
 from mail where id = ?;
