@@ -42,6 +42,8 @@ func (e *Engine) batchLoop(ctx context.Context, due []string) {
 		if wait <= 0 {
 			wait = restlessPoll/2 + rand.N(restlessPoll/2)
 			wake = e.wake
+		} else {
+			e.nextPass.Store(e.now().Add(wait).UnixNano())
 		}
 		t := time.NewTimer(wait)
 		select {

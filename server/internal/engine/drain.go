@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +18,8 @@ const (
 	pageBytes  = 16 << 20 // what a page of claimed mails may weigh in memory, judged by the page before
 	perWorker  = 4        // claimed mails a connection should at least have to be worth opening
 	claimRetry = time.Second
+	// deepest is how many mails may wait in memory for a fast relay; a slower one gets what it takes in two seconds, so that replicas and teams go on sharing.
+	deepest = 20000
 )
 
 // drain sends everything that is due at one mail server. The feeder claims pages and hands them to workers; each worker owns a session.
@@ -168,7 +172,7 @@ func (d *drain) pass() <-chan (<-chan struct{}) {
 func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func(*job) bool) {
 	d.note(delivery.Counts{Claimed: len(claimed)})
 	now := d.e.now()
-	for _, c := range claimed {
+	for _, c := range takeTurns(claimed) {
 		j := newJob(c, owner, now)
 		if d.setAside(j, now) {
 			continue
@@ -179,6 +183,26 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 		}
 	}
 	d.staff()
+}
+
+// takeTurns orders a page so that within each priority the teams take turns, each with its mails as they are due: at a slow relay a page lasts long.
+func takeTurns(page []*store.Claimed) []*store.Claimed {
+	type lane struct {
+		team     string
+		priority int16
+	}
+	turn, turns := map[lane]int{}, make(map[*store.Claimed]int, len(page))
+	for _, c := range page {
+		l := lane{c.Team, c.Priority}
+		turns[c] = turn[l]
+		turn[l]++
+	}
+	if len(turn) > 1 {
+		slices.SortStableFunc(page, func(a, b *store.Claimed) int {
+			return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(turns[a], turns[b]))
+		})
+	}
+	return page
 }
 
 // express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.
@@ -199,7 +223,7 @@ func (d *drain) express(ctx context.Context) {
 		return // the feeder meets the same fault and tells
 	}
 	d.unused(want - len(claimed))
-	d.accept(claimed, owner, d.jobs.putFirst)
+	d.accept(claimed, owner, d.jobs.putNow)
 }
 
 // staff hires workers by the backlog.
@@ -247,6 +271,7 @@ const (
 func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 	t := time.NewTicker(hireEvery)
 	defer t.Stop()
+	var before delivery.Counts
 	for {
 		select {
 		case <-over:
@@ -255,6 +280,9 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 			return
 		case <-t.C:
 		}
+		now := d.total()
+		d.jobs.setHandRoom(min(deepest, max(fullPage, 2*now.Since(before).Claimed)))
+		before = now
 		if d.jobs.len() == 0 {
 			continue
 		}

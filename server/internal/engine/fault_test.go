@@ -197,6 +197,37 @@ func TestGoingAway(t *testing.T) {
 	}
 }
 
+// TestGoneBehindIdleSessions: a relay that goes away while php-mode sessions to it lie idle is down, not short of connections: its breaker opens at once,
+// and neither a pass nor a stop waits until those sessions are swept.
+func TestGoneBehindIdleSessions(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := r.server("now", store.ModePHP, relay, store.Limits{MaxConnections: 2})
+	if done, err := r.send(ctx(t), s, newMail(s, store.KindOther, "a@y.example")); err != nil || done.Status != store.MailSent {
+		t.Fatalf("%+v %v", done, err)
+	}
+	relay.Close()
+	var ms []*store.NewMail
+	for range 20 {
+		ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+	}
+	r.queue(s, ms...)
+	began := time.Now()
+	if c := r.batch(""); c.Released != 20 {
+		t.Errorf("%+v", c)
+	}
+	took := time.Since(began)
+	if bs, err := r.store.Breakers(ctx(t)); err != nil || bs["now"] == nil || bs["now"].Failures != 1 {
+		t.Errorf("%+v %v", bs["now"], err)
+	}
+	if took > idleSweep/2 {
+		t.Errorf("the pass took %v", took)
+	}
+	t.Logf("F21 pass_at_a_relay_gone=%v", took.Round(time.Millisecond))
+}
+
+const idleSweep = 20 * time.Second // after which an idle session is closed anyhow
+
 // TestNoMarkNoDot (F14): while the mark cannot be written no dot leaves; when it can be again everything is sent once, without a restart.
 func TestNoMarkNoDot(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)

@@ -37,8 +37,12 @@ func (w *worker) run(ctx context.Context) {
 				return
 			}
 		}
-		if !j.submitted && (w.e.isStopping() || w.d.broken()) {
-			w.d.release(j)
+		if w.e.isStopping() || w.d.broken() {
+			if j.submitted {
+				w.finish(j) // its attempt has begun: what is decided counts
+			} else {
+				w.d.release(j)
+			}
 			continue
 		}
 		if !w.open(ctx, j) {
