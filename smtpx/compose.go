@@ -16,57 +16,45 @@ import (
 	"github.com/emersion/go-message/textproto"
 )
 
-// Piece is a run of a raw message. A shareable piece depends on nothing but the content of one attachment, so equal attachments give equal pieces in
-// every mail and can be stored once.
-type Piece struct {
-	Data      []byte
-	Shareable bool
-}
-
-// Join is the whole raw message.
-func Join(ps []Piece) []byte {
-	if len(ps) == 1 {
-		return ps[0].Data
-	}
-	n := 0
-	for _, p := range ps {
-		n += len(p.Data)
-	}
-	b := make([]byte, 0, n)
-	for _, p := range ps {
-		b = append(b, p.Data...)
-	}
-	return b
-}
-
 // Compose makes the raw message (RFC 5322, RFC 2045-2047, 2183, 2231, 2387): headers in a fixed order, CRLF line ends, no line over 998 octets, only
 // ASCII unless an address needs SMTPUTF8. The same Message gives the same bytes. It expects a message without violations.
 func Compose(m *Message) ([]Piece, error) {
-	c := &composer{m: m}
+	c := &composer{m: m, seed: sha256.Sum256([]byte(m.MessageID))}
 	c.buf.Grow(len(m.Text) + len(m.Text)/8 + len(m.HTML) + len(m.HTML)/8 + 2048)
-	h := c.topHeader()
-	c.structure(&h)
+	c.structure()(c.topHeader(), func(f fields) { c.write(textproto.WriteHeader(&c.buf, f.header())) })
 	if c.err != nil {
 		return nil, fmt.Errorf("compose: %w", c.err)
 	}
-	c.cut(false)
-	return c.pieces, nil
+	var ps []Piece
+	raw, from := c.buf.Bytes(), 0
+	for _, s := range c.stops {
+		if s.at > from {
+			ps = append(ps, Piece{Data: raw[from:s.at:s.at]})
+		}
+		ps = append(ps, s.shared.whole())
+		from = s.at
+	}
+	return append(ps, Piece{Data: raw[from:]}), nil
 }
+
+// whole is the piece that is all of the content.
+func (c *Content) whole() Piece { return Piece{Shared: c, Length: c.Size} }
 
 type composer struct {
 	m      *Message
+	seed   [sha256.Size]byte // of the boundaries
+	vary   bool              // text and html have variables
 	buf    bytes.Buffer
-	pieces []Piece
+	stops  []stop
 	bounds int
 	err    error
 }
 
-// cut ends the current piece.
-func (c *composer) cut(shareable bool) {
-	if c.buf.Len() > 0 {
-		c.pieces = append(c.pieces, Piece{Data: bytes.Clone(c.buf.Bytes()), Shareable: shareable})
-		c.buf.Reset()
-	}
+// stop is a place in the composer's bytes where something stands that is not among them: shared content or, in a template, a variable.
+type stop struct {
+	at     int
+	shared *Content
+	hole   *hole
 }
 
 // fields is a header in the order it is written.
@@ -89,9 +77,20 @@ func (f fields) header() textproto.Header {
 }
 
 func (c *composer) topHeader() fields {
-	m := c.m
-	var f fields
-	f.add("Date", m.Date.Format("Mon, 02 Jan 2006 15:04:05 -0700"))
+	f := c.m.ownFields()
+	f.add("MIME-Version", "1.0")
+	for _, k := range sortedKeys(c.m.Headers) {
+		f.add(k, encodeText(c.m.Headers[k]))
+	}
+	return f
+}
+
+const dateLayout = "Mon, 02 Jan 2006 15:04:05 -0700"
+
+// ownFields are the header fields that differ from mail to mail. Reissue relies on where Date and Message-ID stand.
+func (m *Message) ownFields() fields {
+	f := make(fields, 0, 12)
+	f.add("Date", m.Date.Format(dateLayout))
 	f.add("From", m.From.header())
 	if len(m.To) > 0 {
 		f.add("To", addressList(m.To))
@@ -106,10 +105,6 @@ func (c *composer) topHeader() fields {
 	}
 	f.add("Subject", encodeText(m.Subject))
 	f.add("Message-ID", "<"+m.MessageID+">")
-	f.add("MIME-Version", "1.0")
-	for _, k := range sortedKeys(m.Headers) {
-		f.add(k, encodeText(m.Headers[k]))
-	}
 	return f
 }
 
@@ -121,8 +116,8 @@ func addressList(as []Address) string {
 	return strings.Join(hs, ", ")
 }
 
-// structure writes header and body: mixed(related(alternative(text, html), inline...), files...), leaving out every level with one part.
-func (c *composer) structure(top *fields) {
+// structure is the whole body: mixed(related(alternative(text, html), inline...), files...), leaving out every level with one part.
+func (c *composer) structure() part {
 	var inline, files []Attachment
 	for _, a := range c.m.Attachments {
 		if a.ContentID != "" {
@@ -138,7 +133,7 @@ func (c *composer) structure(top *fields) {
 	if len(files) > 0 {
 		body = c.withFiles("mixed", body, files)
 	}
-	body(*top, func(f fields) { c.write(textproto.WriteHeader(&c.buf, f.header())) })
+	return body
 }
 
 // A part writes itself: begin writes the header it got, completed with the part's own fields.
@@ -168,8 +163,7 @@ func (c *composer) withFiles(kind string, first part, files []Attachment) part {
 // multipart writes parts between boundaries. "=_" cannot occur in quoted-printable or base64, so the boundary cannot occur in a part.
 func (c *composer) multipart(kind string, parts ...part) part {
 	return func(f fields, begin func(fields)) {
-		sum := sha256.Sum256([]byte(c.m.MessageID))
-		boundary := fmt.Sprintf("=_%s-%d", hex.EncodeToString(sum[:12]), c.bounds)
+		boundary := fmt.Sprintf("=_%s-%d", hex.EncodeToString(c.seed[:12]), c.bounds)
 		c.bounds++
 		f.add("Content-Type", `multipart/`+kind+`; boundary="`+boundary+`"`)
 		begin(f)
@@ -185,10 +179,18 @@ func (c *composer) multipart(kind string, parts ...part) part {
 	}
 }
 
-// body is a text part: quoted-printable, or base64 where that is shorter.
+// body is a text part: quoted-printable, or base64 where that is shorter. With variables it is always quoted-printable, which can be cut anywhere.
 func (c *composer) body(mediaType, s string) part {
 	return func(f fields, begin func(fields)) {
 		f.add("Content-Type", mediaType+"; charset=utf-8")
+		if c.vary {
+			if runs, _ := cutVariables(s); len(runs) > 1 || len(runs) == 1 && runs[0].name != "" {
+				f.add("Content-Transfer-Encoding", "quoted-printable")
+				begin(f)
+				c.varied(runs, mediaType == "text/html")
+				return
+			}
+		}
 		high := 0
 		for i := range len(s) {
 			if s[i] >= 0x80 {
@@ -198,19 +200,26 @@ func (c *composer) body(mediaType, s string) part {
 		if high > len(s)/4 {
 			f.add("Content-Transfer-Encoding", "base64")
 			begin(f)
-			c.base64([]byte(crlfLines(s)))
+			c.base64(&c.buf, []byte(strings.ReplaceAll(lfLines(s), "\n", "\r\n")))
 			return
 		}
 		f.add("Content-Transfer-Encoding", "quoted-printable")
 		begin(f)
-		w := quotedprintable.NewWriter(&c.buf)
-		_, err := io.WriteString(w, s)
-		c.write(err)
-		c.write(w.Close())
-		if !strings.HasSuffix(s, "\n") && !strings.HasSuffix(s, "\r") {
+		s = lfLines(s)
+		c.write(writeQuoted(&c.buf, s))
+		if !strings.HasSuffix(s, "\n") {
 			c.buf.WriteString("\r\n")
 		}
 	}
+}
+
+// writeQuoted encodes text whose lines end in LF; the library's writer drops an LF some way behind a bare CR. A last line without an end stays so.
+func writeQuoted(w io.Writer, s string) error {
+	q := quotedprintable.NewWriter(w)
+	if _, err := io.WriteString(q, s); err != nil {
+		return err
+	}
+	return q.Close()
 }
 
 func (c *composer) attachment(a Attachment) part {
@@ -228,13 +237,25 @@ func (c *composer) attachment(a Attachment) part {
 			f.add("Content-ID", "<"+a.ContentID+">")
 		}
 		begin(f)
-		if base64.StdEncoding.EncodedLen(len(a.Content)) >= shareFrom {
-			c.cut(false)
-			c.base64(a.Content)
-			c.cut(true)
-			return
+		size := EncodedSize(int64(len(a.Content)))
+		switch {
+		case a.Stored != nil:
+			c.share(a.Stored)
+		case size >= shareFrom:
+			encoded := bytes.NewBuffer(make([]byte, 0, size))
+			c.base64(encoded, a.Content)
+			c.share(NewContent(encoded.Bytes()))
+		default:
+			c.buf.Grow(int(size))
+			c.base64(&c.buf, a.Content)
 		}
-		c.base64(a.Content)
+	}
+}
+
+// share puts shared content in.
+func (c *composer) share(s *Content) {
+	if s.Size > 0 {
+		c.stops = append(c.stops, stop{at: c.buf.Len(), shared: s})
 	}
 }
 
@@ -244,26 +265,18 @@ func (c *composer) write(err error) {
 	}
 }
 
-const base64Line = 57 // octets of content in a line of 76
-
-func (c *composer) base64(b []byte) {
-	c.buf.Grow(len(b)/base64Line*78 + 80)
-	var line [80]byte
-	for len(b) > 0 {
-		n := min(base64Line, len(b))
-		l := base64.StdEncoding.EncodedLen(n)
-		base64.StdEncoding.Encode(line[:], b[:n])
-		line[l], line[l+1] = '\r', '\n'
-		c.buf.Write(line[:l+2])
-		b = b[n:]
-	}
+func (c *composer) base64(w io.Writer, b []byte) {
+	e := NewAttachmentEncoder(w)
+	_, _ = e.Write(b) // Close says it again
+	c.write(e.Close())
 }
 
-// crlfLines makes every line end CRLF.
-func crlfLines(s string) string {
-	s = strings.ReplaceAll(s, "\r\n", "\n")
-	s = strings.ReplaceAll(s, "\r", "\n")
-	return strings.ReplaceAll(s, "\n", "\r\n")
+// lfLines makes every line end LF.
+func lfLines(s string) string {
+	if !strings.Contains(s, "\r") {
+		return s
+	}
+	return strings.ReplaceAll(strings.ReplaceAll(s, "\r\n", "\n"), "\r", "\n")
 }
 
 // encodeText is a header value: as it is where every reader takes it so, else in encoded words (RFC 2047).

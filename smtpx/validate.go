@@ -20,6 +20,7 @@ type Attachment struct {
 	ContentType string // "" = by the file name's ending
 	ContentID   string
 	Content     []byte
+	Stored      *Content // in place of Content: what the AttachmentEncoder made of it, from an upload
 }
 
 // Message is what Compose makes a raw message of. MessageID (without <>) and Date are given, so that composing twice gives the same bytes.
@@ -80,7 +81,7 @@ func (m *Message) Validate() []Violation {
 	}
 	seen := map[string]string{}
 	for _, name := range sortedKeys(m.Headers) {
-		field := "headers[" + strings.ToValidUTF8(strings.Map(dropControl, name[:min(len(name), 80)]), "?") + "]"
+		field := "headers[" + fieldKey(name) + "]"
 		canon := textproto.CanonicalMIMEHeaderKey(name)
 		switch {
 		case !headerName.MatchString(name):
@@ -130,6 +131,11 @@ func (m *Message) Validate() []Violation {
 		}
 	}
 	return vs
+}
+
+// fieldKey is a name of the caller's that a field path can hold.
+func fieldKey(name string) string {
+	return strings.ToValidUTF8(strings.Map(dropControl, name[:min(len(name), 80)]), "?")
 }
 
 func dropControl(r rune) rune {

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -17,77 +19,142 @@ import (
 // chunkBytes is the size of a stored piece of shared content: large enough to be fast, small enough that a 25 MiB file costs little memory.
 const chunkBytes = 512 << 10
 
-// segment is one run of a raw message: n bytes of mail.raw, or shared content.
+// segment is one run of a raw message: n bytes of mail.raw, or of shared content from an offset on.
 type segment struct {
-	Bytes int    `json:"n"`
-	Hash  string `json:"h,omitempty"`
+	Bytes  int    `json:"n"`
+	Hash   string `json:"h,omitempty"` // of the content; "=" is that of the last segment that had one
+	Offset int    `json:"o,omitempty"`
 }
 
-// splitRaw is what mail.raw and mail.layout hold. No layout: raw is the whole message.
-func splitRaw(m *NewMail) (inline []byte, layout json.RawMessage) {
-	if len(m.Raw) == 1 && !m.Raw[0].Shareable {
-		return m.Raw[0].Data, nil
+const sameContent = "="
+
+// pack makes what mail.raw and mail.layout hold of the pieces. No layout: raw is the whole message.
+func (m *NewMail) pack() {
+	if m.inline != nil {
+		return
+	}
+	if len(m.Raw) == 1 && m.Raw[0].Shared == nil {
+		m.inline = m.Raw[0].Data
+		return
+	}
+	segs := make([]segment, len(m.Raw))
+	n := 0
+	for _, p := range m.Raw {
+		n += len(p.Data)
+	}
+	inline := make([]byte, 0, n)
+	var last *Content
+	for i, p := range m.Raw {
+		if p.Shared == nil {
+			segs[i].Bytes = len(p.Data)
+			inline = append(inline, p.Data...)
+			continue
+		}
+		segs[i] = segment{p.Length, sameContent, p.Offset}
+		if p.Shared != last {
+			segs[i].Hash = hex.EncodeToString(p.Shared.Sum[:])
+			last = p.Shared
+		}
+	}
+	m.inline = inline
+	if last != nil {
+		m.layout, _ = json.Marshal(segs) // plain structs always can be
+	}
+}
+
+// unpack is the pieces of a stored message, shared content known by its sum only.
+func unpack(inline, layout []byte) ([]Piece, error) {
+	if len(layout) == 0 {
+		return []Piece{{Data: inline}}, nil
 	}
 	var segs []segment
-	shared := false
-	for _, p := range m.Raw {
-		sg := segment{Bytes: len(p.Data)}
-		if p.Shareable {
-			sum := sha256.Sum256(p.Data)
-			sg.Hash = hex.EncodeToString(sum[:])
-			shared = true
-		} else {
-			inline = append(inline, p.Data...)
+	if err := json.Unmarshal(layout, &segs); err != nil {
+		return nil, err
+	}
+	ps := make([]Piece, len(segs))
+	var last *Content
+	for i, sg := range segs {
+		if sg.Hash == "" {
+			if sg.Bytes > len(inline) {
+				return nil, fmt.Errorf("the stored message is %d bytes short", sg.Bytes-len(inline))
+			}
+			ps[i].Data, inline = inline[:sg.Bytes], inline[sg.Bytes:]
+			continue
 		}
-		segs = append(segs, sg)
+		if sg.Hash != sameContent {
+			b, err := hex.DecodeString(sg.Hash)
+			if err != nil || len(b) != 32 {
+				return nil, fmt.Errorf("bad content hash %q", sg.Hash)
+			}
+			last = &Content{Sum: [32]byte(b)}
+		}
+		ps[i] = Piece{Shared: last, Offset: sg.Offset, Length: sg.Bytes}
 	}
-	if shared {
-		layout, _ = json.Marshal(segs) // plain structs always can be
-	}
-	return inline, layout
+	return ps, nil
 }
 
-// shareContent stores a mail's shareable pieces that are not there yet, and marks the others as used today, before the mail refers to them. Clean-up
-// leaves alone what was touched within three days, so it cannot race with this.
+// shareContent stores a mail's shared content that is not there yet, and marks the rest as used today, before the mail refers to it. Clean-up leaves alone
+// what was touched within three days, so it cannot race with this.
 func (s *Store) shareContent(ctx context.Context, m *NewMail) error {
+	var last *Content
 	for _, p := range m.Raw {
-		if !p.Shareable {
+		c := p.Shared
+		if c == nil || c == last {
 			continue
 		}
-		sum := sha256.Sum256(p.Data)
-		if s.cache.touchedToday(sum, s.now()) {
+		last = c
+		if s.cache.touchedToday(c.Sum, s.now()) {
 			continue
 		}
-		if err := s.putContent(ctx, sum, p.Data); err != nil {
+		if err := s.putContent(ctx, c.Sum, c.Size, c.Data, true); err != nil {
 			return fmt.Errorf("store shared content: %w", err)
 		}
-		s.cache.touch(sum, s.now())
+		s.cache.touch(c.Sum, s.now())
 	}
 	return nil
 }
 
-func (s *Store) putContent(ctx context.Context, sum [32]byte, data []byte) error {
-	now := s.now()
-	today := s.day(now)
-	return s.tx(ctx, func(tx *sqlx.Tx) error {
-		res, err := s.q.in(ctx, tx, "content_insert").ExecContext(ctx, sum[:], len(data), today)
+// ErrContentGone: a mail refers to content that is not stored, and brings no bytes of it.
+var ErrContentGone = errors.New("shared content is not stored")
+
+// putContent stores content, or marks it as touched today where it is there; used: a mail refers to it. data may be nil for content that has to be there.
+func (s *Store) putContent(ctx context.Context, sum [32]byte, size int, data []byte, used bool) error {
+	return s.tx(ctx, func(tx *sqlx.Tx) error { return s.putContentTx(ctx, tx, sum, size, data, used) })
+}
+
+func (s *Store) putContentTx(ctx context.Context, tx *sqlx.Tx, sum [32]byte, size int, data []byte, used bool) error {
+	today := s.day(s.now())
+	exec := func(name string, args ...any) (bool, error) {
+		res, err := s.q.in(ctx, tx, name).ExecContext(ctx, args...)
+		if err != nil {
+			return false, err
+		}
+		n, err := res.RowsAffected()
+		return n > 0, err
+	}
+	// Clean-up may take it away between the two: then the other one succeeds.
+	for range 3 {
+		if touched, err := exec("content_touch", today, used, sum[:]); touched || err != nil {
+			return err
+		}
+		if data == nil {
+			return ErrContentGone
+		}
+		inserted, err := exec("content_insert", sum[:], size, today, used)
 		if err != nil {
 			return err
 		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			if err == nil {
-				_, err = s.q.in(ctx, tx, "content_touch").ExecContext(ctx, today, sum[:], today)
-			}
-			return err
+		if !inserted {
+			continue
 		}
 		for n := 0; n*chunkBytes < len(data); n++ {
-			chunk := data[n*chunkBytes : min((n+1)*chunkBytes, len(data))]
-			if _, err := s.q.in(ctx, tx, "chunk_insert").ExecContext(ctx, sum[:], n, chunk); err != nil {
+			if _, err := exec("chunk_insert", sum[:], n, data[n*chunkBytes:min((n+1)*chunkBytes, len(data))]); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
+	}
+	return fmt.Errorf("content %x comes and goes", sum[:6])
 }
 
 // day is a date: a real one on PostgreSQL, days since 1970 on SQLite.
@@ -98,7 +165,7 @@ func (s *Store) day(t time.Time) any {
 	return t.UTC().Format(time.DateOnly)
 }
 
-// content reads shared content through the cache.
+// content reads shared content through the cache; many who want the same at once read it once.
 func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
 	b, err := hex.DecodeString(hash)
 	if err != nil || len(b) != 32 {
@@ -108,19 +175,22 @@ func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
 	if d, ok := s.cache.get(sum); ok {
 		return d, nil
 	}
-	var chunks [][]byte
-	if err := s.q.get("content_chunks").SelectContext(ctx, &chunks, sum[:]); err != nil {
-		return nil, s.fault(err)
+	d, err, _ := s.reading.Do(hash, func() (any, error) {
+		var chunks [][]byte
+		if err := s.q.get("content_chunks").SelectContext(ctx, &chunks, sum[:]); err != nil {
+			return nil, s.fault(err)
+		}
+		data := bytes.Join(chunks, nil)
+		if sha256.Sum256(data) != sum {
+			return nil, fmt.Errorf("content %s is missing or damaged", hash[:12])
+		}
+		s.cache.put(sum, data)
+		return data, nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	var data []byte
-	for _, c := range chunks {
-		data = append(data, c...)
-	}
-	if sha256.Sum256(data) != sum {
-		return nil, fmt.Errorf("content %s is missing or damaged", hash[:12])
-	}
-	s.cache.put(sum, data)
-	return data, nil
+	return d.([]byte), nil
 }
 
 func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) error) error {
@@ -131,23 +201,28 @@ func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) 
 	if err := json.Unmarshal(layout, &segs); err != nil {
 		return err
 	}
+	var shared []byte
 	for _, sg := range segs {
-		if sg.Hash == "" {
-			if sg.Bytes > len(inline) {
-				return fmt.Errorf("the stored message is %d bytes short", sg.Bytes-len(inline))
-			}
-			if err := w(inline[:sg.Bytes]); err != nil {
+		from, offset := shared, sg.Offset
+		switch sg.Hash {
+		case "":
+			from, offset = inline, 0
+		case sameContent:
+		default:
+			var err error
+			if shared, err = s.content(ctx, sg.Hash); err != nil {
 				return err
 			}
+			from = shared
+		}
+		if offset < 0 || sg.Bytes < 0 || offset+sg.Bytes > len(from) {
+			return fmt.Errorf("the stored message wants %d bytes from %d on, there are %d", sg.Bytes, offset, len(from))
+		}
+		if err := w(from[offset : offset+sg.Bytes]); err != nil {
+			return err
+		}
+		if sg.Hash == "" {
 			inline = inline[sg.Bytes:]
-			continue
-		}
-		d, err := s.content(ctx, sg.Hash)
-		if err != nil {
-			return err
-		}
-		if err := w(d); err != nil {
-			return err
 		}
 	}
 	return nil

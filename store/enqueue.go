@@ -54,7 +54,7 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 	if err := s.shareContent(ctx, m); err != nil {
 		return Enqueued{ID: m.ID}, err
 	}
-	op := &enqueueOp{m: m, size: rawSize(m), done: make(chan enqueueAnswer, 1)}
+	op := newEnqueueOp(m)
 	select {
 	case s.intake <- op:
 	case <-ctx.Done():
@@ -69,22 +69,15 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 }
 
 // EnqueueBatch makes mails durable, one commit for up to 500 mails or 4 MB. The answers are in the order of ms. An error of the whole means the
-// database failed; what was written before it stays written, and the same request_ids find it.
+// database failed; what was written before it stays written, and the same request_ids find it. ctx bounds the storing of shared content, never a commit.
 func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
-	ops := make([]*enqueueOp, len(ms))
-	for i, m := range ms {
-		if err := s.shareContent(ctx, m); err != nil {
-			return nil, err
-		}
-		ops[i] = &enqueueOp{m: m, size: rawSize(m), done: make(chan enqueueAnswer, 1)}
+	ops, err := s.enqueueOps(ctx, ms)
+	if err != nil {
+		return nil, err
 	}
 	out := make([]Enqueued, len(ms))
 	for i := 0; i < len(ops); {
-		j, bytes := i, 0
-		for j < len(ops) && j-i < batchItems && bytes < batchBytes {
-			bytes += ops[j].size
-			j++
-		}
+		j := chunkEnd(ops, i)
 		s.flushEnqueue(ops[i:j])
 		for k := i; k < j; k++ {
 			a := <-ops[k].done
@@ -98,27 +91,119 @@ func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, er
 	return out, nil
 }
 
-func rawSize(m *NewMail) int {
-	n := 256
-	for _, p := range m.Raw {
-		if !p.Shareable {
-			n += len(p.Data)
+// EnqueueAll makes mails durable in one transaction, or none of them when one has an Err in the answers.
+func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
+	ops, err := s.enqueueOps(ctx, ms)
+	if err != nil {
+		return nil, err
+	}
+	sortOps(ops)
+	fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), allTimeout)
+	defer cancel()
+	var out []Enqueued
+	for try := 0; ; try++ {
+		out, err = s.insertAll(fctx, ms, ops)
+		// A lost connection leaves open whether the commit happened. The same ids again write nothing twice.
+		if !errors.Is(err, ErrUnavailable) || try == 3 {
+			break
+		}
+		select {
+		case <-fctx.Done():
+		case <-time.After(time.Duration(50<<try) * time.Millisecond):
 		}
 	}
-	return n
+	if err != nil && !errors.Is(err, errRefused) {
+		return nil, fmt.Errorf("store mails: %w", err)
+	}
+	return out, nil
+}
+
+// allTimeout bounds the transaction of EnqueueAll, which is as long as its caller made it.
+const allTimeout = 2 * time.Minute
+
+// errRefused takes a transaction back because one of its mails was refused.
+var errRefused = errors.New("one of the mails was refused")
+
+// insertAll is one transaction; errRefused: it was taken back, and the answers say why.
+func (s *Store) insertAll(ctx context.Context, ms []*NewMail, ops []*enqueueOp) ([]Enqueued, error) {
+	out := make([]Enqueued, len(ms))
+	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+		answers := make(map[*NewMail]Enqueued, len(ms))
+		refused := false
+		for i := 0; i < len(ops); {
+			j := chunkEnd(ops, i)
+			inserted, err := s.insertMails(ctx, tx, ops[i:j])
+			if err != nil {
+				return err
+			}
+			for _, op := range ops[i:j] {
+				a := enqueueAnswer{res: Enqueued{ID: op.m.ID}}
+				if !inserted[op.m.ID] {
+					if a = s.explain(ctx, tx, op.m); a.err != nil {
+						return a.err
+					}
+				} else if op.m.Audit != nil {
+					if err := s.auditDetail(ctx, tx, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
+						return err
+					}
+				}
+				refused = refused || a.res.Err != nil
+				answers[op.m] = a.res
+			}
+			i = j
+		}
+		for i, m := range ms {
+			out[i] = answers[m]
+		}
+		if refused {
+			return errRefused
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (s *Store) enqueueOps(ctx context.Context, ms []*NewMail) ([]*enqueueOp, error) {
+	ops := make([]*enqueueOp, len(ms))
+	for i, m := range ms {
+		if err := s.shareContent(ctx, m); err != nil {
+			return nil, err
+		}
+		ops[i] = newEnqueueOp(m)
+	}
+	return ops, nil
+}
+
+func newEnqueueOp(m *NewMail) *enqueueOp {
+	m.pack()
+	return &enqueueOp{m: m, size: len(m.inline) + len(m.layout) + 256, done: make(chan enqueueAnswer, 1)}
+}
+
+// chunkEnd is where the commit that begins with ops[i] ends.
+func chunkEnd(ops []*enqueueOp, i int) int {
+	j, bytes := i, 0
+	for j < len(ops) && j-i < batchItems && bytes < batchBytes {
+		bytes += ops[j].size
+		j++
+	}
+	return j
+}
+
+// sortOps: several flushers insert at once, and the same order everywhere keeps them from waiting for each other in a circle.
+func sortOps(ops []*enqueueOp) {
+	slices.SortFunc(ops, func(a, b *enqueueOp) int { return bytes.Compare(a.m.ID[:], b.m.ID[:]) })
 }
 
 // flushEnqueue writes a batch and answers every op. A mail whose data the database refuses fails alone.
 func (s *Store) flushEnqueue(ops []*enqueueOp) {
-	// Several flushers insert at once: the same order everywhere keeps them from waiting for each other in a circle.
 	ops = slices.Clone(ops)
-	slices.SortFunc(ops, func(a, b *enqueueOp) int { return bytes.Compare(a.m.ID[:], b.m.ID[:]) })
+	sortOps(ops)
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
 	var inserted map[uuid.UUID]bool
 	var err error
 	for try := 0; ; try++ {
-		inserted, err = s.insertMails(ctx, ops)
+		inserted, err = s.insertBatch(ctx, ops)
 		// A broken connection leaves open whether the commit happened. The same ids again write nothing twice.
 		if err == nil || try == 3 || !(retryable(err) || errors.Is(s.fault(err), ErrUnavailable)) {
 			break
@@ -142,17 +227,17 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 		case err != nil:
 			a.err = s.fault(fmt.Errorf("store mail: %w", err))
 		case !inserted[op.m.ID]:
-			a = s.explain(ctx, op.m)
+			a = s.explain(ctx, nil, op.m)
 		}
 		op.done <- a
 	}
 }
 
-// explain finds out why a mail was not inserted: it is there already (a repeated write of ours), or its request_id was used before.
-func (s *Store) explain(ctx context.Context, m *NewMail) enqueueAnswer {
+// explain finds out why a mail was not inserted: it is there already (a repeated write of ours), or its request_id was used before. tx may be nil.
+func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAnswer {
 	a := enqueueAnswer{res: Enqueued{ID: m.ID}}
 	var n int
-	if err := s.q.get("mail_exists").GetContext(ctx, &n, m.ID); err != nil {
+	if err := s.stmt(ctx, tx, "mail_exists").GetContext(ctx, &n, m.ID); err != nil {
 		a.err = s.fault(err)
 		return a
 	}
@@ -163,7 +248,7 @@ func (s *Store) explain(ctx context.Context, m *NewMail) enqueueAnswer {
 		ID          uuid.UUID
 		Fingerprint []byte
 	}
-	err := s.q.get("mail_request").QueryRowxContext(ctx, m.Team, m.RequestID).Scan(&had.ID, &had.Fingerprint)
+	err := s.stmt(ctx, tx, "mail_request").QueryRowxContext(ctx, m.Team, m.RequestID).Scan(&had.ID, &had.Fingerprint)
 	switch {
 	case err != nil:
 		a.err = s.fault(err)
@@ -175,11 +260,32 @@ func (s *Store) explain(ctx context.Context, m *NewMail) enqueueAnswer {
 	return a
 }
 
-func (s *Store) insertMails(ctx context.Context, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
-	if s.dialect == postgres {
-		return s.insertMailsPostgres(ctx, ops)
+// stmt is a statement inside tx, or outside any with nil.
+func (s *Store) stmt(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt {
+	if tx == nil {
+		return s.q.get(name)
 	}
-	return s.insertMailsSQLite(ctx, ops)
+	return s.q.in(ctx, tx, name)
+}
+
+// insertBatch is insertMails in a transaction of its own.
+func (s *Store) insertBatch(ctx context.Context, ops []*enqueueOp) (in map[uuid.UUID]bool, err error) {
+	if s.dialect == postgres {
+		return s.insertMailsPostgres(ctx, nil, ops) // one statement is one transaction
+	}
+	err = s.txOnce(ctx, func(tx *sqlx.Tx) (err error) {
+		in, err = s.insertMailsSQLite(ctx, tx, ops)
+		return err
+	})
+	return in, err
+}
+
+// insertMails writes mails and returns which of them were new.
+func (s *Store) insertMails(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+	if s.dialect == postgres {
+		return s.insertMailsPostgres(ctx, tx, ops)
+	}
+	return s.insertMailsSQLite(ctx, tx, ops)
 }
 
 // mailRow is a mail as the enqueue statement reads it.
@@ -210,9 +316,12 @@ type mailRow struct {
 	Offset      int               `json:"o"`
 	Length      int               `json:"l"`
 	Terms       []string          `json:"terms"`
+	BatchID     string            `json:"batch_id,omitempty"`
+	ResentFrom  *uuid.UUID        `json:"resent_from,omitempty"`
+	Reason      string            `json:"resend_reason,omitempty"`
 }
 
-func (s *Store) insertMailsPostgres(ctx context.Context, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
 	rows := make([]mailRow, len(ops))
 	n := 0
 	for _, op := range ops {
@@ -221,15 +330,18 @@ func (s *Store) insertMailsPostgres(ctx context.Context, ops []*enqueueOp) (map[
 	packed := make([]byte, 0, n)
 	for i, op := range ops {
 		m := op.m
-		inline, layout := splitRaw(m)
 		r := mailRow{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, Reference: m.Reference,
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
-			RunAt: m.RunAt.UnixMicro(), Layout: layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(inline), Terms: termsOf(m)}
+			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(m.inline), Terms: termsOf(m),
+			BatchID: m.BatchID, Reason: m.Reason}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
 		}
-		packed = append(packed, inline...)
+		if m.ResentFrom != uuid.Nil {
+			r.ResentFrom = &m.ResentFrom
+		}
+		packed = append(packed, m.inline...)
 		rows[i] = r
 	}
 	b, err := json.Marshal(rows)
@@ -237,7 +349,7 @@ func (s *Store) insertMailsPostgres(ctx context.Context, ops []*enqueueOp) (map[
 		return nil, err
 	}
 	var ids []uuid.UUID
-	if err := s.q.get("enqueue").SelectContext(ctx, &ids, string(b), packed); err != nil {
+	if err := s.stmt(ctx, tx, "enqueue").SelectContext(ctx, &ids, string(b), packed); err != nil {
 		return nil, err
 	}
 	in := make(map[uuid.UUID]bool, len(ids))
@@ -247,51 +359,49 @@ func (s *Store) insertMailsPostgres(ctx context.Context, ops []*enqueueOp) (map[
 	return in, nil
 }
 
-func (s *Store) insertMailsSQLite(ctx context.Context, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
 	in := make(map[uuid.UUID]bool, len(ops))
-	err := s.txOnce(ctx, func(tx *sqlx.Tx) error {
-		clear(in)
-		mail, due, term := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due"), s.q.in(ctx, tx, "enqueue_term")
-		for _, op := range ops {
-			m := op.m
-			inline, layout := splitRaw(m)
-			rcpts, err := json.Marshal(m.Recipients)
-			if err != nil {
-				return err
-			}
-			res, err := mail.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Mode, m.Kind, m.Priority, m.Reference, m.From, m.Subject, m.MessageID,
-				m.SizeBytes, string(rcpts), nullJSON(m.Labels), nullString(m.RequestID), nullBytes(m.Fingerprint), m.Route, m.UTF8, s.t(&m.CreateTime),
-				s.t(m.ExpireTime), inline, nullString(string(layout)))
-			if err != nil {
-				return err
-			}
-			if n, err := res.RowsAffected(); err != nil || n == 0 {
-				if err != nil {
-					return err
-				}
-				continue
-			}
-			in[m.ID] = true
-			var owner any
-			if m.Owner != 0 {
-				owner = int64(m.Owner)
-			}
-			status, runAt, resumeAt := MailQueued, s.t(&m.RunAt), any(nil)
-			if m.Held != "" {
-				status, runAt, resumeAt = MailHeld, nil, runAt
-			}
-			if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, m.Held); err != nil {
-				return err
-			}
-			for _, t := range termsOf(m) {
-				if _, err := term.ExecContext(ctx, t, m.ID); err != nil {
-					return err
-				}
+	mail, due, term := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due"), s.q.in(ctx, tx, "enqueue_term")
+	for _, op := range ops {
+		m := op.m
+		rcpts, err := json.Marshal(m.Recipients)
+		if err != nil {
+			return nil, err
+		}
+		var resent any
+		if m.ResentFrom != uuid.Nil {
+			resent = m.ResentFrom
+		}
+		res, err := mail.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Mode, m.Kind, m.Priority, m.Reference, m.From, m.Subject, m.MessageID,
+			m.SizeBytes, string(rcpts), nullJSON(m.Labels), nullString(m.RequestID), nullBytes(m.Fingerprint), m.Route, m.UTF8, s.t(&m.CreateTime),
+			s.t(m.ExpireTime), m.inline, nullString(string(m.layout)), nullString(m.BatchID), resent, nullString(m.Reason))
+		if err != nil {
+			return nil, err
+		}
+		if n, err := res.RowsAffected(); err != nil {
+			return nil, err
+		} else if n == 0 {
+			continue
+		}
+		in[m.ID] = true
+		var owner any
+		if m.Owner != 0 {
+			owner = int64(m.Owner)
+		}
+		status, runAt, resumeAt := MailQueued, s.t(&m.RunAt), any(nil)
+		if m.Held != "" {
+			status, runAt, resumeAt = MailHeld, nil, runAt
+		}
+		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, m.Held); err != nil {
+			return nil, err
+		}
+		for _, t := range termsOf(m) {
+			if _, err := term.ExecContext(ctx, t, m.ID); err != nil {
+				return nil, err
 			}
 		}
-		return nil
-	})
-	return in, err
+	}
+	return in, nil
 }
 
 func nullString(s string) any { return sql.NullString{String: s, Valid: s != ""} }

@@ -65,6 +65,9 @@ func (w *where) filter(f *MailFilter, hot string) {
 	if f.RequestID != "" {
 		w.add("m.request_id = ?", f.RequestID)
 	}
+	if f.BatchID != "" {
+		w.add("m.batch_id = ?", f.BatchID)
+	}
 	// The service's Message-IDs carry the mail's id, so no index of their own is needed.
 	if f.MessageID != "" {
 		id := strings.Trim(f.MessageID, "<>")
@@ -121,7 +124,7 @@ func (w *where) statuses(sts []MailStatus) {
 }
 
 const mailColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time`
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason`
 
 const dueColumns = mailColumns + `, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error`
 
@@ -142,6 +145,9 @@ type mailViewRow struct {
 	Recipients        []byte
 	Labels            []byte
 	RequestID         sql.NullString `db:"request_id"`
+	BatchID           sql.NullString `db:"batch_id"`
+	ResentFrom        uuid.NullUUID  `db:"resent_from"`
+	ResendReason      sql.NullString `db:"resend_reason"`
 	Route             string
 	CreateTime        dbTime `db:"create_time"`
 	ExpireTime        dbTime `db:"expire_time"`
@@ -158,7 +164,8 @@ type mailViewRow struct {
 
 func (r *mailViewRow) mail() (*Mail, error) {
 	m := &Mail{ID: r.ID, Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,
-		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, RequestID: r.RequestID.String, Route: r.Route, CreateTime: r.CreateTime.Time,
+		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, RequestID: r.RequestID.String, BatchID: r.BatchID.String,
+		ResentFrom: r.ResentFrom.UUID, ResendReason: r.ResendReason.String, Route: r.Route, CreateTime: r.CreateTime.Time,
 		ExpireTime: r.ExpireTime.ptr(), Status: r.Status, DueTime: r.RunAt.ptr(), FinishTime: r.DoneAt.ptr(), Archived: !r.DoneAt.IsZero(),
 		Attempts: r.Attempts, Owner: ReplicaID(r.Owner.Int64), PossibleDuplicate: r.PossibleDuplicate, LastError: r.LastError}
 	if r.Owner.Valid {

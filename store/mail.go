@@ -79,10 +79,18 @@ type Progress struct {
 	Attempts []Attempt         `json:"a,omitempty"` // the newest 20
 }
 
-// Piece is a run of the raw message; shareable pieces are stored once by content.
+// Content is bytes that many mails share: stored once, by its sum.
+type Content struct {
+	Sum  [32]byte // SHA-256 of the bytes
+	Size int
+	Data []byte // nil: stored already, known only by its sum
+}
+
+// Piece is a run of the raw message: its own bytes, or a range of shared content.
 type Piece struct {
-	Data      []byte
-	Shareable bool
+	Data           []byte // own bytes; nil with Shared
+	Shared         *Content
+	Offset, Length int // of the range, with Shared
 }
 
 // ReplicaID names one run of one process; never reused. 0 = nobody.
@@ -111,9 +119,32 @@ type NewMail struct {
 	RunAt       time.Time  // when it is due; usually CreateTime
 	ExpireTime  *time.Time // never sent after it
 	Raw         []Piece
+	BatchID     string    // "" = none
+	ResentFrom  uuid.UUID // the mail that this one sends once more; zero = none
+	Reason      string    // why, with ResentFrom
 
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
 	Held  string    // not "": born held, and why
+	Audit *Audit    // a row of the audit log in the same transaction; only EnqueueAll writes it
+
+	inline, layout []byte // Raw as it is stored; made by pack
+}
+
+// OwnBytes is what the mail weighs without what it shares with others.
+func (m *NewMail) OwnBytes() int64 {
+	n := 0
+	for _, p := range m.Raw {
+		n += len(p.Data)
+	}
+	return int64(n)
+}
+
+// Claimed is the mail as a claim would return it, once it was enqueued.
+func (m *NewMail) Claimed(holdUnknown bool) *Claimed {
+	m.pack()
+	return &Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
+		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
+		ExpireTime: m.ExpireTime, HoldUnknown: holdUnknown, Raw: m.inline, Layout: m.layout}
 }
 
 // Enqueued answers one NewMail.
@@ -199,6 +230,9 @@ type Mail struct {
 	Progress          Progress
 	Labels            map[string]string
 	RequestID         string
+	BatchID           string
+	ResentFrom        uuid.UUID // zero = none
+	ResendReason      string
 	Route             string
 	Attempts          int
 	PossibleDuplicate bool
@@ -224,6 +258,7 @@ type MailFilter struct {
 	MessageID  string // with or without <>
 	Labels     map[string]string
 	RequestID  string
+	BatchID    string
 	Since      time.Time // created at or after
 	Until      time.Time // created before
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"golang.org/x/sync/singleflight"
 	sqlite "modernc.org/sqlite"
 )
 
@@ -39,6 +40,7 @@ type Store struct {
 	settle  *coalescer[*settleOp]
 	intake  chan *enqueueOp
 	cache   contentCache
+	reading singleflight.Group // of shared content
 }
 
 // dialect is what differs between the databases beyond SQL text.

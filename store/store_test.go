@@ -3,6 +3,7 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -32,7 +33,7 @@ func newMail(server string, change ...func(*store.NewMail)) *store.NewMail {
 		c(m)
 	}
 	for _, p := range m.Raw {
-		m.SizeBytes += int64(len(p.Data))
+		m.SizeBytes += int64(len(p.Data) + p.Length)
 	}
 	return m
 }
@@ -499,7 +500,7 @@ func TestSharedContentIsStoredOnce(t *testing.T) {
 		var ms []*store.NewMail
 		for i := range 5 {
 			ms = append(ms, newMail("ss", func(m *store.NewMail) {
-				m.Raw = []store.Piece{{Data: fmt.Appendf(nil, "head %d\r\n", i)}, {Data: pdf, Shareable: true}, {Data: []byte("tail\r\n")}}
+				m.Raw = []store.Piece{{Data: fmt.Appendf(nil, "head %d\r\n", i)}, {Shared: &store.Content{Sum: sha256.Sum256(pdf), Size: len(pdf), Data: pdf}, Length: len(pdf)}, {Data: []byte("tail\r\n")}}
 			}))
 		}
 		enqueue(t, s, ms...)

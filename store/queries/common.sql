@@ -73,31 +73,15 @@ select data from content_chunk where hash = ? order by n;
 
 -- name: content_touch
 -- primary key
-update content set touched = ? where hash = ? and touched < ?;
-
--- name: content_has (read)
--- primary key
-select count(*) from content where hash = ?;
+update content set touched = ?, used = used or ? where hash = ?;
 
 -- name: content_insert
 -- primary key
-insert into content (hash, size, touched) values (?, ?, ?) on conflict do nothing;
+insert into content (hash, size, touched, used) values (?, ?, ?, ?) on conflict do nothing;
 
 -- name: chunk_insert
 -- primary key
 insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothing;
-
--- name: due_modify
--- primary key; crashes: a person has looked at it, so a quarantine begins anew
-update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
-
--- name: due_delete
--- primary key
-delete from due where id = ? and owner is null;
-
--- name: archive_insert
--- primary key
-insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: due_settled (read)
 -- primary key
@@ -135,3 +119,33 @@ update quota set tokens = ?, refilled_at = ?, day = ?, day_used = ? where mail_s
 -- name: change_forgotten (read)
 -- one row
 select xid, seq from change_forgotten;
+
+-- name: chunk_delete
+-- primary key
+delete from content_chunk where hash = ?;
+
+-- name: upload_insert
+-- primary key; upload_request refuses a reused request_id
+insert into upload (id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id, create_time, expire_time)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
+
+-- name: upload_get (read)
+-- primary key
+select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time from upload where id = ? and team = ? and expire_time > ?;
+
+-- name: upload_by_request (read)
+-- upload_request
+select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time from upload where team = ? and request_id = ?;
+
+-- name: upload_use
+-- primary key
+update upload set expire_time = ? where id = ? and expire_time < ?;
+
+-- name: upload_forget
+-- upload_expire
+delete from upload where expire_time <= ?;
+
+-- name: mail_copy (read)
+-- primary key
+select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, recipients, labels, raw, layout
+from mail where id = ?;

@@ -6,13 +6,14 @@
 with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
-    utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json)
+    utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
+    batch_id text, resent_from uuid, resend_reason text)
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-    fingerprint, route, utf8, create_time, expire_time, raw, layout)
+    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
-    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout, batch_id, resent_from, resend_reason
   from u order by id
   on conflict do nothing
   returning id
@@ -92,6 +93,37 @@ with x as materialized (
 )
 select id from mk union all select id from up union all select id from ar;
 
+-- name: modify_lock
+-- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
+-- than the one that wrote the row.
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
+  age(d.xmin) as lead
+from json_array_elements_text(?::json) j join due d on d.id = j.value::uuid join mail m on m.id = d.id
+where d.owner is null
+order by d.id for update of d;
+
+-- name: modify
+-- due's primary key; crashes: a person has looked at it, so a quarantine begins anew
+with x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
+    dup boolean, err text)
+), up as (
+  update due d set crashes = 0, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
+    resume_at = timestamptz 'epoch' + x.resume_at * interval '1 microsecond', attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
+    last_error = x.err
+  from x where d.id = x.id and d.owner is null and not x.done returning d.id, d.status
+), de as (
+  delete from due d using x where d.id = x.id and d.owner is null and x.done returning d.id, d.team, d.mail_server
+), ar as (
+  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
+  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
+  returning id, status
+), ch as (
+  insert into change (mail_id, status) select id, status from up union all select id, status from ar
+)
+select (select count(*) from up) + (select count(*) from ar);
+
 -- name: replica_register
 -- primary key
 insert into replica (name, alive_until) values (?, now() + ? * interval '1 microsecond') returning id;
@@ -170,10 +202,6 @@ insert into change (mail_id, status) select id, status from due where owner = ? 
 -- due_server
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
 
--- name: change_add
--- none
-insert into change (mail_id, status) values (?, ?);
-
 -- name: change_horizon (read)
 -- none
 select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
@@ -194,3 +222,18 @@ with old as materialized (
   update change_forgotten f set xid = last.xid, seq = last.seq from last
 )
 select count(*) from gone;
+
+-- name: batch_count (read)
+-- mail_batch, then the primary keys of due and archive; one statement, so that a mail that moves meanwhile is counted once
+with b as (select id, create_time from mail where batch_id = ? and team = ?)
+select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
+  count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
+  min(b.create_time) as first, null::timestamptz as last
+from b join due d on d.id = b.id group by 1
+union all
+select a.status, count(*), 0, count(*) filter (where a.possible_duplicate), min(b.create_time), max(a.done_at)
+from b join archive a on a.id = b.id group by 1;
+
+-- name: content_collect
+-- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
+delete from content c where not c.used and c.touched < ? and not exists (select 1 from upload u where u.hash = c.hash) returning c.hash;

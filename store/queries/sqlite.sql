@@ -3,8 +3,8 @@
 -- name: enqueue_mail
 -- primary key and mail_request decide what is new
 insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-  fingerprint, route, utf8, create_time, expire_time, raw, layout)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
+  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
 
 -- name: enqueue_due
 -- primary key
@@ -72,6 +72,25 @@ select id, team, mail_server, ?, ?, ?, ?, ?, ? from due where id = ? and owner =
 -- primary key
 delete from due where id = ? and owner = ?;
 
+-- name: modify_lock
+-- primary keys; the one writer is the lock
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error
+from json_each(?) j join due d on d.id = j.value join mail m on m.id = d.id
+where d.owner is null;
+
+-- name: due_modify
+-- primary key; crashes: a person has looked at it, so a quarantine begins anew
+update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
+
+-- name: due_delete
+-- primary key
+delete from due where id = ? and owner is null;
+
+-- name: archive_insert
+-- primary key
+insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
 -- name: replica_register
 -- primary key
 insert into replica (name, alive_until) values (?, ?) returning id;
@@ -127,3 +146,18 @@ update change_forgotten set seq = max(seq, coalesce((
 -- name: change_forget
 -- primary key
 delete from change where seq <= (select seq from change_forgotten);
+
+-- name: batch_count (read)
+-- mail_batch, then the primary keys of due and archive; one statement, so that a mail that moves meanwhile is counted once
+with b as (select id, create_time from mail where batch_id = ? and team = ?)
+select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
+  count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
+  min(b.create_time) as first, null as last
+from b join due d on d.id = b.id group by 1
+union all
+select a.status, count(*), 0, count(*) filter (where a.possible_duplicate), min(b.create_time), max(a.done_at)
+from b join archive a on a.id = b.id group by 1;
+
+-- name: content_collect
+-- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
+delete from content where not used and touched < ? and not exists (select 1 from upload u where u.hash = content.hash) returning hash;

@@ -18,6 +18,8 @@ const (
 	pageBytes  = 16 << 20 // what a page of claimed mails may weigh in memory, judged by the page before
 	perWorker  = 4        // claimed mails a connection should at least have to be worth opening
 	claimRetry = time.Second
+	// deepest is how many mails may wait in memory for a fast relay; a slower one gets what it takes in two seconds, so that replicas and teams go on sharing.
+	deepest = 20000
 )
 
 // drain sends everything that is due at one mail server. The feeder claims pages and hands them to workers; each worker owns a session.
@@ -221,7 +223,7 @@ func (d *drain) express(ctx context.Context) {
 		return // the feeder meets the same fault and tells
 	}
 	d.unused(want - len(claimed))
-	d.accept(claimed, owner, d.jobs.putFirst)
+	d.accept(claimed, owner, d.jobs.putNow)
 }
 
 // staff hires workers by the backlog.
@@ -269,6 +271,7 @@ const (
 func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 	t := time.NewTicker(hireEvery)
 	defer t.Stop()
+	var before delivery.Counts
 	for {
 		select {
 		case <-over:
@@ -277,6 +280,9 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 			return
 		case <-t.C:
 		}
+		now := d.total()
+		d.jobs.setHandRoom(min(deepest, max(fullPage, 2*now.Since(before).Claimed)))
+		before = now
 		if d.jobs.len() == 0 {
 			continue
 		}

@@ -52,6 +52,7 @@ type Engine struct {
 	work     sync.WaitGroup // drains and flights
 	skew     atomic.Int64   // the database's clock minus this machine's, nanoseconds
 	lastPass atomic.Int64   // unix nanoseconds of the last batch pass
+	nextPass atomic.Int64   // unix nanoseconds of the next one; 0 = the batch never rests
 	wake     chan struct{}  // a mail was queued; matters when the batch never rests
 
 	workCtx    context.Context // ended when the grace of a stop is over
@@ -163,6 +164,15 @@ func (e *Engine) Stopping() <-chan struct{} { return e.stopping }
 // LastPass is when the batch last looked for due mail; zero before the first pass.
 func (e *Engine) LastPass() time.Time {
 	n := e.lastPass.Load()
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// NextPass is when the batch looks for due mail next; zero when it never rests, and before the first pass.
+func (e *Engine) NextPass() time.Time {
+	n := e.nextPass.Load()
 	if n == 0 {
 		return time.Time{}
 	}

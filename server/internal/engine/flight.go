@@ -177,11 +177,12 @@ func (f *flight) run() {
 	if cutAlready {
 		cut()
 	}
-	j := newJob(claimedView(m, f.sub.Server), m.Owner, f.e.now())
-	w := min(m.SizeBytes, f.e.cfg.MaxBytes)
-	if err := f.e.bytes.Acquire(ctx, w); err == nil {
-		j.weight = w
-		j.raw = joinPieces(m.Raw)
+	j := newJob(m.Claimed(f.sub.Server.HoldUnknown), m.Owner, f.e.now())
+	if err := f.e.load(ctx, j); err != nil {
+		if ctx.Err() == nil {
+			j.fault = "read the message: " + err.Error()
+		}
+	} else {
 		f.add(delivery.Event{MailID: m.ID, Time: j.started, Attempt: &store.Attempt{Number: 1, Start: j.started, Server: m.MailServer}})
 		if f.guarded(ctx, j) {
 			return
@@ -383,7 +384,7 @@ func (f *flight) settleUnheard() {
 		res, err := f.e.journal.Enqueue(f.e.workCtx, f.sub.Mail)
 		if err == nil {
 			if res.Err == nil && !res.Duplicate {
-				f.finish(newJob(claimedView(f.sub.Mail, f.sub.Server), f.sub.Mail.Owner, f.e.now()))
+				f.finish(newJob(f.sub.Mail.Claimed(f.sub.Server.HoldUnknown), f.sub.Mail.Owner, f.e.now()))
 			}
 			return
 		}
@@ -393,27 +394,6 @@ func (f *flight) settleUnheard() {
 		case <-time.After(wait):
 		}
 	}
-}
-
-func claimedView(m *store.NewMail, s *store.MailServer) *store.Claimed {
-	return &store.Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
-		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
-		ExpireTime: m.ExpireTime, HoldUnknown: s.HoldUnknown}
-}
-
-func joinPieces(ps []store.Piece) []byte {
-	if len(ps) == 1 {
-		return ps[0].Data
-	}
-	n := 0
-	for _, p := range ps {
-		n += len(p.Data)
-	}
-	b := make([]byte, 0, n)
-	for _, p := range ps {
-		b = append(b, p.Data...)
-	}
-	return b
 }
 
 // flights holds what is under way in php mode.

@@ -24,83 +24,148 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 	if m.RunAt.After(e.now()) || m.Held != "" {
 		return nil
 	}
-	e.drains.mu.Lock()
-	d := e.drains.running[m.MailServer]
-	e.drains.mu.Unlock()
-	if d == nil || !d.hungry.Load() || d.limited() || m.SizeBytes > e.handMost || !e.handBytes.TryAcquire(m.SizeBytes) {
+	d := e.drains.of(m.MailServer)
+	if d == nil || d.limited() || !d.hungry.Load() {
 		return nil
 	}
-	if !d.jobs.reserve() {
-		e.handBytes.Release(m.SizeBytes)
-		return nil
+	weight := m.OwnBytes()
+	if weight <= e.handMost && e.handBytes.TryAcquire(weight) {
+		if d.jobs.reserve() {
+			m.Owner = e.lease.replica()
+			return &place{d, weight}
+		}
+		e.handBytes.Release(weight)
 	}
-	m.Owner = e.lease.replica()
-	return &place{d, m.SizeBytes}
+	d.hungry.Store(false) // this one is older than what comes next, and waits in the database
+	return nil
 }
 
-// fill puts a durable mail into its place.
+// fill puts a durable mail into its place. The caller hires.
 func (p *place) fill(m *store.NewMail) {
 	d := p.d
-	j := newJob(claimedView(m, d.server), m.Owner, d.e.now())
-	j.raw, j.handed = joinPieces(m.Raw), p.weight
+	j := newJob(m.Claimed(d.server.HoldUnknown), m.Owner, d.e.now())
+	j.handed = p.weight
 	d.note(delivery.Counts{Claimed: 1})
-	d.jobs.pin() // hiring must not race with the end of the drain
-	defer d.jobs.giveUp()
 	if !d.jobs.putReserved(j) {
 		d.release(j)
-		return
 	}
-	d.staff()
 }
 
-// leave gives the place up. A row that was written all the same is rescued by its owner: see Engine.enqueue.
+// leave gives the place up. A row that was written all the same is rescued by its owner: see Engine.Queue.
 func (p *place) leave() {
 	p.d.e.handBytes.Release(p.weight)
 	p.d.jobs.giveUp()
 }
 
-// enqueue makes a daemon-mode mail durable and hands it to a running drain if there is one.
-func (e *Engine) enqueue(ctx context.Context, m *store.NewMail) (store.Enqueued, error) {
-	p := e.reserve(m)
-	if p == nil {
-		res, err := e.journal.Enqueue(ctx, m)
-		if err == nil && res.Err == nil && !res.Duplicate {
-			e.queued()
-		}
-		return res, err
+// Queue makes mails durable, up to 500 in one commit, and hands those that are due to the drains that run; with all in one transaction or none of
+// them, to be claimed. The answers are store.EnqueueBatch's or store.EnqueueAll's. Mails of a php-mode server are queued as well and sent by the batch.
+func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error) {
+	if !e.begin() {
+		return nil, ErrStopping
 	}
-	res, err := e.journal.Enqueue(ctx, m)
-	switch {
-	case err != nil:
-		// Whether it was written is not known. If it was, its row is ours and must not stay "sending": finding out is not the caller's business.
-		e.work.Add(1)
-		go func() { defer e.work.Done(); e.settleUnheard(p, m) }()
-	case res.Err != nil || res.Duplicate:
-		p.leave()
-	default:
-		p.fill(m)
+	defer e.work.Done()
+	if !all {
+		return e.enqueueAll(ctx, ms, func(ctx context.Context) ([]store.Enqueued, error) { return e.journal.EnqueueBatch(ctx, ms) })
+	}
+	// Never owned: if the commit is not heard of, nobody has to write them once more to find out.
+	res, err := e.journal.EnqueueAll(ctx, ms)
+	if err == nil {
+		e.handOver(ms, make([]*place, len(ms)), res)
 	}
 	return res, err
 }
 
-// settleUnheard finds out whether a mail whose commit was not heard of was written, and goes on with it.
-func (e *Engine) settleUnheard(p *place, m *store.NewMail) {
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		// The same id again writes nothing twice, and tells whether the first try was written.
-		res, err := e.journal.Enqueue(e.workCtx, m)
-		if err == nil {
-			if res.Err == nil && !res.Duplicate {
-				p.fill(m)
-			} else {
-				p.leave()
+// enqueue makes a daemon-mode mail durable and hands it to a running drain if there is one.
+func (e *Engine) enqueue(ctx context.Context, m *store.NewMail) (store.Enqueued, error) {
+	res, err := e.enqueueAll(ctx, []*store.NewMail{m}, func(ctx context.Context) ([]store.Enqueued, error) {
+		r, err := e.journal.Enqueue(ctx, m)
+		return []store.Enqueued{r}, err
+	})
+	if len(res) == 0 {
+		return store.Enqueued{ID: m.ID}, err
+	}
+	return res[0], err
+}
+
+func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func(context.Context) ([]store.Enqueued, error)) ([]store.Enqueued, error) {
+	places := make([]*place, len(ms))
+	for i, m := range ms {
+		places[i] = e.reserve(m)
+	}
+	res, err := write(ctx)
+	if err != nil {
+		// Whether they were written is not known. A row of ours must not stay "sending": finding out is not the caller's business.
+		var open []*store.NewMail
+		var theirs []*place
+		for i, p := range places {
+			if p != nil {
+				open, theirs = append(open, ms[i]), append(theirs, p)
 			}
+		}
+		if len(open) > 0 {
+			e.work.Add(1)
+			go func() { defer e.work.Done(); e.settleUnheard(open, theirs) }()
+		}
+		return res, err
+	}
+	e.handOver(ms, places, res)
+	return res, nil
+}
+
+// handOver fills the places of what is durable, and sees to it that the rest is found.
+func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqueued) {
+	filled, waiting := map[*drain]bool{}, map[string]bool{}
+	for i, p := range places {
+		stored := res[i].Err == nil && !res[i].Duplicate
+		switch {
+		case p == nil && stored:
+			waiting[ms[i].MailServer] = true
+		case p == nil:
+		case stored:
+			if !filled[p.d] {
+				filled[p.d] = true
+				p.d.jobs.pin() // hiring must not race with the end of the drain
+			}
+			p.fill(ms[i])
+		default:
+			p.leave()
+		}
+	}
+	for d := range filled {
+		d.staff()
+		d.jobs.giveUp()
+	}
+	for name := range waiting {
+		if d := e.drains.of(name); d != nil {
+			d.jobs.overflowed()
+		}
+		e.queued()
+	}
+}
+
+// settleUnheard finds out whether mails whose commit was not heard of were written, and goes on with them.
+func (e *Engine) settleUnheard(ms []*store.NewMail, places []*place) {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		// The same ids again write nothing twice, and tell whether the first try was written.
+		res, err := e.journal.EnqueueBatch(e.workCtx, ms)
+		if err == nil {
+			e.handOver(ms, places, res)
 			return
 		}
 		select {
 		case <-e.workCtx.Done():
-			p.leave()
-			return // the next replica finds it without a mark and sends it
+			for _, p := range places {
+				p.leave()
+			}
+			return // the next replica finds them without a mark and sends them
 		case <-time.After(wait):
 		}
 	}
+}
+
+// of is the mail server's drain, nil when none runs.
+func (ds *drains) of(server string) *drain {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	return ds.running[server]
 }

@@ -9,12 +9,15 @@ import (
 // channel cannot be, and it counts what is not settled yet, so that the feeder knows when the drain is over.
 type queue struct {
 	mu       sync.Mutex
-	cond     *sync.Cond
-	items    []*job
-	room     int
+	work     *sync.Cond // workers wait here for jobs, one is woken for each
+	feed     *sync.Cond // the feeder waits here, and whoever waits for the end
+	items    line
+	room     int   // for claimed jobs
+	handRoom int   // for jobs that are handed over in memory
 	reserved int   // places kept for jobs that are not durable yet; counted in open
 	open     int   // put and not settled
 	kicked   bool  // somebody asked the feeder to look again
+	overflow bool  // mail for which there was no room waits in the database: look again when there is
 	closed   bool  // nothing more will be put
 	dead     bool  // no session can be had: workers stop, the feeder too
 	seq      int64 // of the job that came last
@@ -29,8 +32,8 @@ type barrier struct {
 }
 
 func newQueue(room int) *queue {
-	q := &queue{room: room}
-	q.cond = sync.NewCond(&q.mu)
+	q := &queue{room: room, handRoom: room}
+	q.work, q.feed = sync.NewCond(&q.mu), sync.NewCond(&q.mu)
 	return q
 }
 
@@ -39,14 +42,19 @@ func (q *queue) put(j *job) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.admit(j)
-	for len(q.items)+q.reserved >= q.room && !q.dead {
-		q.cond.Wait()
+	for q.items.len()+q.reserved >= q.room && !q.dead {
+		q.feed.Wait()
 	}
+	return q.add(j)
+}
+
+// add puts a job that was admitted into the line; false when the queue is dead. With mu held.
+func (q *queue) add(j *job) bool {
 	if q.dead {
 		return false
 	}
-	q.items = append(q.items, j)
-	q.cond.Broadcast()
+	q.items.add(j)
+	q.work.Signal()
 	return true
 }
 
@@ -54,7 +62,7 @@ func (q *queue) put(j *job) bool {
 func (q *queue) reserve() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.dead || q.closed || len(q.items)+q.reserved >= q.room {
+	if q.dead || q.closed || q.items.len()+q.reserved >= q.handRoom {
 		return false
 	}
 	q.reserved++
@@ -77,12 +85,7 @@ func (q *queue) putReserved(j *job) bool {
 	q.reserved--
 	q.open-- // admit counts it again, with its number
 	q.admit(j)
-	if q.dead {
-		return false
-	}
-	q.items = append(q.items, j)
-	q.cond.Broadcast()
-	return true
+	return q.add(j)
 }
 
 // giveUp gives a place back.
@@ -91,7 +94,7 @@ func (q *queue) giveUp() {
 	defer q.mu.Unlock()
 	q.reserved--
 	q.open--
-	q.cond.Broadcast()
+	q.feed.Broadcast()
 }
 
 func (q *queue) admit(j *job) {
@@ -113,52 +116,58 @@ func (q *queue) raise() <-chan struct{} {
 	return b.done
 }
 
-// putFirst adds an urgent job before all less urgent ones, whether there is room or not; false when the queue is over.
-func (q *queue) putFirst(j *job) bool {
+// putNow adds a job whether there is room or not; false when the queue is over.
+func (q *queue) putNow(j *job) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.admit(j)
-	if q.dead || q.closed {
-		return false
-	}
-	i := 0
-	for i < len(q.items) && q.items[i].mail.Priority >= j.mail.Priority {
-		i++
-	}
-	q.items = slices.Insert(q.items, i, j)
-	q.cond.Broadcast()
-	return true
+	return !q.closed && q.add(j)
 }
 
 // putBack returns a job that was taken and not begun.
 func (q *queue) putBack(j *job) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.items = append([]*job{j}, q.items...)
-	q.cond.Broadcast()
+	q.items.giveBack(j)
+	q.work.Signal()
 }
 
 // take returns the next job. With block it waits, and nil means the work is over; without, nil means there is none just now.
 func (q *queue) take(block bool) *job {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for block && len(q.items) == 0 && !q.closed && !q.dead {
-		q.cond.Wait()
+	for block && q.items.len() == 0 && !q.closed && !q.dead {
+		q.work.Wait()
 	}
-	if len(q.items) == 0 || block && q.dead {
+	if block && q.dead {
 		return nil
 	}
-	j := q.items[0]
-	q.items[0] = nil
-	q.items = q.items[1:]
-	q.cond.Broadcast()
+	j := q.items.next()
+	if j != nil {
+		q.feed.Broadcast()
+	}
 	return j
 }
 
 func (q *queue) len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items)
+	return q.items.len()
+}
+
+// setHandRoom says how deep the line may be for jobs that are handed over.
+func (q *queue) setHandRoom(n int) {
+	q.mu.Lock()
+	q.handRoom = n
+	q.mu.Unlock()
+}
+
+// overflowed notes that mail waits in the database for which there was no room here.
+func (q *queue) overflowed() {
+	q.mu.Lock()
+	q.overflow = true
+	q.feed.Broadcast()
+	q.mu.Unlock()
 }
 
 // settled counts a job out.
@@ -175,7 +184,7 @@ func (q *queue) settled(j *job) {
 		}
 		return b.left == 0
 	})
-	q.cond.Broadcast()
+	q.feed.Broadcast()
 }
 
 // wake says why a feeder that waited goes on.
@@ -191,11 +200,11 @@ const (
 func (q *queue) waitIdle() wake {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.open > 0 && !q.kicked && !q.dead {
-		q.cond.Wait()
+	for q.open > 0 && !q.kicked && !q.dead && !(q.overflow && q.items.len()+q.reserved < q.room/2) {
+		q.feed.Wait()
 	}
-	kicked := q.kicked
-	q.kicked = false
+	kicked := q.kicked || q.overflow
+	q.kicked, q.overflow = false, false
 	switch {
 	case q.dead:
 		return wokenDead
@@ -209,21 +218,23 @@ func (q *queue) kick() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.kicked = true
-	q.cond.Broadcast()
+	q.feed.Broadcast()
 }
 
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
-	q.cond.Broadcast()
+	q.work.Broadcast()
+	q.feed.Broadcast()
 }
 
 func (q *queue) kill() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.dead = true
-	q.cond.Broadcast()
+	q.work.Broadcast()
+	q.feed.Broadcast()
 }
 
 // drained blocks until the queue is empty or dead. Only after close: jobs may still be given back to it by workers.
@@ -231,6 +242,6 @@ func (q *queue) drained() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.open > 0 && !q.dead {
-		q.cond.Wait()
+		q.feed.Wait()
 	}
 }

@@ -1,0 +1,121 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// BatchCount is what has become of a batch's mails, at one moment.
+type BatchCount struct {
+	Mails    int
+	ByStatus map[MailStatus]int
+	Waiting  int // being sent, or tried again by itself
+	Doubtful int // a copy may have been delivered before
+	First    time.Time
+	Last     time.Time // finished; zero while none is
+}
+
+// CountBatch counts a team's batch exactly. ErrNotFound: no mail was taken under this id, or sc does not see the team.
+func (s *Store) CountBatch(ctx context.Context, sc Scope, team, batchID string) (*BatchCount, error) {
+	if !sc.sees(team) {
+		return nil, ErrNotFound
+	}
+	var rows []struct {
+		Status   MailStatus
+		Mails    int
+		Waiting  int
+		Doubtful int
+		First    dbTime
+		Last     dbTime
+	}
+	if err := s.q.get("batch_count").SelectContext(ctx, &rows, batchID, team); err != nil {
+		return nil, s.fault(err)
+	}
+	if len(rows) == 0 {
+		return nil, ErrNotFound
+	}
+	c := &BatchCount{ByStatus: map[MailStatus]int{}}
+	for _, r := range rows {
+		c.Mails += r.Mails
+		c.ByStatus[r.Status] += r.Mails
+		c.Waiting += r.Waiting
+		c.Doubtful += r.Doubtful
+		if c.First.IsZero() || r.First.Before(c.First) {
+			c.First = r.First.Time
+		}
+		if r.Last.After(c.Last) {
+			c.Last = r.Last.Time
+		}
+	}
+	return c, nil
+}
+
+// QueueCount is the due-out journal at one moment.
+type QueueCount struct {
+	ByStatus  map[MailStatus]int
+	Scheduled int // due later
+	Lanes     map[int16]Lane
+	Sent      int       // finished as sent in the last minute
+	Time      time.Time // by the clock that decides
+}
+
+// Lane is the mail of one priority that is due and not being sent.
+type Lane struct {
+	Waiting int
+	Oldest  time.Time // when the oldest was due
+}
+
+// CountQueue counts what sc sees of the due-out journal, of one team or mail server where they are given. The due-out journal is read whole: it is small.
+func (s *Store) CountQueue(ctx context.Context, sc Scope, team *string, server string) (*QueueCount, error) {
+	now, err := s.Now(ctx)
+	if err != nil {
+		return nil, err
+	}
+	narrow := func(alias string) *where {
+		w := newWhere(s)
+		w.scope(alias+".team", sc, team)
+		if server != "" {
+			w.add(alias+".mail_server = ?", server)
+		}
+		return w
+	}
+	var rows []struct {
+		Status   MailStatus
+		Priority int16
+		Place    int // 0 parked, 1 being sent, 2 due later, 3 due
+		Mails    int
+		Oldest   dbTime
+	}
+	w := narrow("d")
+	q := `select d.status, d.priority,
+  case when d.owner is not null then 1 when d.run_at is null then 0 when d.run_at > ? then 2 else 3 end as place, count(*) as mails, min(d.run_at) as oldest
+from due d where ` + w.sql() + ` group by 1, 2, 3`
+	if err := s.read.SelectContext(ctx, &rows, s.read.Rebind(q), append([]any{s.t(&now)}, w.args...)...); err != nil {
+		return nil, s.fault(err)
+	}
+	c := &QueueCount{ByStatus: map[MailStatus]int{}, Lanes: map[int16]Lane{}, Time: now}
+	for _, r := range rows {
+		st := r.Status
+		switch r.Place {
+		case 1:
+			st = MailSending
+		case 2:
+			c.Scheduled += r.Mails
+		case 3:
+			l := c.Lanes[r.Priority]
+			l.Waiting += r.Mails
+			if l.Oldest.IsZero() || r.Oldest.Before(l.Oldest) {
+				l.Oldest = r.Oldest.Time
+			}
+			c.Lanes[r.Priority] = l
+		}
+		c.ByStatus[st] += r.Mails
+	}
+	// Served by archive_team, archive_server or archive_done.
+	w = narrow("a")
+	ago := now.Add(-time.Minute)
+	w.add("a.done_at > ?", s.t(&ago))
+	w.add("a.status = ?", MailSent)
+	err = s.read.GetContext(ctx, &c.Sent, s.read.Rebind("select count(*) from archive a where "+w.sql()), w.args...)
+	return c, s.fault(err)
+}

@@ -1,0 +1,223 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+// Upload is a file that waits for mails to carry it.
+type Upload struct {
+	ID          uuid.UUID
+	Team        string
+	Filename    string
+	ContentType string
+	SHA256      []byte // of the file
+	SizeBytes   int64
+	Content     Content // as it stands in a mail; without Data
+	RequestID   string  // "" = none
+	ExpireTime  time.Time
+}
+
+const (
+	// uploadLife is how long an upload can be used after it was made, and after each use.
+	uploadLife = 7 * 24 * time.Hour
+	// uploadTouch is how much of that has to have passed before a use is written down: many mails use one upload.
+	uploadTouch = time.Hour
+	// contentRest is how long content that no mail and no upload refers to is left alone: somebody may be about to refer to it.
+	contentRest = 3 * 24 * time.Hour
+)
+
+type uploadRow struct {
+	ID          uuid.UUID
+	Team        string
+	Filename    string
+	ContentType string `db:"content_type"`
+	SHA256      []byte
+	SizeBytes   int64 `db:"size_bytes"`
+	Hash        []byte
+	ContentSize int    `db:"content_size"`
+	ExpireTime  dbTime `db:"expire_time"`
+}
+
+func (r *uploadRow) upload() (*Upload, error) {
+	if len(r.Hash) != 32 {
+		return nil, fmt.Errorf("upload %s has a bad hash", r.ID)
+	}
+	return &Upload{ID: r.ID, Team: r.Team, Filename: r.Filename, ContentType: r.ContentType, SHA256: r.SHA256, SizeBytes: r.SizeBytes,
+		Content: Content{Sum: [32]byte(r.Hash), Size: r.ContentSize}, ExpireTime: r.ExpireTime.Time}, nil
+}
+
+// PutUpload stores an upload whose content is read from r, of which it holds a chunk in memory at a time, and sets its ExpireTime. With a request_id that was
+// used before it returns the first upload and true, or ErrRequestIDReused when that was another file.
+func (s *Store) PutUpload(ctx context.Context, u *Upload, r io.ReadSeeker) (*Upload, bool, error) {
+	// Times of uploads are for people; a day more or less loses nothing.
+	now := micro(s.now())
+	put := *u
+	put.ExpireTime = now.Add(uploadLife)
+	var first *uploadRow
+	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+		first = nil
+		if _, err := r.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		if err := s.putStream(ctx, tx, &u.Content, r); err != nil {
+			return err
+		}
+		res, err := s.q.in(ctx, tx, "upload_insert").ExecContext(ctx, u.ID, u.Team, u.Filename, u.ContentType, u.SHA256, u.SizeBytes, u.Content.Sum[:], u.Content.Size,
+			nullString(u.RequestID), s.t(&now), s.t(&put.ExpireTime))
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n > 0 {
+			return err
+		}
+		first = &uploadRow{}
+		return s.q.in(ctx, tx, "upload_by_request").GetContext(ctx, first, u.Team, u.RequestID)
+	})
+	switch {
+	case err != nil:
+		return nil, false, err
+	case first == nil:
+		return &put, false, nil
+	case !bytes.Equal(first.SHA256, u.SHA256) || first.Filename != u.Filename || first.ContentType != u.ContentType:
+		return nil, false, ErrRequestIDReused
+	}
+	had, err := first.upload()
+	return had, true, err
+}
+
+// putStream is putContentTx with the bytes out of a reader.
+func (s *Store) putStream(ctx context.Context, tx *sqlx.Tx, c *Content, r io.Reader) error {
+	err := s.putContentTx(ctx, tx, c.Sum, c.Size, nil, false)
+	if !errors.Is(err, ErrContentGone) {
+		return err
+	}
+	res, err := s.q.in(ctx, tx, "content_insert").ExecContext(ctx, c.Sum[:], c.Size, s.day(s.now()), false)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return err // somebody else has just stored the same
+	}
+	buf := make([]byte, chunkBytes)
+	for n := 0; ; n++ {
+		k, err := io.ReadFull(r, buf)
+		if k > 0 {
+			if _, err := s.q.in(ctx, tx, "chunk_insert").ExecContext(ctx, c.Sum[:], n, buf[:k]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read the upload: %w", err)
+		}
+	}
+}
+
+// Upload finds an upload of a team that has not expired, and moves its expiry on. ErrNotFound.
+func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload, error) {
+	now := micro(s.now())
+	var r uploadRow
+	if err := s.q.get("upload_get").GetContext(ctx, &r, id, team, s.t(&now)); err != nil {
+		return nil, s.notFound(err)
+	}
+	u, err := r.upload()
+	if err != nil {
+		return nil, err
+	}
+	if until := now.Add(uploadLife); until.Sub(u.ExpireTime) > uploadTouch {
+		res, err := s.q.get("upload_use").ExecContext(ctx, s.t(&until), id, s.t(&until))
+		if err != nil {
+			return nil, s.fault(err)
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 { // it expired just now, or somebody else was faster
+			if err != nil {
+				return nil, s.fault(err)
+			}
+			return s.Upload(ctx, team, id)
+		}
+		u.ExpireTime = until
+	}
+	return u, nil
+}
+
+// ForgetUploads ends uploads whose time has passed, and removes content that no upload needs and no mail has ever referred to. Content that a mail refers to,
+// or did, stays.
+func (s *Store) ForgetUploads(ctx context.Context) (uploads, contents int, err error) {
+	now := micro(s.now())
+	before := s.day(now.Add(-contentRest))
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		res, err := s.q.in(ctx, tx, "upload_forget").ExecContext(ctx, s.t(&now))
+		if err != nil {
+			return err
+		}
+		n, err := res.RowsAffected()
+		if err != nil {
+			return err
+		}
+		uploads = int(n)
+		var sums [][]byte
+		if err := s.q.in(ctx, tx, "content_collect").SelectContext(ctx, &sums, before); err != nil {
+			return err
+		}
+		for _, sum := range sums {
+			if _, err := s.q.in(ctx, tx, "chunk_delete").ExecContext(ctx, sum); err != nil {
+				return err
+			}
+		}
+		contents = len(sums)
+		return nil
+	})
+	return uploads, contents, err
+}
+
+// CopyMail is a mail's content and options for a new mail, with the id, times, Message-ID and request_id still to be set. ErrNotFound, also outside the scope.
+func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail, error) {
+	var r struct {
+		ID         uuid.UUID
+		Team       string
+		MailServer string `db:"mail_server"`
+		Mode       Mode
+		Kind       Kind
+		Priority   int16
+		Reference  string
+		Sender     string
+		Subject    string
+		MessageID  string `db:"message_id"`
+		SizeBytes  int64  `db:"size_bytes"`
+		UTF8       bool
+		Recipients []byte
+		Labels     []byte
+		Raw        []byte
+		Layout     []byte
+	}
+	if err := s.q.get("mail_copy").GetContext(ctx, &r, id); err != nil {
+		return nil, s.notFound(err)
+	}
+	if !sc.sees(r.Team) {
+		return nil, ErrNotFound
+	}
+	m := &NewMail{Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,
+		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, ResentFrom: r.ID}
+	err := json.Unmarshal(r.Recipients, &m.Recipients)
+	if err == nil && len(r.Labels) > 0 {
+		err = json.Unmarshal(r.Labels, &m.Labels)
+	}
+	if err == nil {
+		m.Raw, err = unpack(r.Raw, r.Layout)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mail %s: %w", id, err)
+	}
+	return m, nil
+}
