@@ -1,9 +1,7 @@
 package engine
 
 import (
-	"cmp"
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,7 +198,7 @@ func (d *drain) pass() <-chan (<-chan struct{}) {
 func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func(*job) bool) {
 	d.note(delivery.Counts{Claimed: len(claimed)})
 	now := d.e.now()
-	for _, c := range takeTurns(claimed) {
+	for _, c := range claimed {
 		j := newJob(c, owner, now)
 		if d.setAside(j, now) {
 			continue
@@ -211,26 +209,6 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 		}
 	}
 	d.staff()
-}
-
-// takeTurns orders a page so that within each priority the teams take turns, each with its mails as they are due: at a slow relay a page lasts long.
-func takeTurns(page []*store.Claimed) []*store.Claimed {
-	type lane struct {
-		team     string
-		priority int16
-	}
-	turn, turns := map[lane]int{}, make(map[*store.Claimed]int, len(page))
-	for _, c := range page {
-		l := lane{c.Team, c.Priority}
-		turns[c] = turn[l]
-		turn[l]++
-	}
-	if len(turn) > 1 {
-		slices.SortStableFunc(page, func(a, b *store.Claimed) int {
-			return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(turns[a], turns[b]))
-		})
-	}
-	return page
 }
 
 // express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -227,6 +228,25 @@ func TestGoneBehindIdleSessions(t *testing.T) {
 }
 
 const idleSweep = 20 * time.Second // after which an idle session is closed anyhow
+
+// TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need room for the next never wait for each other.
+func TestLargeMailsShareRoom(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	const size = 300 << 10
+	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 10 * size }) // two at once, and some more
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
+	var ms []*store.NewMail
+	for range 40 {
+		m := newMail(s, store.KindBulk, "u@y.example")
+		m.Raw[0].Data = append(m.Raw[0].Data, bytes.Repeat([]byte(strings.Repeat("x", 70)+"\r\n"), size/72)...)
+		m.SizeBytes = int64(len(m.Raw[0].Data))
+		ms = append(ms, m)
+	}
+	r.queue(s, ms...)
+	if c := r.batch(""); c.Sent != len(ms) {
+		t.Errorf("%+v", c)
+	}
+}
 
 // TestNoMarkNoDot (F14): while the mark cannot be written no dot leaves; when it can be again everything is sent once, without a restart.
 func TestNoMarkNoDot(t *testing.T) {
