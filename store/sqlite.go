@@ -33,7 +33,7 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if s.unlock, err = lockFile(abs + ".lock"); err != nil {
 		return err
 	}
-	if s.write, err = sqliteDB(abs, "", "journal_mode(WAL)"); err != nil {
+	if s.write, err = sqliteDB(abs, "", "page_size(8192)", "journal_mode(WAL)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)
