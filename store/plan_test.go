@@ -25,14 +25,15 @@ func seed(t testing.TB, s *store.Store, n int) {
 	}
 	no := "not " + yes
 	ID, AT := func(x string) string { return fmt.Sprintf(id, x) }, func(x string) string { return fmt.Sprintf(at, x) }
-	to := func(n int) string {
-		return fmt.Sprintf("with recursive g(i) as (select 1 union all select i + 1 from g where i < %d) ", n)
-	}
 	insert := func(table, columns, values string, n int) {
 		t.Helper()
-		q := "insert into " + table + " (" + columns + ") " + to(n) + "select " + values + " from g"
-		if err := s.Exec(q); err != nil {
-			t.Fatalf("%s: %v", q, err)
+		const part = 100_000 // a statement has half a minute
+		for from := 0; from < n; from += part {
+			q := fmt.Sprintf("insert into %s (%s) with recursive g(i) as (select %d union all select i + 1 from g where i < %d) select %s from g",
+				table, columns, from+1, min(from+part, n), values)
+			if err := s.Exec(q); err != nil {
+				t.Fatalf("%s: %v", q, err)
+			}
 		}
 	}
 	insert("mail_server", "name, team, display_name, type, mode, status, is_default, sender, limits, annotations, version, request_id, create_time, update_time",
