@@ -142,6 +142,10 @@ func (s *Store) insertAll(ctx context.Context, ms []*NewMail, ops []*enqueueOp) 
 					if a = s.explain(ctx, tx, op.m); a.err != nil {
 						return a.err
 					}
+				} else if op.m.Audit != nil {
+					if err := s.auditDetail(ctx, tx, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
+						return err
+					}
 				}
 				refused = refused || a.res.Err != nil
 				answers[op.m] = a.res

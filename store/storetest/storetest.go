@@ -123,8 +123,9 @@ func program(name string) (string, error) {
 	return "", fmt.Errorf("%s is not on this machine: %s", name, install)
 }
 
-// StartCluster makes and starts a cluster in a temporary folder. initdb refuses to run as root, so root hands it to another user.
-func StartCluster() (*Cluster, error) {
+// StartCluster makes and starts a cluster in a temporary folder, with further settings given as name=value. initdb refuses to run as root, so root hands
+// it to another user.
+func StartCluster(settings ...string) (*Cluster, error) {
 	initdb, err := program("initdb")
 	if err != nil {
 		return nil, err
@@ -157,8 +158,11 @@ func StartCluster() (*Cluster, error) {
 	}
 	// A watcher ends the cluster when this process is gone: the death signal of a parent goes to the thread that forked, which Go may end early.
 	script := fmt.Sprintf(`"$0" "$@" & p=$!; (while [ -d /proc/%d ]; do sleep 0.5; done; kill -QUIT $p; sleep 1; rm -rf %q) & wait $p`, os.Getpid(), root)
-	c.cmd = exec.Command("/bin/sh", "-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root,
-		"-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=256MB", "-c", "max_connections=200", "-c", "wal_compression=on", "-c", "max_wal_size=4GB")
+	args := []string{"-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root}
+	for _, s := range append([]string{"listen_addresses=127.0.0.1", "shared_buffers=256MB", "max_connections=200", "wal_compression=on", "max_wal_size=4GB"}, settings...) {
+		args = append(args, "-c", s)
+	}
+	c.cmd = exec.Command("/bin/sh", args...)
 	c.cmd.SysProcAttr, c.cmd.Dir = attr(), root
 	log, err := os.Create(filepath.Join(root, "log"))
 	if err != nil {
