@@ -121,13 +121,16 @@ func program(name string) (string, error) {
 	return "", fmt.Errorf("%s is not on this machine: %s", name, install)
 }
 
-// StartCluster makes and starts a cluster in a temporary folder. initdb refuses to run as root, so root hands it to another user.
-func StartCluster() (*Cluster, error) {
+// StartCluster makes and starts a cluster in a temporary folder.
+func StartCluster() (*Cluster, error) { return StartClusterIn("") }
+
+// StartClusterIn makes it below a folder, "" for that of temporary files. initdb refuses to run as root, so root hands it to another user.
+func StartClusterIn(parent string) (*Cluster, error) {
 	initdb, err := program("initdb")
 	if err != nil {
 		return nil, err
 	}
-	root, err := os.MkdirTemp("", "maildispatch-pg-")
+	root, err := os.MkdirTemp(parent, "maildispatch-pg-")
 	if err != nil {
 		return nil, err
 	}
