@@ -15,7 +15,7 @@ import (
 )
 
 // SendAll sends items over SendBatch and waits for its summary; slices.Values makes items of a slice. It is the fastest way in, and the one that knows
-// strict and validate_only; Bulk is for those who want to hear of each item.
+// strict and validate_only; Bulk is for those who want to hear of each item, or have more than 1,000,000.
 //
 // When the connection breaks it ranges over items again, up to three times, so they have to be the same in the same order: nothing of them is kept. An item
 // without a request_id gets one that depends on its place, therefore none is doubled, and one that has become another is rejected (REQUEST_ID_REUSED).
