@@ -268,7 +268,7 @@ type SendBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the first request only; absent = the system's mail through its default mail server, everything in the items.
 	Options *BatchOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
-	// Any number of items, in the first request as well.
+	// Any number of items, in the first request as well; at most 1000000 in the stream.
 	Items         []*BatchItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,7 +414,7 @@ type SendStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the first request only; absent = the system's mail through its default mail server, everything in the items.
 	Options *BatchOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
-	// Any number of items, in the first request as well.
+	// Any number of items, in the first request as well; at most 1000000 in the stream.
 	Items         []*BatchItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
