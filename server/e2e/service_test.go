@@ -136,6 +136,12 @@ func (s *service) run() {
 	case <-time.After(30 * time.Second):
 		s.t.Fatalf("the service does not listen\n%s", s.log)
 	}
+	s.connect()
+}
+
+func (s *service) connect() {
+	s.t.Helper()
+	var err error
 	if s.conn, err = grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20))); err != nil {
 		s.t.Fatal(err)
 	}
