@@ -48,7 +48,7 @@ func (c *Client) sendAll(ctx context.Context, options *maildispatchv1.BatchOptio
 	defer cancel()
 	stream, err := c.SendBatch(ctx, opts...)
 	if err != nil {
-		return nil, false, err
+		return nil, false, orSilent(ctx, "send a batch", c.sendTimeout, err)
 	}
 	// An error of Send says only that there is one; the answer says which.
 	err = stream.Send(&maildispatchv1.SendBatchRequest{Options: options})
@@ -89,11 +89,5 @@ func (c *Client) sendAll(ctx context.Context, options *maildispatchv1.BatchOptio
 	flush()
 	listen()
 	res, err := stream.CloseAndRecv()
-	switch {
-	case err == nil:
-		return res, named, nil
-	case context.Cause(ctx) == errSilent:
-		return nil, named, status.Errorf(codes.DeadlineExceeded, "send a batch: %v for %v", errSilent, c.sendTimeout)
-	}
-	return nil, named, err
+	return res, named, orSilent(ctx, "send a batch", c.sendTimeout, err)
 }

@@ -237,7 +237,7 @@ func (b *Bulk) stream() (heard bool, err error) {
 	defer cancel()
 	stream, err := b.c.SendStream(ctx, b.opts...)
 	if err != nil {
-		return false, err
+		return false, orSilent(ctx, "send in bulk", b.c.sendTimeout, err)
 	}
 	var sending sync.WaitGroup
 	context.AfterFunc(ctx, b.wake)
@@ -253,10 +253,8 @@ func (b *Bulk) stream() (heard bool, err error) {
 			return heard, nil
 		case err == io.EOF: // somebody on the way closed it politely
 			return heard, status.Error(codes.Unavailable, "the stream of SendStream ended before its last answer")
-		case err != nil && context.Cause(ctx) == errSilent:
-			return heard, status.Errorf(codes.DeadlineExceeded, "send in bulk: %v for %v", errSilent, b.c.sendTimeout)
 		case err != nil:
-			return heard, err
+			return heard, orSilent(ctx, "send in bulk", b.c.sendTimeout, err)
 		}
 		x := b.answered(answer, hush)
 		if x == nil {

@@ -363,6 +363,32 @@ func TestBulkConcurrent(t *testing.T) {
 	once(t, srv, b.BatchID(), 400)
 }
 
+// One that waits for a service that is away does so for SendTimeout.
+func TestBulkWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		srv := clienttest.New(t)
+		srv.SetServing(false)
+		c := srv.Client(t, client.Options{SendTimeout: time.Minute})
+		add := func() *client.Bulk {
+			b := c.Bulk(t.Context(), newsletter(), client.BulkOptions{}, grpc.WaitForReady(true))
+			if err := b.Add(itemTo(0)); err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		began := time.Now()
+		if _, err := add().Close(); status.Code(err) != codes.DeadlineExceeded || time.Since(began) != time.Minute {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		b := add()
+		time.AfterFunc(30*time.Second, func() { srv.SetServing(true) })
+		if sum, err := b.Close(); err != nil || sum.Accepted != 1 {
+			t.Errorf("%v, %v", sum, err)
+		}
+	})
+}
+
 // liar answers an item that nobody sent.
 type liar struct {
 	grpc.ClientStream
