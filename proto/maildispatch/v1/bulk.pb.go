@@ -36,7 +36,7 @@ type BatchOptions struct {
 	// SendBatch only: all or nothing. The items are kept until the end of the stream and written in one transaction; at most 10000 items and 64 MiB of
 	// requests.
 	Strict bool `protobuf:"varint,4,opt,name=strict,proto3" json:"strict,omitempty"`
-	// SendBatch only: check, route and compose every item, but write and send nothing.
+	// SendBatch only: check, route and compose every item, but write and send nothing. request_ids that were used before are not looked for.
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

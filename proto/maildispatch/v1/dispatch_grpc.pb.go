@@ -116,7 +116,8 @@ type DispatchClient interface {
 	// sent again).
 	ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error)
 	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
-	// bytes, the same mail server and options. The first stays as it is. It is queued and sent by the batch, whatever the mode.
+	// bytes, the same mail server and options but for hold, send_after and expire_time. The first stays as it is. It is queued and sent by the batch,
+	// whatever the mode.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error)
@@ -421,7 +422,8 @@ type DispatchServer interface {
 	// sent again).
 	ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error)
 	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
-	// bytes, the same mail server and options. The first stays as it is. It is queued and sent by the batch, whatever the mode.
+	// bytes, the same mail server and options but for hold, send_after and expire_time. The first stays as it is. It is queued and sent by the batch,
+	// whatever the mode.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error)
