@@ -373,12 +373,11 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 			return false
 		}
 	}
-	size := len(tr.body)
-	tr.body = append(tr.body, next...)
 	s.setPastDot(true)
 	defer s.setPastDot(false)
-	s.setDeadline(s.relay.Timeouts.Block + time.Duration(size/1024)*time.Second)
-	_, werr := s.conn.Write(tr.body)
+	s.setDeadline(s.relay.Timeouts.Block + time.Duration(len(tr.t.Raw)/1024)*time.Second)
+	var werr error
+	s.block, werr = writeBody(s.conn, tr.t.Raw, next, s.block)
 	if werr == nil {
 		s.setDeadline(s.relay.Timeouts.Dot)
 	} else {
