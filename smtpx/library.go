@@ -157,7 +157,11 @@ func (c *libraryConn) Write(p []byte) (int, error) {
 var (
 	crlf    = []byte("\r\n")
 	endMark = []byte("\r\n.\r\n")
+	stuffed = []byte("\n.") // where dot-stuffing adds an octet
 )
+
+// nextFlight is room behind a body for its dot and the commands of most next mails.
+const nextFlight = 1 << 10
 
 // takeBody collects the dot-stuffed body. Stuffed as it is, it can hold the end mark only at its end, so flush edges of the library do not matter.
 func (c *libraryConn) takeBody(p []byte) {
@@ -215,6 +219,8 @@ func (c *libraryConn) line(line string) {
 		}
 		if c.s.envelope(c.ctx) {
 			c.body = true
+			tr, raw := c.s.cur, c.s.cur.t.Raw
+			tr.body = slices.Grow(tr.body, len(raw)+bytes.Count(raw, stuffed)+nextFlight) // growing bit by bit would copy a large body ten times
 			c.answer("354 go on")
 		} else {
 			c.answer("554 decided")

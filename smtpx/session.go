@@ -281,10 +281,22 @@ func (s *Session) deadFault(p Phase) *Error {
 	return &Error{Phase: p, Temporary: true, Err: s.dead}
 }
 
-// unread reports whether the relay said something unasked, or closed. What the kernel holds may be TLS housekeeping, so a hit is looked at.
+// unread reports whether the relay said something unasked, or closed.
 func (s *Session) unread() bool {
+	said, closed := s.look()
+	return said || closed
+}
+
+// surplus reports whether the relay said something unasked. That it closed is seen by the next command.
+func (s *Session) surplus() bool {
+	said, _ := s.look()
+	return said
+}
+
+// look looks for what is there to be read without waiting for it. What the kernel holds may be TLS housekeeping, so a hit is looked at.
+func (s *Session) look() (said, closed bool) {
 	if s.br.Buffered() > 0 {
-		return true
+		return true, false
 	}
 	raw := s.conn
 	if n, ok := raw.(interface{ NetConn() net.Conn }); ok {
@@ -292,30 +304,30 @@ func (s *Session) unread() bool {
 	}
 	sc, ok := raw.(syscall.Conn)
 	if !ok {
-		return false
+		return false, false
 	}
 	rc, err := sc.SyscallConn()
 	if err != nil {
-		return true
+		return false, true
 	}
-	waiting := false
 	var one [1]byte
 	err = rc.Read(func(fd uintptr) bool {
-		_, _, e := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		waiting = e != syscall.EAGAIN && e != syscall.EINTR // bytes, an end, or an error
+		n, _, e := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		said = n > 0
+		closed = !said && e != syscall.EAGAIN && e != syscall.EINTR // an end or an error
 		return true
 	})
 	if err != nil {
-		return true
+		return false, true
 	}
-	if !waiting || !s.tls {
-		return waiting
+	if !said || !s.tls {
+		return said, closed
 	}
 	s.mu.Lock()
 	_ = s.conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
 	s.mu.Unlock()
 	_, err = s.br.Peek(1)
-	return !(err != nil && errors.Is(err, os.ErrDeadlineExceeded))
+	return err == nil, err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // take prepares a transfer, reusing the buffers of the last one.

@@ -182,7 +182,7 @@ func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
 		}
 		data := bytes.Join(chunks, nil)
 		if sha256.Sum256(data) != sum {
-			return nil, fmt.Errorf("content %s is missing or damaged", hash[:12])
+			return nil, fmt.Errorf("content %s: %w", hash[:12], errDamaged)
 		}
 		s.cache.put(sum, data)
 		return data, nil
@@ -193,7 +193,17 @@ func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
 	return d.([]byte), nil
 }
 
+var (
+	errDamaged = errors.New("shared content is missing or damaged")
+	errShort   = errors.New("the stored message is too short")
+)
+
 func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) error) error {
+	return joinPieces(inline, layout, func(hash string) ([]byte, error) { return s.content(ctx, hash) }, w)
+}
+
+// joinPieces writes a message's pieces in their order.
+func joinPieces(inline, layout []byte, content func(hash string) ([]byte, error), w func([]byte) error) error {
 	if len(layout) == 0 {
 		return w(inline)
 	}
@@ -210,13 +220,13 @@ func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) 
 		case sameContent:
 		default:
 			var err error
-			if shared, err = s.content(ctx, sg.Hash); err != nil {
+			if shared, err = content(sg.Hash); err != nil {
 				return err
 			}
 			from = shared
 		}
 		if offset < 0 || sg.Bytes < 0 || offset+sg.Bytes > len(from) {
-			return fmt.Errorf("the stored message wants %d bytes from %d on, there are %d", sg.Bytes, offset, len(from))
+			return fmt.Errorf("%w: it wants %d bytes from %d on, there are %d", errShort, sg.Bytes, offset, len(from))
 		}
 		if err := w(from[offset : offset+sg.Bytes]); err != nil {
 			return err

@@ -13,5 +13,7 @@
 // Layout (STORE of the design, "Z"): mail is insert-only; due is the small hot row of every unfinished mail; archive is the narrow row of a
 // finished one; content holds shared bytes in chunks; term is the narrow search table. A mail is in exactly one of due and archive.
 //
-// SQL lives in store/queries as named statements, one file for both dialects and one per dialect for the hot ones, prepared at [Open].
+// An [Inspector] reads a database beside the service and checks the invariants I1 to I7, which stand in inspect.go.
+//
+// SQL lives in store/queries as named statements, one file for both dialects and one per dialect for the hot ones, prepared at [Open]; those of an inspection stand apart.
 package store

@@ -34,14 +34,7 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if s.unlock, err = lockFile(abs + ".lock"); err != nil {
 		return err
 	}
-	open := func(mode string, extra ...string) (*sqlx.DB, error) {
-		q := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{"busy_timeout(10000)", "foreign_keys(1)", "synchronous(FULL)"}, extra...)}
-		if mode != "" {
-			q.Set("mode", mode)
-		}
-		return sqlx.Open("sqlite", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?"+q.Encode())
-	}
-	if s.write, err = open("", "journal_mode(WAL)", "cache_size(-32768)"); err != nil {
+	if s.write, err = sqliteDB(abs, "", "journal_mode(WAL)", "cache_size(-32768)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)
@@ -51,12 +44,36 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if err := os.Chmod(abs, 0o600); err != nil { // mail and sealed passwords are nobody else's business
 		return fmt.Errorf("database: %w", err)
 	}
-	if s.read, err = open("ro", "cache_size(-16384)"); err != nil {
+	if s.read, err = sqliteDB(abs, "ro", "cache_size(-16384)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.read.SetMaxOpenConns(sqliteReaders)
 	s.read.SetMaxIdleConns(sqliteReaders)
 	return nil
+}
+
+// readSQLite opens an existing file for reading only, beside the process that has it open and without its lock.
+func (s *Store) readSQLite(ctx context.Context, path string) error {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	if s.read, err = sqliteDB(abs, "ro", "cache_size(-16384)"); err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	s.read.SetMaxOpenConns(1)
+	if err := s.read.PingContext(ctx); err != nil {
+		return fmt.Errorf("database: cannot open %s: %w", path, err)
+	}
+	return nil
+}
+
+func sqliteDB(abs, mode string, pragmas ...string) (*sqlx.DB, error) {
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{"busy_timeout(10000)", "foreign_keys(1)", "synchronous(FULL)"}, pragmas...)}
+	if mode != "" {
+		q.Set("mode", mode)
+	}
+	return sqlx.Open("sqlite", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?"+q.Encode())
 }
 
 // lockFile takes an exclusive lock that ends with the process, however it ends.

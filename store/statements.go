@@ -22,18 +22,26 @@ type statement struct {
 
 // readStatements reads what a dialect's files hold: those for both, and its own.
 func readStatements(d dialect) ([]statement, error) {
+	common, err := statementsOf("common")
+	if err != nil {
+		return nil, err
+	}
+	own, err := statementsOf(string(d))
+	return append(common, own...), err
+}
+
+// statementsOf reads one file of store/queries.
+func statementsOf(file string) ([]statement, error) {
+	b, err := queries.ReadFile("queries/" + file + ".sql")
+	if err != nil {
+		return nil, err
+	}
 	var out []statement
-	for _, file := range []string{"common", string(d)} {
-		b, err := queries.ReadFile("queries/" + file + ".sql")
-		if err != nil {
-			return nil, err
-		}
-		for _, part := range strings.Split(string(b), "-- name: ")[1:] {
-			head, text, _ := strings.Cut(part, "\n")
-			name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
-			index, _, _ := strings.Cut(text, "\n")
-			out = append(out, statement{name, kind == "(read)", strings.TrimPrefix(index, "-- "), strings.TrimSuffix(strings.TrimSpace(text), ";")})
-		}
+	for _, part := range strings.Split(string(b), "-- name: ")[1:] {
+		head, text, _ := strings.Cut(part, "\n")
+		name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
+		index, _, _ := strings.Cut(text, "\n")
+		out = append(out, statement{name, kind == "(read)", strings.TrimPrefix(index, "-- "), strings.TrimSuffix(strings.TrimSpace(text), ";")})
 	}
 	return out, nil
 }

@@ -142,6 +142,7 @@ func match(f *maildispatchv1.MailFilter, m *maildispatchv1.Mail) bool {
 		(f.Recipient == "" || slices.ContainsFunc(m.Recipients, to)) &&
 		(f.MessageId == "" || strings.Trim(f.MessageId, "<>") == strings.Trim(m.MessageId, "<>")) &&
 		(f.RequestId == "" || f.RequestId == m.RequestId) &&
+		(f.BatchId == "" || f.BatchId == m.BatchId) &&
 		(f.Since == nil || !m.CreateTime.AsTime().Before(f.Since.AsTime())) &&
 		(f.Until == nil || m.CreateTime.AsTime().Before(f.Until.AsTime()))
 }

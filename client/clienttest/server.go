@@ -10,7 +10,9 @@
 // journals, batch. What the mail server says to an address is scripted with Answer, what happens to a call with Fault, what a test of a mail server
 // finds with AnswerTest. A server begins with one mail server, "test": php mode, default of the system.
 //
-// It does not check requests as strictly as the service, sends nothing, keeps nothing after Close, and its page tokens are plain.
+// Mail of SendBatch, SendStream and ResendMail is kept in the same way, the items' variables filled in, and Uploaded gives back what UploadAttachment took.
+//
+// It does not check requests as strictly as the service, knows nothing of WatchMails, sends nothing, keeps nothing after Close, and its page tokens are plain.
 package clienttest
 
 import (
@@ -42,6 +44,8 @@ type Server struct {
 	mu       sync.Mutex // guards what follows
 	servers  map[string]*maildispatchv1.MailServer
 	mails    []*entry // in the order they were taken
+	uploads  []*upload
+	batches  int // that the server has named
 	answers  map[string]Outcome
 	tests    map[string]*maildispatchv1.TestStep
 	faults   map[string][]Fault

@@ -18,19 +18,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// atFullSize: the fault tests run with the counts of the table in README.md; else they are scaled down.
-var atFullSize = os.Getenv("MAILDISPATCH_TEST_FULL") == "1"
-
 // memoryFactor is what the race detector costs in memory, 1 without it.
 var memoryFactor = 1
-
-// count is full in the full run, else scaled.
-func count(full, scaled int) int {
-	if atFullSize {
-		return full
-	}
-	return scaled
-}
 
 // residentKB is the memory of a process, descriptors and threads what else it holds.
 func (s *service) residentKB() int  { return s.procStatus("VmRSS:") }
@@ -165,4 +154,5 @@ func TestHostileReplies(t *testing.T) {
 				p95.Round(time.Microsecond), base.Round(time.Microsecond))
 		})
 	}
+	s.invariants(t)
 }

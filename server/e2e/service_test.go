@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -145,6 +146,11 @@ func (s *service) connect() {
 		s.t.Fatal(err)
 	}
 	s.admin, s.dispatch = pb.NewMailServerAdminClient(s.conn), pb.NewDispatchClient(s.conn)
+}
+
+// keyFile is the flag that gives another replica this one's key, with which cursors are signed.
+func (s *service) keyFile() string {
+	return s.args[slices.IndexFunc(s.args, func(a string) bool { return strings.HasPrefix(a, "--key-file=") })]
 }
 
 // stop asks the service to end and wants exit code 0.

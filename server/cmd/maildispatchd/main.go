@@ -23,6 +23,7 @@ var commands = []command{
 	{"serve", "serve [flags]", "the service", serve},
 	{"demo", "demo", "the whole main job on this machine, self-contained; exits 0 if every step did what it says", demo},
 	{"migrate", "migrate [flags]", "bring the database's schema up to date and end", migrate},
+	{"doctor", "doctor [flags]", "look whether the database keeps the promise, and at what a person should do; changes nothing", doctor},
 	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
 	{"health", "health [--target host:port]", "ask a running service whether it is well", healthCheck},
 	{"key", "key create FILE", "make a key file", key},

@@ -43,7 +43,7 @@ func flat(ctx context.Context, b *bench) error {
 		name := fmt.Sprintf("mails %d to %d", i*part+1, (i+1)*part)
 		b.rate(name, "", part, last)
 		if i == 0 || i == parts-1 {
-			b.cpu(name, before, part)
+			b.cpu(name, "", before, part)
 		}
 	}
 	aim := ">= 80"

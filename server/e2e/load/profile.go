@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 )
 
 // profiling begins to collect profiles if they are asked for; the returned func ends it and notes the summaries.
@@ -32,10 +32,6 @@ func (b *bench) profiling(name string, n int) (func() error, error) {
 	own, err := startOwnProfile(filepath.Join(dir, "load.pprof"))
 	if err != nil {
 		return nil, err
-	}
-	var titles map[string]time.Duration
-	if b.database == "postgres" {
-		titles = cpuByTitle(b.lab.master)
 	}
 	return func() error {
 		if err := own(); err != nil {
@@ -65,10 +61,8 @@ func (b *bench) profiling(name string, n int) (func() error, error) {
 			return nil
 		}
 		var procs strings.Builder
-		for t, d := range cpuByTitle(b.lab.master) {
-			if d -= titles[t]; d > 0 {
-				fmt.Fprintf(&procs, "%8.2fs %s\n", d.Seconds(), t)
-			}
+		for _, t := range slices.Sorted(maps.Keys(b.procs)) {
+			fmt.Fprintf(&procs, "%8.2fs %s\n", b.procs[t].Seconds(), t)
 		}
 		s, err := b.statements()
 		if err != nil {

@@ -38,7 +38,7 @@ func php(ctx context.Context, b *bench) error {
 		}
 		b.rate("bare, "+who, "", x.mails, took)
 		bare50, bare99 := b.latencies("bare, "+who, ls)
-		b.cpu("bare, "+who, before, x.mails)
+		b.add("bare, "+who+" CPU load+sink", "%.3f", "", b.usage().since(before).load.Seconds()*1000/float64(x.mails))
 		if _, _, err := b.sends(ctx, p, "php", min(100, one), x.callers, pb.MailStatus_MAIL_STATUS_SENT); err != nil {
 			return err
 		}
@@ -54,7 +54,7 @@ func php(ctx context.Context, b *bench) error {
 		}
 		b.add("added, "+who+" p50 ms", "%.2f", aim, p50-bare50)
 		b.add("added, "+who+" p99 ms", "%.2f", "", p99-bare99)
-		b.cpu("php, "+who, before, x.mails)
+		b.cpu("php, "+who, "", before, x.mails)
 	}
 	return b.recorded(ctx, p, b.given())
 }
@@ -119,7 +119,7 @@ func daemon(ctx context.Context, b *bench) error {
 	}
 	b.rate("queue", queueAim, b.mails, took)
 	b.latencies("queue", ls)
-	b.cpu("queue", before, b.mails)
+	b.cpu("queue", "", before, b.mails)
 	before = b.usage()
 	begin := time.Now()
 	counts, err := p.admin.RunBatch(ctx, &pb.RunBatchRequest{Wait: true})
@@ -131,7 +131,7 @@ func daemon(ctx context.Context, b *bench) error {
 		return fmt.Errorf("the batch sent %d of %d mails: %v", counts.Sent, b.mails, counts)
 	}
 	b.rate("drain", drainAim, b.mails, took)
-	b.cpu("drain", before, b.mails)
+	b.cpu("drain", "", before, b.mails)
 	return b.recorded(ctx, p, b.mails)
 }
 
@@ -164,7 +164,7 @@ func unary(ctx context.Context, b *bench) error {
 			}
 			b.rate(x.name+": archived", "", b.mails, time.Since(begin))
 		}
-		b.cpu(x.name, before, b.mails)
+		b.cpu(x.name, "", before, b.mails)
 		if x.interval != "0" {
 			// They go out before the second phase begins: it must not find a backlog.
 			if _, err := p.admin.RunBatch(ctx, &pb.RunBatchRequest{Wait: true}); err != nil {

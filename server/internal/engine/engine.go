@@ -117,6 +117,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.batchLoop(ctx, due)
 
 	e.stopOnce.Do(func() { close(e.stopping) })
+	e.drains.kick()
 	e.flights.stop()
 	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from the signal, and kills at the end.
 	closing := min(grace/2, 5*time.Second)
@@ -254,6 +255,22 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 		return errLeaseLost
 	}
 	return nil
+}
+
+// beginSuspect records that this owner is about to handle a mail whose owner died before, so that its own death would count. Of all the mails that a dead
+// process held, only those that it was at can have killed it; the first death cannot tell them apart.
+func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
+	if j.mail.Crashes == 0 || j.begun {
+		return nil
+	}
+	select {
+	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleBegin, Crashes: j.mail.Crashes + 1}):
+		j.lost = a.Err == nil && !a.Mine
+		j.begun = a.Err == nil && a.Mine
+		return a.Err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (e *Engine) maxConnections(s *store.MailServer) int {

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/maildispatch/maildispatch/server"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+const (
+	// What is looked at without --full: enough to find a fault that goes on, in seconds.
+	doctorMessages = 1000
+	doctorContent  = 256 << 20
+	// shownBreaches is how many breaches of one invariant are printed.
+	shownBreaches = 10
+	// rescueTime is longer than a living replica takes to rescue a dead one's mail, which an inspection may meet at that very moment.
+	rescueTime = 8 * time.Second
+)
+
+// doctor looks at a database, also one in use, and says whether the invariants of the promise hold and what a person should look at.
+func doctor(ctx context.Context, args []string) error {
+	opt := store.InspectOptions{Messages: doctorMessages, ContentBytes: doctorContent}
+	var full bool
+	c, err := configOf("doctor", args, func(fs *flag.FlagSet) {
+		fs.BoolVar(&full, "full", false, "read every message and all shared content, not only the newest")
+		fs.DurationVar(&opt.Late, "late", 5*time.Minute, "how long mail may be due before it is called late; longer than --batch-interval")
+	})
+	if err != nil {
+		return err
+	}
+	if full {
+		opt.Messages, opt.ContentBytes = -1, -1
+	}
+	in, err := store.OpenInspector(ctx, c.Database)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	r, err := in.Inspect(ctx, opt)
+	if err == nil && r.Unrescued > 0 {
+		select {
+		case <-time.After(rescueTime):
+			r, err = in.Inspect(ctx, opt)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	d := diagnosis{out: os.Stdout, c: &c, r: r}
+	d.print()
+	if r.Broken() {
+		return failed{fmt.Errorf("doctor: an invariant is broken; no command mends that: keep a copy of the database and tell the developers")}
+	}
+	return nil
+}
+
+// diagnosis prints an inspection for people.
+type diagnosis struct {
+	out   io.Writer
+	c     *server.Config
+	r     *store.Inspection
+	found int
+}
+
+func (d *diagnosis) print() {
+	for _, i := range d.r.Invariants {
+		if len(i.Breaches) == 0 {
+			fmt.Fprintf(d.out, "%s  ok      %s\n", i.Name, i.Says)
+			continue
+		}
+		fmt.Fprintf(d.out, "%s  BROKEN  %s: %d breaches\n", i.Name, i.Says, len(i.Breaches))
+		for _, b := range i.Breaches[:min(len(i.Breaches), shownBreaches)] {
+			fmt.Fprintf(d.out, "    %s %s\n", b.Subject, b.Problem)
+		}
+		if n := len(i.Breaches) - shownBreaches; n > 0 {
+			fmt.Fprintf(d.out, "    and %d more\n", n)
+		}
+	}
+	fmt.Fprintf(d.out, "%d mails, %d of them read whole; %d of %d bytes of shared content hashed", d.r.Mails, d.r.Messages, d.r.BytesRead, d.r.Bytes)
+	if d.r.Messages < d.r.Mails || d.r.BytesRead < d.r.Bytes {
+		fmt.Fprint(d.out, " (--full: all)")
+	}
+	fmt.Fprintln(d.out)
+	fmt.Fprintln(d.out, "\nWhat a person should look at:")
+	alive := d.replicas()
+	d.waiting()
+	d.late(alive)
+	for _, s := range d.r.Suspended {
+		d.say(fmt.Sprintf("mail server %s is suspended after %d failures, next try %s: %s", s.MailServer, s.Failures, when(s.RetryAt.Time), s.Reason),
+			d.call("MailServerAdmin/TestMailServer", object{"name": s.MailServer}), d.call("MailServerAdmin/RunBatch", object{"mail_server": s.MailServer, "wait": true}))
+	}
+	d.noDefault()
+	if d.found == 0 {
+		fmt.Fprintln(d.out, "- nothing")
+	}
+}
+
+func (d *diagnosis) replicas() (alive int) {
+	for _, r := range d.r.Replicas {
+		switch {
+		case r.AliveUntil.After(d.r.Now):
+			alive++
+		case r.Owned > 0:
+			d.say(fmt.Sprintf("replica %d (%s) is dead and owns %d mails; the next replica that runs takes them over", r.ID, r.Name, r.Owned), d.serve())
+		}
+	}
+	return alive
+}
+
+func (d *diagnosis) waiting() {
+	for _, w := range d.r.Waiting {
+		status := "MAIL_STATUS_" + strings.ToUpper(string(w.Status))
+		of := fmt.Sprintf("%d mails of mail server %s, the oldest %s,", w.N, w.MailServer, w.Oldest)
+		if w.N == 1 {
+			of = fmt.Sprintf("mail %s of mail server %s", w.Oldest, w.MailServer)
+		}
+		filter := object{"filter": object{"mail_server": w.MailServer, "statuses": []string{status}}}
+		again := object{"filter": filter["filter"], "reason": "..."}
+		list := d.call("Dispatch/ListDueOutMails", filter)
+		switch {
+		case w.Status == store.MailUnknown:
+			d.say("UNKNOWN: "+of+" may have arrived or not; find out and say so, or RESOLUTION_NOT_DELIVERED, RESOLUTION_RESEND", list,
+				d.call("Dispatch/ResolveMail", object{"id": w.Oldest.String(), "resolution": "RESOLUTION_DELIVERED", "reason": "..."}))
+		case w.Quarantined:
+			d.say("QUARANTINED: "+of+" may harm the service; look at the reason before it is tried again", list,
+				d.call("Dispatch/RetryMails", object{"ids": []string{w.Oldest.String()}, "reason": "..."}))
+		case w.Status == store.MailHeld:
+			d.say("HELD: "+of+" waits until somebody lets it go", list, d.call("Dispatch/ReleaseMails", again))
+		default:
+			d.say(strings.ToUpper(string(w.Status))+": "+of+" is not tried again by itself", list, d.call("Dispatch/RetryMails", again))
+		}
+	}
+}
+
+func (d *diagnosis) late(alive int) {
+	for _, l := range d.r.Late {
+		mend, why := []string{d.call("MailServerAdmin/RunBatch", object{"mail_server": l.MailServer, "wait": true})}, ""
+		switch {
+		case alive == 0:
+			why, mend = ": no replica runs", []string{d.serve()}
+		case l.Status == "missing":
+			why, mend = ": there is no such mail server", []string{d.call("Dispatch/CancelMails", object{"filter": object{"mail_server": l.MailServer}, "reason": "..."})}
+		case l.Deleted:
+			why, mend = ": it is deleted", []string{d.call("MailServerAdmin/UndeleteMailServer", object{"name": l.MailServer})}
+		case l.Status != string(store.ServerAvailable):
+			why, mend = ": it is unavailable", []string{d.call("MailServerAdmin/UpdateMailServer", object{"mail_server": object{"name": l.MailServer, "status": "STATUS_AVAILABLE"}})}
+		case l.Suspended:
+			why = ": it is suspended, see there"
+		}
+		d.say(fmt.Sprintf("LATE: %d mails of mail server %s are due, the oldest since %s%s", l.N, l.MailServer, when(l.Since.Time), why), mend...)
+	}
+}
+
+func (d *diagnosis) noDefault() {
+	for _, n := range d.r.NoDefault {
+		text := fmt.Sprintf("team %s has no default mail server: what its mail falls back to is the system's", n.Team)
+		if n.Team == "" {
+			text = "the system has no default mail server: mail that names none is refused unless its team has one"
+		}
+		if n.Candidate.Valid {
+			d.say(text, d.call("MailServerAdmin/SetDefaultMailServer", object{"name": n.Candidate.String}))
+			continue
+		}
+		d.say(text, d.call("MailServerAdmin/CreateMailServer", object{"mail_server": object{"name": "main", "type": "TYPE_LOCALHOST", "mode": "MODE_DAEMON", "is_default": true,
+			"from": "Shop <shop@example.com>"}}))
+	}
+}
+
+// say prints something to look at and what mends it.
+func (d *diagnosis) say(text string, mend ...string) {
+	d.found++
+	fmt.Fprintln(d.out, "-", text)
+	for _, m := range mend {
+		fmt.Fprintln(d.out, "   ", m)
+	}
+}
+
+type object = map[string]any
+
+// call is a grpcurl command.
+func (d *diagnosis) call(method string, request object) string {
+	b, _ := json.Marshal(request) // strings and lists of them always can be
+	plain := "-plaintext "
+	if d.c.TLSCert != "" {
+		plain = ""
+	}
+	return fmt.Sprintf("grpcurl %s-d '%s' %s maildispatch.v1.%s", plain, strings.ReplaceAll(string(b), "'", `'\''`), d.c.Listen, method)
+}
+
+func (d *diagnosis) serve() string { return "maildispatchd serve --database=..." }
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return "now"
+	}
+	return t.UTC().Format(time.RFC3339)
+}

@@ -1,0 +1,429 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+// The invariants of a database, of which an inspection finds every breach:
+//
+//	I1  every mail is in exactly one of the due-out journal and the archive, in the one of its own team and mail server
+//	I2  states and times agree: what waits to be sent has a due time, what waits for a person has none, what is finished is in the archive and has
+//	    its time
+//	I3  no stale lease: what is being sent is owned by a replica that lives, or by a dead one while no other lives to rescue it; no mark without owner
+//	I4  results are as many as the recipients, and the mail's status says what they say
+//	I5  a recipient that was tried again after an attempt of unknown outcome is flagged, unless a person had said that nothing arrived
+//	I6  the message is whole: its length is what was accepted, its shared pieces are there and hash to their names, its Message-ID is the mail's, and each
+//	    recipient can be found by. It is written once, so what is whole now is what every attempt sends
+//	I7  at most one default a team, which can be used, and one mail or mail server a (team, request_id)
+//
+// I1 to I5 and I7 look at every row; so does I6 at lengths. Its hashes and its reading of whole messages are limited, see [InspectOptions].
+var invariants = []struct{ name, says string }{
+	{"I1", "every mail is in exactly one journal"},
+	{"I2", "states and times agree"},
+	{"I3", "no lease is stale, no mark without owner"},
+	{"I4", "results agree with recipients and status"},
+	{"I5", "possible duplicates are flagged"},
+	{"I6", "messages are whole"},
+	{"I7", "defaults and request_ids are unique"},
+}
+
+// rescueGrace is how long after a replica was taken for dead its mail may still wait for its rescue.
+const rescueGrace = time.Minute
+
+// Inspector reads a database beside the service that uses it: it takes no lock, changes nothing and migrates nothing.
+type Inspector struct {
+	s  *Store // of which only the reading side is open
+	st map[string]string
+}
+
+// OpenInspector opens dsn for reading. The schema has to be this program's, or a later one that tolerates it.
+func OpenInspector(ctx context.Context, dsn string) (*Inspector, error) {
+	in := &Inspector{s: &Store{now: time.Now}, st: map[string]string{}}
+	err := in.open(ctx, dsn)
+	if err == nil {
+		err = in.current(ctx)
+	}
+	if err != nil {
+		_ = in.s.closeDBs() // the first error says more
+		return nil, err
+	}
+	for _, file := range []string{"inspect_common", "inspect_" + string(in.s.dialect)} {
+		sts, err := statementsOf(file)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range sts {
+			in.st[n.name] = in.s.read.Rebind(n.text)
+		}
+	}
+	return in, nil
+}
+
+func (in *Inspector) open(ctx context.Context, dsn string) error {
+	file, isFile := strings.CutPrefix(dsn, "sqlite:")
+	switch {
+	case CheckDSN(dsn) != nil:
+		return CheckDSN(dsn)
+	case isFile:
+		in.s.dialect = sqliteDia
+		return in.s.readSQLite(ctx, file)
+	}
+	return in.s.openPostgres(ctx, dsn)
+}
+
+// current refuses a schema that the statements do not know.
+func (in *Inspector) current(ctx context.Context) error {
+	files, err := fs.Glob(migrations, "migrations/"+string(in.s.dialect)+"/*.sql")
+	if err != nil {
+		return err
+	}
+	last, _, _ := strings.Cut(path.Base(files[len(files)-1]), "_")
+	want, err := strconv.Atoi(last)
+	if err != nil {
+		return err
+	}
+	var have int
+	if err := in.s.read.GetContext(ctx, &have, "select coalesce(max(version_id), 0) from goose_db_version where is_applied"); err != nil {
+		return fmt.Errorf("database: this is none of maildispatch's, or `maildispatchd migrate` has never run: %w", err)
+	}
+	if have < want {
+		return fmt.Errorf("database: its schema is at %d and this program's at %d: run `maildispatchd migrate`", have, want)
+	}
+	return nil
+}
+
+// Close ends it.
+func (in *Inspector) Close() error { return in.s.closeDBs() }
+
+// InspectOptions of [Inspector.Inspect].
+type InspectOptions struct {
+	// Messages and ContentBytes bound how many of the newest messages are read whole and how much of the newest shared content is hashed; < 0 = all.
+	Messages     int
+	ContentBytes int64
+	// Late is how long mail may be due without being taken before it is reported.
+	Late time.Duration
+}
+
+// Invariant is what became of one of I1 to I7.
+type Invariant struct {
+	Name, Says string
+	Breaches   []Breach // at most 1000 a statement
+}
+
+// Breach is one breach of an invariant.
+type Breach struct{ Subject, Problem string }
+
+// Inspection is what an inspection found, all in one snapshot.
+type Inspection struct {
+	Now        time.Time // the clock that decides what is due
+	Invariants []Invariant
+	Unrescued  int // breaches of I3 that a rescue under way ends within seconds
+	Mails      int // in the database
+	Messages   int // of which were read whole
+	Bytes      int64
+	BytesRead  int64 // of shared content, and how much of it was hashed
+
+	Waiting   []WaitingMails
+	Late      []LateMails
+	Suspended []SuspendedServer
+	NoDefault []NoDefault
+	Replicas  []ReplicaState
+}
+
+// Broken reports whether any invariant is broken.
+func (r *Inspection) Broken() bool {
+	for _, i := range r.Invariants {
+		if len(i.Breaches) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// WaitingMails are mails of one mail server and status that wait for a person.
+type WaitingMails struct {
+	MailServer  string `db:"mail_server"`
+	Team        string
+	Status      MailStatus
+	Quarantined bool // put aside because they may harm the service
+	N           int
+	Oldest      uuid.UUID
+}
+
+// LateMails are due mails of one mail server that nobody takes.
+type LateMails struct {
+	MailServer string `db:"mail_server"`
+	N          int
+	Since      dbTime
+	Status     string // of the mail server; "missing" if there is none
+	Deleted    bool
+	Suspended  bool
+}
+
+// SuspendedServer is a mail server that is left alone.
+type SuspendedServer struct {
+	MailServer string `db:"mail_server"`
+	Failures   int
+	Reason     string
+	RetryAt    dbTime `db:"retry_at"`
+}
+
+// NoDefault is a team, "" the system, whose mail has no mail server of its own to go through by itself. Candidate could be it; null if there is none.
+type NoDefault struct {
+	Team      string
+	Candidate sql.NullString
+}
+
+// ReplicaState is one replica and how many mails it owns.
+type ReplicaState struct {
+	ID         ReplicaID
+	Name       string
+	AliveUntil dbTime `db:"alive_until"`
+	Owned      int
+}
+
+// Inspect looks at everything once.
+func (in *Inspector) Inspect(ctx context.Context, opt InspectOptions) (*Inspection, error) {
+	opts := &sql.TxOptions{ReadOnly: true} // a snapshot on SQLite
+	if in.s.dialect == postgres {
+		opts.Isolation = sql.LevelRepeatableRead
+	}
+	tx, err := in.s.read.BeginTxx(ctx, opts)
+	if err != nil {
+		return nil, in.s.fault(err)
+	}
+	defer func() { _ = tx.Rollback() }() // nothing was written
+	l := &look{in: in, ctx: ctx, tx: tx, r: &Inspection{}}
+	if err := l.all(opt); err != nil {
+		return nil, in.s.fault(err)
+	}
+	return l.r, nil
+}
+
+// look is one inspection under way.
+type look struct {
+	in  *Inspector
+	ctx context.Context
+	tx  *sqlx.Tx
+	r   *Inspection
+	now time.Time
+}
+
+func (l *look) all(opt InspectOptions) error {
+	l.now = micro(l.in.s.now())
+	if l.in.s.dialect == postgres {
+		// A scan of millions of rows takes longer than any statement of the service may.
+		if _, err := l.tx.ExecContext(l.ctx, "set local statement_timeout = 0"); err != nil {
+			return err
+		}
+		if err := l.tx.GetContext(l.ctx, &l.now, "select clock_timestamp()"); err != nil {
+			return err
+		}
+	}
+	l.r.Now = l.now
+	t := func(d time.Duration) any { at := l.now.Add(-d); return l.in.s.t(&at) }
+	for _, i := range invariants {
+		inv := Invariant{Name: i.name, Says: i.says}
+		if err := l.get(&inv.Breaches, i.name); err != nil {
+			return err
+		}
+		if i.name == "I3" {
+			var late []Breach
+			if err := l.get(&late, "I3_unrescued", t(rescueGrace), t(0)); err != nil {
+				return err
+			}
+			inv.Breaches, l.r.Unrescued = append(inv.Breaches, late...), len(late)
+		}
+		l.r.Invariants = append(l.r.Invariants, inv)
+	}
+	whole := &l.r.Invariants[5]
+	for _, f := range []func() error{
+		func() error { return l.contents(opt.ContentBytes, whole) },
+		func() error { return l.messages(opt.Messages, whole) },
+		func() error {
+			return l.tx.QueryRowxContext(l.ctx, l.in.st["totals"]).Scan(&l.r.Mails, &l.r.Bytes)
+		},
+		func() error { return l.get(&l.r.Waiting, "waiting") },
+		func() error { return l.get(&l.r.Late, "late", t(opt.Late)) },
+		func() error { return l.get(&l.r.Suspended, "suspended") },
+		func() error { return l.get(&l.r.NoDefault, "no_default") },
+		func() error { return l.get(&l.r.Replicas, "replicas") },
+	} {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *look) get(into any, name string, args ...any) error {
+	if err := l.tx.SelectContext(l.ctx, into, l.in.st[name], args...); err != nil {
+		return fmt.Errorf("inspect: %s: %w", name, err)
+	}
+	return nil
+}
+
+// contents hashes shared content, the newest first.
+func (l *look) contents(most int64, inv *Invariant) error {
+	var rows []struct {
+		Hash []byte
+		Size int64
+	}
+	if err := l.get(&rows, "contents"); err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if most >= 0 && l.r.BytesRead+row.Size > most {
+			continue
+		}
+		l.r.BytesRead += row.Size
+		d, err := l.content(row.Hash)
+		if err != nil {
+			return err
+		}
+		if d == nil {
+			inv.Breaches = append(inv.Breaches, Breach{"content " + hex.EncodeToString(row.Hash), "does not hash to its name"})
+		}
+	}
+	return nil
+}
+
+// content reads one shared content, nil if it is not what its name says.
+func (l *look) content(hash []byte) ([]byte, error) {
+	if len(hash) == sha256.Size {
+		if d, ok := l.in.s.cache.get([32]byte(hash)); ok {
+			return d, nil
+		}
+	}
+	var chunks [][]byte
+	if err := l.get(&chunks, "chunks", hash); err != nil {
+		return nil, err
+	}
+	d := bytes.Join(chunks, nil)
+	sum := sha256.Sum256(d)
+	if !bytes.Equal(sum[:], hash) {
+		return nil, nil
+	}
+	l.in.s.cache.put(sum, d)
+	return d, nil
+}
+
+// messagePage is how many messages are listed at once; each is read by itself, so that large ones cost no memory.
+const messagePage = 500
+
+// headerMost is more than the header of any mail: 500 recipients, 50 headers of 900 octets.
+const headerMost = 256 << 10
+
+// messages reads whole messages, the newest first, and compares them with what is said of them.
+func (l *look) messages(most int, inv *Invariant) error {
+	for before := uuid.Max; most < 0 || l.r.Messages < most; {
+		page := messagePage
+		if most >= 0 {
+			page = min(page, most-l.r.Messages)
+		}
+		var ms []storedMessage
+		if err := l.get(&ms, "newest", before, page); err != nil {
+			return err
+		}
+		for i := range ms {
+			problem, err := l.message(&ms[i])
+			if err != nil {
+				return err
+			}
+			if problem != "" {
+				inv.Breaches = append(inv.Breaches, Breach{ms[i].ID.String(), problem})
+			}
+			before = ms[i].ID
+		}
+		l.r.Messages += len(ms)
+		if len(ms) < page {
+			return nil
+		}
+	}
+	return nil
+}
+
+type storedMessage struct {
+	ID         uuid.UUID
+	Recipients []byte
+	Labels     []byte
+	Reference  string
+	MessageID  string `db:"message_id"`
+	SizeBytes  int64  `db:"size_bytes"`
+	Layout     []byte
+}
+
+// message says what is wrong with one stored message, "" if nothing is.
+func (l *look) message(m *storedMessage) (string, error) {
+	var raw []byte
+	if err := l.tx.GetContext(l.ctx, &raw, l.in.st["raw"], m.ID); err != nil {
+		return "", err
+	}
+	var size int64
+	var head []byte // its header, and perhaps more
+	err := joinPieces(raw, m.Layout, func(hash string) ([]byte, error) {
+		h, err := hex.DecodeString(hash)
+		if err != nil {
+			return nil, fmt.Errorf("bad content hash %q", hash)
+		}
+		d, err := l.content(h)
+		if err == nil && d == nil {
+			err = errDamaged
+		}
+		return d, err
+	}, func(b []byte) error {
+		if len(head) < headerMost {
+			head = append(head, b[:min(len(b), headerMost)]...)
+		}
+		size += int64(len(b))
+		return nil
+	})
+	var n NewMail
+	switch {
+	case errors.Is(err, errDamaged), errors.Is(err, errShort):
+		return err.Error(), nil
+	case err != nil:
+		return "", err
+	case size != m.SizeBytes:
+		return fmt.Sprintf("is said to have %d bytes and has %d", m.SizeBytes, size), nil
+	}
+	head, _, _ = bytes.Cut(head, []byte("\r\n\r\n"))
+	if !bytes.Contains(head, []byte("Message-ID: <"+m.MessageID+">")) {
+		return "is not the message of its Message-ID", nil
+	}
+	if err := json.Unmarshal(m.Recipients, &n.Recipients); err != nil {
+		return "has recipients that cannot be read", nil
+	}
+	if err := json.Unmarshal([]byte(cmp.Or(string(m.Labels), "null")), &n.Labels); err != nil {
+		return "has labels that cannot be read", nil
+	}
+	n.Reference = m.Reference
+	terms, err := json.Marshal(termsOf(&n))
+	if err != nil {
+		return "", err
+	}
+	var missing int
+	if err := l.tx.GetContext(l.ctx, &missing, l.in.st["terms"], string(terms), m.ID); err != nil {
+		return "", err
+	}
+	if missing > 0 {
+		return fmt.Sprintf("cannot be found by %d of its recipients, labels and reference", missing), nil
+	}
+	return "", nil
+}
