@@ -72,6 +72,8 @@ type bulkItem struct {
 // again under its request_id, so that none is lost and none doubled: three times in a row, and from the start after every answer. What waits for an
 // answer is kept in memory, nothing else, and Window bounds it. The batch is the one that options name, or a new one, whose name is BatchID.
 //
+// With grpc.WaitForReady(true) among opts it waits for a service that is away instead of giving up, for as long as Options.SendTimeout allows.
+//
 // In php mode an item whose mail had not begun to leave when the connection broke is then answered as FAILED, as with Follow.
 //
 // Close has to be called, or ctx ended, to let go of the connection. Ending ctx ends the Bulk; what was taken before is sent all the same.

@@ -220,27 +220,21 @@ func (c *composer) body(mediaType, s string) part {
 // look counts the octets beyond ASCII of a text with LF line ends, and says whether it may go as it is: ASCII in lines of at most 76 characters, in which nothing stands that relays
 // are known to change (a blank at the end of a line, "From " at its beginning) or that could be taken for a boundary.
 func look(s string) (high int, plain bool) {
-	plain = s != ""
-	from := 0 // of the line
-	for i := range len(s) {
-		switch b := s[i]; {
-		case b >= 0x80:
-			high++
-			plain = false
-		case b == '\n':
-			if i > from && (s[i-1] == ' ' || s[i-1] == '\t') {
-				plain = false
+	plain = s != "" && !strings.Contains(s, "=_")
+	for i := 0; i < len(s); i++ { // the one loop that looks at every octet of every mail
+		if b := s[i]; b-' ' >= 0x7f-' ' {
+			if b >= 0x80 {
+				high++
 			}
-			from = i + 1
-		case b < ' ' && b != '\t' || b == 0x7f,
-			i-from >= base64Line/3*4,
-			b == '_' && i > from && s[i-1] == '=',
-			b == ' ' && i == from+4 && s[from:i] == "From":
-			plain = false
+			plain = plain && (b == '\n' || b == '\t')
 		}
 	}
-	if n := len(s); n > from && (s[n-1] == ' ' || s[n-1] == '\t') {
-		plain = false
+	for line := range strings.Lines(s) {
+		if !plain {
+			break
+		}
+		line = strings.TrimSuffix(line, "\n")
+		plain = len(line) <= base64Line/3*4 && strings.TrimRight(line, " \t") == line && !strings.HasPrefix(line, "From ")
 	}
 	return high, plain
 }

@@ -262,7 +262,8 @@ func TestSharedContentOverDays(t *testing.T) {
 			var want []byte
 			mail := func() *store.NewMail {
 				return newMail("ss", func(m *store.NewMail) {
-					m.Raw = []store.Piece{{Data: []byte("Subject: x\r\n\r\n")}, {Shared: content(shared), Length: len(shared)}, {Data: []byte("between")}, {Shared: content(shared[:9]), Length: 9}, {Data: []byte("\r\n")}}
+					m.Raw = []store.Piece{{Data: []byte("Subject: x\r\n\r\n")}, {Shared: content(shared), Length: len(shared)}, {Data: []byte("between")},
+						{Shared: content(shared[:9]), Length: 9}, {Data: []byte("\r\n")}}
 					want = bytes.Join([][]byte{m.Raw[0].Data, shared, m.Raw[2].Data, shared[:9], m.Raw[4].Data}, nil)
 				})
 			}

@@ -169,7 +169,7 @@ type Claimed struct {
 	Recipients []Recipient
 	Progress   Progress
 	Attempts   int // that counted
-	Crashes    int // times its owner died while it was claimed
+	Crashes    int // owners in a row that died: the first while it held the mail, the others while they were at it
 	CreateTime time.Time
 	RunAt      time.Time
 	ExpireTime *time.Time
@@ -187,10 +187,11 @@ type SettleKind int
 
 const (
 	SettleMark     SettleKind = iota + 1 // the dot is about to leave: durable before it does
-	SettleProgress                       // results so far, keeps the claim, clears the mark
+	SettleProgress                       // results so far, keeps the claim, clears the mark; Status "" keeps what would be there without the claim
 	SettleArchive                        // finished: Status sent or cancelled; moves to the archive
 	SettlePark                           // stays in the due-out journal with Status, not claimable
 	SettleRetry                          // claimable again from RunAt on, with Status queued, deferred or partially_sent
+	SettleBegin                          // Crashes only: what it counts if this owner dies as well
 )
 
 // Settlement is one conditional write to a mail owned by Owner.
@@ -201,6 +202,7 @@ type Settlement struct {
 	Status            MailStatus
 	RunAt             time.Time
 	Attempts          int
+	Crashes           int // SettleBegin, SettlePark, SettleRetry
 	Progress          *Progress
 	PossibleDuplicate bool
 	LastError         string

@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	modifyChunk    = 500
+	modifyPage     = 10000 // ids that a filter selects at a time: what it searches through is searched again for each
+	modifyChunk    = 500   // mails of one transaction
 	modifyFailures = 100
 )
 
@@ -28,58 +29,56 @@ func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFi
 			failures = append(failures, ModifyFailure{id, err})
 		}
 	}
-	one := func(ms []*Mail) error {
-		if len(ms) == 0 {
-			return nil
+	all := func(ids []uuid.UUID) error {
+		for chunk := range slices.Chunk(ids, modifyChunk) {
+			n, fs, err := s.modifyChunk(ctx, chunk, dryRun, a, decide)
+			changed += n
+			for _, x := range fs {
+				fail(x.ID, x.Err)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		matched += len(ms)
-		n, fs, err := s.modifyChunk(ctx, ms, dryRun, a, decide)
-		changed += n
-		for _, x := range fs {
-			fail(x.ID, x.Err)
-		}
-		return err
+		return nil
 	}
 	if f != nil {
 		for after := (Cursor{}); ; {
-			ms, err := s.ListDue(ctx, sc, *f, after, modifyChunk)
+			q, args := s.dueSelect("d.id", sc, f, after, modifyPage)
+			var ids []uuid.UUID
+			err := s.fault(s.read.SelectContext(ctx, &ids, s.read.Rebind(q), args...))
 			if err == nil {
-				err = one(ms)
+				matched += len(ids)
+				err = all(ids)
 			}
-			if err != nil || len(ms) < modifyChunk {
+			if err != nil || len(ids) < modifyPage {
 				return matched, changed, failures, err
 			}
-			after.ID = ms[len(ms)-1].ID
+			after.ID = ids[len(ids)-1]
 		}
 	}
-	seen := make(map[uuid.UUID]bool, len(ids))
-	ids = slices.DeleteFunc(slices.Clone(ids), func(id uuid.UUID) bool {
-		again := seen[id]
+	had, err := s.filtered(ctx, sc, MailFilter{}, set(ids))
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	var due []uuid.UUID
+	seen := map[uuid.UUID]bool{}
+	for _, id := range ids {
+		switch m := had[id]; {
+		case seen[id]:
+		case m == nil:
+			fail(id, ErrNotFound)
+		case m.Archived:
+			matched++
+			fail(id, ErrFinished)
+		default:
+			matched++
+			due = append(due, id)
+		}
 		seen[id] = true
-		return again
-	})
-	for page := range slices.Chunk(ids, modifyChunk) {
-		had, err := s.filtered(ctx, sc, MailFilter{}, set(page))
-		if err != nil {
-			return matched, changed, failures, err
-		}
-		var ms []*Mail
-		for _, id := range page {
-			switch m := had[id]; {
-			case m == nil:
-				fail(id, ErrNotFound)
-			case m.Archived:
-				matched++
-				fail(id, ErrFinished)
-			default:
-				ms = append(ms, m)
-			}
-		}
-		if err := one(ms); err != nil {
-			return matched, changed, failures, err
-		}
 	}
-	return matched, changed, failures, nil
+	err = all(due)
+	return matched, changed, failures, err
 }
 
 func set(ids []uuid.UUID) map[uuid.UUID]bool {
@@ -90,23 +89,23 @@ func set(ids []uuid.UUID) map[uuid.UUID]bool {
 	return m
 }
 
-// modifyChunk changes mails in one transaction, and in further ones those that could not be had in it.
-func (s *Store) modifyChunk(ctx context.Context, ms []*Mail, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
-	if dryRun {
-		changes, failures := decideAll(ms, decide)
-		return len(changes), failures, nil
-	}
-	for len(ms) > 0 {
-		n, fs, left, err := s.modifyOnce(ctx, ms, a, decide)
-		changed, failures = changed+n, append(failures, fs...)
-		if err != nil || len(left) == 0 {
-			return changed, failures, err
+// modifyChunk changes due mails in one transaction, and in further ones those that could not be had in it.
+func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
+	for left := ids; len(left) > 0; {
+		if !dryRun {
+			n, fs, not, err := s.modifyOnce(ctx, left, a, decide)
+			changed, failures = changed+n, append(failures, fs...)
+			if err != nil || len(not) == 0 {
+				return changed, failures, err
+			}
+			left = not
 		}
 		now, err := s.filtered(ctx, Everything, MailFilter{}, set(left))
 		if err != nil {
 			return changed, failures, err
 		}
-		ms = nil
+		var ms []*Mail
+		var again []uuid.UUID
 		for _, id := range left {
 			switch m := now[id]; {
 			case m == nil, m.Archived:
@@ -114,9 +113,14 @@ func (s *Store) modifyChunk(ctx context.Context, ms []*Mail, dryRun bool, a Audi
 			case m.Owner != 0:
 				failures = append(failures, ModifyFailure{id, ErrSending})
 			default:
-				ms = append(ms, m)
+				ms, again = append(ms, m), append(again, id)
 			}
 		}
+		if dryRun {
+			changes, fs := decideAll(ms, decide)
+			return len(changes), append(failures, fs...), nil
+		}
+		left = again
 	}
 	return changed, failures, nil
 }
@@ -129,10 +133,6 @@ type change struct {
 
 func decideAll(ms []*Mail, decide func(*Mail) (*Change, error)) (changes []change, failures []ModifyFailure) {
 	for _, m := range ms {
-		if m.Owner != 0 {
-			failures = append(failures, ModifyFailure{m.ID, ErrSending})
-			continue
-		}
 		switch c, err := decide(m); {
 		case err != nil:
 			failures = append(failures, ModifyFailure{m.ID, err})
@@ -143,20 +143,16 @@ func decideAll(ms []*Mail, decide func(*Mail) (*Change, error)) (changes []chang
 	return changes, failures
 }
 
-// modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those that it could not lock: somebody has begun to send or
-// finished them since ms was read, or a younger transaction has changed them.
-func (s *Store) modifyOnce(ctx context.Context, ms []*Mail, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
-	ids := make([]uuid.UUID, len(ms))
-	for i, m := range ms {
-		ids[i] = m.ID
-	}
+// modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those that it could not lock: somebody sends or
+// has finished them, or a younger transaction has changed them.
+func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		changed, left = 0, nil
 		locked, err := s.lockDue(ctx, tx, ids)
 		if err != nil {
 			return err
 		}
-		fresh := make([]*Mail, 0, len(ms))
+		fresh := make([]*Mail, 0, len(ids))
 		for _, id := range ids {
 			if m := locked[id]; m != nil {
 				fresh = append(fresh, m)
@@ -172,7 +168,8 @@ func (s *Store) modifyOnce(ctx context.Context, ms []*Mail, a Audit, decide func
 		if err := s.applyChanges(ctx, tx, changes); err != nil {
 			return err
 		}
-		return s.audit(ctx, tx, a, ms[0].Team, strconv.Itoa(changed)+" mails from "+ms[0].ID.String(), nil, nil)
+		first := changes[0].m
+		return s.audit(ctx, tx, a, first.Team, strconv.Itoa(changed)+" mails from "+first.ID.String(), nil, nil)
 	})
 	return changed, failures, left, err
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
@@ -180,5 +182,90 @@ func TestQuota(t *testing.T) {
 		if n, _, err := s.TakeQuota(ctx, "free", 500, 0, 0); err != nil || n != 500 {
 			t.Errorf("%d without limits, %v", n, err)
 		}
+	})
+}
+
+// TestDeathBetweenTransactions: a mail whose owner goes after the first hundred recipients have it is partially sent, not queued.
+func TestDeathBetweenTransactions(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		m := newMail("ss")
+		enqueue(t, s, m)
+		r := register(t, s)
+		if cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(cs) != 1 {
+			t.Fatal(cs, err)
+		}
+		nothing := &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientRejected}, {Status: store.RecipientPending}}}
+		some := &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientAccepted}, {Status: store.RecipientPending}}}
+		for _, c := range []struct {
+			p      *store.Progress
+			status store.MailStatus // handed over
+			want   store.MailStatus // without its owner
+		}{{nothing, "", store.MailQueued}, {some, store.MailPartiallySent, store.MailPartiallySent}} {
+			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Kind: store.SettleProgress, Status: c.status, Progress: c.p}) {
+				t.Fatal("progress refused")
+			}
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != store.MailSending {
+				t.Fatalf("still its owner's: %+v %v", got, err)
+			}
+			if err := s.Unregister(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != c.want || got.DueTime == nil {
+				t.Fatalf("want %s: %+v %v", c.want, got, err)
+			}
+			r = register(t, s)
+			if cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(cs) != 1 {
+				t.Fatal(cs, err)
+			}
+		}
+	})
+}
+
+// TestDeathsAreCounted: an owner's death counts once for what it held, and again only for what the next ones had begun; the owner's word ends the count.
+func TestDeathsAreCounted(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		held, begun := newMail("ss"), newMail("ss")
+		enqueue(t, s, held, begun)
+		crashes := func(want map[uuid.UUID]int) store.ReplicaID {
+			t.Helper()
+			r := register(t, s)
+			cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority)
+			if err != nil || len(cs) != 2 {
+				t.Fatal(cs, err)
+			}
+			for _, c := range cs {
+				if c.Crashes != want[c.ID] {
+					t.Errorf("%d deaths, want %d", c.Crashes, want[c.ID])
+				}
+			}
+			return r
+		}
+		die := func(r store.ReplicaID) {
+			t.Helper()
+			if s.Dialect() == "postgres" {
+				if err := s.Renew(ctx, r, -time.Second); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, _, err := s.Recover(ctx, register(t, s), 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+		die(crashes(map[uuid.UUID]int{}))
+		r := crashes(map[uuid.UUID]int{held.ID: 1, begun.ID: 1})
+		if !settle(t, s, &store.Settlement{ID: begun.ID, Owner: r, Kind: store.SettleBegin, Crashes: 2}) {
+			t.Fatal("begin refused")
+		}
+		if settle(t, s, &store.Settlement{ID: held.ID, Owner: r + 77, Kind: store.SettleBegin, Crashes: 9}) {
+			t.Fatal("a stale owner began")
+		}
+		die(r)
+		r = crashes(map[uuid.UUID]int{held.ID: 1, begun.ID: 2})
+		for _, m := range []*store.NewMail{held, begun} {
+			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)}) {
+				t.Fatal("retry refused")
+			}
+		}
+		crashes(map[uuid.UUID]int{})
 	})
 }

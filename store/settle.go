@@ -81,7 +81,7 @@ func (s *Store) wasSettled(ctx context.Context, st *Settlement) (bool, error) {
 		}
 		return err == nil && status == st.Status, err
 	}
-	if st.Kind == SettleMark || st.Kind == SettleProgress {
+	if st.Kind == SettleMark || st.Kind == SettleProgress || st.Kind == SettleBegin {
 		return false, nil // these repeat without harm: not returned means not ours
 	}
 	var row struct {
@@ -104,6 +104,7 @@ type settleRow struct {
 	Status   MailStatus `json:"status,omitempty"`
 	RunAt    *int64     `json:"run_at,omitempty"`
 	Attempts int        `json:"attempts"`
+	Crashes  int        `json:"crashes,omitempty"`
 	Progress *Progress  `json:"progress,omitempty"`
 	Dup      bool       `json:"dup"`
 	Err      string     `json:"err"`
@@ -113,7 +114,7 @@ func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.U
 	rows := make([]settleRow, len(ops))
 	for i, op := range ops {
 		st := op.s
-		rows[i] = settleRow{ID: st.ID, Owner: st.Owner, Kind: st.Kind, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
+		rows[i] = settleRow{ID: st.ID, Owner: st.Owner, Kind: st.Kind, Status: st.Status, Attempts: st.Attempts, Crashes: st.Crashes, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
 		if st.Kind == SettleRetry {
 			at := st.RunAt.UnixMicro()
 			rows[i].RunAt = &at
@@ -173,8 +174,10 @@ func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUI
 			switch st.Kind {
 			case SettleMark:
 				err = exec(st.ID, "settle_mark", now, st.ID, owner)
+			case SettleBegin:
+				err = exec(st.ID, "settle_begin", st.Crashes, st.ID, owner)
 			case SettleProgress:
-				err = exec(st.ID, "settle_progress", st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
+				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
 			case SettleArchive:
 				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, st.LastError, progress, st.ID, owner); err == nil && mine[st.ID] {
 					err = exec(st.ID, "settle_delete", st.ID, owner)
@@ -184,7 +187,7 @@ func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUI
 				if st.Kind == SettleRetry {
 					runAt = s.t(&st.RunAt)
 				}
-				err = exec(st.ID, "settle_update", st.Status, runAt, st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
+				err = exec(st.ID, "settle_update", st.Status, runAt, st.Crashes, st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
 			}
 			if err != nil {
 				return err

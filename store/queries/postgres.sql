@@ -34,7 +34,7 @@ with u as materialized (
 select id from m;
 
 -- name: due_servers (read)
--- mail_server's primary key, then one probe of due_ready each
+-- due_ready: one probe for each mail server, of which there are few
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= now());
 
@@ -72,15 +72,17 @@ from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_ser
 -- name: settle
 -- due's primary key. One statement for marks, results and finished mails: what is not returned is not ours any more.
 with x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, owner bigint, k integer, status text, run_at bigint, attempts smallint, progress json,
-    dup boolean, err text)
+  select * from json_to_recordset(?::json) as x(id uuid, owner bigint, k integer, status text, run_at bigint, attempts smallint, crashes smallint,
+    progress json, dup boolean, err text)
 ), mk as (
   update due q set data_at = now() from x where q.id = x.id and q.owner = x.owner and x.k = 1 returning q.id
+), bg as (
+  update due q set crashes = x.crashes from x where q.id = x.id and q.owner = x.owner and x.k = 6 returning q.id
 ), up as (
-  update due q set status = case when x.k = 2 then q.status else x.status end,
+  update due q set status = case when x.k = 2 then coalesce(x.status, q.status) else x.status end,
     run_at = case when x.k = 2 then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
-    owner = case when x.k = 2 then q.owner end, data_at = null, attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
-    last_error = x.err
+    owner = case when x.k = 2 then q.owner end, data_at = null, crashes = case when x.k = 2 then q.crashes else coalesce(x.crashes, 0) end,
+    attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup, last_error = x.err
   from x where q.id = x.id and q.owner = x.owner and x.k in (2, 4, 5) returning q.id, x.k, q.status
 ), de as (
   delete from due q using x where q.id = x.id and q.owner = x.owner and x.k = 3 returning q.id, q.team, q.mail_server
@@ -91,13 +93,14 @@ with x as materialized (
 ), ch as (
   insert into change (mail_id, status) select id, status from up where k <> 2 union all select id, status from ar
 )
-select id from mk union all select id from up union all select id from ar;
+select id from mk union all select id from bg union all select id from up union all select id from ar;
 
 -- name: modify_lock
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
 -- than the one that wrote the row.
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error,
   age(d.xmin) as lead
 from json_array_elements_text(?::json) j join due d on d.id = j.value::uuid join mail m on m.id = d.id
 where d.owner is null
@@ -139,7 +142,7 @@ update replica set alive_until = 'epoch' where alive_until < now() and alive_unt
 -- name: recover_unmarked
 -- due_owner
 with r as (
-  update due set owner = null, crashes = crashes + 1
+  update due set owner = null, crashes = greatest(crashes, 1)
   where data_at is null and owner in (select id from replica where alive_until = 'epoch')
   returning id, status
 )
@@ -150,7 +153,7 @@ insert into change (mail_id, status) select id, status from r;
 with c as materialized (
   select id from due where data_at is not null and owner in (select id from replica where alive_until = 'epoch') limit ? for update skip locked
 ), q as (
-  update due set owner = ?, crashes = crashes + 1 from c where due.id = c.id
+  update due set owner = ?, crashes = greatest(crashes, 1) from c where due.id = c.id
   returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
@@ -199,7 +202,7 @@ delete from connection_slot where mail_server = ? and n = ? and replica = ?;
 insert into change (mail_id, status) select id, status from due where owner = ? and data_at is null;
 
 -- name: change_hold
--- due_server
+-- due_ready
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
 
 -- name: change_horizon (read)
@@ -211,11 +214,11 @@ select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
 select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;
 
 -- name: change_forget
--- primary key
+-- primary key; then each row where it lies, which never moves: a join would read the whole table
 with old as materialized (
-  select xid, seq, time from change order by xid, seq limit ?
+  select ctid as place, time from change order by xid, seq limit ?
 ), gone as (
-  delete from change c using old where c.xid = old.xid and c.seq = old.seq and old.time < now() - ? * interval '1 microsecond' returning c.xid, c.seq
+  delete from change where ctid = any (array(select place from old where time < now() - ? * interval '1 microsecond')) returning xid, seq
 ), last as (
   select xid, seq from gone order by xid desc, seq desc limit 1
 ), note as (

@@ -15,7 +15,7 @@ insert into due (id, team, mail_server, priority, status, run_at, resume_at, own
 insert into term (term, mail_id) values (?, ?) on conflict do nothing;
 
 -- name: due_servers (read)
--- mail_server's primary key, then one probe of due_ready each
+-- due_ready: one probe for each mail server, of which there are few
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
 
@@ -54,14 +54,18 @@ from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id left
 -- primary key
 update due set data_at = ? where id = ? and owner = ?;
 
+-- name: settle_begin
+-- primary key
+update due set crashes = ? where id = ? and owner = ?;
+
 -- name: settle_update
 -- primary key
-update due set status = ?, run_at = ?, owner = null, data_at = null, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
+update due set status = ?, run_at = ?, owner = null, data_at = null, crashes = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
 where id = ? and owner = ?;
 
 -- name: settle_progress
 -- primary key
-update due set data_at = null, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
+update due set data_at = null, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
 
 -- name: settle_archive
 -- primary key
@@ -75,7 +79,8 @@ delete from due where id = ? and owner = ?;
 -- name: modify_lock
 -- primary keys; the one writer is the lock
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error
 from json_each(?) j join due d on d.id = j.value join mail m on m.id = d.id
 where d.owner is null;
 
@@ -109,12 +114,12 @@ update replica set alive_until = 0 where alive_until < ? and alive_until > 0;
 
 -- name: recover_unmarked
 -- due_owner
-update due set owner = null, crashes = crashes + 1
+update due set owner = null, crashes = max(crashes, 1)
 where data_at is null and owner in (select id from replica where alive_until = 0);
 
 -- name: recover_marked
 -- due_owner
-update due set owner = ?, crashes = crashes + 1 where id in (
+update due set owner = ?, crashes = max(crashes, 1) where id in (
   select id from due where data_at is not null and owner in (select id from replica where alive_until = 0) limit ?)
 returning id;
 

@@ -128,14 +128,13 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 		d.runAt = d.now
 	}
 	checkRequestID(&c, "request_id", it.RequestId)
-	checkPairs(&c, "labels", it.Labels)
 	labels := b.send.GetLabels()
-	if len(it.Labels) > 0 && len(labels) > 0 {
-		labels = maps.Clone(labels)
+	if len(it.Labels) > 0 {
+		if labels = maps.Clone(labels); labels == nil {
+			labels = map[string]string{}
+		}
 		maps.Copy(labels, it.Labels)
-		checkPairs(&c, "labels", labels)
-	} else if len(it.Labels) > 0 {
-		labels = it.Labels
+		checkPairs(&c, "labels", labels) // of which those of the options are right
 	}
 	if d.expire != nil && !d.now.Before(*d.expire) {
 		c.Bad("options.expire_time", "has passed meanwhile")

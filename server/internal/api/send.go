@@ -207,17 +207,17 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 		if x.GetUploadId() == "" {
 			continue
 		}
-		field := fmt.Sprintf("%sattachments[%d]", prefix, i)
-		if len(x.Content) > 0 {
-			c.Bad(field+".upload_id", "give content or upload_id, not both")
-			continue
-		}
+		field, at := fmt.Sprintf("%sattachments[%d]", prefix, i), &msg.Attachments[i]
 		id, err := uuid.Parse(x.UploadId)
-		if err != nil || len(x.UploadId) != 36 {
-			c.Bad(field+".upload_id", "is not an upload id")
+		if err != nil || len(x.UploadId) != 36 || len(x.Content) > 0 {
+			if len(x.Content) > 0 {
+				c.Bad(field+".upload_id", "give content or upload_id, not both")
+			} else {
+				c.Bad(field+".upload_id", "is not an upload id")
+			}
+			at.Filename = cmp.Or(at.Filename, "upload") // what it would have brought is not to be complained about
 			continue
 		}
-		at := &msg.Attachments[i]
 		u, err := a.Store.Upload(ctx, team, id)
 		if err != nil {
 			if errors.Is(err, store.ErrNotFound) {
@@ -226,7 +226,7 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 			if gone == nil {
 				gone = a.fault(err)
 			}
-			at.Filename = cmp.Or(at.Filename, "upload") // what it would have brought is not to be complained about
+			at.Filename = cmp.Or(at.Filename, "upload") // as above
 			continue
 		}
 		at.Stored = &smtpx.Content{Sum: u.Content.Sum, Size: u.Content.Size}

@@ -62,8 +62,8 @@ func (a *API) SendStream(stream grpc.BidiStreamingServer[pb.SendStreamRequest, p
 		told <- nil
 	}()
 	defer func() { // whatever ends the stream: what was begun gets its answer first
+		s.flying.Wait() // before the group: the end of its wait is the end of the context that these mails live by
 		werr := s.group.Wait()
-		s.flying.Wait()
 		if werr == nil && err == nil {
 			err = a.fault(context.Cause(ctx))
 		}

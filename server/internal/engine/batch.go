@@ -181,6 +181,15 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 	return joined{drain: d}
 }
 
+// kick makes the feeders of all drains look.
+func (ds *drains) kick() {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	for _, d := range ds.running {
+		d.jobs.kick()
+	}
+}
+
 // with adds the drains that run to ds.
 func (ds *drains) with(list []joined) []joined {
 	ds.mu.Lock()

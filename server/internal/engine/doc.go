@@ -56,15 +56,17 @@
 // for that recipient and never stop the others. What a php-mode caller was told has failed is not retried by the service itself; a php-mode mail that the
 // batch sends (scheduled, retried by a person, rescued) is retried like any other.
 //
-// A mail whose owner died three times while it held it, or that made the service panic, is quarantined (failed, with the reason) while the rest flow.
-// A person's word (retry, release, resolve) gives it three more.
+// A mail that three owners in a row died of, or that made the service panic, is quarantined (failed, with the reason) while the rest flow. The first death
+// makes everything that the dead replica held suspect; from then on it is recorded which suspects are being sent, and only those count a second and a third;
+// what two died of is sent alone, so that the third death names the one.
+// A suspect that is sent and survived is none any more. A person's word (retry, release, resolve) gives it three more.
 //
 // # Lanes and limits
 //
 // One mail server never waits for another: each has its own drain, connections and breaker. Inside one, every team that waits gets an equal share of each
-// claim, its mails by priority, and within a priority the teams take turns. A pass that meets a running drain claims what is more urgent than what that is busy with and puts it in front. Of a php-mode
-// server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits. Limits per minute, per day and on
-// connections hold over all replicas (store: quota, connection_slot).
+// claim, its mails by priority, and within a priority the teams take turns. A pass that meets a running drain claims what is more urgent than what that is
+// busy with and puts it in front. Of a php-mode server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits.
+// Limits per minute, per day and on connections hold over all replicas (store: quota, connection_slot).
 //
 // # Clocks
 //

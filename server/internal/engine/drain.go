@@ -1,9 +1,7 @@
 package engine
 
 import (
-	"cmp"
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +17,12 @@ const (
 	perWorker  = 4        // claimed mails a connection should at least have to be worth opening
 	claimRetry = time.Second
 	// deepest is how many mails may wait in memory for a fast relay; a slower one gets what it takes in two seconds, so that replicas and teams go on sharing.
-	deepest = 20000
+	deepest = 5000
+	// lingers is how long a drain that has nothing to do keeps its sessions, when the batch never rests: the next mail is not far.
+	lingers = 2 * time.Second
+	// paceMost is how long a group of bulk may wait for a relay that takes twice as much in the time; paceFor for how long groups wait for a backlog to go.
+	paceMost = time.Second
+	paceFor  = 10 * time.Second
 )
 
 // drain sends everything that is due at one mail server. The feeder claims pages and hands them to workers; each worker owns a session.
@@ -30,7 +33,8 @@ type drain struct {
 	jobs   *queue
 	force  bool          // try the mail server although it is suspended
 	done   chan struct{} // closed when the drain is over
-	hungry atomic.Bool   // the last claim found nothing more: new mail may come by hand
+	rate   atomic.Int64  // mails that are settled in a second, of late
+	fed    atomic.Int64  // when the last claim found nothing more, or the drain began: unix nanoseconds
 
 	more   bool           // guarded by drains.mu: look once more before ending
 	stale  bool           // guarded by drains.mu: the configuration has changed, end soon
@@ -46,6 +50,8 @@ type drain struct {
 	least    int16 // priority that the last page went down to
 	waiting  []chan (<-chan struct{})
 
+	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
+
 	recording sync.WaitGroup // results handed over and not durable yet
 	hands     sync.WaitGroup // workers
 
@@ -54,7 +60,9 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	return &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), least: store.AnyPriority}
+	d := &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), least: store.AnyPriority}
+	d.fed.Store(time.Now().UnixNano())
+	return d
 }
 
 func (d *drain) total() delivery.Counts {
@@ -120,11 +128,14 @@ func (d *drain) feed(ctx context.Context) {
 			return // the next pass tries again
 		}
 		d.unused(want - len(claimed))
-		d.hungry.Store(len(claimed) < want)
+		d.jobs.setHungry(len(claimed) < want)
+		if len(claimed) < want {
+			d.fed.Store(time.Now().UnixNano())
+		}
 		if len(claimed) == 0 {
 			d.allIn()
 			// Nothing is due. A connection may still hang for minutes: until it is over, the next pass joins this drain and makes it look again.
-			switch d.jobs.waitIdle() {
+			switch d.jobs.waitIdle(d.linger()) {
 			case wokenDead:
 				return
 			case wokenIdle:
@@ -145,6 +156,21 @@ func (d *drain) feed(ctx context.Context) {
 		if len(claimed) < want {
 			d.allIn()
 		}
+	}
+}
+
+func (d *drain) linger() time.Duration {
+	if d.e.cfg.BatchInterval > 0 || d.e.isStopping() {
+		return 0
+	}
+	return lingers
+}
+
+// pace holds up a group of bulk a little while the relay is quick enough to take it soon, so that it goes there in memory and not through a backlog in the
+// database: faster for all of it together. A slow relay, or one with a long backlog, holds up nobody.
+func (d *drain) pace(ctx context.Context, n int) {
+	if d.rate.Load() >= 2*int64(n)*int64(time.Second/paceMost) && time.Since(time.Unix(0, d.fed.Load())) < paceFor {
+		d.jobs.awaitSpace(ctx, paceMost)
 	}
 }
 
@@ -172,7 +198,7 @@ func (d *drain) pass() <-chan (<-chan struct{}) {
 func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func(*job) bool) {
 	d.note(delivery.Counts{Claimed: len(claimed)})
 	now := d.e.now()
-	for _, c := range takeTurns(claimed) {
+	for _, c := range claimed {
 		j := newJob(c, owner, now)
 		if d.setAside(j, now) {
 			continue
@@ -183,26 +209,6 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 		}
 	}
 	d.staff()
-}
-
-// takeTurns orders a page so that within each priority the teams take turns, each with its mails as they are due: at a slow relay a page lasts long.
-func takeTurns(page []*store.Claimed) []*store.Claimed {
-	type lane struct {
-		team     string
-		priority int16
-	}
-	turn, turns := map[lane]int{}, make(map[*store.Claimed]int, len(page))
-	for _, c := range page {
-		l := lane{c.Team, c.Priority}
-		turns[c] = turn[l]
-		turn[l]++
-	}
-	if len(turn) > 1 {
-		slices.SortStableFunc(page, func(a, b *store.Claimed) int {
-			return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(turns[a], turns[b]))
-		})
-	}
-	return page
 }
 
 // express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.
@@ -263,8 +269,8 @@ func (d *drain) hire(n int) {
 }
 
 const (
-	hireEvery = time.Second
-	aloneMost = 5 // rounds without a worker after which claimed mail goes back: others hold all connections
+	hireEvery = 250 * time.Millisecond
+	aloneMost = 20 // rounds without a worker after which claimed mail goes back: others hold all connections
 )
 
 // keepHiring fills up while connections ramp up or come free, and gives the mails back when for long nobody can send them.
@@ -281,7 +287,9 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 		case <-t.C:
 		}
 		now := d.total()
-		d.jobs.setHandRoom(min(deepest, max(fullPage, 2*now.Since(before).Claimed)))
+		rate := now.Since(before).Claimed * int(time.Second/hireEvery)
+		d.rate.Store(int64(rate))
+		d.jobs.setHandRoom(min(deepest, max(fullPage, 2*rate)))
 		before = now
 		if d.jobs.len() == 0 {
 			continue

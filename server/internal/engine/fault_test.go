@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -228,6 +229,25 @@ func TestGoneBehindIdleSessions(t *testing.T) {
 
 const idleSweep = 20 * time.Second // after which an idle session is closed anyhow
 
+// TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need room for the next never wait for each other.
+func TestLargeMailsShareRoom(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	const size = 300 << 10
+	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 10 * size }) // two at once, and some more
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
+	var ms []*store.NewMail
+	for range 40 {
+		m := newMail(s, store.KindBulk, "u@y.example")
+		m.Raw[0].Data = append(m.Raw[0].Data, bytes.Repeat([]byte(strings.Repeat("x", 70)+"\r\n"), size/72)...)
+		m.SizeBytes = int64(len(m.Raw[0].Data))
+		ms = append(ms, m)
+	}
+	r.queue(s, ms...)
+	if c := r.batch(""); c.Sent != len(ms) {
+		t.Errorf("%+v", c)
+	}
+}
+
 // TestNoMarkNoDot (F14): while the mark cannot be written no dot leaves; when it can be again everything is sent once, without a restart.
 func TestNoMarkNoDot(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
@@ -378,24 +398,32 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// TestThreeCrashes (F20): a mail whose owner died three times while it held it is not tried a fourth time.
+// TestThreeCrashes (F20): a mail of which three owners died in a row is not tried a fourth time; those that the dead only held, and did not touch, are.
 func TestThreeCrashes(t *testing.T) {
 	dsn := storetest.SQLiteDSN(t)
 	relay := (&smtpxtest.Server{}).Start(t)
 	r := newRig(t, dsn, nil)
 	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
-	poison, other := newMail(s, store.KindBulk, "u@y.example"), newMail(s, store.KindBulk, "u@y.example")
-	r.queue(s, poison)
-	for range 3 {
+	poison, held := newMail(s, store.KindBulk, "u@y.example"), newMail(s, store.KindBulk, "u@y.example")
+	r.queue(s, poison, held)
+	for crash := range 5 {
 		id, err := r.store.Register(ctx(t), "dies", time.Minute) // on SQLite a new replica means that the one before is dead
 		if err != nil {
 			t.Fatal(err)
 		}
-		if cs, err := r.store.Claim(ctx(t), id, "bulk", 10, store.AnyPriority); err != nil || len(cs) != 1 {
+		cs, err := r.store.Claim(ctx(t), id, "bulk", 10, store.AnyPriority)
+		if err != nil || len(cs) != 2 {
 			t.Fatalf("%d %v", len(cs), err)
 		}
-		if _, _, err := r.store.Recover(ctx(t), id+1, 10); err != nil {
-			t.Fatal(err)
+		for _, c := range cs {
+			if c.ID == poison.ID && crash < 3 && c.Crashes != crash || c.ID == held.ID && c.Crashes != min(crash, 1) {
+				t.Errorf("after %d deaths %+v", crash, c)
+			}
+			if c.ID == poison.ID && crash > 0 && crash < 3 {
+				if a := <-r.store.Settle(&store.Settlement{ID: c.ID, Owner: id, Kind: store.SettleBegin, Crashes: c.Crashes + 1}); a.Err != nil || !a.Mine {
+					t.Fatalf("%+v", a)
+				}
+			}
 		}
 		next, err := r.store.Register(ctx(t), "rescues", time.Minute)
 		if err != nil {
@@ -405,7 +433,6 @@ func TestThreeCrashes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r.queue(s, other)
 	deadline := time.Now().Add(30 * time.Second)
 	for r.mail(poison.ID).Status != store.MailFailed && time.Now().Before(deadline) {
 		r.batch("") // the engine's own lease was taken for dead as well: it takes a new one within 5 s
@@ -414,8 +441,121 @@ func TestThreeCrashes(t *testing.T) {
 	if got := r.mail(poison.ID); got.Status != store.MailFailed || !strings.Contains(got.LastError, "quarantined") {
 		t.Errorf("%s %q", got.Status, got.LastError)
 	}
-	if got := r.mail(other.ID); got.Status != store.MailSent || len(relay.Mails()) != 1 {
-		t.Errorf("the other: %s, %d arrived", got.Status, len(relay.Mails()))
+	if got := r.mail(held.ID); got.Status != store.MailSent || len(relay.Mails()) != 1 {
+		t.Errorf("the one that was held: %s %q, %d arrived", got.Status, got.LastError, len(relay.Mails()))
+	}
+}
+
+// TestSuspectIsRecorded: a mail whose owner died is recorded as being sent before it is touched, so that what kills the process is found, and is as good as
+// any other once it was sent and nobody died.
+func TestSuspectIsRecorded(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+				if c.Verb == "RCPT" {
+					return &smtpxtest.Action{Reply: "450 4.2.1 later\r\n"}
+				}
+				return nil
+			}}).Start(t)
+			var began, settled atomic.Int64
+			began.Store(-1)
+			settled.Store(-1)
+			see := func(s *store.Settlement) error {
+				switch s.Kind {
+				case store.SettleBegin:
+					began.Store(int64(s.Crashes))
+				case store.SettleRetry:
+					settled.Store(int64(s.Crashes))
+				}
+				return nil
+			}
+			r := newRig(t, dsn, func(st *store.Store) engine.Journal {
+				before := &rig{t: t, store: st}
+				s := before.server("bulk", store.ModeDaemon, relay, store.Limits{})
+				before.queue(s, newMail(s, store.KindBulk, "u@y.example"))
+				dead, err := st.Register(ctx(t), "dies", -time.Second)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if cs, err := st.Claim(ctx(t), dead, "bulk", 10, store.AnyPriority); err != nil || len(cs) != 1 {
+					t.Fatalf("%d %v", len(cs), err)
+				}
+				j := &faulty{Journal: st}
+				j.settle.Store(&see)
+				return j
+			})
+			r.batch("")
+			if began.Load() != 2 || settled.Load() != 0 {
+				t.Errorf("recorded as %d, settled as %d", began.Load(), settled.Load())
+			}
+		})
+	}
+}
+
+// TestSuspectsGoAlone: mails that two owners died of are sent one after the other, so that a third death names one; all others go beside them.
+func TestSuspectsGoAlone(t *testing.T) {
+	var suspects sync.Map
+	var now, most atomic.Int64
+	relay := (&smtpxtest.Server{Delay: 2 * time.Millisecond, On: func(c smtpxtest.Command) *smtpxtest.Action {
+		_, suspect := suspects.Load(strings.TrimSuffix(strings.TrimPrefix(c.Arg, "TO:<"), ">"))
+		switch {
+		case c.Verb == "RCPT" && suspect:
+			if n := now.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+		case c.Verb == "DOT" && strings.Contains(c.Arg, "suspect"):
+			now.Add(-1)
+		}
+		return nil
+	}}).Start(t)
+	var all []*store.NewMail
+	r := newRig(t, storetest.SQLiteDSN(t), func(st *store.Store) engine.Journal {
+		before := &rig{t: t, store: st}
+		s := before.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
+		for i := range 20 {
+			m := newMail(s, store.KindBulk, fmt.Sprintf("s%d@y.example", i))
+			m.Raw[0].Data = append(m.Raw[0].Data, "suspect\r\n"...)
+			m.SizeBytes = int64(len(m.Raw[0].Data))
+			suspects.Store(m.Recipients[0].Mailbox, true)
+			all = append(all, m)
+		}
+		before.queue(s, all...)
+		for death := range 2 {
+			dead, err := st.Register(ctx(t), "dies", time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cs, err := st.Claim(ctx(t), dead, "bulk", 50, store.AnyPriority)
+			if err != nil || len(cs) != len(all) {
+				t.Fatalf("%d %v", len(cs), err)
+			}
+			for _, c := range cs {
+				if a := <-st.Settle(&store.Settlement{ID: c.ID, Owner: dead, Kind: store.SettleBegin, Crashes: death + 1}); a.Err != nil || !a.Mine {
+					t.Fatalf("%+v", a)
+				}
+			}
+			next, err := st.Register(ctx(t), "rescues", time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := st.Recover(ctx(t), next, 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 200 {
+			all = append(all, newMail(s, store.KindBulk, "u@y.example"))
+		}
+		before.queue(s, all[20:]...)
+		return st
+	})
+	r.batch("")
+	for _, m := range all {
+		if got := r.mail(m.ID); got.Status != store.MailSent {
+			t.Errorf("%s %q", got.Status, got.LastError)
+		}
+	}
+	if most.Load() != 1 || relay.Conns() < 2 {
+		t.Errorf("%d suspects at once over %d connections", most.Load(), relay.Conns())
 	}
 }
 

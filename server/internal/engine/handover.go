@@ -25,7 +25,7 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 		return nil
 	}
 	d := e.drains.of(m.MailServer)
-	if d == nil || d.limited() || !d.hungry.Load() {
+	if d == nil || d.limited() {
 		return nil
 	}
 	weight := m.OwnBytes()
@@ -36,7 +36,6 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 		}
 		e.handBytes.Release(weight)
 	}
-	d.hungry.Store(false) // this one is older than what comes next, and waits in the database
 	return nil
 }
 
@@ -65,6 +64,9 @@ func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 	}
 	defer e.work.Done()
 	if !all {
+		if d := e.drains.of(ms[0].MailServer); d != nil {
+			d.pace(ctx, len(ms))
+		}
 		return e.enqueueAll(ctx, ms, func(ctx context.Context) ([]store.Enqueued, error) { return e.journal.EnqueueBatch(ctx, ms) })
 	}
 	// Never owned: if the commit is not heard of, nobody has to write them once more to find out.

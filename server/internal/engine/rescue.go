@@ -12,7 +12,7 @@ const (
 	rescuePage  = 200
 	forgetEvery = 10 * time.Minute
 	changesKept = 3 * 24 * time.Hour // what WatchMails promises
-	// poisonCrashes is how often a mail's owner may die while it holds the mail before the mail is put aside: it may be what kills it.
+	// poisonCrashes is how many owners in a row may die of a mail before it is put aside: the first held it, the others were at it.
 	poisonCrashes = 3
 )
 

@@ -29,8 +29,10 @@ type job struct {
 	submitted bool   // it was handed to a session at least once
 	marked    bool   // the gate let a dot leave
 	over      bool   // it is settled, or lost
+	begun     bool   // it is recorded that this owner is at it
 	lost      bool   // the gate learned that the mail belongs to another replica
 	throttled string // the relay's words when it said that we are too fast; "" = it did not
+	attended  bool   // a caller waits for it
 	weight    int64  // bytes taken from the engine's budget
 	handed    int64  // bytes taken from the budget of what was handed over in memory
 }
@@ -178,11 +180,14 @@ func (j *job) step(positions []int, o smtpx.Outcome, now time.Time) step {
 	return stepOver
 }
 
-// progress records what is known between two transactions of one attempt.
+// progress records what is known between two transactions of one attempt. Should the process die now, the journal has to say that some of them have it.
 func (j *job) progress() *store.Settlement {
-	return &store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleProgress, Status: store.MailSending, Attempts: j.mail.Attempts,
-		PossibleDuplicate: j.mail.PossibleDuplicate,
-		Progress:          &store.Progress{Results: append([]store.RecipientResult(nil), j.results...), Attempts: j.mail.Progress.Attempts}}
+	s := &store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleProgress, Attempts: j.mail.Attempts, PossibleDuplicate: j.mail.PossibleDuplicate,
+		Progress: &store.Progress{Results: append([]store.RecipientResult(nil), j.results...), Attempts: j.mail.Progress.Attempts}}
+	if j.tally().accepted > 0 {
+		s.Status = store.MailPartiallySent
+	}
+	return s
 }
 
 // tally counts results by status; again are the unknown ones that policy sends to again.
@@ -213,7 +218,10 @@ func (j *job) tally() tally {
 // a person, rescued) has no caller who was told, so it is retried like any other. The settlement carries the whole new progress.
 func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp bool) (*store.Settlement, string) {
 	t := j.tally()
-	s := &store.Settlement{ID: j.mail.ID, Owner: j.owner, Attempts: j.mail.Attempts, PossibleDuplicate: j.mail.PossibleDuplicate}
+	s := &store.Settlement{ID: j.mail.ID, Owner: j.owner, Attempts: j.mail.Attempts, Crashes: j.mail.Crashes, PossibleDuplicate: j.mail.PossibleDuplicate}
+	if j.submitted {
+		s.Crashes = 0 // it was sent and nobody died of it
+	}
 	counted := j.counts || giveUp
 	if counted {
 		s.Attempts++

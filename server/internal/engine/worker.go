@@ -87,6 +87,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	}
 	s, err := w.d.pool.connect(ctx, w.d.server, w.d.force)
 	if err != nil {
+		w.e.shed(j)
 		w.d.jobs.putBack(j)
 		w.d.noSession(err)
 		return false
@@ -111,6 +112,7 @@ func (w *worker) drop() {
 func (w *worker) leave() {
 	w.drop()
 	for _, j := range w.again {
+		w.e.shed(j)
 		w.d.jobs.putBack(j)
 	}
 	w.again = nil
@@ -131,7 +133,38 @@ func (w *worker) flush(ctx context.Context) {
 
 // submit hands the next transaction of j over.
 func (w *worker) submit(ctx context.Context, j *job) {
+	if j.mail.Crashes >= poisonCrashes-1 {
+		// Alone among its like, so that the next death names the one and not all that happened to be under way.
+		w.flush(ctx)
+		if w.session == nil {
+			w.again = append(w.again, j)
+			return
+		}
+		select {
+		case w.d.isolate <- true:
+		case <-ctx.Done():
+			w.finish(j)
+			return
+		}
+		defer func() { <-w.d.isolate }()
+		defer w.flush(ctx)
+	}
+	if err := w.e.beginSuspect(ctx, j); err != nil {
+		j.fault = "record that it is being sent: " + err.Error()
+		w.finish(j)
+		return
+	}
+	if j.lost {
+		w.leaveIt(j)
+		return
+	}
 	if j.raw == nil {
+		if (w.pending > 0 || len(w.again) > 0) && !w.e.room(j) {
+			// Whoever waits for room holds none: all workers might wait for each other. What this one holds goes first.
+			w.flush(ctx)
+			w.d.jobs.putBack(j)
+			return
+		}
 		err, poison := w.load(ctx, j)
 		if poison != nil {
 			w.d.finishWith(j, w.e.quarantine(j, poison))
@@ -175,10 +208,7 @@ func (w *worker) load(ctx context.Context, j *job) (err error, poison any) {
 // outcome takes the truth about one transaction.
 func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 	if j.lost {
-		j.over = true
-		w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.mail.ID)
-		w.e.unload(j)
-		w.d.jobs.settled(j)
+		w.leaveIt(j)
 		return
 	}
 	next := j.step(positions, o, w.e.now())
@@ -196,6 +226,14 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 	default:
 		w.finish(j)
 	}
+}
+
+// leaveIt leaves a mail to the replica that has taken it over.
+func (w *worker) leaveIt(j *job) {
+	j.over = true
+	w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.mail.ID)
+	w.e.unload(j)
+	w.d.jobs.settled(j)
 }
 
 // finish settles the mail.
