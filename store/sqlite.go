@@ -68,7 +68,7 @@ func (s *Store) readSQLite(ctx context.Context, path string) error {
 }
 
 func sqliteDB(abs, mode string, pragmas ...string) (*sqlx.DB, error) {
-	q := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{"busy_timeout(10000)", "foreign_keys(1)", "cache_size(-65536)", "synchronous(FULL)"}, pragmas...)}
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{"busy_timeout(10000)", "foreign_keys(1)", "synchronous(FULL)"}, pragmas...)}
 	if mode != "" {
 		q.Set("mode", mode)
 	}
