@@ -309,11 +309,10 @@ func (s *Session) look() (said, closed bool) {
 		return false, true
 	}
 	var one [1]byte
-	err = rc.Read(func(fd uintptr) bool {
+	err = rc.Control(func(fd uintptr) { // its Read would fail once the last wait's deadline has passed, and an idle session be taken for closed
 		n, _, e := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		said = n > 0
 		closed = !said && e != syscall.EAGAIN && e != syscall.EINTR // an end or an error
-		return true
 	})
 	if err != nil {
 		return false, true

@@ -225,9 +225,6 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 	}
 	down := false
 	for i, to := range t.To {
-		if s.surplus() {
-			return s.outOfStep(tr, PhaseRcpt, errSurplus)
-		}
 		s.flight = appendRcpt(s.flight[:0], to)
 		rep, _, err := s.command(tm.Rcpt, line(s.flight))
 		if err != nil {
@@ -244,9 +241,6 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 	}
 	if tr.ok == 0 || down {
 		return s.afterData(tr, mailRep, Reply{}, down)
-	}
-	if s.surplus() {
-		return s.outOfStep(tr, PhaseData, errSurplus)
 	}
 	dataRep, _, err := s.command(tm.Data, "DATA")
 	if err != nil {
