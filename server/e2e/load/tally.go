@@ -113,6 +113,9 @@ func (t *tally) check() []string {
 		}
 	}
 	var wrong []string
+	if given > len(t.seen) {
+		wrong = append(wrong, fmt.Sprintf("%d mails were sent, and only %d can be told apart", given, len(t.seen)))
+	}
 	for _, x := range []struct {
 		n    int
 		what string
