@@ -20,7 +20,7 @@ func TestSilenceSlowsNobody(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			var mu sync.Mutex
-			silent := map[int]bool{} // connections whose mail gets no reply
+			silent := map[int]bool{}     // connections whose mail gets no reply
 			first := map[string]string{} // bytes by Message-ID
 			relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 				mu.Lock()
