@@ -249,3 +249,36 @@ func TestUploads(t *testing.T) {
 		})
 	}
 }
+
+// TestServerChanged: a mail that was routed by what a mail server was before is not stored, but the repetition of one that was is told so.
+func TestServerChanged(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
+			t.Fatal(err)
+		}
+		routed := func(version int64, id string) *store.NewMail {
+			return newMail("ss", func(m *store.NewMail) { m.ServerVersion, m.RequestID, m.Fingerprint = version, id, []byte("x") })
+		}
+		first := routed(1, "r1")
+		enqueue(t, s, first)
+		if _, err := s.UpdateServer(ctx, store.Everything, "ss", 0, store.Audit{}, func(m *store.MailServer) error { m.Status = store.ServerUnavailable; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		late, lone := routed(1, "r2"), routed(1, "")
+		res, err := s.EnqueueBatch(ctx, []*store.NewMail{late, routed(1, "r1"), lone, routed(2, "r3"), routed(0, "r4")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !errors.Is(res[0].Err, store.ErrServerChanged) || !errors.Is(res[2].Err, store.ErrServerChanged) || !res[1].Duplicate || res[1].ID != first.ID || res[3].Err != nil || res[4].Err != nil {
+			t.Errorf("%+v", res)
+		}
+		for _, m := range []*store.NewMail{late, lone} {
+			if _, err := s.Mail(ctx, store.Everything, m.ID); !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%v", err)
+			}
+		}
+		if again, err := s.Enqueue(ctx, first); err != nil || again.Duplicate || again.Err != nil {
+			t.Errorf("the same id again: %+v %v", again, err)
+		}
+	})
+}

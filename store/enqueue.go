@@ -244,7 +244,11 @@ func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAns
 		a.err = s.fault(err)
 		return a
 	}
-	if n > 0 || m.RequestID == "" {
+	if n > 0 {
+		return a
+	}
+	if m.RequestID == "" {
+		a.res.Err = ErrServerChanged // nothing else keeps a new id out
 		return a
 	}
 	var had struct {
@@ -253,6 +257,8 @@ func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAns
 	}
 	err := s.stmt(ctx, tx, "mail_request").QueryRowxContext(ctx, m.Team, m.RequestID).Scan(&had.ID, &had.Fingerprint)
 	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		a.res.Err = ErrServerChanged
 	case err != nil:
 		a.err = s.fault(err)
 	case bytes.Equal(had.Fingerprint, m.Fingerprint):
@@ -322,6 +328,7 @@ type mailRow struct {
 	BatchID     string            `json:"batch_id,omitempty"`
 	ResentFrom  *uuid.UUID        `json:"resent_from,omitempty"`
 	Reason      string            `json:"resend_reason,omitempty"`
+	Version     int64             `json:"server_version,omitempty"`
 }
 
 func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
@@ -337,7 +344,7 @@ func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enq
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
 			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(m.inline), Terms: s.termsOf(m),
-			BatchID: m.BatchID, Reason: m.Reason}
+			BatchID: m.BatchID, Reason: m.Reason, Version: m.ServerVersion}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
 		}
@@ -365,8 +372,28 @@ func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enq
 func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
 	in := make(map[uuid.UUID]bool, len(ops))
 	mail, due, term := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due"), s.q.in(ctx, tx, "enqueue_term")
+	type routed struct {
+		server  string
+		version int64
+	}
+	stands := map[routed]bool{}
 	for _, op := range ops {
 		m := op.m
+		if m.ServerVersion != 0 {
+			to := routed{m.MailServer, m.ServerVersion}
+			ok, asked := stands[to]
+			if !asked {
+				var n int
+				if err := s.q.in(ctx, tx, "server_has_version").GetContext(ctx, &n, to.server, to.version); err != nil {
+					return nil, err
+				}
+				ok = n > 0
+				stands[to] = ok
+			}
+			if !ok {
+				continue
+			}
+		}
 		rcpts, err := json.Marshal(m.Recipients)
 		if err != nil {
 			return nil, err

@@ -12,6 +12,7 @@ var (
 	ErrVersion           = errors.New("version does not match") // etag
 	ErrDeleted           = errors.New("mail server is deleted")
 	ErrNotDeleted        = errors.New("mail server is not deleted")
+	ErrServerChanged     = errors.New("mail server was changed meanwhile")
 	ErrServerUnavailable = errors.New("mail server is unavailable")
 	ErrStale             = errors.New("lease is lost")
 	ErrSending           = errors.New("mail is being sent")

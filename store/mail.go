@@ -127,6 +127,10 @@ type NewMail struct {
 	Held  string    // not "": born held, and why
 	Audit *Audit    // a row of the audit log in the same transaction; only EnqueueAll writes it
 
+	// ServerVersion, when it is not 0, is the version of the mail server that the mail was routed to: if it is another by now, the mail is refused with
+	// ErrServerChanged.
+	ServerVersion int64
+
 	inline, layout []byte // Raw as it is stored; made by pack
 }
 

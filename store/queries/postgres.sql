@@ -7,14 +7,16 @@ with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
     utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
-    batch_id text, resent_from uuid, resend_reason text)
+    batch_id text, resent_from uuid, resend_reason text,
+    server_version bigint)
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
     timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout, batch_id, resent_from, resend_reason
-  from u order by id
+  from u where server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version)
+  order by id
   on conflict do nothing
   returning id
 ), d as (

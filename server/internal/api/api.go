@@ -80,6 +80,7 @@ type API struct {
 	pb.UnimplementedMailServerAdminServer
 	pb.UnimplementedDispatchServer
 	Config
+	servers *servers
 }
 
 // New makes an API.
@@ -90,7 +91,7 @@ func New(c Config) *API {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &API{Config: c}
+	return &API{Config: c, servers: newServers()}
 }
 
 // Register offers both services.
@@ -125,6 +126,8 @@ func (a *API) fault(err error) error {
 		return apierr.New(codes.AlreadyExists, pb.ReasonMailServerExists, "the name is taken, maybe by a deleted mail server")
 	case errors.Is(err, store.ErrRequestIDReused):
 		return apierr.New(codes.AlreadyExists, pb.ReasonRequestIDReused, "this request_id was used for other content")
+	case errors.Is(err, store.ErrServerChanged):
+		return apierr.New(codes.Aborted, pb.ReasonETagMismatch, "the mail server is being changed again and again: call once more")
 	case errors.Is(err, store.ErrVersion):
 		return apierr.New(codes.Aborted, pb.ReasonETagMismatch, "the mail server was changed meanwhile: read it again")
 	case errors.Is(err, store.ErrDeleted):

@@ -27,22 +27,32 @@ const (
 // Send implements the service.
 func (a *API) Send(r *pb.SendRequest, stream grpc.ServerStreamingServer[pb.SendResponse]) error {
 	ctx := stream.Context()
-	d, err := a.draft(ctx, r)
-	if err != nil {
-		return err
+	for try := 0; ; try++ {
+		d, err := a.draft(ctx, r, r.ValidateOnly || try > 0)
+		if err != nil {
+			return err
+		}
+		sub, err := a.compose(d, r)
+		if err != nil {
+			return err
+		}
+		m := sub.Mail
+		if r.ValidateOnly {
+			ev := event(delivery.Event{Time: m.CreateTime, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}, m.SizeBytes)
+			ev.MailId = ""
+			return stream.Send(ev)
+		}
+		err = a.Sender.Send(ctx, sub, func(ev delivery.Event) error { return stream.Send(event(ev, m.SizeBytes)) })
+		if errors.Is(err, store.ErrServerChanged) && try < routeTries {
+			a.servers.drop(m.MailServer)
+			continue // nothing was stored and nothing told
+		}
+		return a.fault(err)
 	}
-	sub, err := a.compose(d, r)
-	if err != nil {
-		return err
-	}
-	m := sub.Mail
-	if r.ValidateOnly {
-		ev := event(delivery.Event{Time: m.CreateTime, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}, m.SizeBytes)
-		ev.MailId = ""
-		return stream.Send(ev)
-	}
-	return a.fault(a.Sender.Send(ctx, sub, func(ev delivery.Event) error { return stream.Send(event(ev, m.SizeBytes)) }))
 }
+
+// routeTries is how often a mail is routed again because its mail server was changed in the moment.
+const routeTries = 3
 
 // draft is a checked and routed request.
 type draft struct {
@@ -58,8 +68,8 @@ type draft struct {
 	priority int16
 }
 
-// draft checks everything about a request at once, then finds its mail server.
-func (a *API) draft(ctx context.Context, r *pb.SendRequest) (*draft, error) {
+// draft checks everything about a request at once, then finds its mail server; fresh: as the database has it now.
+func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft, error) {
 	var c apierr.Check
 	d := &draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindOther}
 	checkRequestID(&c, "request_id", r.RequestId)
@@ -81,9 +91,16 @@ func (a *API) draft(ctx context.Context, r *pb.SendRequest) (*draft, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !fresh {
+		if d.server = a.servers.get(r.GetOptions()); d.server != nil {
+			d.route = "named"
+			return d, nil
+		}
+	}
 	if d.server, d.route, err = a.route(ctx, r.GetOptions()); err != nil {
 		return nil, err
 	}
+	a.servers.put(d.server)
 	return d, nil
 }
 
@@ -285,7 +302,7 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 	if err != nil {
 		return nil, err
 	}
-	m.Subject, m.Labels, m.RequestID = r.Message.Subject, o.GetLabels(), r.RequestId
+	m.Subject, m.Labels, m.RequestID, m.ServerVersion = r.Message.Subject, o.GetLabels(), r.RequestId, d.server.Version
 	carry(m, pieces, contents{})
 	if err := d.fits(m.SizeBytes); err != nil {
 		return nil, err
