@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // the client's side of healthCheckConfig
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
@@ -38,11 +40,12 @@ type Options struct {
 	// Token is sent with every call as "authorization: Bearer <token>". Empty = none.
 	Token string
 
-	// Timeout of a unary call, and of the silence of a download, when the context has no deadline: 0 = 30 s, negative = none. TestMailServer and a
-	// RunBatch that waits get what they were asked to take on top.
+	// Timeout of a unary call, and of the silence of a download or upload, when the context has no deadline: 0 = 30 s, negative = none. TestMailServer
+	// and a RunBatch that waits get what they were asked to take on top.
 	Timeout time.Duration
 	// SendTimeout of Deliver and Follow, over all their tries, when the context has no deadline: 0 = 5 min, negative = none. It bounds the attempt of
-	// a php-mode mail as well: see Dispatch.Send.
+	// a php-mode mail as well: see Dispatch.Send. SendAll and Bulk may take as long as they like, but the service may not be silent for longer than this
+	// while it owes an answer.
 	SendTimeout time.Duration
 
 	// UserAgent names the calling program in the service's log.
@@ -127,6 +130,29 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeout(ctx, d)
+}
+
+// errSilent ends a call that stands still.
+var errSilent = errors.New("nothing came")
+
+// attentive bounds how long a call may stand still rather than how long it takes: when d passes after listen and nothing was heard, the context ends
+// with errSilent. It listens at first. A context with a deadline has its own, and d = 0 is none.
+func attentive(ctx context.Context, d time.Duration) (_ context.Context, listen, heard, cancel func()) {
+	_, has := ctx.Deadline()
+	ctx, end := context.WithCancelCause(ctx)
+	if has || d == 0 {
+		return ctx, func() {}, func() {}, func() { end(nil) }
+	}
+	silence := time.AfterFunc(d, func() { end(errSilent) })
+	return ctx, func() { silence.Reset(d) }, func() { silence.Stop() }, func() { silence.Stop(); end(nil) }
+}
+
+// orSilent is the error of an attentive call, in words of its own if silence was why.
+func orSilent(ctx context.Context, what string, d time.Duration, err error) error {
+	if err != nil && context.Cause(ctx) == errSilent {
+		return status.Errorf(codes.DeadlineExceeded, "%s: %v for %v", what, errSilent, d)
+	}
+	return err
 }
 
 // bearer is a token in every call's header.

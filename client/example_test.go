@@ -106,6 +106,86 @@ func ExampleClient_Follow() {
 	// completed: MAIL_STATUS_SENT
 }
 
+// A newsletter, of which each item's answer is heard as it comes. The window bounds what is kept in memory, and a broken connection is mended on the way.
+func ExampleClient_Bulk() {
+	srv := clienttest.Start()
+	defer srv.Close()
+	srv.AddMailServer(&maildispatchv1.MailServer{Name: "bulk", Mode: maildispatchv1.Mode_MODE_DAEMON})
+	c, err := srv.Connect(client.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+
+	b := c.Bulk(context.Background(), &maildispatchv1.BatchOptions{
+		BatchId: "spring-2026",
+		Options: &maildispatchv1.SendOptions{MailServer: "bulk"},
+		Message: &maildispatchv1.MailMessage{Subject: "News for {{name}}", Html: "<p>Dear {{name}}, ...</p>"},
+	}, client.BulkOptions{Answer: func(item *maildispatchv1.BatchItem, a *maildispatchv1.SendStreamResponse) {
+		if r := a.GetRejection(); r != nil {
+			fmt.Println(item.GetMessage().GetTo(), r.GetViolations()[0].GetField(), r.GetViolations()[0].GetDescription())
+			return
+		}
+		fmt.Println(item.GetMessage().GetTo(), a.GetStatus())
+	}})
+	for _, name := range []string{"Anna", "王伟", ""} {
+		item := &maildispatchv1.BatchItem{Message: &maildispatchv1.MailMessage{To: []string{name + " <a@example.com>"}}, Variables: map[string]string{"name": name}}
+		if name == "" {
+			item.Variables = nil
+		}
+		if err := b.Add(item); err != nil {
+			log.Fatal(err)
+		}
+	}
+	sum, err := b.Close()
+	if err != nil {
+		log.Fatal(err) // b.Unanswered() is what may not have been taken
+	}
+	fmt.Println(sum.GetBatchId()+":", sum.GetAccepted(), "accepted,", sum.GetRejected(), "rejected")
+	// Output:
+	// [Anna <a@example.com>] MAIL_STATUS_QUEUED
+	// [王伟 <a@example.com>] MAIL_STATUS_QUEUED
+	// [ <a@example.com>] variables.name is missing: the message uses it
+	// spring-2026: 2 accepted, 1 rejected
+}
+
+// One price list for many customers: uploaded once, stored once, sent with one call.
+func ExampleClient_SendAll() {
+	srv := clienttest.Start()
+	defer srv.Close()
+	c, err := srv.Connect(client.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	ctx := context.Background()
+
+	file, err := c.Upload(ctx, &maildispatchv1.UploadAttachmentRequest_Header{Filename: "prices.pdf"}, strings.NewReader("%PDF-1.7 ..."))
+	if err != nil {
+		log.Fatal(err)
+	}
+	customers := []string{"anna@example.com", "ben@example.com", "chen@example.com"}
+	sum, err := c.SendAll(ctx, &maildispatchv1.BatchOptions{
+		Message: &maildispatchv1.MailMessage{Subject: "Prices", Text: "Please find them attached.", Attachments: []*maildispatchv1.Attachment{{UploadId: file.GetUploadId()}}},
+	}, func(yield func(*maildispatchv1.BatchItem) bool) {
+		for _, to := range customers {
+			if !yield(&maildispatchv1.BatchItem{Message: &maildispatchv1.MailMessage{To: []string{to}}}) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv.RunBatch() // the service does it every minute
+	batch, err := c.GetBatch(ctx, &maildispatchv1.GetBatchRequest{BatchId: sum.GetBatchId()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sum.GetAccepted(), "accepted,", batch.GetBatch().GetCounts().GetSent(), "sent")
+	// Output: 3 accepted, 3 sent
+}
+
 // Everything of one team that a person has to look at, whatever number of pages it takes.
 func ExampleClient_DueOutMails() {
 	srv := clienttest.Start()

@@ -2,11 +2,9 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -78,21 +76,12 @@ func pages[R lister, T any](req R, fetch func(req R, token string) ([]T, string,
 	}
 }
 
-// errSilent ends a download that stands still.
-var errSilent = errors.New("nothing came")
-
 // Download writes the raw message of a mail to w and says how many bytes that were. A nil error means all of them: a stream that ends early is
 // io.ErrUnexpectedEOF. What was written before an error is not taken back. Without a deadline in the context it may take as long as it likes, but the
 // service may not be silent for longer than Options.Timeout.
 func (c *Client) Download(ctx context.Context, id string, w io.Writer, opts ...grpc.CallOption) (int64, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	listen, heard := func() {}, func() {}
-	if _, has := ctx.Deadline(); !has && c.timeout > 0 {
-		silence := time.AfterFunc(c.timeout, func() { cancel(errSilent) })
-		listen, heard = func() { silence.Reset(c.timeout) }, func() { silence.Stop() }
-		defer heard()
-	}
+	ctx, listen, heard, cancel := attentive(ctx, c.timeout)
+	defer cancel()
 	stream, err := c.DownloadMail(ctx, &maildispatchv1.DownloadMailRequest{Id: id}, opts...)
 	var n int64
 	for size := int64(-1); ; {
@@ -110,10 +99,8 @@ func (c *Client) Download(ctx context.Context, id string, w io.Writer, opts ...g
 			return n, nil
 		case err == io.EOF:
 			return n, fmt.Errorf("download mail %s: %d of %d bytes: %w", id, n, max(size, 0), io.ErrUnexpectedEOF)
-		case err != nil && context.Cause(ctx) == errSilent:
-			return n, status.Errorf(codes.DeadlineExceeded, "download mail %s: %v for %v", id, errSilent, c.timeout)
 		case err != nil:
-			return n, err
+			return n, orSilent(ctx, "download mail "+id, c.timeout, err)
 		}
 		if size < 0 {
 			size = part.GetSizeBytes()

@@ -21,6 +21,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/api"
+	"github.com/maildispatch/maildispatch/server/internal/budget"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/server/internal/interceptor"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
@@ -102,7 +103,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			return smtpx.Probe(ctx, dialer(s), r, o)
 		}})
 	s := &Server{cfg: cfg, log: log, store: st, engine: eng, listener: l, health: health.NewServer()}
-	s.grpc = grpc.NewServer(
+	large := budget.New()
+	s.grpc = grpc.NewServer(append(large.Options(),
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(256),
@@ -111,8 +113,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 		grpc.ChainUnaryInterceptor(interceptor.Unary(log)),
-		grpc.ChainStreamInterceptor(interceptor.Stream(log)),
-	)
+		grpc.ChainStreamInterceptor(interceptor.Stream(log), large.Stream),
+	)...)
 	a.Register(s.grpc)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if cfg.Reflection {

@@ -191,26 +191,52 @@ func (c *composer) body(mediaType, s string) part {
 				return
 			}
 		}
-		high := 0
-		for i := range len(s) {
-			if s[i] >= 0x80 {
-				high++
+		s = lfLines(s)
+		high, plain := look(s)
+		if plain {
+			f.add("Content-Transfer-Encoding", "7bit")
+			begin(f)
+			c.buf.WriteString(strings.ReplaceAll(s, "\n", "\r\n"))
+			if !strings.HasSuffix(s, "\n") {
+				c.buf.WriteString("\r\n")
 			}
+			return
 		}
 		if high > len(s)/4 {
 			f.add("Content-Transfer-Encoding", "base64")
 			begin(f)
-			c.base64(&c.buf, []byte(strings.ReplaceAll(lfLines(s), "\n", "\r\n")))
+			c.base64(&c.buf, []byte(strings.ReplaceAll(s, "\n", "\r\n")))
 			return
 		}
 		f.add("Content-Transfer-Encoding", "quoted-printable")
 		begin(f)
-		s = lfLines(s)
 		c.write(writeQuoted(&c.buf, s))
 		if !strings.HasSuffix(s, "\n") {
 			c.buf.WriteString("\r\n")
 		}
 	}
+}
+
+// look counts the octets beyond ASCII of a text with LF line ends, and says whether it may go as it is: ASCII in lines of at most 76 characters, in which nothing stands that relays
+// are known to change (a blank at the end of a line, "From " at its beginning) or that could be taken for a boundary.
+func look(s string) (high int, plain bool) {
+	plain = s != "" && !strings.Contains(s, "=_")
+	for i := 0; i < len(s); i++ { // the one loop that looks at every octet of every mail
+		if b := s[i]; b-' ' >= 0x7f-' ' {
+			if b >= 0x80 {
+				high++
+			}
+			plain = plain && (b == '\n' || b == '\t')
+		}
+	}
+	for line := range strings.Lines(s) {
+		if !plain {
+			break
+		}
+		line = strings.TrimSuffix(line, "\n")
+		plain = len(line) <= base64Line/3*4 && strings.TrimRight(line, " \t") == line && !strings.HasPrefix(line, "From ")
+	}
+	return high, plain
 }
 
 // writeQuoted encodes text whose lines end in LF; the library's writer drops an LF some way behind a bare CR. A last line without an end stays so.

@@ -70,6 +70,7 @@ func walk(t *testing.T, p *parsed, path string, h map[string][]string, r io.Read
 		r = base64.NewDecoder(base64.StdEncoding, r)
 	case "quoted-printable":
 		r = quotedprintable.NewReader(r)
+	case "7bit": // as it stands
 	default:
 		t.Fatalf("transfer encoding %q", get("Content-Transfer-Encoding"))
 	}
@@ -155,6 +156,7 @@ func TestComposeParsesBack(t *testing.T) {
 		"everything": {Message{Text: "t", HTML: `<img src="cid:logo">`, Attachments: []Attachment{{Filename: "l.png", ContentID: "logo", Content: png}, {Filename: "a.pdf", Content: pdf}}},
 			[]string{"mixed/related/alternative/:text/plain", "mixed/related/alternative/:text/html", "mixed/related/:image/png", "mixed/:application/pdf"}},
 		"smuggling":          {Message{Text: "a\r\n.\r\nMAIL FROM:<x@y>\n.\n\r.\rb"}, []string{":text/plain"}},
+		"bare CR":            {Message{Text: "a\r=\n\nb\rä\nc"}, []string{":text/plain"}},
 		"boundary-like body": {Message{Text: "--=_0-0\r\n\r\n--=_0-0--", HTML: "x"}, []string{"alternative/:text/plain", "alternative/:text/html"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -298,6 +300,30 @@ func BenchmarkCompose1MiBAttachment(b *testing.B) {
 	for b.Loop() {
 		if _, err := Compose(m); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestPlainText: a text goes as it is only where nothing on the way can change it.
+func TestPlainText(t *testing.T) {
+	plain := strings.Repeat("x", 76)
+	for _, c := range []struct {
+		text string
+		as   string
+	}{
+		{"Dear customer,\n\n.\nyours\n", "7bit"}, {"one\r\ntwo", "7bit"}, {"tab\there", "7bit"}, {plain, "7bit"}, {plain + "\n" + plain + "\n", "7bit"}, {"Fromage", "7bit"},
+		{"", "quoted-printable"}, {plain + "x", "quoted-printable"}, {"blank \nat the end", "quoted-printable"}, {"blank at the end ", "quoted-printable"}, {"tab\t\n", "quoted-printable"},
+		{"From me", "quoted-printable"}, {"a\nFrom me", "quoted-printable"}, {"--=_0123", "quoted-printable"}, {"bell\a", "quoted-printable"}, {"caf\u00e9 and more than that", "quoted-printable"},
+		{"bare\rcr", "7bit"}, // which is a line end like any other by then
+	} {
+		raw := composed(t, &Message{To: []Address{mustAddress(t, "b@y.example")}, Subject: "s", Text: c.text})
+		if !bytes.Contains(raw, []byte("\r\nContent-Transfer-Encoding: "+c.as+"\r\n")) {
+			t.Errorf("%q does not go as %s:\n%s", c.text, c.as, raw)
+		}
+		for line := range bytes.Lines(raw) {
+			if len(line) > 80 && !bytes.HasPrefix(line, []byte("Message-ID")) || !bytes.HasSuffix(line, []byte("\r\n")) {
+				t.Errorf("%q: line %q", c.text, line)
+			}
 		}
 	}
 }

@@ -2,8 +2,10 @@ package smtpx
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 )
 
@@ -95,6 +97,22 @@ func (s *Session) broken(tr *transfer, p Phase, err error) bool {
 	return s.end(Outcome{Recipients: tr.rcpt, Err: &Error{Phase: p, Temporary: true, Err: s.dead}, ServerDown: true})
 }
 
+// outOfStep ends s.cur when a reply may have been given to the wrong command: nothing of the mail left, and nothing that was said about it counts.
+func (s *Session) outOfStep(tr *transfer, p Phase, err error) bool {
+	s.kill(err)
+	return s.end(notTried(tr, s.deadFault(p)))
+}
+
+// cut ends s.cur when the answers of a flight end early. A relay that closed has given those that came in their order. One that fell silent or garbled may
+// have left one out before, and then each belongs to the recipient before.
+func (s *Session) cut(tr *transfer, p Phase, err error) bool {
+	if isEOF(err) {
+		clearOpen(tr)
+		return s.broken(tr, p, err)
+	}
+	return s.outOfStep(tr, p, err)
+}
+
 func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	t := tr.t
 	b := s.flight[:0]
@@ -133,25 +151,28 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	if err != nil {
 		return s.broken(tr, PhaseMail, err)
 	}
+	if mailRep.Code/100 == 3 {
+		return s.outOfStep(tr, PhaseMail, errProtocol)
+	}
 	down := mailRep.Code == 421
 	s.setDeadline(tm.Rcpt)
 	for i := range t.To {
 		rep, _, err := replyReader{s.br}.read()
 		if err != nil {
-			// What was decided stays; the rest had no reply: temporary, and nothing left.
-			if mailRep.Code/100 != 2 {
+			if mailRep.Code/100 != 2 && isEOF(err) {
 				tr.decide(mailRep, PhaseMail)
 			}
-			clearOpen(tr)
-			return s.broken(tr, PhaseRcpt, err)
+			return s.cut(tr, PhaseRcpt, err)
+		}
+		if rep.Code/100 == 3 {
+			return s.outOfStep(tr, PhaseRcpt, errProtocol) // DATA's, most likely
 		}
 		tr.noteRcpt(i, rep)
 		down = down || rep.Code == 421
 	}
 	dataRep, _, err := s.readReply(tm.Data)
 	if err != nil {
-		clearOpen(tr)
-		return s.broken(tr, PhaseData, err)
+		return s.cut(tr, PhaseData, err)
 	}
 	return s.afterData(tr, mailRep, dataRep, down)
 }
@@ -197,6 +218,9 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 		return s.broken(tr, PhaseMail, err)
 	}
 	if mailRep.Code/100 != 2 {
+		if mailRep.Code/100 == 3 {
+			return s.outOfStep(tr, PhaseMail, errProtocol)
+		}
 		return s.afterData(tr, mailRep, Reply{}, mailRep.Code == 421)
 	}
 	down := false
@@ -206,6 +230,9 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 		if err != nil {
 			clearOpen(tr)
 			return s.broken(tr, PhaseRcpt, err)
+		}
+		if rep.Code/100 == 3 {
+			return s.outOfStep(tr, PhaseRcpt, errProtocol)
 		}
 		tr.noteRcpt(i, rep)
 		if down = rep.Code == 421; down {
@@ -228,15 +255,14 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 	waiting := dataRep.Code == 354
 	s.inData = waiting
 	down = down || dataRep.Code == 421
-	if s.br.Buffered() > 0 && !down {
-		// An answer too many: positions cannot be trusted any more.
-		for i := range tr.rcpt {
-			tr.rcpt[i] = RecipientOutcome{Status: StatusNotTried, Phase: PhaseRcpt}
-		}
-		return s.broken(tr, PhaseData, errSurplus)
+	if dataRep.Code/100 == 2 || dataRep.Code/100 == 3 && !waiting { // another command's
+		return s.outOfStep(tr, PhaseData, errProtocol)
 	}
 	if mailRep.Code/100 == 2 && tr.ok > 0 && waiting && !down {
-		return true
+		return true // an answer too many is looked for before the dot
+	}
+	if !down && !s.inStep(waiting) {
+		return s.outOfStep(tr, PhaseData, errSurplus)
 	}
 	var fault *Error
 	switch {
@@ -245,12 +271,11 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 		tr.decide(mailRep, PhaseMail)
 		fault = &Error{Phase: PhaseMail, Reply: mailRep, Temporary: mailRep.Code < 500}
 	case tr.ok > 0 && dataRep.Code != 0:
-		tr.decideAccepted(dataRep)
+		tr.decide(dataRep, PhaseData) // those who had been accepted at RCPT
 		fault = &Error{Phase: PhaseData, Reply: dataRep, Temporary: dataRep.Code < 500}
 	default:
 		clearOpen(tr)
 	}
-	s.needReset = !down
 	switch {
 	case down:
 		s.kill(fmt.Errorf("the server closes the connection: %s", firstOf(dataRep, mailRep, tr)))
@@ -272,18 +297,35 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 	return s.end(Outcome{Recipients: tr.rcpt, Err: fault, ServerDown: down})
 }
 
+// inStep makes sure, before a refusal counts, that no answer is left over: in a flight one too many would have moved every refusal to the next recipient. The
+// answer to RSET, which has to be said anyhow, shows it. In lock step, and where the last answer was the only 354, a look suffices.
+func (s *Session) inStep(waiting bool) bool {
+	s.needReset = true
+	if s.surplus() {
+		return false
+	}
+	if !s.pipelining || waiting {
+		return true
+	}
+	rep, _, err := s.command(s.relay.Timeouts.Command, "RSET")
+	switch {
+	case isEOF(err) || errors.Is(err, os.ErrDeadlineExceeded): // it said no more than it was asked, and closed or fell silent
+		s.kill(err)
+	case err != nil:
+		return false
+	case rep.Code == 421:
+		s.kill(errClosed)
+	case rep.Code/100 != 2 || s.surplus():
+		return false
+	}
+	s.needReset = false
+	return true
+}
+
 func clearAll(tr *transfer) {
 	for i := range tr.rcpt {
 		tr.rcpt[i] = RecipientOutcome{}
 	}
-}
-
-// decideAccepted gives the refusal of DATA to those who had been accepted at RCPT.
-func (tr *transfer) decideAccepted(rep Reply) {
-	if rep.Code/100 == 2 || rep.Code/100 == 3 { // a 2yz to DATA makes no sense: try again later
-		rep.Code = 0
-	}
-	tr.decide(rep, PhaseData)
 }
 
 func firstOf(a, b Reply, tr *transfer) Reply {
@@ -307,9 +349,14 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 	tr := s.held
 	s.held = nil
 	// Between 354 and the dot the relay has nothing to say. If it did, the next reply read would not be the dot's.
-	if s.unread() {
-		clearOpen(tr)
+	switch said, closed := s.look(); {
+	case said: // an answer too many: positions cannot be trusted any more
 		s.kill(errSurplus)
+		s.finish(tr, notTried(tr, s.deadFault(PhaseData)))
+		return false
+	case closed:
+		clearOpen(tr)
+		s.kill(errClosed)
 		s.finish(tr, Outcome{Recipients: tr.rcpt, Err: s.deadFault(PhaseData), ServerDown: true})
 		return false
 	}
@@ -320,12 +367,11 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 			return false
 		}
 	}
-	size := len(tr.body)
-	tr.body = append(tr.body, next...)
 	s.setPastDot(true)
 	defer s.setPastDot(false)
-	s.setDeadline(s.relay.Timeouts.Block + time.Duration(size/1024)*time.Second)
-	_, werr := s.conn.Write(tr.body)
+	s.setDeadline(s.relay.Timeouts.Block + time.Duration(len(tr.t.Raw)/1024)*time.Second)
+	var werr error
+	s.block, werr = writeBody(s.conn, tr.t.Raw, next, s.block)
 	if werr == nil {
 		s.setDeadline(s.relay.Timeouts.Dot)
 	} else {

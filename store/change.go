@@ -102,6 +102,9 @@ func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Posit
 
 // filtered reads those of the mails that sc and f let through, whatever their status is now.
 func (s *Store) filtered(ctx context.Context, sc Scope, f MailFilter, ids map[uuid.UUID]bool) (map[uuid.UUID]*Mail, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
 	args := make([]any, 0, len(ids))
 	for id := range ids {
 		args = append(args, id)

@@ -64,7 +64,7 @@ func OpenInspector(ctx context.Context, dsn string) (*Inspector, error) {
 		return nil, err
 	}
 	for _, file := range []string{"inspect_common", "inspect_" + string(in.s.dialect)} {
-		sts, err := named(file)
+		sts, err := statementsOf(file)
 		if err != nil {
 			return nil, err
 		}

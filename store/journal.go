@@ -62,8 +62,11 @@ func (w *where) filter(f *MailFilter, hot string) {
 	if f.Kind != "" {
 		w.add("m.kind = ?", f.Kind)
 	}
-	if f.RequestID != "" {
-		w.add("m.request_id = ?", f.RequestID)
+	if f.RequestID != "" { // mail_request begins with the team: one probe for each that there is
+		w.add(hot+`.id in (with recursive t(team) as (
+  select '' union all
+  select (select y.team from mail y where y.request_id is not null and y.team > t.team order by y.team limit 1) from t where t.team is not null
+) select z.id from t cross join mail z where z.team = t.team and z.request_id = ?)`, f.RequestID)
 	}
 	if f.BatchID != "" {
 		w.add("m.batch_id = ?", f.BatchID)
@@ -106,11 +109,13 @@ func (w *where) statuses(sts []MailStatus) {
 		return
 	}
 	var stored []string
-	var conds []string
+	conds := []string{"1 = 0"}
 	for _, st := range sts {
-		if st == MailSending {
+		switch st {
+		case MailSending:
 			conds = append(conds, "d.owner is not null")
-		} else {
+		case MailSent, MailCancelled: // no due mail is
+		default:
 			stored = append(stored, string(st))
 		}
 	}
@@ -206,6 +211,10 @@ func (s *Store) mails(ctx context.Context, from sqlx.QueryerContext, q string, a
 // dueQuery selects unfinished mail in the order it was taken (ids are ordered by time). Served by due_team, due_server or the primary key, and by term
 // where something is searched for.
 func (s *Store) dueQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
+	return s.dueSelect(dueColumns, sc, f, after, n)
+}
+
+func (s *Store) dueSelect(columns string, sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
 	w := newWhere(s)
 	w.scope("d.team", sc, f.Team)
 	w.filter(f, "d")
@@ -213,7 +222,7 @@ func (s *Store) dueQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, 
 	if after.ID != uuid.Nil {
 		w.add("d.id > ?", after.ID)
 	}
-	return "select " + dueColumns + " from due d join mail m on m.id = d.id where " + w.sql() + " order by d.id limit ?", append(w.args, n)
+	return "select " + columns + " from due d " + s.joinMail(f) + " mail m on m.id = d.id where " + w.sql() + " order by d.id limit ?", append(w.args, n)
 }
 
 // archiveQuery selects finished mail, the last finished first. Served by archive_team, archive_server or archive_done, read backwards.
@@ -224,14 +233,25 @@ func (s *Store) archiveQuery(sc Scope, f *MailFilter, after Cursor, n int) (stri
 	if len(f.Statuses) > 0 {
 		var v []string
 		for _, st := range f.Statuses {
-			v = append(v, string(st))
+			if st == MailSent || st == MailCancelled { // no other is archived
+				v = append(v, string(st))
+			}
 		}
 		w.in("a.status", v)
 	}
 	if after.ID != uuid.Nil {
 		w.add("(a.done_at, a.id) < (?, ?)", s.t(&after.Time), after.ID)
 	}
-	return "select " + archiveColumns + " from archive a join mail m on m.id = a.id where " + w.sql() + " order by a.done_at desc, a.id desc limit ?", append(w.args, n)
+	return "select " + archiveColumns + " from archive a " + s.joinMail(f) + " mail m on m.id = a.id where " + w.sql() + " order by a.done_at desc, a.id desc limit ?", append(w.args, n)
+}
+
+// joinMail joins mail to a journal. SQLite takes its order of tables from a cross join; left to itself it would read all mail where only that can tell what is
+// wanted. Of a batch it reads just that batch's.
+func (s *Store) joinMail(f *MailFilter) string {
+	if s.dialect == sqliteDia && f.BatchID == "" {
+		return "cross join"
+	}
+	return "join"
 }
 
 // ListDue lists up to n unfinished mails in the order they were taken, after the cursor's id.

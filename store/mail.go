@@ -125,6 +125,7 @@ type NewMail struct {
 
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
 	Held  string    // not "": born held, and why
+	Audit *Audit    // a row of the audit log in the same transaction; only EnqueueAll writes it
 
 	inline, layout []byte // Raw as it is stored; made by pack
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/google/uuid"
@@ -11,12 +13,14 @@ import (
 )
 
 const (
-	modifyChunk    = 500
+	modifyPage     = 10000 // ids that a filter selects at a time: what it searches through is searched again for each
+	modifyChunk    = 500   // mails of one transaction
 	modifyFailures = 100
 )
 
 // Modify changes due mails by people's word: those with the ids, or those that f selects. decide says what becomes of each; nil leaves it alone, an error
 // is a failure of that mail. Only mails that nobody is sending are changed; each chunk of 500 is one transaction with its audit row. dryRun counts only.
+// When ctx ends, the chunks before stay changed, and the same call again goes on where decide or f leaves alone what has been changed.
 //
 // failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound, or decide's error.
 func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (matched, changed int, failures []ModifyFailure, err error) {
@@ -25,113 +29,149 @@ func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFi
 			failures = append(failures, ModifyFailure{id, err})
 		}
 	}
-	one := func(ms []*Mail) error {
-		if len(ms) == 0 {
-			return nil
+	all := func(ids []uuid.UUID) error {
+		for chunk := range slices.Chunk(ids, modifyChunk) {
+			n, fs, err := s.modifyChunk(ctx, chunk, dryRun, a, decide)
+			changed += n
+			for _, x := range fs {
+				fail(x.ID, x.Err)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		matched += len(ms)
-		n, fs, err := s.modifyChunk(ctx, ms, dryRun, a, decide)
-		changed += n
-		for _, x := range fs {
-			fail(x.ID, x.Err)
-		}
-		return err
+		return nil
 	}
 	if f != nil {
 		for after := (Cursor{}); ; {
-			ms, err := s.ListDue(ctx, sc, *f, after, modifyChunk)
+			q, args := s.dueSelect("d.id", sc, f, after, modifyPage)
+			var ids []uuid.UUID
+			err := s.fault(s.read.SelectContext(ctx, &ids, s.read.Rebind(q), args...))
 			if err == nil {
-				err = one(ms)
+				matched += len(ids)
+				err = all(ids)
 			}
-			if err != nil || len(ms) < modifyChunk {
+			if err != nil || len(ids) < modifyPage {
 				return matched, changed, failures, err
 			}
-			after.ID = ms[len(ms)-1].ID
+			after.ID = ids[len(ids)-1]
 		}
 	}
+	had, err := s.filtered(ctx, sc, MailFilter{}, set(ids))
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	var due []uuid.UUID
 	seen := map[uuid.UUID]bool{}
-	var ms []*Mail
 	for _, id := range ids {
-		if seen[id] {
-			continue
-		}
-		seen[id] = true
-		m, err := s.Mail(ctx, sc, id)
-		switch {
-		case errors.Is(err, ErrNotFound):
+		switch m := had[id]; {
+		case seen[id]:
+		case m == nil:
 			fail(id, ErrNotFound)
-			continue
-		case err != nil:
-			return matched, changed, failures, err
 		case m.Archived:
 			matched++
 			fail(id, ErrFinished)
-			continue
+		default:
+			matched++
+			due = append(due, id)
 		}
-		if ms = append(ms, m); len(ms) == modifyChunk {
-			if err := one(ms); err != nil {
-				return matched, changed, failures, err
-			}
-			ms = nil
-		}
+		seen[id] = true
 	}
-	err = one(ms)
+	err = all(due)
 	return matched, changed, failures, err
 }
 
-func (s *Store) modifyChunk(ctx context.Context, ms []*Mail, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
-	for len(ms) > 0 {
-		var again []*Mail
-		n, fs, err := s.modifyOnce(ctx, ms, &again, dryRun, a, decide)
-		changed, failures = changed+n, append(failures, fs...)
+func set(ids []uuid.UUID) map[uuid.UUID]bool {
+	m := make(map[uuid.UUID]bool, len(ids))
+	for _, id := range ids {
+		m[id] = true
+	}
+	return m
+}
+
+// modifyChunk changes due mails in one transaction, and in further ones those that could not be had in it.
+func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
+	for left := ids; len(left) > 0; {
+		if !dryRun {
+			n, fs, not, err := s.modifyOnce(ctx, left, a, decide)
+			changed, failures = changed+n, append(failures, fs...)
+			if err != nil || len(not) == 0 {
+				return changed, failures, err
+			}
+			left = not
+		}
+		now, err := s.filtered(ctx, Everything, MailFilter{}, set(left))
 		if err != nil {
 			return changed, failures, err
 		}
-		ms = again
+		var ms []*Mail
+		var again []uuid.UUID
+		for _, id := range left {
+			switch m := now[id]; {
+			case m == nil, m.Archived:
+				failures = append(failures, ModifyFailure{id, ErrFinished})
+			case m.Owner != 0:
+				failures = append(failures, ModifyFailure{id, ErrSending})
+			default:
+				ms, again = append(ms, m), append(again, id)
+			}
+		}
+		if dryRun {
+			changes, fs := decideAll(ms, decide)
+			return len(changes), append(failures, fs...), nil
+		}
+		left = again
 	}
 	return changed, failures, nil
 }
 
-// modifyOnce is one transaction. Mails that a younger transaction has changed are left for the next one.
-func (s *Store) modifyOnce(ctx context.Context, ms []*Mail, again *[]*Mail, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
+// change is what is to become of a mail.
+type change struct {
+	m *Mail
+	c *Change
+}
+
+func decideAll(ms []*Mail, decide func(*Mail) (*Change, error)) (changes []change, failures []ModifyFailure) {
+	for _, m := range ms {
+		switch c, err := decide(m); {
+		case err != nil:
+			failures = append(failures, ModifyFailure{m.ID, err})
+		case c != nil:
+			changes = append(changes, change{m, c})
+		}
+	}
+	return changes, failures
+}
+
+// modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those that it could not lock: somebody sends or
+// has finished them, or a younger transaction has changed them.
+func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		changed, failures, *again = 0, nil, nil
-		for _, m := range ms {
-			fresh, err := s.lockDue(ctx, tx, m.ID)
-			var c *Change
-			switch {
-			case errors.Is(err, errOvertaken):
-				*again = append(*again, m)
-				continue
-			case errors.Is(err, ErrNotFound):
-				err = ErrFinished
-			case err == nil && fresh.Owner != 0:
-				err = ErrSending
-			case err == nil:
-				c, err = decide(fresh)
-			default:
-				return err
-			}
-			if err != nil {
-				failures = append(failures, ModifyFailure{m.ID, err})
-				continue
-			}
-			if c == nil {
-				continue
-			}
-			changed++
-			if !dryRun {
-				if err := s.applyChange(ctx, tx, fresh, c); err != nil {
-					return err
-				}
+		changed, left = 0, nil
+		locked, err := s.lockDue(ctx, tx, ids)
+		if err != nil {
+			return err
+		}
+		fresh := make([]*Mail, 0, len(ids))
+		for _, id := range ids {
+			if m := locked[id]; m != nil {
+				fresh = append(fresh, m)
+			} else {
+				left = append(left, id)
 			}
 		}
-		if dryRun || changed == 0 {
+		var changes []change
+		changes, failures = decideAll(fresh, decide)
+		if changed = len(changes); changed == 0 {
 			return nil
 		}
-		return s.audit(ctx, tx, a, ms[0].Team, strconv.Itoa(changed)+" mails from "+ms[0].ID.String(), nil, nil)
+		if err := s.applyChanges(ctx, tx, changes); err != nil {
+			return err
+		}
+		first := changes[0].m
+		return s.audit(ctx, tx, a, first.Team, strconv.Itoa(changed)+" mails from "+first.ID.String(), nil, nil)
 	})
-	return changed, failures, err
+	return changed, failures, left, err
 }
 
 // ModifyMail changes one due mail by a person's word and returns it as that left it; the audit row in the same transaction names it. Errors: ErrNotFound,
@@ -146,20 +186,19 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 	}
 	var out *Mail
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		m, err := s.lockDue(ctx, tx, id)
-		switch {
-		case errors.Is(err, ErrNotFound):
-			return ErrFinished
-		case err != nil:
+		locked, err := s.lockDue(ctx, tx, []uuid.UUID{id})
+		if err != nil {
 			return err
-		case m.Owner != 0:
-			return ErrSending
+		}
+		m := locked[id]
+		if m == nil {
+			return s.whyNotLocked(ctx, tx, id)
 		}
 		c, err := decide(m)
 		if err != nil {
 			return err
 		}
-		if err := s.applyChange(ctx, tx, m, c); err != nil {
+		if err := s.applyChanges(ctx, tx, []change{{m, c}}); err != nil {
 			return err
 		}
 		if err := s.auditDetail(ctx, tx, a, m.Team, id.String(), c.Detail); err != nil {
@@ -171,50 +210,127 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 	return out, err
 }
 
-// lockDue reads a due mail for change.
-func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, id uuid.UUID) (*Mail, error) {
-	q := "select " + dueColumns + " from due d join mail m on m.id = d.id where d.id = ?"
-	if s.dialect == postgres {
-		q = "select " + dueColumns + ", age(d.xmin) as lead from due d join mail m on m.id = d.id where d.id = ? for update of d"
+func (s *Store) whyNotLocked(ctx context.Context, tx *sqlx.Tx, id uuid.UUID) error {
+	switch m, err := s.mailFrom(ctx, tx, Everything, id); {
+	case errors.Is(err, ErrNotFound), err == nil && m.Archived:
+		return ErrFinished
+	case err != nil:
+		return err
+	case m.Owner != 0:
+		return ErrSending
 	}
-	var r struct {
-		mailViewRow
-		Lead int64 // by how many transactions ours is younger than the one that wrote the row
-	}
-	if err := tx.GetContext(ctx, &r, tx.Rebind(q), id); err != nil {
-		return nil, s.notFound(err)
-	}
-	if r.Lead < 0 {
-		return nil, errOvertaken
-	}
-	return r.mail()
+	return errOvertaken // or let go just now: to be had in the next transaction
 }
 
-func (s *Store) applyChange(ctx context.Context, tx *sqlx.Tx, m *Mail, c *Change) error {
-	p := c.Progress
-	if p == nil {
-		p = &m.Progress
+// lockDue reads mails for change: those that nobody is sending and that no younger transaction has changed.
+func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (map[uuid.UUID]*Mail, error) {
+	b, err := json.Marshal(ids)
+	if err != nil {
+		return nil, err
 	}
-	b, err := json.Marshal(p)
+	var rows []struct {
+		mailViewRow
+		Lead int64 // PostgreSQL: by how many transactions ours is younger than the one that wrote the row
+	}
+	if err := s.q.in(ctx, tx, "modify_lock").SelectContext(ctx, &rows, string(b)); err != nil {
+		return nil, err
+	}
+	locked := make(map[uuid.UUID]*Mail, len(rows))
+	for i := range rows {
+		if rows[i].Lead < 0 {
+			continue
+		}
+		m, err := rows[i].mail()
+		if err != nil {
+			return nil, err
+		}
+		locked[m.ID] = m
+	}
+	return locked, nil
+}
+
+// applyChanges writes the changes of locked mails.
+func (s *Store) applyChanges(ctx context.Context, tx *sqlx.Tx, changes []change) error {
+	for i, x := range changes {
+		if x.c.Progress == nil {
+			c := *x.c
+			c.Progress = &x.m.Progress
+			changes[i].c = &c
+		}
+	}
+	if s.dialect == postgres {
+		return s.applyPostgres(ctx, tx, changes)
+	}
+	return s.applySQLite(ctx, tx, changes)
+}
+
+// modifyRow is a change as the statement reads it.
+type modifyRow struct {
+	ID       uuid.UUID  `json:"id"`
+	Done     bool       `json:"done"`
+	Status   MailStatus `json:"status"`
+	RunAt    *int64     `json:"run_at,omitempty"`
+	ResumeAt *int64     `json:"resume_at,omitempty"`
+	Attempts int        `json:"attempts"`
+	Progress *Progress  `json:"progress"`
+	Dup      bool       `json:"dup"`
+	Err      string     `json:"err"`
+}
+
+func (s *Store) applyPostgres(ctx context.Context, tx *sqlx.Tx, changes []change) error {
+	rows := make([]modifyRow, len(changes))
+	for i, x := range changes {
+		c := x.c
+		r := modifyRow{ID: x.m.ID, Done: c.Kind == SettleArchive, Status: c.Status, Attempts: c.Attempts, Progress: c.Progress, Dup: c.PossibleDuplicate, Err: c.LastError}
+		if c.Kind == SettleRetry {
+			at := c.RunAt.UnixMicro()
+			r.RunAt = &at
+		}
+		if !c.ResumeAt.IsZero() {
+			at := c.ResumeAt.UnixMicro()
+			r.ResumeAt = &at
+		}
+		rows[i] = r
+	}
+	b, err := json.Marshal(rows)
 	if err != nil {
 		return err
 	}
-	if s.dialect == postgres {
-		if _, err := s.q.in(ctx, tx, "change_add").ExecContext(ctx, m.ID, c.Status); err != nil {
-			return err
-		}
-	}
-	if c.Kind == SettleArchive {
-		if _, err := s.q.in(ctx, tx, "due_delete").ExecContext(ctx, m.ID); err != nil {
-			return err
-		}
-		_, err := s.q.in(ctx, tx, "archive_insert").ExecContext(ctx, m.ID, m.Team, m.MailServer, s.nowArg(), c.Status, c.Attempts, c.PossibleDuplicate, c.LastError, string(b))
+	var n int
+	if err := s.q.in(ctx, tx, "modify").GetContext(ctx, &n, string(b)); err != nil {
 		return err
 	}
-	var runAt any
-	if c.Kind == SettleRetry {
-		runAt = s.t(&c.RunAt)
+	if n != len(changes) {
+		return fmt.Errorf("%d of %d locked mails were changed", n, len(changes))
 	}
-	_, err = s.q.in(ctx, tx, "due_modify").ExecContext(ctx, c.Status, runAt, s.t(&c.ResumeAt), c.Attempts, string(b), c.PossibleDuplicate, c.LastError, m.ID)
-	return err
+	return nil
+}
+
+func (s *Store) applySQLite(ctx context.Context, tx *sqlx.Tx, changes []change) error {
+	modify, remove, archive := s.q.in(ctx, tx, "due_modify"), s.q.in(ctx, tx, "due_delete"), s.q.in(ctx, tx, "archive_insert")
+	now := s.nowArg()
+	for _, x := range changes {
+		c := x.c
+		b, err := json.Marshal(c.Progress)
+		if err != nil {
+			return err
+		}
+		if c.Kind == SettleArchive {
+			if _, err := remove.ExecContext(ctx, x.m.ID); err != nil {
+				return err
+			}
+			if _, err := archive.ExecContext(ctx, x.m.ID, x.m.Team, x.m.MailServer, now, c.Status, c.Attempts, c.PossibleDuplicate, c.LastError, string(b)); err != nil {
+				return err
+			}
+			continue
+		}
+		var runAt any
+		if c.Kind == SettleRetry {
+			runAt = s.t(&c.RunAt)
+		}
+		if _, err := modify.ExecContext(ctx, c.Status, runAt, s.t(&c.ResumeAt), c.Attempts, string(b), c.PossibleDuplicate, c.LastError, x.m.ID); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -33,7 +33,7 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if s.unlock, err = lockFile(abs + ".lock"); err != nil {
 		return err
 	}
-	if s.write, err = sqliteDB(abs, "", "journal_mode(WAL)"); err != nil {
+	if s.write, err = sqliteDB(abs, "", "page_size(8192)", "journal_mode(WAL)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)
@@ -68,7 +68,7 @@ func (s *Store) readSQLite(ctx context.Context, path string) error {
 }
 
 func sqliteDB(abs, mode string, pragmas ...string) (*sqlx.DB, error) {
-	q := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{"busy_timeout(10000)", "foreign_keys(1)", "cache_size(-65536)", "synchronous(FULL)"}, pragmas...)}
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{"busy_timeout(10000)", "foreign_keys(1)", "synchronous(FULL)"}, pragmas...)}
 	if mode != "" {
 		q.Set("mode", mode)
 	}

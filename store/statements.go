@@ -5,7 +5,6 @@ import (
 	"embed"
 	"fmt"
 	"strings"
-	"sync"
 
 	"github.com/jmoiron/sqlx"
 )
@@ -13,12 +12,49 @@ import (
 //go:embed queries
 var queries embed.FS
 
+// statement is a named statement as its file has it.
+type statement struct {
+	name    string
+	reading bool   // may run on a reading connection
+	index   string // the line under the name: which index serves it
+	text    string // with ? for its parameters
+}
+
+// readStatements reads what a dialect's files hold: those for both, and its own.
+func readStatements(d dialect) ([]statement, error) {
+	common, err := statementsOf("common")
+	if err != nil {
+		return nil, err
+	}
+	own, err := statementsOf(string(d))
+	return append(common, own...), err
+}
+
+// statementsOf reads one file of store/queries.
+func statementsOf(file string) ([]statement, error) {
+	b, err := queries.ReadFile("queries/" + file + ".sql")
+	if err != nil {
+		return nil, err
+	}
+	var out []statement
+	for _, part := range strings.Split(string(b), "-- name: ")[1:] {
+		head, text, _ := strings.Cut(part, "\n")
+		name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
+		index, _, _ := strings.Cut(text, "\n")
+		out = append(out, statement{name, kind == "(read)", strings.TrimPrefix(index, "-- "), strings.TrimSuffix(strings.TrimSpace(text), ";")})
+	}
+	return out, nil
+}
+
 // statements holds every named statement, prepared.
 type statements struct {
 	prepared map[string]*sqlx.Stmt
 	writing  map[string]*sqlx.Stmt // the same for use inside a transaction
-	used     *sync.Map             // names that were asked for; the conformance suite wants all of them
+	dialect  dialect
 }
+
+// used hears of every statement that is asked for. Only the conformance suite, which wants all of them, sets it.
+var used func(d dialect, name string)
 
 // get returns a statement; a name that does not exist is a bug that the first call shows.
 func (q statements) get(name string) *sqlx.Stmt {
@@ -26,7 +62,9 @@ func (q statements) get(name string) *sqlx.Stmt {
 	if !ok {
 		panic("store: no statement " + name)
 	}
-	q.used.Store(name, true)
+	if used != nil {
+		used(q.dialect, name)
+	}
 	return st
 }
 
@@ -36,50 +74,28 @@ func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt
 	return tx.StmtxContext(ctx, q.writing[name])
 }
 
-// prepare reads the .sql files and prepares every statement, reading ones on the reading pool.
+// prepare prepares every statement, reading ones on the reading pool.
 func prepare(ctx context.Context, d dialect, read, write *sqlx.DB) (statements, error) {
-	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, used: &sync.Map{}}
-	for _, file := range []string{"common", string(d)} {
-		sts, err := named(file)
-		if err != nil {
-			return q, err
+	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, dialect: d}
+	all, err := readStatements(d)
+	if err != nil {
+		return q, err
+	}
+	for _, x := range all {
+		db := write
+		if x.reading {
+			db = read
 		}
-		for _, n := range sts {
-			db := write
-			if n.reads {
-				db = read
-			}
-			st, err := db.PreparexContext(ctx, db.Rebind(n.text))
-			if err != nil {
-				return q, fmt.Errorf("database: statement %s: %w", n.name, err)
-			}
-			q.prepared[n.name], q.writing[n.name] = st, st
-			if db != write {
-				if q.writing[n.name], err = write.PreparexContext(ctx, db.Rebind(n.text)); err != nil {
-					return q, fmt.Errorf("database: statement %s: %w", n.name, err)
-				}
+		st, err := db.PreparexContext(ctx, db.Rebind(x.text))
+		if err != nil {
+			return q, fmt.Errorf("database: statement %s: %w", x.name, err)
+		}
+		q.prepared[x.name], q.writing[x.name] = st, st
+		if db != write {
+			if q.writing[x.name], err = write.PreparexContext(ctx, write.Rebind(x.text)); err != nil {
+				return q, fmt.Errorf("database: statement %s: %w", x.name, err)
 			}
 		}
 	}
 	return q, nil
-}
-
-// namedStatement is one statement of a .sql file.
-type namedStatement struct {
-	name, text string
-	reads      bool
-}
-
-func named(file string) ([]namedStatement, error) {
-	b, err := queries.ReadFile("queries/" + file + ".sql")
-	if err != nil {
-		return nil, err
-	}
-	var out []namedStatement
-	for _, part := range strings.Split(string(b), "-- name: ")[1:] {
-		head, text, _ := strings.Cut(part, "\n")
-		name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
-		out = append(out, namedStatement{name, strings.TrimSuffix(strings.TrimSpace(text), ";"), kind == "(read)"})
-	}
-	return out, nil
 }

@@ -196,6 +196,7 @@ func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail,
 		MessageID  string `db:"message_id"`
 		SizeBytes  int64  `db:"size_bytes"`
 		UTF8       bool
+		Route      string
 		Recipients []byte
 		Labels     []byte
 		Raw        []byte
@@ -208,7 +209,7 @@ func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail,
 		return nil, ErrNotFound
 	}
 	m := &NewMail{Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,
-		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, ResentFrom: r.ID}
+		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Route: r.Route, ResentFrom: r.ID}
 	err := json.Unmarshal(r.Recipients, &m.Recipients)
 	if err == nil && len(r.Labels) > 0 {
 		err = json.Unmarshal(r.Labels, &m.Labels)

@@ -25,7 +25,8 @@ type entry struct {
 	sum     [32]byte // of what request_id must not be used again with
 	mail    *maildispatchv1.Mail
 	raw     []byte
-	resume  *timestamppb.Timestamp // held: when it would be due
+	resume  *timestamppb.Timestamp    // held: when it would be due
+	told    maildispatchv1.MailStatus // the last that watchers were told
 }
 
 type dispatch struct {
@@ -49,35 +50,65 @@ func (d dispatch) Send(req *maildispatchv1.SendRequest, stream grpc.ServerStream
 // send takes a mail, in php mode sends it, and tells its story.
 func (s *Server) send(req *maildispatchv1.SendRequest) ([]*maildispatchv1.SendResponse, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if vs := check(req); len(vs) > 0 {
 		return nil, invalid(vs)
 	}
+	e, duplicate, err := s.take(req, taking{dry: req.GetValidateOnly()})
+	switch {
+	case err != nil:
+		return nil, err
+	case req.GetValidateOnly():
+		return story(e.mail, false)[:1], nil
+	}
+	return story(e.mail, duplicate), nil
+}
+
+// taking is how a checked request is taken.
+type taking struct {
+	batch string // it comes with
+	queue bool   // leave it to the batch, whatever the mode
+	dry   bool   // store and send nothing
+}
+
+// replayed finds the mail that was taken under a request_id; the lock is held.
+func (s *Server) replayed(team, id string, sum [32]byte) (*entry, error) {
+	for _, e := range s.mails {
+		if id == "" || e.mail.RequestId != id || e.mail.Team != team {
+			continue
+		}
+		if e.sum != sum {
+			return nil, Error(codes.AlreadyExists, maildispatchv1.ReasonRequestIDReused, "request_id was used for other content")
+		}
+		return e, nil
+	}
+	return nil, nil
+}
+
+// take stores a mail and in php mode sends it; the lock is held.
+func (s *Server) take(req *maildispatchv1.SendRequest, how taking) (e *entry, duplicate bool, err error) {
 	o := req.GetOptions()
 	sum := fingerprint(req)
-	if id := req.GetRequestId(); id != "" && !req.GetValidateOnly() {
-		for _, e := range s.mails {
-			if e.mail.RequestId != id || e.mail.Team != o.GetTeam() {
-				continue
-			}
-			if e.sum != sum {
-				return nil, Error(codes.AlreadyExists, maildispatchv1.ReasonRequestIDReused, "request_id was used for other content")
-			}
-			return story(e.mail, true), nil
+	if !how.dry {
+		if e, err := s.replayed(o.GetTeam(), req.GetRequestId(), sum); e != nil || err != nil {
+			return e, true, err
 		}
 	}
 	server, route, err := s.route(o.GetTeam(), o.GetMailServer())
 	if err != nil {
-		return nil, err
+		return nil, false, err
+	}
+	if err := s.use(o.GetTeam(), req.GetMessage()); err != nil {
+		return nil, false, err
 	}
 	now := time.Now()
-	e := &entry{request: proto.CloneOf(req), sum: sum}
-	id := fmt.Sprintf("00000000-0000-7000-8000-%012d", len(s.mails)+1)
+	e = &entry{request: proto.CloneOf(req), sum: sum}
+	id := s.nextID()
 	e.mail = &maildispatchv1.Mail{
 		Id: id, Team: o.GetTeam(), MailServer: server.Name, Mode: server.Mode, Kind: o.GetKind(), Reference: o.GetReference(), Labels: o.GetLabels(),
 		Status: maildispatchv1.MailStatus_MAIL_STATUS_QUEUED, From: bare(server.From), Subject: req.GetMessage().GetSubject(),
 		MessageId: "<" + id + "@example.com>", RequestId: req.GetRequestId(), Route: route, Priority: priority(o),
-		CreateTime: stamp(now), DueTime: stamp(now), ExpireTime: o.GetExpireTime(),
+		CreateTime: stamp(now), DueTime: stamp(now), ExpireTime: o.GetExpireTime(), BatchId: how.batch,
 	}
 	if e.mail.Kind == maildispatchv1.Kind_KIND_UNSPECIFIED {
 		e.mail.Kind = maildispatchv1.Kind_KIND_OTHER
@@ -96,20 +127,23 @@ func (s *Server) send(req *maildispatchv1.SendRequest) ([]*maildispatchv1.SendRe
 		}
 	}
 	e.compose(now)
-	if req.GetValidateOnly() {
+	if how.dry {
 		e.mail.Id = ""
-		return story(e.mail, false)[:1], nil
+		return e, false, nil
 	}
 	s.mails = append(s.mails, e)
 	switch {
 	case o.GetHold():
 		e.hold()
 		e.mail.LastError = "held: its sender asked for it"
-	case server.Mode == maildispatchv1.Mode_MODE_PHP && !later:
+	case server.Mode == maildispatchv1.Mode_MODE_PHP && !later && !how.queue:
 		s.attempt(e, now)
 	}
-	return story(e.mail, false), nil
+	return e, false, nil
 }
+
+// nextID is the id of the mail that is taken next; the lock is held.
+func (s *Server) nextID() string { return fmt.Sprintf("00000000-0000-7000-8000-%012d", len(s.mails)+1) }
 
 // add appends a recipient, once.
 func (e *entry) add(address string, kind maildispatchv1.RecipientResult_Kind) {
@@ -169,6 +203,8 @@ func (s *Server) route(team, named string) (*maildispatchv1.MailServer, maildisp
 // attempt makes one try for every recipient that still needs it; the lock is held.
 func (s *Server) attempt(e *entry, now time.Time) {
 	m := e.mail
+	m.Status = maildispatchv1.MailStatus_MAIL_STATUS_SENDING
+	s.note(e)
 	m.AttemptCount++
 	a := &maildispatchv1.Attempt{Number: m.AttemptCount, MailServer: m.MailServer, StartTime: stamp(now), EndTime: stamp(now)}
 	m.Attempts = append(m.Attempts, a)
@@ -188,6 +224,7 @@ func (s *Server) attempt(e *entry, now time.Time) {
 			switch {
 			case o.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED:
 				r.RemoteId = "Q" + m.Id[len(m.Id)-6:]
+				a.RemoteId = r.RemoteId
 			case o.Status == maildispatchv1.RecipientResult_STATUS_DEFERRED && retried:
 				r.NextAttemptTime, m.DueTime = next, next
 				fallthrough
@@ -275,7 +312,7 @@ func story(m *maildispatchv1.Mail, duplicate bool) []*maildispatchv1.SendRespons
 
 func (d dispatch) GetMail(_ context.Context, req *maildispatchv1.GetMailRequest) (*maildispatchv1.GetMailResponse, error) {
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	e := d.s.entry(req.GetId())
 	if e == nil {
 		return nil, noMail(req.GetId())
@@ -343,6 +380,10 @@ func invalid(vs []client.Violation) error {
 
 func noMail(id string) error {
 	return Error(codes.NotFound, maildispatchv1.ReasonMailNotFound, fmt.Sprintf("there is no mail %q", id))
+}
+
+func noUpload(id string) error {
+	return Error(codes.NotFound, maildispatchv1.ReasonUploadNotFound, fmt.Sprintf("there is no upload %q", id))
 }
 
 func noServer(name string) error {

@@ -49,7 +49,8 @@ func (s *Server) AnswerTest(nameOrHost string, step *maildispatchv1.TestStep) {
 	s.tests[nameOrHost] = proto.CloneOf(step)
 }
 
-// Fault is something that happens to one call. The zero value fails it with UNAVAILABLE before anything is done.
+// Fault is something that happens to one call, of a stream of requests after the first one. The zero value fails it with UNAVAILABLE before anything is
+// done.
 type Fault struct {
 	// Err ends the call; default UNAVAILABLE. Error makes one as the service does.
 	Err error
@@ -105,7 +106,7 @@ type Request struct {
 	Header  metadata.MD
 }
 
-// Requests is every call that arrived for a method, those that failed by a Fault as well; "" = for all.
+// Requests is every call that arrived for a method, those that failed by a Fault as well; "" = for all. Of a stream of requests each is there.
 func (s *Server) Requests(method string) []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -118,14 +119,14 @@ func (s *Server) Requests(method string) []Request {
 	return rs
 }
 
-// arrived notes a call and takes its fault, if any.
-func (s *Server) arrived(ctx context.Context, method string, req any) (Fault, bool) {
+// arrived notes a request and takes the fault of its call, if any.
+func (s *Server) arrived(ctx context.Context, method string, req any, first bool) (Fault, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	header, _ := metadata.FromIncomingContext(ctx)
 	s.requests = append(s.requests, Request{Method: method, Message: req.(proto.Message), Header: header})
 	f := s.faults[method]
-	if len(f) == 0 {
+	if len(f) == 0 || !first {
 		return Fault{}, false
 	}
 	s.faults[method] = f[1:]
@@ -157,7 +158,7 @@ func (s *Server) interceptUnary(ctx context.Context, req any, info *grpc.UnarySe
 	if !is {
 		return handle(ctx, req)
 	}
-	f, faulty := s.arrived(ctx, method, req)
+	f, faulty := s.arrived(ctx, method, req, true)
 	if !faulty {
 		return handle(ctx, req)
 	}
@@ -187,6 +188,7 @@ type faultyStream struct {
 	grpc.ServerStream
 	server *Server
 	method string
+	begun  bool // its fault is known
 	fault  Fault
 	faulty bool
 	sent   int
@@ -200,7 +202,11 @@ func (fs *faultyStream) RecvMsg(m any) error {
 	if err := fs.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	fs.fault, fs.faulty = fs.server.arrived(fs.Context(), fs.method, proto.Clone(m.(proto.Message)))
+	fault, faulty := fs.server.arrived(fs.Context(), fs.method, proto.Clone(m.(proto.Message)), !fs.begun)
+	if fs.begun {
+		return nil
+	}
+	fs.begun, fs.fault, fs.faulty = true, fault, faulty
 	if fs.faulty && !fs.fault.Done && fs.fault.After == 0 {
 		fs.struck = true
 		return errStruck

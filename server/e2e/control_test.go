@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"slices"
 	"strings"
@@ -86,30 +85,6 @@ func (s *service) resolve(id string, word pb.Resolution, reason string, recipien
 		s.t.Fatal(err)
 	}
 	return r.Mail
-}
-
-// audits counts the rows of the audit log that an rpc wrote for a reason; target "" is any.
-func (s *service) audits(action, target, reason string) int {
-	s.t.Helper()
-	var driver, name string
-	for _, a := range s.args {
-		if dsn, is := strings.CutPrefix(a, "--database="); is {
-			driver, name = "postgres", dsn
-			if path, is := strings.CutPrefix(dsn, "sqlite:"); is {
-				driver, name = "sqlite", path
-			}
-		}
-	}
-	db, err := sql.Open(driver, name)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer db.Close()
-	var n int
-	if err := db.QueryRow("select count(*) from audit where action = $1 and reason = $2 and ($3 = '' or target = $3)", action, reason, target).Scan(&n); err != nil {
-		s.t.Fatal(err)
-	}
-	return n
 }
 
 func states(m *pb.Mail) string {

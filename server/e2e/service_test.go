@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -135,10 +136,21 @@ func (s *service) run() {
 	case <-time.After(30 * time.Second):
 		s.t.Fatalf("the service does not listen\n%s", s.log)
 	}
+	s.connect()
+}
+
+func (s *service) connect() {
+	s.t.Helper()
+	var err error
 	if s.conn, err = grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20))); err != nil {
 		s.t.Fatal(err)
 	}
 	s.admin, s.dispatch = pb.NewMailServerAdminClient(s.conn), pb.NewDispatchClient(s.conn)
+}
+
+// keyFile is the flag that gives another replica this one's key, with which cursors are signed.
+func (s *service) keyFile() string {
+	return s.args[slices.IndexFunc(s.args, func(a string) bool { return strings.HasPrefix(a, "--key-file=") })]
 }
 
 // stop asks the service to end and wants exit code 0.

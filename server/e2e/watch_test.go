@@ -3,11 +3,12 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -110,13 +111,7 @@ func TestWatch(t *testing.T) {
 	t.Run("two replicas", func(t *testing.T) {
 		dsn := storetest.PostgresDSN(t)
 		s := start(t, dsn)
-		var key string // replicas share it: cursors are signed with it
-		for _, a := range s.args {
-			if strings.HasPrefix(a, "--key-file=") {
-				key = a
-			}
-		}
-		run(t, s, start(t, dsn, key))
+		run(t, s, start(t, dsn, s.keyFile()))
 	})
 }
 
@@ -147,5 +142,125 @@ func TestWatchCursor(t *testing.T) {
 	}
 	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("at the end: %v", err)
+	}
+}
+
+// TestWatchBatch: who watches a batch hears every change of its mails and of no others, also those that another replica makes, once and in order, with a break
+// after every few answers; the client's Watch mends the same over a restart of the service.
+func TestWatchBatch(t *testing.T) {
+	dsn := storetest.PostgresDSN(t)
+	a := start(t, dsn)
+	b := start(t, dsn, a.keyFile())
+	relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
+	a.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	const mails = 400
+	filter := &pb.MailFilter{BatchId: "watched"}
+	began := make(chan bool)
+	stories := make(chan map[string]string, 1)
+	over := func(st pb.MailStatus) bool {
+		return st == pb.MailStatus_MAIL_STATUS_SENT || st == pb.MailStatus_MAIL_STATUS_FAILED
+	}
+	go func() {
+		seen, finished, cursor := map[string]string{}, 0, ""
+		for turn := 0; finished < mails; turn++ {
+			stream, err := []*service{a, b}[turn%2].dispatch.WatchMails(ctx, &pb.WatchMailsRequest{Filter: filter, Cursor: cursor})
+			for n := 0; n <= turn%50 && finished < mails && err == nil; n++ {
+				var r *pb.WatchMailsResponse
+				if r, err = stream.Recv(); err != nil {
+					break
+				}
+				cursor = r.Cursor
+				if turn == 0 {
+					close(began)
+				}
+				if r.Mail != nil {
+					seen[r.Mail.Id] += r.Status.String()[len("MAIL_STATUS_"):] + " "
+					if over(r.Status) {
+						finished++
+					}
+				}
+			}
+			if err != nil {
+				t.Error(err)
+				break
+			}
+		}
+		stories <- seen
+	}()
+	<-began
+	c, moved := b.reach()
+	helped := make(chan map[string]string, 1)
+	restarted := make(chan bool)
+	heard := make(chan bool)
+	go func() {
+		seen, finished, first := map[string]string{}, 0, true
+		for r, err := range c.Watch(ctx, &pb.WatchMailsRequest{Filter: filter}, grpc.WaitForReady(true)) {
+			if err != nil {
+				t.Error(err)
+				break
+			}
+			if first {
+				first = false
+				close(heard)
+				<-restarted
+			}
+			if r.Mail != nil {
+				seen[r.Mail.Id] += r.Status.String()[len("MAIL_STATUS_"):] + " "
+				if over(r.Status) {
+					finished++
+				}
+			}
+			if finished == mails {
+				break
+			}
+		}
+		helped <- seen
+	}()
+	<-heard
+	want := map[string]string{}
+	for i, s := range []*service{a, b} {
+		for _, batch := range []string{"watched", "not watched"} {
+			var items []*pb.BatchItem
+			for k := range mails / 2 {
+				to := fmt.Sprintf("u%d-%d@y.example", i, k)
+				if k%10 == 0 {
+					to = "nobody" + to
+				}
+				items = append(items, itemTo(to))
+			}
+			for k, x := range s.mustStream(&pb.BatchOptions{BatchId: batch, Options: &pb.SendOptions{MailServer: "bulk"}, Message: &pb.MailMessage{Subject: "s", Text: "t"}}, items...) {
+				if batch == "watched" {
+					want[x.MailId] = "QUEUED SENDING SENT "
+					if k%10 == 0 {
+						want[x.MailId] = "QUEUED SENDING FAILED "
+					}
+				}
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { a.batch() })
+	wg.Go(func() { b.batch() })
+	wg.Wait()
+	eventually(t, 50*time.Second, "both batches are over", func() bool {
+		a.batch()
+		return a.getBatch("", "watched").Waiting+a.getBatch("", "not watched").Waiting == 0
+	})
+	for name, seen := range map[string]map[string]string{"over two replicas": <-stories, "by the client": func() map[string]string {
+		b.restart()
+		moved()
+		close(restarted)
+		return <-helped
+	}()} {
+		if len(seen) != mails {
+			t.Errorf("%s: %d mails", name, len(seen))
+		}
+		for id, story := range want {
+			if seen[id] != story {
+				t.Errorf("%s: %s was %q, want %q", name, id, seen[id], story)
+			}
+		}
 	}
 }

@@ -29,6 +29,7 @@ type Command struct {
 type Action struct {
 	Reply  string // sent as it is, CRLF included; "" = nothing
 	Drip   bool   // Reply goes out a byte every 20 ms
+	Flood  bool   // Reply goes out again and again until the client is gone
 	Hang   bool   // say nothing more until the client or the test ends
 	Reset  bool   // end the connection with a TCP reset
 	Close  bool   // end the connection
@@ -51,6 +52,8 @@ type Server struct {
 	LowerPrompts       bool // "username:" instead of "Username:"
 	// Delay is waited before each flight of answers: the round trip of a distant relay.
 	Delay time.Duration
+	// Discard keeps neither mails nor lines, for runs of hours; On sees them.
+	Discard bool
 
 	listener net.Listener
 	mu       sync.Mutex
@@ -74,14 +77,22 @@ type Mail struct {
 // Start listens; the server ends with the test.
 func (s *Server) Start(t testing.TB) *Server {
 	t.Helper()
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Listen is Start outside a test; the server ends with Close.
+func (s *Server) Listen() error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	s.listener, s.conns, s.ended = l, map[net.Conn]bool{}, make(chan struct{})
 	s.wg.Go(s.accept)
-	t.Cleanup(s.Close)
-	return s
+	return nil
 }
 
 // Close ends every connection.
@@ -178,7 +189,7 @@ type tap struct {
 
 func (t *tap) Read(b []byte) (int, error) {
 	n, err := t.Conn.Read(b)
-	if n > 0 {
+	if n > 0 && !t.s.Discard {
 		t.once.Do(func() {
 			t.s.mu.Lock()
 			t.s.first = append(t.s.first, []byte{b[0]})
@@ -220,9 +231,11 @@ func (x *conn) serve() {
 			return
 		}
 		line = strings.TrimRight(line, "\r\n")
-		x.s.mu.Lock()
-		x.s.lines = append(x.s.lines, line)
-		x.s.mu.Unlock()
+		if !x.s.Discard {
+			x.s.mu.Lock()
+			x.s.lines = append(x.s.lines, line)
+			x.s.mu.Unlock()
+		}
 		verb, arg, _ := strings.Cut(line, " ")
 		if !x.command(strings.ToUpper(verb), arg) {
 			_ = x.flush()
@@ -278,6 +291,11 @@ func (x *conn) scripted(cmd Command, ordinary string) (ok, refused bool) {
 				return false, true
 			}
 		}
+	case a.Flood:
+		for x.flush() {
+			x.out.WriteString(a.Reply)
+		}
+		return false, true
 	default:
 		x.out.WriteString(a.Reply)
 	}
@@ -397,7 +415,7 @@ func (x *conn) body() bool {
 	if !ok && x.s.On != nil { // hung or closed: taken only where a 2yz had been given
 		taken = strings.HasPrefix(x.said, "2")
 	}
-	if taken {
+	if taken && !x.s.Discard {
 		x.s.mu.Lock()
 		x.s.mails = append(x.s.mails, mail)
 		x.s.mu.Unlock()

@@ -39,7 +39,7 @@ update mail_server set is_default = ?, version = version + 1, update_time = ? wh
 select count(*) from due where mail_server = ? and status not in ('failed', 'unknown') and not (status = 'partially_sent' and run_at is null);
 
 -- name: server_hold
--- due_server
+-- due_ready
 update due set status = 'held', resume_at = run_at, run_at = null, last_error = ?
 where mail_server = ? and owner is null and run_at is not null;
 
@@ -82,18 +82,6 @@ insert into content (hash, size, touched, used) values (?, ?, ?, ?) on conflict 
 -- name: chunk_insert
 -- primary key
 insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothing;
-
--- name: due_modify
--- primary key; crashes: a person has looked at it, so a quarantine begins anew
-update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
-
--- name: due_delete
--- primary key
-delete from due where id = ? and owner is null;
-
--- name: archive_insert
--- primary key
-insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: due_settled (read)
 -- primary key
@@ -159,5 +147,5 @@ delete from upload where expire_time <= ?;
 
 -- name: mail_copy (read)
 -- primary key
-select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, recipients, labels, raw, layout
+select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
 from mail where id = ?;

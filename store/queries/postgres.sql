@@ -34,7 +34,7 @@ with u as materialized (
 select id from m;
 
 -- name: due_servers (read)
--- mail_server's primary key, then one probe of due_ready each
+-- due_ready: one probe for each mail server, of which there are few
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= now());
 
@@ -94,6 +94,38 @@ with x as materialized (
   insert into change (mail_id, status) select id, status from up where k <> 2 union all select id, status from ar
 )
 select id from mk union all select id from bg union all select id from up union all select id from ar;
+
+-- name: modify_lock
+-- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
+-- than the one that wrote the row.
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error,
+  age(d.xmin) as lead
+from json_array_elements_text(?::json) j join due d on d.id = j.value::uuid join mail m on m.id = d.id
+where d.owner is null
+order by d.id for update of d;
+
+-- name: modify
+-- due's primary key; crashes: a person has looked at it, so a quarantine begins anew
+with x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
+    dup boolean, err text)
+), up as (
+  update due d set crashes = 0, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
+    resume_at = timestamptz 'epoch' + x.resume_at * interval '1 microsecond', attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
+    last_error = x.err
+  from x where d.id = x.id and d.owner is null and not x.done returning d.id, d.status
+), de as (
+  delete from due d using x where d.id = x.id and d.owner is null and x.done returning d.id, d.team, d.mail_server
+), ar as (
+  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
+  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
+  returning id, status
+), ch as (
+  insert into change (mail_id, status) select id, status from up union all select id, status from ar
+)
+select (select count(*) from up) + (select count(*) from ar);
 
 -- name: replica_register
 -- primary key
@@ -170,12 +202,8 @@ delete from connection_slot where mail_server = ? and n = ? and replica = ?;
 insert into change (mail_id, status) select id, status from due where owner = ? and data_at is null;
 
 -- name: change_hold
--- due_server
+-- due_ready
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
-
--- name: change_add
--- none
-insert into change (mail_id, status) values (?, ?);
 
 -- name: change_horizon (read)
 -- none
@@ -186,11 +214,11 @@ select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
 select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;
 
 -- name: change_forget
--- primary key
+-- primary key; then each row where it lies, which never moves: a join would read the whole table
 with old as materialized (
-  select xid, seq, time from change order by xid, seq limit ?
+  select ctid as place, time from change order by xid, seq limit ?
 ), gone as (
-  delete from change c using old where c.xid = old.xid and c.seq = old.seq and old.time < now() - ? * interval '1 microsecond' returning c.xid, c.seq
+  delete from change where ctid = any (array(select place from old where time < now() - ? * interval '1 microsecond')) returning xid, seq
 ), last as (
   select xid, seq from gone order by xid desc, seq desc limit 1
 ), note as (

@@ -15,7 +15,7 @@ insert into due (id, team, mail_server, priority, status, run_at, resume_at, own
 insert into term (term, mail_id) values (?, ?) on conflict do nothing;
 
 -- name: due_servers (read)
--- mail_server's primary key, then one probe of due_ready each
+-- due_ready: one probe for each mail server, of which there are few
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
 
@@ -24,11 +24,15 @@ where exists (select 1 from due where mail_server = s.name and owner is null and
 with recursive p(team, priority) as (
   select * from (select team, priority from due where mail_server = ?1 and owner is null and run_at is not null order by team, priority limit 1)
   union all
+  -- The same team's next priority, else the next team's first: comparing both as one row would read all mails of a pair.
   select
-    (select d.team from due d where d.mail_server = ?1 and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
-      order by d.team, d.priority limit 1),
-    (select d.priority from due d where d.mail_server = ?1 and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
-      order by d.team, d.priority limit 1)
+    coalesce((select d.team from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null limit 1),
+      (select d.team from due d where d.mail_server = ?1 and d.team > p.team and d.owner is null and d.run_at is not null order by d.team limit 1)),
+    coalesce((select d.priority from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
+        order by d.priority limit 1),
+      (select d.priority from due d where d.mail_server = ?1 and d.team = (
+          select n.team from due n where n.mail_server = ?1 and n.team > p.team and n.owner is null and n.run_at is not null order by n.team limit 1)
+        and d.owner is null and d.run_at is not null order by d.priority limit 1))
   from p where p.team is not null
 ), share(n) as (
   select max(1, ?2 / max(1, count(distinct team))) from p
@@ -75,6 +79,26 @@ select id, team, mail_server, ?, ?, ?, ?, ?, ? from due where id = ? and owner =
 -- name: settle_delete
 -- primary key
 delete from due where id = ? and owner = ?;
+
+-- name: modify_lock
+-- primary keys; the one writer is the lock
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error
+from json_each(?) j join due d on d.id = j.value join mail m on m.id = d.id
+where d.owner is null;
+
+-- name: due_modify
+-- primary key; crashes: a person has looked at it, so a quarantine begins anew
+update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
+
+-- name: due_delete
+-- primary key
+delete from due where id = ? and owner is null;
+
+-- name: archive_insert
+-- primary key
+insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: replica_register
 -- primary key

@@ -104,6 +104,7 @@ type Cluster struct {
 	Dir  string
 	Port int
 	cred *syscall.Credential
+	set  []string // settings, name=value
 }
 
 // DSN is its URL, for the superuser and the database postgres.
@@ -121,11 +122,11 @@ func program(name string) (string, error) {
 	return "", fmt.Errorf("%s is not on this machine: %s", name, install)
 }
 
-// StartCluster makes and starts a cluster in a temporary folder.
-func StartCluster() (*Cluster, error) { return StartClusterIn("") }
+// StartCluster makes and starts a cluster in a temporary folder, with further settings given as name=value.
+func StartCluster(settings ...string) (*Cluster, error) { return StartClusterIn("", settings...) }
 
 // StartClusterIn makes it below a folder, "" for that of temporary files. initdb refuses to run as root, so root hands it to another user.
-func StartClusterIn(parent string) (*Cluster, error) {
+func StartClusterIn(parent string, settings ...string) (*Cluster, error) {
 	initdb, err := program("initdb")
 	if err != nil {
 		return nil, err
@@ -134,7 +135,7 @@ func StartClusterIn(parent string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{Dir: filepath.Join(root, "data")}
+	c := &Cluster{set: settings, Dir: filepath.Join(root, "data")}
 	if os.Getuid() == 0 {
 		if c.cred, err = otherUser(); err != nil {
 			return nil, err
@@ -165,8 +166,11 @@ func (c *Cluster) Start() error {
 	root := filepath.Dir(c.Dir)
 	// A watcher ends the cluster when this process is gone: the death signal of a parent goes to the thread that forked, which Go may end early.
 	script := fmt.Sprintf(`"$0" "$@" & p=$!; (while [ -d /proc/%d ]; do kill -0 $p || exit; sleep 0.5; done; kill -QUIT $p; sleep 1; rm -rf %q) & wait $p`, os.Getpid(), root)
-	cmd := exec.Command("/bin/sh", "-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root,
-		"-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=256MB", "-c", "max_connections=200", "-c", "wal_compression=on", "-c", "max_wal_size=4GB")
+	args := []string{"-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root}
+	for _, set := range append([]string{"listen_addresses=127.0.0.1", "shared_buffers=256MB", "max_connections=200", "wal_compression=on", "max_wal_size=4GB"}, c.set...) {
+		args = append(args, "-c", set)
+	}
+	cmd := exec.Command("/bin/sh", args...)
 	cmd.SysProcAttr, cmd.Dir = c.attr(), root
 	log, err := os.OpenFile(filepath.Join(root, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {

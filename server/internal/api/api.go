@@ -35,6 +35,11 @@ type Store interface {
 	DefaultServer(ctx context.Context, team string) (*store.MailServer, error)
 	LastChange(ctx context.Context) (store.Position, error)
 	Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error)
+	PutUpload(ctx context.Context, u *store.Upload, r io.ReadSeeker) (*store.Upload, bool, error)
+	Upload(ctx context.Context, team string, id uuid.UUID) (*store.Upload, error)
+	CountBatch(ctx context.Context, sc store.Scope, team, batchID string) (*store.BatchCount, error)
+	CountQueue(ctx context.Context, sc store.Scope, team *string, server string) (*store.QueueCount, error)
+	CopyMail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.NewMail, error)
 	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
 	ListDue(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
 	ListArchive(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
@@ -47,11 +52,13 @@ type Store interface {
 // Sender takes a checked mail and tells what becomes of it.
 type Sender interface {
 	Send(ctx context.Context, s *delivery.Submission, observe func(delivery.Event) error) error
+	Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error)
 }
 
 // Batch runs the batch.
 type Batch interface {
 	RunBatch(ctx context.Context, server string, wait bool) (delivery.Counts, error)
+	NextPass() time.Time
 }
 
 // Config is what an API is made of; all of it is required but Now and Logger.

@@ -97,7 +97,7 @@ func filter(c *apierr.Check, prefix string, f *pb.MailFilter) (out store.MailFil
 	if f.MailServer != "" {
 		checkServerName(c, prefix+"mail_server", f.MailServer)
 	}
-	out = store.MailFilter{Team: f.Team, MailServer: f.MailServer, Reference: f.Reference, MessageID: f.MessageId, Labels: f.Labels, RequestID: f.RequestId}
+	out = store.MailFilter{Team: f.Team, MailServer: f.MailServer, Reference: f.Reference, MessageID: f.MessageId, Labels: f.Labels, RequestID: f.RequestId, BatchID: f.BatchId}
 	for _, st := range f.Statuses {
 		s := mailStatusOf[st]
 		if s == "" {
@@ -117,6 +117,7 @@ func filter(c *apierr.Check, prefix string, f *pb.MailFilter) (out store.MailFil
 	line(c, prefix+"reference", f.Reference, maxReference)
 	line(c, prefix+"message_id", f.MessageId, 998)
 	line(c, prefix+"request_id", f.RequestId, 64)
+	line(c, prefix+"batch_id", f.BatchId, 64)
 	checkPairs(c, prefix+"labels", f.Labels)
 	if f.Recipient != "" {
 		to, err := smtpx.ParseAddress(f.Recipient)
@@ -141,7 +142,7 @@ func filter(c *apierr.Check, prefix string, f *pb.MailFilter) (out store.MailFil
 		c.Bad(prefix+"until", "is not after since")
 	}
 	empty = f.Team == nil && f.MailServer == "" && len(f.Statuses) == 0 && f.Kind == 0 && f.Reference == "" && f.Recipient == "" && f.MessageId == "" &&
-		len(f.Labels) == 0 && f.RequestId == "" && f.Since == nil && f.Until == nil
+		len(f.Labels) == 0 && f.RequestId == "" && f.BatchId == "" && f.Since == nil && f.Until == nil
 	return out, empty
 }
 

@@ -3,6 +3,7 @@ package api
 import (
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
@@ -60,7 +61,11 @@ func mail(m *store.Mail) *pb.Mail {
 	out := &pb.Mail{Id: m.ID.String(), Team: m.Team, MailServer: m.MailServer, Mode: modeName[m.Mode], Kind: kindName[m.Kind], Reference: m.Reference,
 		Status: mailStatusName[m.Status], From: m.From, Subject: m.Subject, MessageId: "<" + m.MessageID + ">", SizeBytes: m.SizeBytes, Labels: m.Labels,
 		RequestId: m.RequestID, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError, CreateTime: stampOf(m.CreateTime), DueTime: stamp(m.DueTime),
-		FinishTime: stamp(m.FinishTime), ExpireTime: stamp(m.ExpireTime), AttemptCount: int32(m.Attempts), Route: routeName[m.Route], Priority: priority(m.Priority)}
+		FinishTime: stamp(m.FinishTime), ExpireTime: stamp(m.ExpireTime), AttemptCount: int32(m.Attempts), Route: routeName[m.Route], Priority: priority(m.Priority),
+		BatchId: m.BatchID, ResendReason: m.ResendReason}
+	if m.ResentFrom != uuid.Nil {
+		out.ResentFrom = m.ResentFrom.String()
+	}
 	for i, r := range m.Recipients {
 		var res store.RecipientResult
 		if i < len(m.Progress.Results) {

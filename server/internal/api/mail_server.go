@@ -84,7 +84,7 @@ func (a *API) server(ctx context.Context, field, name string) (*store.MailServer
 // CreateMailServer implements the service.
 func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerRequest) (*pb.CreateMailServerResponse, error) {
 	var c apierr.Check
-	checkRequestID(&c, r.RequestId)
+	checkRequestID(&c, "request_id", r.RequestId)
 	if r.MailServer == nil {
 		c.Bad("mail_server", "is required")
 	} else {

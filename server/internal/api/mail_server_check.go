@@ -59,9 +59,9 @@ func checkPairs(c *apierr.Check, field string, m map[string]string) {
 	}
 }
 
-func checkRequestID(c *apierr.Check, id string) {
+func checkRequestID(c *apierr.Check, field, id string) {
 	if len(id) > 64 || strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r > '~' }) {
-		c.Bad("request_id", "is not 1 to 64 printable ASCII characters")
+		c.Bad(field, "is not 1 to 64 printable ASCII characters")
 	}
 }
 

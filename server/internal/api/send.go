@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,48 +62,63 @@ type draft struct {
 func (a *API) draft(ctx context.Context, r *pb.SendRequest) (*draft, error) {
 	var c apierr.Check
 	d := &draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindOther}
-	checkRequestID(&c, r.RequestId)
-	a.checkOptions(&c, d, r.GetOptions())
+	checkRequestID(&c, "request_id", r.RequestId)
+	a.checkOptions(&c, "options.", d, r.GetOptions())
+	var gone error
 	if r.Message == nil {
 		c.Bad("message", "is required")
 	} else {
-		checkMessage(&c, d, r.Message)
+		d.message = content(r.Message)
+		d.message.To, d.message.Cc = recipients(&c, "message.", d, r.Message)
+		d.message.ReplyTo = replyTo(&c, "message.", d, r.Message.ReplyTo)
+		gone = a.uploads(ctx, &c, "message.", r.GetOptions().GetTeam(), r.Message, d.message)
+		violations(&c, "message.", d.message.Validate())
 	}
-	if err := c.Err(); err != nil {
+	err := c.Err()
+	if err == nil {
+		err = gone
+	}
+	if err != nil {
 		return nil, err
 	}
-	var err error
 	if d.server, d.route, err = a.route(ctx, r.GetOptions()); err != nil {
 		return nil, err
 	}
 	return d, nil
 }
 
-func (a *API) checkOptions(c *apierr.Check, d *draft, o *pb.SendOptions) {
-	checkTeam(c, "options.team", o.GetTeam())
+func violations(c *apierr.Check, prefix string, vs []smtpx.Violation) {
+	for _, v := range vs {
+		c.Bad(prefix+v.Field, "%s", v.Description)
+	}
+}
+
+// checkOptions checks options whose kind has been set to its default, and reads them into d.
+func (a *API) checkOptions(c *apierr.Check, prefix string, d *draft, o *pb.SendOptions) {
+	checkTeam(c, prefix+"team", o.GetTeam())
 	if o.GetMailServer() != "" {
-		checkServerName(c, "options.mail_server", o.GetMailServer())
+		checkServerName(c, prefix+"mail_server", o.GetMailServer())
 	}
 	if k := o.GetKind(); k != pb.Kind_KIND_UNSPECIFIED {
 		if d.kind = kindOf[k]; d.kind == "" {
-			c.Bad("options.kind", "is not a kind")
+			c.Bad(prefix+"kind", "is not a kind")
 		}
 	}
 	d.priority = d.kind.Priority()
 	if p := o.GetPriority(); p != pb.Priority_PRIORITY_UNSPECIFIED {
 		if d.priority = priorityOf[p]; d.priority == 0 {
-			c.Bad("options.priority", "is not a priority")
+			c.Bad(prefix+"priority", "is not a priority")
 		}
 	}
-	line(c, "options.reference", o.GetReference(), maxReference)
-	checkPairs(c, "options.labels", o.GetLabels())
+	line(c, prefix+"reference", o.GetReference(), maxReference)
+	checkPairs(c, prefix+"labels", o.GetLabels())
 	d.runAt = d.now
 	if t := o.GetSendAfter(); t != nil {
 		switch at := t.AsTime(); {
 		case t.CheckValid() != nil || t.AsTime().Unix() <= 0:
-			c.Bad("options.send_after", "is not a time")
+			c.Bad(prefix+"send_after", "is not a time")
 		case at.After(d.now.Add(maxAhead)):
-			c.Bad("options.send_after", "is more than 366 days ahead")
+			c.Bad(prefix+"send_after", "is more than 366 days ahead")
 		case at.After(d.now):
 			d.runAt = at.Truncate(time.Microsecond)
 		}
@@ -110,21 +126,30 @@ func (a *API) checkOptions(c *apierr.Check, d *draft, o *pb.SendOptions) {
 	if t := o.GetExpireTime(); t != nil {
 		switch at := t.AsTime().Truncate(time.Microsecond); {
 		case t.CheckValid() != nil || t.AsTime().Unix() <= 0:
-			c.Bad("options.expire_time", "is not a time")
+			c.Bad(prefix+"expire_time", "is not a time")
 		case !at.After(d.now):
-			c.Bad("options.expire_time", "lies in the past")
+			c.Bad(prefix+"expire_time", "lies in the past")
 		case !at.After(d.runAt):
-			c.Bad("options.expire_time", "is not after send_after")
+			c.Bad(prefix+"expire_time", "is not after send_after")
 		default:
 			d.expire = &at
 		}
 	}
 }
 
-// checkMessage checks the content and turns addresses into recipients; one given twice is kept once, where it came first.
-func checkMessage(c *apierr.Check, d *draft, m *pb.MailMessage) {
-	msg := &smtpx.Message{Subject: m.Subject, Text: m.Text, HTML: m.Html, Headers: m.Headers}
-	seen := map[string]bool{}
+// recipients turns addresses into d's recipients and returns those that are shown; one given twice is kept once, where it came first.
+func recipients(c *apierr.Check, prefix string, d *draft, m *pb.MailMessage) (to, cc []smtpx.Address) {
+	n := len(m.To) + len(m.Cc) + len(m.Bcc)
+	switch {
+	case n == 0:
+		c.Bad(prefix+"to", "no recipient: give at least one in to, cc or bcc")
+		return nil, nil
+	case n > 2*smtpx.MaxPerMail:
+		c.Bad(prefix+"to", "more than %d recipients over to, cc and bcc", smtpx.MaxPerMail)
+		return nil, nil
+	}
+	seen := make(map[string]bool, n)
+	d.rcpts = make([]store.Recipient, 0, n)
 	read := func(field, kind string, in []string) []smtpx.Address {
 		var out []smtpx.Address
 		for i, s := range in {
@@ -133,7 +158,7 @@ func checkMessage(c *apierr.Check, d *draft, m *pb.MailMessage) {
 			}
 			addr, err := smtpx.ParseAddress(s)
 			if err != nil {
-				c.Bad(fmt.Sprintf("message.%s[%d]", field, i), "%v", err)
+				c.Bad(fmt.Sprintf("%s%s[%d]", prefix, field, i), "%v", err)
 				continue
 			}
 			if seen[addr.Key()] {
@@ -146,32 +171,68 @@ func checkMessage(c *apierr.Check, d *draft, m *pb.MailMessage) {
 		}
 		return out
 	}
-	if n := len(m.To) + len(m.Cc) + len(m.Bcc); n == 0 {
-		c.Bad("message.to", "no recipient: give at least one in to, cc or bcc")
-	} else if n > 2*smtpx.MaxPerMail {
-		c.Bad("message.to", "more than %d recipients over to, cc and bcc", smtpx.MaxPerMail)
-	} else {
-		msg.To, msg.Cc = read("to", "", m.To), read("cc", "cc", m.Cc)
-		read("bcc", "bcc", m.Bcc)
-		if len(d.rcpts) > smtpx.MaxPerMail {
-			c.Bad("message.to", "more than %d recipients over to, cc and bcc", smtpx.MaxPerMail)
-		}
+	to, cc = read("to", "", m.To), read("cc", "cc", m.Cc)
+	read("bcc", "bcc", m.Bcc)
+	if len(d.rcpts) > smtpx.MaxPerMail {
+		c.Bad(prefix+"to", "more than %d recipients over to, cc and bcc", smtpx.MaxPerMail)
 	}
-	if m.ReplyTo != "" {
-		addr, err := smtpx.ParseAddress(m.ReplyTo)
-		if err != nil {
-			c.Bad("message.reply_to", "%v", err)
-		}
-		d.utf8 = d.utf8 || addr.NeedsUTF8()
-		msg.ReplyTo = &addr
+	return to, cc
+}
+
+func replyTo(c *apierr.Check, prefix string, d *draft, s string) *smtpx.Address {
+	if s == "" {
+		return nil
 	}
+	addr, err := smtpx.ParseAddress(s)
+	if err != nil {
+		c.Bad(prefix+"reply_to", "%v", err)
+	}
+	d.utf8 = d.utf8 || addr.NeedsUTF8()
+	return &addr
+}
+
+// content is what a message says, without its addresses.
+func content(m *pb.MailMessage) *smtpx.Message {
+	msg := &smtpx.Message{Subject: m.Subject, Text: m.Text, HTML: m.Html, Headers: m.Headers}
 	for _, x := range m.Attachments {
 		msg.Attachments = append(msg.Attachments, smtpx.Attachment{Filename: x.GetFilename(), ContentType: x.GetContentType(), ContentID: x.GetContentId(), Content: x.GetContent()})
 	}
-	for _, v := range msg.Validate() {
-		c.Bad("message."+v.Field, "%s", v.Description)
+	return msg
+}
+
+// uploads puts uploaded files into the attachments that name them. The error says that one is not there; it comes after what is wrong with the request.
+func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string, m *pb.MailMessage, msg *smtpx.Message) error {
+	var gone error
+	for i, x := range m.Attachments {
+		if x.GetUploadId() == "" {
+			continue
+		}
+		field, at := fmt.Sprintf("%sattachments[%d]", prefix, i), &msg.Attachments[i]
+		id, err := uuid.Parse(x.UploadId)
+		if err != nil || len(x.UploadId) != 36 || len(x.Content) > 0 {
+			if len(x.Content) > 0 {
+				c.Bad(field+".upload_id", "give content or upload_id, not both")
+			} else {
+				c.Bad(field+".upload_id", "is not an upload id")
+			}
+			at.Filename = cmp.Or(at.Filename, "upload") // what it would have brought is not to be complained about
+			continue
+		}
+		u, err := a.Store.Upload(ctx, team, id)
+		if err != nil {
+			if errors.Is(err, store.ErrNotFound) {
+				err = apierr.NotFound(pb.ReasonUploadNotFound, "upload", x.UploadId)
+			}
+			if gone == nil {
+				gone = a.fault(err)
+			}
+			at.Filename = cmp.Or(at.Filename, "upload") // as above
+			continue
+		}
+		at.Stored = &smtpx.Content{Sum: u.Content.Sum, Size: u.Content.Size}
+		at.Filename, at.ContentType = cmp.Or(at.Filename, u.Filename), cmp.Or(at.ContentType, u.ContentType)
 	}
-	d.message = msg
+	return gone
 }
 
 // route finds the mail server: the named one, else the team's default, else the system's. A team's mail goes through its own mail servers and the system's;
@@ -211,68 +272,94 @@ func (a *API) route(ctx context.Context, o *pb.SendOptions) (*store.MailServer, 
 
 // compose makes the mail: id, Message-ID, Date and bytes are made here, once.
 func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error) {
-	from, err := smtpx.ParseAddress(d.server.From)
-	if err != nil {
-		return nil, fmt.Errorf("sender of mail server %s: %w", d.server.Name, err)
-	}
-	id, err := uuid.NewV7()
+	o := r.GetOptions()
+	m, from, err := d.newMail(o)
 	if err != nil {
 		return nil, err
 	}
-	limit := d.server.Limits.MaxMailBytes
-	if limit == 0 {
-		limit = smtpx.MaxMailBytes
+	if err := d.fits(estimate(d.message)); err != nil {
+		return nil, err // before composing, so that what is too large costs nothing
 	}
-	// Before composing, so that what is too large costs nothing: base64 makes 4 of 3.
-	est := int64(len(r.Message.Text) + len(r.Message.Html))
-	for _, x := range r.Message.Attachments {
-		est += int64(len(x.GetContent())) * 4 / 3
-	}
-	if est > limit {
-		return nil, tooLarge(est, limit, d.server.Name)
-	}
-	d.message.From, d.message.MessageID, d.message.Date = from, smtpx.NewMessageID(id.String(), from), smtpx.Stamp(d.now)
+	d.message.From, d.message.MessageID, d.message.Date = from, m.MessageID, smtpx.Stamp(m.CreateTime)
 	pieces, err := smtpx.Compose(d.message)
 	if err != nil {
 		return nil, err
 	}
-	o := r.GetOptions()
-	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Priority: d.priority, Reference: o.GetReference(), From: from.Mailbox,
-		Subject: r.Message.Subject, MessageID: d.message.MessageID, Recipients: d.rcpts, Labels: o.GetLabels(), RequestID: r.RequestId, Route: d.route,
-		UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire}
-	if o.GetHold() {
-		m.Held = "held: its sender asked for it"
-	}
-	m.SizeBytes, m.Raw = int64(smtpx.Size(pieces)), storePieces(pieces)
-	if m.SizeBytes > limit {
-		return nil, tooLarge(m.SizeBytes, limit, d.server.Name)
+	m.Subject, m.Labels, m.RequestID = r.Message.Subject, o.GetLabels(), r.RequestId
+	carry(m, pieces, contents{})
+	if err := d.fits(m.SizeBytes); err != nil {
+		return nil, err
 	}
 	if r.RequestId != "" {
-		opts := o
-		if opts == nil {
-			opts = &pb.SendOptions{}
+		if o == nil {
+			o = &pb.SendOptions{}
 		}
-		m.Fingerprint = fingerprint(opts, r.Message)
+		m.Fingerprint = fingerprint(o, r.Message)
 	}
 	return &delivery.Submission{Mail: m, Server: d.server}, nil
 }
 
-// storePieces are the pieces as the store takes them.
-func storePieces(ps []smtpx.Piece) []store.Piece {
-	out := make([]store.Piece, len(ps))
-	var from *smtpx.Content
-	var shared *store.Content
-	for i, p := range ps {
-		out[i] = store.Piece{Data: p.Data, Offset: p.Offset, Length: p.Length}
+// newMail is a mail of the draft with a new id, still without content, and its sender.
+func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, smtpx.Address, error) {
+	from, err := smtpx.ParseAddress(d.server.From)
+	if err != nil {
+		return nil, from, fmt.Errorf("sender of mail server %s: %w", d.server.Name, err)
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, from, err
+	}
+	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Priority: d.priority, Reference: o.GetReference(), From: from.Mailbox,
+		MessageID: smtpx.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire}
+	if o.GetHold() {
+		m.Held = "held: its sender asked for it"
+	}
+	return m, from, nil
+}
+
+// estimate is about how large a message becomes: base64 makes 4 of 3.
+func estimate(m *smtpx.Message) int64 {
+	n := int64(len(m.Text) + len(m.HTML))
+	for _, x := range m.Attachments {
+		n += int64(len(x.Content)) * 4 / 3
+		if x.Stored != nil {
+			n += int64(x.Stored.Size)
+		}
+	}
+	return n
+}
+
+// fits says whether the mail server takes so many bytes.
+func (d *draft) fits(size int64) error {
+	limit := d.server.Limits.MaxMailBytes
+	if limit == 0 {
+		limit = smtpx.MaxMailBytes
+	}
+	if size > limit {
+		return tooLarge(size, limit, d.server.Name)
+	}
+	return nil
+}
+
+// contents are the store's view of content that mails share: one for each, so that it is stored once.
+type contents map[*smtpx.Content]*store.Content
+
+// carry gives a mail its bytes.
+func carry(m *store.NewMail, pieces []smtpx.Piece, shared contents) {
+	m.Raw = make([]store.Piece, len(pieces))
+	for i, p := range pieces {
+		m.SizeBytes += int64(p.Len())
 		if p.Shared == nil {
+			m.Raw[i].Data = p.Data
 			continue
 		}
-		if p.Shared != from {
-			from, shared = p.Shared, &store.Content{Sum: p.Shared.Sum, Size: p.Shared.Size, Data: p.Shared.Data}
+		c := shared[p.Shared]
+		if c == nil {
+			c = &store.Content{Sum: p.Shared.Sum, Size: p.Shared.Size, Data: p.Shared.Data}
+			shared[p.Shared] = c
 		}
-		out[i].Shared = shared
+		m.Raw[i] = store.Piece{Shared: c, Offset: p.Offset, Length: p.Length}
 	}
-	return out
 }
 
 func tooLarge(size, limit int64, server string) error {

@@ -18,12 +18,16 @@ var ErrStopping = errors.New("the service is stopping")
 // restlessPoll is how long an idle batch waits that is told never to rest; a mail queued in this process wakes it at once.
 const restlessPoll = 500 * time.Millisecond
 
+// restlessPause is the least time between two passes of a batch that never rests. A pass costs several statements, and under load every mail asks for one.
+const restlessPause = 20 * time.Millisecond
+
 // batchLoop starts the drains of whatever is due, every BatchInterval, until ctx ends. It does not wait for them: a slow mail server never holds up
 // the next pass for the others.
 //
 // due is what was found before mail could be accepted: the first pass takes no more, so that it cannot meet what comes right after the start.
 func (e *Engine) batchLoop(ctx context.Context, due []string) {
 	for first := true; ; first = false {
+		began := time.Now()
 		if !first {
 			var err error
 			if due, err = e.journal.DueServers(ctx); err != nil && ctx.Err() == nil {
@@ -38,6 +42,8 @@ func (e *Engine) batchLoop(ctx context.Context, due []string) {
 		if wait <= 0 {
 			wait = restlessPoll/2 + rand.N(restlessPoll/2)
 			wake = e.wake
+		} else {
+			e.nextPass.Store(e.now().Add(wait).UnixNano())
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -46,7 +52,13 @@ func (e *Engine) batchLoop(ctx context.Context, due []string) {
 			return
 		case <-t.C:
 		case <-wake:
-			t.Stop()
+			t.Reset(restlessPause - time.Since(began))
+			select {
+			case <-ctx.Done():
+				t.Stop()
+				return
+			case <-t.C:
+			}
 		}
 	}
 }
@@ -167,6 +179,15 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 		d.run(e.workCtx)
 	}()
 	return joined{drain: d}
+}
+
+// kick makes the feeders of all drains look.
+func (ds *drains) kick() {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	for _, d := range ds.running {
+		d.jobs.kick()
+	}
 }
 
 // with adds the drains that run to ds.

@@ -64,9 +64,9 @@
 // # Lanes and limits
 //
 // One mail server never waits for another: each has its own drain, connections and breaker. Inside one, every team that waits gets an equal share of each
-// claim, its mails by priority. A pass that meets a running drain claims what is more urgent than what that is busy with and puts it in front. Of a php-mode
-// server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits. Limits per minute, per day and on
-// connections hold over all replicas (store: quota, connection_slot).
+// claim, its mails by priority, and within a priority the teams take turns. A pass that meets a running drain claims what is more urgent than what that is
+// busy with and puts it in front. Of a php-mode server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits.
+// Limits per minute, per day and on connections hold over all replicas (store: quota, connection_slot).
 //
 // # Clocks
 //

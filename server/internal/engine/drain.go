@@ -17,7 +17,12 @@ const (
 	perWorker  = 4        // claimed mails a connection should at least have to be worth opening
 	claimRetry = time.Second
 	// deepest is how many mails may wait in memory for a fast relay; a slower one gets what it takes in two seconds, so that replicas and teams go on sharing.
-	deepest = 20000
+	deepest = 5000
+	// lingers is how long a drain that has nothing to do keeps its sessions, when the batch never rests: the next mail is not far.
+	lingers = 2 * time.Second
+	// paceMost is how long a group of bulk may wait for a relay that takes twice as much in the time; paceFor for how long groups wait for a backlog to go.
+	paceMost = time.Second
+	paceFor  = 10 * time.Second
 )
 
 // drain sends everything that is due at one mail server. The feeder claims pages and hands them to workers; each worker owns a session.
@@ -28,7 +33,8 @@ type drain struct {
 	jobs   *queue
 	force  bool          // try the mail server although it is suspended
 	done   chan struct{} // closed when the drain is over
-	hungry atomic.Bool   // the last claim found nothing more: new mail may come by hand
+	rate   atomic.Int64  // mails that are settled in a second, of late
+	fed    atomic.Int64  // when the last claim found nothing more, or the drain began: unix nanoseconds
 
 	more   bool           // guarded by drains.mu: look once more before ending
 	stale  bool           // guarded by drains.mu: the configuration has changed, end soon
@@ -41,7 +47,6 @@ type drain struct {
 	fault    error // no session can be had: the drain ends
 	cut      int   // connections taken off because the relay throttles
 	throttle int   // throttling answers in a row
-	least    int16 // priority that the last page went down to
 	waiting  []chan (<-chan struct{})
 
 	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
@@ -54,7 +59,9 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	return &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), least: store.AnyPriority}
+	d := &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
+	d.fed.Store(time.Now().UnixNano())
+	return d
 }
 
 func (d *drain) total() delivery.Counts {
@@ -120,11 +127,14 @@ func (d *drain) feed(ctx context.Context) {
 			return // the next pass tries again
 		}
 		d.unused(want - len(claimed))
-		d.hungry.Store(len(claimed) < want)
+		d.jobs.setHungry(len(claimed) < want)
+		if len(claimed) < want {
+			d.fed.Store(time.Now().UnixNano())
+		}
 		if len(claimed) == 0 {
 			d.allIn()
 			// Nothing is due. A connection may still hang for minutes: until it is over, the next pass joins this drain and makes it look again.
-			switch d.jobs.waitIdle() {
+			switch d.jobs.waitIdle(d.linger()) {
 			case wokenDead:
 				return
 			case wokenIdle:
@@ -135,16 +145,25 @@ func (d *drain) feed(ctx context.Context) {
 			continue
 		}
 		page = d.nextPage(claimed)
-		d.mu.Lock()
-		d.least = claimed[len(claimed)-1].Priority
-		for _, c := range claimed {
-			d.least = min(d.least, c.Priority)
-		}
-		d.mu.Unlock()
 		d.accept(claimed, owner, d.jobs.put)
 		if len(claimed) < want {
 			d.allIn()
 		}
+	}
+}
+
+func (d *drain) linger() time.Duration {
+	if d.e.cfg.BatchInterval > 0 || d.e.isStopping() {
+		return 0
+	}
+	return lingers
+}
+
+// pace holds up a group of bulk a little while the relay is quick enough to take it soon, so that it goes there in memory and not through a backlog in the
+// database: faster for all of it together. A slow relay, or one with a long backlog, holds up nobody.
+func (d *drain) pace(ctx context.Context, n int) {
+	if d.rate.Load() >= 2*int64(n)*int64(time.Second/paceMost) && time.Since(time.Unix(0, d.fed.Load())) < paceFor {
+		d.jobs.awaitSpace(ctx, paceMost)
 	}
 }
 
@@ -187,9 +206,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 
 // express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
-	d.mu.Lock()
-	least := d.least
-	d.mu.Unlock()
+	least := d.jobs.least()
 	if least == store.AnyPriority || d.e.isStopping() || d.broken() {
 		return
 	}
@@ -204,6 +221,12 @@ func (d *drain) express(ctx context.Context) {
 	}
 	d.unused(want - len(claimed))
 	d.accept(claimed, owner, d.jobs.putNow)
+}
+
+// overtakenBy says whether mail of this priority should go before what the workers are busy with.
+func (d *drain) overtakenBy(priority int16) bool {
+	least := d.jobs.least()
+	return least != store.AnyPriority && priority > least
 }
 
 // staff hires workers by the backlog.
@@ -243,8 +266,8 @@ func (d *drain) hire(n int) {
 }
 
 const (
-	hireEvery = time.Second
-	aloneMost = 5 // rounds without a worker after which claimed mail goes back: others hold all connections
+	hireEvery = 250 * time.Millisecond
+	aloneMost = 20 // rounds without a worker after which claimed mail goes back: others hold all connections
 )
 
 // keepHiring fills up while connections ramp up or come free, and gives the mails back when for long nobody can send them.
@@ -261,7 +284,9 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 		case <-t.C:
 		}
 		now := d.total()
-		d.jobs.setHandRoom(min(deepest, max(fullPage, 2*now.Since(before).Claimed)))
+		rate := now.Since(before).Claimed * int(time.Second/hireEvery)
+		d.rate.Store(int64(rate))
+		d.jobs.setHandRoom(min(deepest, max(fullPage, 2*rate)))
 		before = now
 		if d.jobs.len() == 0 {
 			continue

@@ -27,7 +27,7 @@ type Config struct {
 	MaxConnections int
 	// MailsPerConnection is how many mails one connection carries when the mail server's own limits say nothing; default 1000.
 	MailsPerConnection int
-	// MaxBytes bounds the raw messages in memory at once; default 256 MiB.
+	// MaxBytes bounds what large mails of the batch take in memory at once; default 256 MiB.
 	MaxBytes int64
 }
 
@@ -52,6 +52,7 @@ type Engine struct {
 	work     sync.WaitGroup // drains and flights
 	skew     atomic.Int64   // the database's clock minus this machine's, nanoseconds
 	lastPass atomic.Int64   // unix nanoseconds of the last batch pass
+	nextPass atomic.Int64   // unix nanoseconds of the next one; 0 = the batch never rests
 	wake     chan struct{}  // a mail was queued; matters when the batch never rests
 
 	workCtx    context.Context // ended when the grace of a stop is over
@@ -116,6 +117,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.batchLoop(ctx, due)
 
 	e.stopOnce.Do(func() { close(e.stopping) })
+	e.drains.kick()
 	e.flights.stop()
 	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from the signal, and kills at the end.
 	closing := min(grace/2, 5*time.Second)
@@ -163,6 +165,15 @@ func (e *Engine) Stopping() <-chan struct{} { return e.stopping }
 // LastPass is when the batch last looked for due mail; zero before the first pass.
 func (e *Engine) LastPass() time.Time {
 	n := e.lastPass.Load()
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// NextPass is when the batch looks for due mail next; zero when it never rests, and before the first pass.
+func (e *Engine) NextPass() time.Time {
+	n := e.nextPass.Load()
 	if n == 0 {
 		return time.Time{}
 	}
@@ -276,13 +287,21 @@ func (e *Engine) mailsPerConnection(s *store.MailServer) int {
 	return e.cfg.MailsPerConnection
 }
 
-// load brings the raw message into memory, within the engine's byte budget.
+const (
+	largeMail  = 256 << 10 // mails below cost no more than what their claim has brought in, and wait for nobody
+	copiesHeld = 4         // of a large mail while it is sent: as read, as joined, as written to the relay, and what waits to be collected
+)
+
+// load brings a claimed mail's raw message into memory, a large one within the engine's byte budget, for which it waits. One that its caller waits for does
+// not ask: it was counted when it came in, and must not wait behind the batch.
 func (e *Engine) load(ctx context.Context, j *job) error {
-	w := min(j.mail.SizeBytes, e.cfg.MaxBytes)
-	if err := e.bytes.Acquire(ctx, w); err != nil {
-		return err
+	if !e.room(j) {
+		w := e.weigh(j)
+		if err := e.bytes.Acquire(ctx, w); err != nil {
+			return err
+		}
+		j.weight = w
 	}
-	j.weight = w
 	raw, err := e.journal.LoadRaw(ctx, j.mail)
 	if err != nil {
 		e.unload(j)
@@ -290,6 +309,28 @@ func (e *Engine) load(ctx context.Context, j *job) error {
 	}
 	j.raw = raw
 	return nil
+}
+
+// room takes what a large mail needs of the byte budget, false when that is not there just now.
+func (e *Engine) room(j *job) bool {
+	if j.mail.SizeBytes < largeMail || j.attended || j.weight > 0 {
+		return true
+	}
+	w := e.weigh(j)
+	if e.bytes.TryAcquire(w) {
+		j.weight = w
+	}
+	return j.weight > 0
+}
+
+func (e *Engine) weigh(j *job) int64 { return min(copiesHeld*j.mail.SizeBytes, e.cfg.MaxBytes) }
+
+// shed lets go of a message that will be loaded again: what only waits must not keep others from being sent.
+func (e *Engine) shed(j *job) {
+	if j.weight > 0 {
+		e.bytes.Release(j.weight)
+		j.weight, j.raw = 0, nil
+	}
 }
 
 // unload gives the bytes back.

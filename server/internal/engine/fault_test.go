@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -194,6 +195,56 @@ func TestGoingAway(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestGoneBehindIdleSessions: a relay that goes away while php-mode sessions to it lie idle is down, not short of connections: its breaker opens at once,
+// and neither a pass nor a stop waits until those sessions are swept.
+func TestGoneBehindIdleSessions(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := r.server("now", store.ModePHP, relay, store.Limits{MaxConnections: 2})
+	if done, err := r.send(ctx(t), s, newMail(s, store.KindOther, "a@y.example")); err != nil || done.Status != store.MailSent {
+		t.Fatalf("%+v %v", done, err)
+	}
+	relay.Close()
+	var ms []*store.NewMail
+	for range 20 {
+		ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+	}
+	r.queue(s, ms...)
+	began := time.Now()
+	if c := r.batch(""); c.Released != 20 {
+		t.Errorf("%+v", c)
+	}
+	took := time.Since(began)
+	if bs, err := r.store.Breakers(ctx(t)); err != nil || bs["now"] == nil || bs["now"].Failures != 1 {
+		t.Errorf("%+v %v", bs["now"], err)
+	}
+	if took > idleSweep/2 {
+		t.Errorf("the pass took %v", took)
+	}
+	t.Logf("F21 pass_at_a_relay_gone=%v", took.Round(time.Millisecond))
+}
+
+const idleSweep = 20 * time.Second // after which an idle session is closed anyhow
+
+// TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need room for the next never wait for each other.
+func TestLargeMailsShareRoom(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	const size = 300 << 10
+	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 10 * size }) // two at once, and some more
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
+	var ms []*store.NewMail
+	for range 40 {
+		m := newMail(s, store.KindBulk, "u@y.example")
+		m.Raw[0].Data = append(m.Raw[0].Data, bytes.Repeat([]byte(strings.Repeat("x", 70)+"\r\n"), size/72)...)
+		m.SizeBytes = int64(len(m.Raw[0].Data))
+		ms = append(ms, m)
+	}
+	r.queue(s, ms...)
+	if c := r.batch(""); c.Sent != len(ms) {
+		t.Errorf("%+v", c)
 	}
 }
 

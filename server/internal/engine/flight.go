@@ -178,6 +178,7 @@ func (f *flight) run() {
 		cut()
 	}
 	j := newJob(m.Claimed(f.sub.Server.HoldUnknown), m.Owner, f.e.now())
+	j.attended = true
 	if err := f.e.load(ctx, j); err != nil {
 		if ctx.Err() == nil {
 			j.fault = "read the message: " + err.Error()

@@ -27,6 +27,7 @@ type Journal interface {
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
 	Now(ctx context.Context) (time.Time, error)
 	ForgetChanges(ctx context.Context, age time.Duration) (int, error)
+	ForgetUploads(ctx context.Context) (uploads, contents int, err error)
 	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
 	ChangeBreaker(ctx context.Context, server string, change func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error)
 	TakeSlot(ctx context.Context, r store.ReplicaID, server string, limit int) (n int, ok bool, err error)

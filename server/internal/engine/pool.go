@@ -216,6 +216,7 @@ func (p *pool) connect(ctx context.Context, s *store.MailServer, force bool) (Se
 	if ctx.Err() != nil && time.Since(began) < patience {
 		return nil, err // it was stopped: little was learned
 	}
+	p.sweep(time.Time{}) // idle sessions that the relay has closed do not stand
 	p.mu.Lock()
 	down := p.live == 0
 	p.mu.Unlock()
@@ -342,13 +343,13 @@ func (p *pool) closed() {
 	p.mu.Unlock()
 }
 
-// sweep closes what has been idle since before t, and lets those in who wait for a ramp.
+// sweep closes what has been idle since before t and what the relay has closed, and lets those in who wait for a ramp.
 func (p *pool) sweep(t time.Time) {
 	p.mu.Lock()
 	var old []Session
 	keep := p.idle[:0]
 	for _, i := range p.idle {
-		if i.since.Before(t) {
+		if i.since.Before(t) || !i.s.Usable() {
 			old = append(old, i.s)
 		} else {
 			keep = append(keep, i)

@@ -1,8 +1,12 @@
 package engine
 
 import (
+	"context"
 	"slices"
 	"sync"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
 )
 
 // queue carries a drain's jobs from the feeder to the workers. It is bounded for the feeder and unbounded for workers that give a job back, which a
@@ -11,11 +15,13 @@ type queue struct {
 	mu       sync.Mutex
 	work     *sync.Cond // workers wait here for jobs, one is woken for each
 	feed     *sync.Cond // the feeder waits here, and whoever waits for the end
+	space    *sync.Cond // those who bring bulk wait here for the line to get short
 	items    line
 	room     int   // for claimed jobs
 	handRoom int   // for jobs that are handed over in memory
 	reserved int   // places kept for jobs that are not durable yet; counted in open
 	open     int   // put and not settled
+	hungry   bool  // the last claim found nothing more: new mail may come by hand
 	kicked   bool  // somebody asked the feeder to look again
 	overflow bool  // mail for which there was no room waits in the database: look again when there is
 	closed   bool  // nothing more will be put
@@ -33,7 +39,7 @@ type barrier struct {
 
 func newQueue(room int) *queue {
 	q := &queue{room: room, handRoom: room}
-	q.work, q.feed = sync.NewCond(&q.mu), sync.NewCond(&q.mu)
+	q.work, q.feed, q.space = sync.NewCond(&q.mu), sync.NewCond(&q.mu), sync.NewCond(&q.mu)
 	return q
 }
 
@@ -58,16 +64,65 @@ func (q *queue) add(j *job) bool {
 	return true
 }
 
-// reserve keeps a place for a job that is not durable yet, false when there is no room or the queue is over. settled gives it back.
-func (q *queue) reserve() bool {
+// reserve keeps a place for a job that is not durable yet, false when there is no room, an older backlog waits in the database, or the queue is over. What is
+// more urgent than something in the line goes before that and gets a place in any case. settled gives it back.
+func (q *queue) reserve(priority int16) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.dead || q.closed || q.items.len()+q.reserved >= q.handRoom {
+	if q.dead || q.closed {
 		return false
+	}
+	if least, any := q.items.least(); !any || priority <= least {
+		if !q.hungry {
+			return false
+		}
+		if q.items.len()+q.reserved >= q.handRoom {
+			q.hungry = false // this one is older than what comes next, and waits in the database
+			return false
+		}
 	}
 	q.reserved++
 	q.open++
+	if q.open == 1 {
+		q.feed.Broadcast() // it lingers
+	}
 	return true
+}
+
+// least is the lowest priority of what waits here, AnyPriority when nothing does.
+func (q *queue) least() int16 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p, any := q.items.least(); any {
+		return p
+	}
+	return store.AnyPriority
+}
+
+// setHungry says whether the last claim found nothing more.
+func (q *queue) setHungry(hungry bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.hungry = hungry
+	if hungry {
+		q.space.Broadcast()
+	}
+}
+
+// awaitSpace waits until the line is short enough to take what comes by hand, or for as long as most.
+func (q *queue) awaitSpace(ctx context.Context, most time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		q.space.Broadcast()
+		q.mu.Unlock()
+	})()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for !q.dead && !q.closed && ctx.Err() == nil && (!q.hungry || q.items.len()+q.reserved > q.handRoom/2) {
+		q.space.Wait()
+	}
 }
 
 // pin keeps the queue from being drained until giveUp.
@@ -145,6 +200,9 @@ func (q *queue) take(block bool) *job {
 	j := q.items.next()
 	if j != nil {
 		q.feed.Broadcast()
+		if q.items.len()+q.reserved == q.handRoom/2 {
+			q.space.Broadcast()
+		}
 	}
 	return j
 }
@@ -196,22 +254,43 @@ const (
 	wokenDead               // no session can be had
 )
 
-// waitIdle blocks the feeder until there is something to do for it.
-func (q *queue) waitIdle() wake {
+// waitIdle blocks the feeder until there is something to do for it. When every job is settled it waits a little longer, for as long as linger: new work may come.
+func (q *queue) waitIdle(linger time.Duration) wake {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.open > 0 && !q.kicked && !q.dead && !(q.overflow && q.items.len()+q.reserved < q.room/2) {
+	var timer *time.Timer
+	over := false
+	rest := func() {
+		if timer != nil {
+			timer.Stop()
+			timer = nil
+		}
+	}
+	defer rest()
+	for {
+		switch short := q.items.len()+q.reserved < q.room/2; {
+		case q.dead:
+			return wokenDead
+		case q.kicked || q.overflow && short:
+			q.kicked, q.overflow = false, false
+			return wokenKicked
+		case q.open > 0:
+			rest()
+		case over || linger <= 0:
+			return wokenIdle
+		case timer == nil:
+			seq := q.seq
+			timer = time.AfterFunc(linger, func() {
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				if over = q.open == 0 && q.seq == seq; !over {
+					timer = nil // something came and went: from the beginning
+				}
+				q.feed.Broadcast()
+			})
+		}
 		q.feed.Wait()
 	}
-	kicked := q.kicked || q.overflow
-	q.kicked, q.overflow = false, false
-	switch {
-	case q.dead:
-		return wokenDead
-	case kicked:
-		return wokenKicked
-	}
-	return wokenIdle
 }
 
 func (q *queue) kick() {
@@ -225,6 +304,7 @@ func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
+	q.space.Broadcast()
 	q.work.Broadcast()
 	q.feed.Broadcast()
 }
@@ -233,6 +313,7 @@ func (q *queue) kill() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.dead = true
+	q.space.Broadcast()
 	q.work.Broadcast()
 	q.feed.Broadcast()
 }

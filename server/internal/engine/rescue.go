@@ -31,6 +31,9 @@ func (e *Engine) rescueLoop(ctx context.Context) {
 				if _, err := e.journal.ForgetChanges(ctx, changesKept); err != nil && ctx.Err() == nil {
 					e.log.Warn("changes not forgotten", "error", err)
 				}
+				if _, _, err := e.journal.ForgetUploads(ctx); err != nil && ctx.Err() == nil {
+					e.log.Warn("uploads not forgotten", "error", err)
+				}
 			}
 		}
 	}

@@ -139,6 +139,7 @@ func newMailView(m *store.NewMail) *store.Mail {
 	return &store.Mail{
 		ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Reference: m.Reference, From: m.From, Subject: m.Subject,
 		MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels, RequestID: m.RequestID, Route: m.Route,
+		BatchID: m.BatchID, ResentFrom: m.ResentFrom, ResendReason: m.Reason,
 		Priority: m.Priority, CreateTime: m.CreateTime, ExpireTime: m.ExpireTime,
 	}
 }

@@ -32,6 +32,7 @@ type job struct {
 	begun     bool   // it is recorded that this owner is at it
 	lost      bool   // the gate learned that the mail belongs to another replica
 	throttled string // the relay's words when it said that we are too fast; "" = it did not
+	attended  bool   // a caller waits for it
 	weight    int64  // bytes taken from the engine's budget
 	handed    int64  // bytes taken from the budget of what was handed over in memory
 }

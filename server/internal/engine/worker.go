@@ -37,8 +37,12 @@ func (w *worker) run(ctx context.Context) {
 				return
 			}
 		}
-		if !j.submitted && (w.e.isStopping() || w.d.broken()) {
-			w.d.release(j)
+		if w.e.isStopping() || w.d.broken() {
+			if j.submitted {
+				w.finish(j) // its attempt has begun: what is decided counts
+			} else {
+				w.d.release(j)
+			}
 			continue
 		}
 		if !w.open(ctx, j) {
@@ -83,6 +87,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	}
 	s, err := w.d.pool.connect(ctx, w.d.server, w.d.force)
 	if err != nil {
+		w.e.shed(j)
 		w.d.jobs.putBack(j)
 		w.d.noSession(err)
 		return false
@@ -107,6 +112,7 @@ func (w *worker) drop() {
 func (w *worker) leave() {
 	w.drop()
 	for _, j := range w.again {
+		w.e.shed(j)
 		w.d.jobs.putBack(j)
 	}
 	w.again = nil
@@ -153,6 +159,12 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		return
 	}
 	if j.raw == nil {
+		if (w.pending > 0 || len(w.again) > 0) && !w.e.room(j) {
+			// Whoever waits for room holds none: all workers might wait for each other. What this one holds goes first.
+			w.flush(ctx)
+			w.d.jobs.putBack(j)
+			return
+		}
 		err, poison := w.load(ctx, j)
 		if poison != nil {
 			w.d.finishWith(j, w.e.quarantine(j, poison))

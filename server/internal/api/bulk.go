@@ -1,0 +1,296 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// bulk is what holds for all items of one SendBatch or SendStream. It is used by one goroutine.
+type bulk struct {
+	a        *API
+	send     *pb.SendOptions
+	shared   *pb.MailMessage // nil: everything stands in the items
+	id       string
+	draft    draft // without recipients
+	template *smtpx.Template
+	contents contents
+	sum      []byte // of the options and the shared message
+	routed   time.Time
+	next     int64 // position of the next item
+}
+
+// openBulk checks and routes the options. Errors are Send's.
+func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
+	var c apierr.Check
+	b := &bulk{a: a, send: o.GetOptions(), shared: o.GetMessage(), id: o.GetBatchId(), contents: contents{}}
+	b.draft = draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindBulk}
+	a.checkOptions(&c, "options.options.", &b.draft, b.send)
+	checkRequestID(&c, "options.batch_id", b.id)
+	var gone error
+	if m := b.shared; m != nil {
+		if len(m.To)+len(m.Cc)+len(m.Bcc) > 0 {
+			c.Bad("options.message.to", "recipients stand in the items")
+		}
+		msg := content(m)
+		msg.ReplyTo = replyTo(&c, "options.message.", &b.draft, m.ReplyTo)
+		gone = a.uploads(ctx, &c, "options.message.", b.send.GetTeam(), m, msg)
+		var vs []smtpx.Violation
+		b.template, vs = smtpx.NewTemplate(msg)
+		violations(&c, "options.message.", vs)
+	}
+	err := c.Err()
+	if err == nil {
+		err = gone
+	}
+	if err == nil {
+		err = b.route(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if b.id == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, err
+		}
+		b.id = id.String()
+	}
+	opts := b.send
+	if opts == nil {
+		opts = &pb.SendOptions{}
+	}
+	shared := b.shared
+	if shared == nil {
+		shared = &pb.MailMessage{}
+	}
+	b.sum = fingerprint(opts, shared)
+	return b, nil
+}
+
+// routeAgain is how long a stream goes on with the mail server it has found: it may last long, and a mail server can be taken out of service meanwhile.
+const routeAgain = time.Second
+
+func (b *bulk) route(ctx context.Context) (err error) {
+	if time.Since(b.routed) < routeAgain {
+		return nil
+	}
+	b.routed = time.Now()
+	b.draft.server, b.draft.route, err = b.a.route(ctx, b.send)
+	return err
+}
+
+// mail makes a mail of the next item, or says why not. An error is not the item's.
+func (b *bulk) mail(ctx context.Context, it *pb.BatchItem) (*store.NewMail, *pb.BatchRejection, error) {
+	at := b.next
+	b.next++
+	if it == nil {
+		it = &pb.BatchItem{}
+	}
+	m, err := b.compose(ctx, it)
+	if err == nil {
+		return m, nil, nil
+	}
+	e, is := apierr.As(err)
+	if !is || e.Code == codes.Unavailable || e.Code == codes.Internal || e.Reason == pb.ReasonOverloaded {
+		return nil, nil, err
+	}
+	return nil, rejection(at, it.RequestId, e), nil
+}
+
+const mostViolations = 100
+
+func rejection(at int64, requestID string, e *apierr.Error) *pb.BatchRejection {
+	r := &pb.BatchRejection{Position: at, RequestId: requestID, Reason: e.Reason, Message: e.Text}
+	for _, v := range e.Violations[:min(len(e.Violations), mostViolations)] {
+		r.Violations = append(r.Violations, &pb.BatchRejection_Violation{Field: v.Field, Description: v.Text})
+	}
+	return r
+}
+
+func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, error) {
+	var c apierr.Check
+	d := b.draft
+	d.now = b.a.Now().UTC().Truncate(time.Microsecond)
+	if d.runAt.Before(d.now) {
+		d.runAt = d.now
+	}
+	checkRequestID(&c, "request_id", it.RequestId)
+	labels := b.send.GetLabels()
+	if len(it.Labels) > 0 {
+		if labels = maps.Clone(labels); labels == nil {
+			labels = map[string]string{}
+		}
+		maps.Copy(labels, it.Labels)
+		checkPairs(&c, "labels", labels) // of which those of the options are right
+	}
+	if d.expire != nil && !d.now.Before(*d.expire) {
+		c.Bad("options.expire_time", "has passed meanwhile")
+	}
+	msg := it.Message
+	if msg == nil {
+		c.Bad("message", "is required")
+		return nil, c.Err()
+	}
+	to, cc := recipients(&c, "message.", &d, msg)
+	reply := replyTo(&c, "message.", &d, msg.ReplyTo)
+	m, from, err := d.newMail(b.send)
+	if err != nil {
+		return nil, err
+	}
+	f := &smtpx.Fill{From: from, To: to, Cc: cc, ReplyTo: reply, MessageID: m.MessageID, Date: smtpx.Stamp(d.now), Variables: it.Variables}
+	pieces, subject, err := b.pieces(ctx, &c, &d, msg, f)
+	if err != nil {
+		return nil, err
+	}
+	m.Subject, m.Labels, m.RequestID, m.BatchID = subject, labels, it.RequestId, b.id
+	carry(m, pieces, b.contents)
+	if err := d.fits(m.SizeBytes); err != nil {
+		return nil, err
+	}
+	if it.RequestId != "" {
+		m.Fingerprint = b.fingerprint(it)
+	}
+	return m, nil
+}
+
+// pieces composes an item: through the shared template where the item brings no body or file of its own, else as a mail of its own.
+func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.MailMessage, f *smtpx.Fill) ([]smtpx.Piece, string, error) {
+	if b.template != nil && msg.Text == "" && msg.Html == "" && len(msg.Attachments) == 0 {
+		f.Subject, f.Headers = msg.Subject, msg.Headers
+		return through(c, b.template, f)
+	}
+	merged := msg
+	if b.shared != nil {
+		merged = proto.CloneOf(b.shared)
+		if msg.Subject != "" {
+			merged.Subject = msg.Subject
+		}
+		if msg.Text != "" {
+			merged.Text = msg.Text
+		}
+		if msg.Html != "" {
+			merged.Html = msg.Html
+		}
+		if len(msg.Headers) > 0 && merged.Headers == nil {
+			merged.Headers = map[string]string{}
+		}
+		maps.Copy(merged.Headers, msg.Headers)
+		merged.Attachments = append(merged.Attachments, msg.Attachments...)
+		if f.ReplyTo == nil && b.shared.ReplyTo != "" {
+			addr, err := smtpx.ParseAddress(b.shared.ReplyTo)
+			if err != nil {
+				return nil, "", err
+			}
+			f.ReplyTo = &addr
+		}
+	}
+	own := content(merged)
+	gone := b.a.uploads(ctx, c, "message.", b.send.GetTeam(), merged, own)
+	if err := d.fits(estimate(own)); err != nil {
+		return nil, "", err
+	}
+	if !strings.Contains(own.Text, "{{") && !strings.Contains(own.HTML, "{{") && !strings.Contains(own.Subject, "{{") {
+		violations(c, "message.", own.Validate())
+		if err := c.Err(); err != nil || gone != nil {
+			return nil, "", firstOf(err, gone)
+		}
+		own.From, own.To, own.Cc, own.ReplyTo, own.MessageID, own.Date = f.From, f.To, f.Cc, f.ReplyTo, f.MessageID, f.Date
+		pieces, err := smtpx.Compose(own)
+		return pieces, own.Subject, err
+	}
+	t, vs := smtpx.NewTemplate(own)
+	violations(c, "message.", vs)
+	if err := c.Err(); err != nil || gone != nil {
+		return nil, "", firstOf(err, gone)
+	}
+	pieces, subject, err := through(c, t, f)
+	return smtpx.Own(pieces), subject, err
+}
+
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// through composes by a template.
+func through(c *apierr.Check, t *smtpx.Template, f *smtpx.Fill) ([]smtpx.Piece, string, error) {
+	pieces, vs, err := t.Compose(f)
+	for _, v := range vs {
+		field := v.Field
+		if !strings.HasPrefix(field, "variables") {
+			field = "message." + field
+		}
+		c.Bad(field, "%s", v.Description)
+	}
+	if bad := c.Err(); bad != nil {
+		return nil, "", bad
+	}
+	if err != nil {
+		return nil, "", apierr.Wrap(err, codes.ResourceExhausted, pb.ReasonMailTooLarge, "%v", err)
+	}
+	return pieces, t.Subject(f), nil
+}
+
+// fingerprint is of what an item is, by whatever batch and place it comes.
+func (b *bulk) fingerprint(it *pb.BatchItem) []byte {
+	id := it.RequestId
+	it.RequestId = ""
+	body, _ := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b.sum[:len(b.sum):len(b.sum)], it) // a message that came over the wire always can be
+	it.RequestId = id
+	sum := sha256.Sum256(body)
+	return sum[:]
+}
+
+// tooManyItems ends a call: sent again, the same items would be too many again.
+func tooManyItems(format string, args ...any) error {
+	var c apierr.Check
+	c.Bad("items", format, args...)
+	return c.Err()
+}
+
+// inItem turns a rejection into the error of a call that takes all or nothing.
+func inItem(r *pb.BatchRejection) *apierr.Error {
+	code := codes.InvalidArgument
+	switch r.Reason {
+	case pb.ReasonRequestIDReused:
+		code = codes.AlreadyExists
+	case pb.ReasonMailTooLarge:
+		code = codes.ResourceExhausted
+	case pb.ReasonUploadNotFound:
+		code = codes.NotFound
+	}
+	return apierr.New(code, r.Reason, "items[%d]: %s", r.Position, r.Message)
+}
+
+// allRejected is the error of a strict batch: every violation of every item where there are such, else the first item's fault.
+func allRejected(rs []*pb.BatchRejection) error {
+	var c apierr.Check
+	for _, r := range rs {
+		for _, v := range r.Violations {
+			if len(c.Violations()) < mostViolations {
+				c.Bad(fmt.Sprintf("items[%d].%s", r.Position, v.Field), "%s", v.Description)
+			}
+		}
+	}
+	if err := c.Err(); err != nil {
+		return err
+	}
+	return inItem(rs[0])
+}

@@ -1,0 +1,118 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// ResendMail implements the service.
+func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.ResendMailResponse, error) {
+	var c apierr.Check
+	id := mailID(&c, "id", r.Id)
+	checkRequestID(&c, "request_id", r.RequestId)
+	if strings.TrimSpace(r.Reason) == "" {
+		c.Bad("reason", "is required: why is it sent once more?")
+	}
+	line(&c, "reason", r.Reason, 500)
+	only := addresses(&c, "only_recipients", r.OnlyRecipients)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
+	m, err := a.Store.CopyMail(ctx, a.scope(ctx), id)
+	if err != nil {
+		return nil, a.mailFault(err, r.Id)
+	}
+	if len(only) > 0 {
+		m.Recipients = pick(&c, m.Recipients, only)
+		if err := c.Err(); err != nil {
+			return nil, err
+		}
+	}
+	s, err := a.Store.Server(ctx, store.Everything, m.MailServer)
+	switch {
+	case err != nil:
+		return nil, a.serverFault(err, m.MailServer)
+	case s.DeleteTime != nil:
+		return nil, apierr.Precondition(pb.ReasonMailServerDeleted, s.Name, "mail server %q is deleted", s.Name)
+	case s.Status != store.ServerAvailable:
+		return nil, apierr.Precondition(pb.ReasonMailServerUnavailable, s.Name, "mail server %q is unavailable", s.Name)
+	}
+	if err := a.reissue(m); err != nil {
+		return nil, fmt.Errorf("mail %s: %w", r.Id, err)
+	}
+	m.Mode, m.Reason, m.RequestID = s.Mode, r.Reason, r.RequestId
+	if r.RequestId != "" {
+		same := proto.CloneOf(r)
+		same.RequestId = ""
+		m.Fingerprint = fingerprint(same)
+	}
+	audit := a.audit(ctx, "ResendMail", r.Reason)
+	m.Audit = &audit
+	res, err := a.Sender.Queue(ctx, []*store.NewMail{m}, true)
+	if err == nil {
+		err = res[0].Err
+	}
+	if err != nil {
+		return nil, a.fault(err)
+	}
+	got, err := a.Store.Mail(ctx, a.scope(ctx), res[0].ID)
+	if err != nil {
+		return nil, a.mailFault(err, r.Id)
+	}
+	return &pb.ResendMailResponse{Mail: mail(got), Duplicate: res[0].Duplicate}, nil
+}
+
+// reissue makes a copy a mail of its own: its id, Message-ID and times.
+func (a *API) reissue(m *store.NewMail) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return err
+	}
+	from, err := smtpx.ParseAddress(m.From)
+	if err != nil {
+		return err
+	}
+	if len(m.Raw) == 0 || m.Raw[0].Shared != nil {
+		return errors.New("the stored message does not begin with its own header")
+	}
+	now := a.Now().UTC().Truncate(time.Microsecond)
+	m.ID, m.MessageID, m.CreateTime, m.RunAt = id, smtpx.NewMessageID(id.String(), from), now, now
+	head, err := smtpx.Reissue(m.Raw[0].Data, m.MessageID, smtpx.Stamp(now))
+	if err != nil {
+		return err
+	}
+	m.SizeBytes += int64(len(head) - len(m.Raw[0].Data))
+	m.Raw[0].Data = head
+	return nil
+}
+
+// pick keeps the recipients that are named; naming somebody else is an error.
+func pick(c *apierr.Check, all []store.Recipient, only []string) []store.Recipient {
+	var out []store.Recipient
+	known := map[string]bool{}
+	for _, x := range all {
+		key := smtpx.Address{Mailbox: x.Mailbox}.Key()
+		known[key] = true
+		if slices.Contains(only, key) {
+			out = append(out, x)
+		}
+	}
+	for i, key := range only {
+		if !known[key] {
+			c.Bad(fmt.Sprintf("only_recipients[%d]", i), "is not a recipient of this mail")
+		}
+	}
+	return out
+}

@@ -1,0 +1,236 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+const (
+	chunkItems = 500
+	chunkBytes = 4 << 20
+	chunkWait  = 50 * time.Millisecond // what has come waits at most so long for its commit
+	commits    = 2                     // of one stream under way at once
+	mostKept   = 1000                  // rejections in a summary
+
+	strictItems = 10000
+	strictBytes = 64 << 20
+	mostItems   = 1_000_000
+)
+
+// batch is one SendBatch under way. Its own goroutine checks and composes; commits run beside it.
+type batch struct {
+	*bulk
+	ctx     context.Context
+	opts    *pb.BatchOptions
+	group   *errgroup.Group
+	mails   []*store.NewMail // of the chunk, or with strict of the whole batch
+	places  []int64
+	bytes   int64 // of mails
+	request int64 // strict: bytes of requests
+
+	mu  sync.Mutex
+	sum *pb.SendBatchResponse
+}
+
+// SendBatch implements the service.
+func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, pb.SendBatchResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	in := newIntake(ctx, stream.Recv)
+	var b *batch
+	defer func() {
+		if b != nil {
+			_ = b.group.Wait() // nothing of a call goes on behind it; the first error was told
+		}
+	}()
+	flush := time.NewTimer(chunkWait)
+	defer flush.Stop()
+	for {
+		select {
+		case r := <-in.c:
+			if over(r.err) {
+				if b == nil {
+					var err error
+					if b, err = a.openBatch(ctx, nil); err != nil {
+						return err
+					}
+				}
+				if err := b.end(); err != nil {
+					return err
+				}
+				return stream.SendAndClose(b.sum)
+			}
+			if r.err != nil {
+				return r.err
+			}
+			if b == nil {
+				var err error
+				if b, err = a.openBatch(ctx, r.msg.Options); err != nil {
+					return err
+				}
+				flush.Reset(chunkWait)
+			} else if r.msg.Options != nil {
+				return errLateOptions()
+			}
+			err := b.take(r.msg.Items, r.size)
+			in.done(r)
+			if err != nil {
+				return b.fail(err)
+			}
+		case <-flush.C:
+			if b != nil && !b.opts.GetStrict() {
+				if err := b.commit(); err != nil {
+					return b.fail(err)
+				}
+			}
+			flush.Reset(chunkWait)
+		case <-a.Draining:
+			return a.fault(a.Stopping)
+		}
+	}
+}
+
+func errLateOptions() error {
+	var c apierr.Check
+	c.Bad("options", "stand in the first request only")
+	return c.Err()
+}
+
+func (a *API) openBatch(ctx context.Context, o *pb.BatchOptions) (*batch, error) {
+	bk, err := a.openBulk(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	b := &batch{bulk: bk, opts: o, sum: &pb.SendBatchResponse{BatchId: bk.id}}
+	b.group, b.ctx = errgroup.WithContext(ctx)
+	b.group.SetLimit(commits)
+	return b, nil
+}
+
+// take checks and composes items, and commits what has gathered.
+func (b *batch) take(items []*pb.BatchItem, size int64) error {
+	strict := b.opts.GetStrict()
+	if strict {
+		b.request += size
+		if b.request > strictBytes || b.next+int64(len(items)) > strictItems {
+			return tooManyItems("a strict batch takes at most %d and %d MiB", strictItems, strictBytes>>20)
+		}
+	}
+	for _, it := range items {
+		if b.next >= mostItems {
+			return tooManyItems("a stream takes at most %d: begin another with the same batch_id", mostItems)
+		}
+		at := b.next
+		m, rej, err := b.mail(b.ctx, it)
+		if err != nil {
+			return b.a.fault(err)
+		}
+		b.sum.Received++
+		switch {
+		case rej != nil:
+			b.reject(rej)
+		case b.opts.GetValidateOnly():
+			b.sum.Accepted++
+		default:
+			b.mails, b.places = append(b.mails, m), append(b.places, at)
+			b.bytes += m.OwnBytes()
+		}
+		if !strict && (len(b.mails) >= chunkItems || b.bytes >= chunkBytes) {
+			if err := b.commit(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (b *batch) reject(r *pb.BatchRejection) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum.Rejected++
+	if len(b.sum.Rejections) < mostKept {
+		b.sum.Rejections = append(b.sum.Rejections, r)
+	}
+}
+
+// commit hands the chunk to a commit beside this goroutine, waiting while there are enough.
+func (b *batch) commit() error {
+	if len(b.mails) == 0 {
+		return b.a.fault(b.ctx.Err())
+	}
+	ms, places := b.mails, b.places
+	b.mails, b.places, b.bytes = nil, nil, 0
+	b.group.Go(func() error { return b.write(ms, places, false) })
+	if b.ctx.Err() != nil {
+		return b.a.fault(b.ctx.Err())
+	}
+	return b.route(b.ctx)
+}
+
+// write makes mails durable and counts the answers.
+func (b *batch) write(ms []*store.NewMail, places []int64, all bool) error {
+	res, err := b.a.Sender.Queue(b.ctx, ms, all)
+	if err != nil {
+		return b.a.fault(err)
+	}
+	accepted, duplicates := int64(0), int64(0)
+	for i, r := range res {
+		switch {
+		case r.Err != nil:
+			b.reject(b.a.refused(places[i], ms[i].RequestID, r.Err))
+		case r.Duplicate:
+			duplicates++
+		default:
+			accepted++
+		}
+	}
+	b.mu.Lock()
+	b.sum.Accepted += accepted
+	b.sum.Duplicates += duplicates
+	b.mu.Unlock()
+	return nil
+}
+
+// refused is the rejection of an item that the store did not take.
+func (a *API) refused(at int64, requestID string, err error) *pb.BatchRejection {
+	if e, is := apierr.As(a.fault(err)); is {
+		return rejection(at, requestID, e)
+	}
+	a.Logger.Error("item refused by the database", "position", at, "error", err)
+	return rejection(at, requestID, apierr.New(codes.Internal, pb.ReasonInternal, "the database refuses this item"))
+}
+
+// fail ends the batch; a fault of a commit is the cause of what follows it.
+func (b *batch) fail(err error) error {
+	if werr := b.group.Wait(); werr != nil && errors.Is(err, context.Canceled) {
+		return werr
+	}
+	return err
+}
+
+// end commits what is left, and with strict everything.
+func (b *batch) end() error {
+	if b.opts.GetStrict() {
+		if len(b.sum.Rejections) == 0 && len(b.mails) > 0 {
+			if err := b.write(b.mails, b.places, true); err != nil {
+				return err
+			}
+		}
+		if len(b.sum.Rejections) > 0 {
+			return allRejected(b.sum.Rejections)
+		}
+		return nil
+	}
+	err := b.commit()
+	return firstOf(b.group.Wait(), err)
+}

@@ -1,0 +1,125 @@
+package api
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"hash"
+	"io"
+	"os"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// mostUpload is what fits into the largest mail once it is base64.
+const mostUpload = 18 << 20
+
+// spool keeps an upload in a file of its own, encoded as it will stand in mails, and sums up both forms: what it is stored by is known only at its end.
+type spool struct {
+	file    *os.File
+	encoder *smtpx.AttachmentEncoder
+	plain   hash.Hash
+	encoded hash.Hash
+	size    int64
+	stored  int64
+}
+
+func newSpool() (*spool, error) {
+	f, err := os.CreateTemp("", "maildispatch-upload-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil { // it lives as long as it is open, however this process ends
+		_ = f.Close() // nothing is in it
+		return nil, err
+	}
+	s := &spool{file: f, plain: sha256.New(), encoded: sha256.New()}
+	s.encoder = smtpx.NewAttachmentEncoder(writerFunc(func(b []byte) (int, error) {
+		s.encoded.Write(b)
+		s.stored += int64(len(b))
+		return f.Write(b)
+	}))
+	return s, nil
+}
+
+func (s *spool) Write(b []byte) (int, error) {
+	s.plain.Write(b)
+	s.size += int64(len(b))
+	return s.encoder.Write(b)
+}
+
+func (s *spool) close() { _ = s.file.Close() } // it was only read since
+
+// UploadAttachment implements the service.
+func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttachmentRequest, pb.UploadAttachmentResponse]) error {
+	ctx := stream.Context()
+	first, err := stream.Recv()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	h := first.GetHeader()
+	var c apierr.Check
+	if h == nil {
+		c.Bad("header", "is required, in the first request")
+		return c.Err()
+	}
+	checkTeam(&c, "header.team", h.Team)
+	checkRequestID(&c, "header.request_id", h.RequestId)
+	if h.Filename != "" || h.ContentType != "" {
+		probe := smtpx.Message{Attachments: []smtpx.Attachment{{Filename: h.Filename, ContentType: h.ContentType}}}
+		if probe.Attachments[0].Filename == "" {
+			probe.Attachments[0].Filename = "upload"
+		}
+		for _, v := range probe.Validate() {
+			c.Bad("header."+v.Field[len("attachments[0]."):], "%s", v.Description)
+		}
+	}
+	if err := c.Err(); err != nil {
+		return err
+	}
+	sp, err := newSpool()
+	if err != nil {
+		return err
+	}
+	defer sp.close()
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if r.GetHeader() != nil {
+			c.Bad("header", "stands in the first request only")
+			return c.Err()
+		}
+		if sp.size+int64(len(r.GetChunk())) > mostUpload {
+			return apierr.New(codes.ResourceExhausted, pb.ReasonMailTooLarge, "the file has more than %d bytes", mostUpload)
+		}
+		if _, err := sp.Write(r.GetChunk()); err != nil {
+			return err
+		}
+	}
+	if err := sp.encoder.Close(); err != nil {
+		return err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return err
+	}
+	u := &store.Upload{ID: id, Team: h.Team, Filename: h.Filename, ContentType: h.ContentType, SHA256: sp.plain.Sum(nil), SizeBytes: sp.size, RequestID: h.RequestId,
+		Content: store.Content{Sum: [32]byte(sp.encoded.Sum(nil)), Size: int(sp.stored)}}
+	got, _, err := a.Store.PutUpload(ctx, u, sp.file)
+	if err != nil {
+		return a.fault(err)
+	}
+	return stream.SendAndClose(&pb.UploadAttachmentResponse{UploadId: got.ID.String(), Sha256: hex.EncodeToString(got.SHA256), SizeBytes: got.SizeBytes, ExpireTime: stampOf(got.ExpireTime)})
+}

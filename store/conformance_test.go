@@ -1,0 +1,516 @@
+package store_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// TestEnqueueBatchAnswersInOrder: whatever the order of the ids, with request_ids that come twice, in the batch and before it, and mails written again.
+func TestEnqueueBatchAnswersInOrder(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		with := func(request string, print byte) func(*store.NewMail) {
+			return func(m *store.NewMail) { m.RequestID, m.Fingerprint = request, []byte{print} }
+		}
+		old := newMail("ss", with("old", 1))
+		enqueue(t, s, old)
+		var ms []*store.NewMail
+		for range 1200 { // three commits
+			ms = append(ms, newMail("ss"))
+		}
+		slices.Reverse(ms)
+		first, second, other := newMail("ss", with("twice", 1)), newMail("ss", with("twice", 1)), newMail("ss", with("twice", 2))
+		late, reused := newMail("ss", with("old", 1)), newMail("ss", with("old", 2))
+		ms[3], ms[4], ms[700], ms[10], ms[1100] = first, second, other, late, reused
+		again := ms[20]
+		ms = append(ms, again, old)
+		res, err := s.EnqueueBatch(ctx, ms)
+		if err != nil || len(res) != len(ms) {
+			t.Fatal(len(res), err)
+		}
+		// Of two in one commit the one with the lower id is the first.
+		for i, r := range res {
+			want := store.Enqueued{ID: ms[i].ID}
+			switch ms[i] {
+			case second:
+				want.ID, want.Duplicate = first.ID, true
+			case other:
+				want.ID, want.Err = first.ID, store.ErrRequestIDReused
+			case late:
+				want.ID, want.Duplicate = old.ID, true
+			case reused:
+				want.ID, want.Err = old.ID, store.ErrRequestIDReused
+			}
+			if r.ID != want.ID || r.Duplicate != want.Duplicate || !errors.Is(r.Err, want.Err) || want.Err == nil && r.Err != nil {
+				t.Errorf("answer %d: %+v, want %+v", i, r, want)
+			}
+		}
+		if n, err := s.CountDue(ctx, "ss"); err != nil || n != 1200-4+1 {
+			t.Errorf("%d stored, %v", n, err)
+		}
+	})
+}
+
+// TestBadRowsFailAlone: several in one commit, each in another way; all others are stored, and each is told its own.
+func TestBadRowsFailAlone(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		var ms []*store.NewMail
+		for range 60 {
+			ms = append(ms, newMail("ss"))
+		}
+		bad := map[int]func(*store.NewMail){
+			0:  func(m *store.NewMail) { m.Kind = "nonsense" },
+			17: func(m *store.NewMail) { m.Mode = "" },
+			59: func(m *store.NewMail) { m.Kind = "" },
+		}
+		for i, change := range bad {
+			change(ms[i])
+		}
+		res, err := s.EnqueueBatch(ctx, ms)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range res {
+			if (r.Err != nil) != (bad[i] != nil) || r.ID != ms[i].ID {
+				t.Errorf("answer %d: %+v", i, r)
+			}
+			_, err := s.Mail(ctx, store.Everything, ms[i].ID)
+			if bad[i] != nil && !errors.Is(err, store.ErrNotFound) || bad[i] == nil && err != nil {
+				t.Errorf("mail %d: %v", i, err)
+			}
+		}
+	})
+}
+
+// TestSettledAgain: a write whose answer was lost is recognised when it is handed over again, and never taken for another.
+func TestSettledAgain(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		at := time.Now().Add(-time.Second)
+		for name, first := range map[string]store.Settlement{
+			"retry":   {Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: at, Attempts: 2},
+			"park":    {Kind: store.SettlePark, Status: store.MailUnknown, Attempts: 2},
+			"archive": {Kind: store.SettleArchive, Status: store.MailSent, Attempts: 2},
+		} {
+			m := newMail(name, func(m *store.NewMail) { m.Owner = r })
+			enqueue(t, s, m)
+			st := first
+			st.ID, st.Owner, st.Progress = m.ID, r, &store.Progress{}
+			if !settle(t, s, &st) {
+				t.Fatalf("%s refused", name)
+			}
+			if settle(t, s, &st) {
+				t.Errorf("%s: taken twice without saying that it comes again", name)
+			}
+			again := st
+			again.Again = true
+			if !settle(t, s, &again) {
+				t.Errorf("%s: not recognised", name)
+			}
+			for what, change := range map[string]func(*store.Settlement){
+				"status": func(st *store.Settlement) {
+					st.Status = map[bool]store.MailStatus{true: store.MailCancelled, false: store.MailFailed}[name == "archive"]
+				},
+				"mark":    func(st *store.Settlement) { st.Kind = store.SettleMark },
+				"results": func(st *store.Settlement) { st.Kind = store.SettleProgress },
+				"mail":    func(st *store.Settlement) { st.ID = uuid.New() },
+			} {
+				x := again
+				if change(&x); settle(t, s, &x) {
+					t.Errorf("%s: another %s is taken for the same write", name, what)
+				}
+			}
+			if name == "archive" {
+				continue
+			}
+			x := again
+			if x.Attempts = 1; settle(t, s, &x) {
+				t.Errorf("%s: another attempt is taken for the same write", name)
+			}
+			if x.Kind = store.SettleArchive; settle(t, s, &x) {
+				t.Errorf("%s: an unfinished mail is taken for a finished one", name)
+			}
+		}
+		// Claimed by somebody else since: not ours, whatever it says.
+		other := register(t, s)
+		cs, err := s.Claim(ctx, other, "retry", 1, store.AnyPriority)
+		if err != nil || len(cs) != 1 {
+			t.Fatal(cs, err)
+		}
+		if settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: r, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: at, Attempts: 2, Again: true}) {
+			t.Error("another owner's mail is taken for one's own")
+		}
+	})
+}
+
+// TestRecoverInPages: marked mails of several dead replicas come page by page, each once; unmarked ones are free at the first call; the living keep theirs.
+func TestRecoverInPages(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		const marked, unmarked = 750, 330
+		dead := []store.ReplicaID{register(t, s), register(t, s), register(t, s)}
+		var ms []*store.NewMail
+		for i := range marked + unmarked {
+			ms = append(ms, newMail("ss", func(m *store.NewMail) { m.Owner = dead[i%3] }))
+		}
+		enqueue(t, s, ms...)
+		var answers []<-chan store.Settled
+		for i, m := range ms[:marked] {
+			answers = append(answers, s.Settle(&store.Settlement{ID: m.ID, Owner: dead[i%3], Kind: store.SettleMark}))
+		}
+		for _, a := range answers {
+			if r := <-a; r.Err != nil || !r.Mine {
+				t.Fatalf("mark: %+v", r)
+			}
+		}
+		for _, r := range dead {
+			if err := s.Renew(ctx, r, -time.Second); err != nil && !errors.Is(err, store.ErrStale) {
+				t.Fatal(err)
+			}
+		}
+		me := register(t, s)
+		mine := newMail("ss", func(m *store.NewMail) { m.Owner = me })
+		enqueue(t, s, mine)
+		seen := map[uuid.UUID]bool{}
+		for page := 0; ; page++ {
+			released, adopted, err := s.Recover(ctx, me, 200)
+			if err != nil || released != map[bool]int{true: unmarked}[page == 0] {
+				t.Fatalf("page %d: %d released, %v", page, released, err)
+			}
+			if len(adopted) == 0 {
+				break
+			}
+			for _, c := range adopted {
+				if seen[c.ID] || !c.Marked || c.Crashes != 1 {
+					t.Fatalf("adopted %+v, seen %v", c, seen[c.ID])
+				}
+				seen[c.ID] = true
+			}
+		}
+		if len(seen) != marked {
+			t.Errorf("%d adopted", len(seen))
+		}
+		if m, err := s.Mail(ctx, store.Everything, mine.ID); err != nil || m.Owner != me {
+			t.Errorf("the living one's mail: %+v %v", m, err)
+		}
+		var left int
+		if err := s.Get(&left, "select count(*) from replica"); err != nil || left != 1 {
+			t.Errorf("%d replicas are left, %v", left, err)
+		}
+	})
+}
+
+// TestUnregister: an orderly end gives back what was not marked, counts no crash, and leaves the marked to whoever rescues.
+func TestUnregister(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		free, marked := newMail("ss", func(m *store.NewMail) { m.Owner = r }), newMail("ss", func(m *store.NewMail) { m.Owner = r })
+		enqueue(t, s, free, marked)
+		if !settle(t, s, &store.Settlement{ID: marked.ID, Owner: r, Kind: store.SettleMark}) {
+			t.Fatal("mark refused")
+		}
+		begin, err := s.LastChange(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Unregister(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := s.Mail(ctx, store.Everything, free.ID); err != nil || m.Status != store.MailQueued || m.Owner != 0 {
+			t.Errorf("%+v %v", m, err)
+		}
+		if m, err := s.Mail(ctx, store.Everything, marked.ID); err != nil || m.Owner != r {
+			t.Errorf("%+v %v", m, err)
+		}
+		cs, _, _, err := s.Changes(ctx, store.Everything, store.MailFilter{}, begin, 10)
+		if err != nil || len(cs) != 1 || cs[0].Mail.ID != free.ID || cs[0].Status != store.MailQueued {
+			t.Errorf("changes: %+v %v", cs, err)
+		}
+		me := register(t, s)
+		if n, adopted, err := s.Recover(ctx, me, 10); err != nil || n != 0 || len(adopted) != 1 || adopted[0].ID != marked.ID {
+			t.Errorf("rescued: %d %v %v", n, adopted, err)
+		}
+		if cs, err := s.Claim(ctx, me, "ss", 10, store.AnyPriority); err != nil || len(cs) != 1 || cs[0].Crashes != 0 {
+			t.Errorf("claimed: %+v %v", cs, err)
+		}
+		if err := s.Unregister(ctx, me+1000); err != nil {
+			t.Errorf("somebody who never was: %v", err)
+		}
+	})
+}
+
+// TestSharedContentOverDays: content used again on a later day is marked as used then, by whoever has not yet marked it, and every store reads the same bytes.
+func TestSharedContentOverDays(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			var day atomic.Int64
+			begin := time.Now().UTC().Truncate(24 * time.Hour).Add(12 * time.Hour)
+			now := func() time.Time { return begin.AddDate(0, 0, int(day.Load())) }
+			shared := bytes.Repeat([]byte("a body for all of them\r\n"), 60_000) // 1.4 MB: three chunks
+			var want []byte
+			mail := func() *store.NewMail {
+				return newMail("ss", func(m *store.NewMail) {
+					m.Raw = []store.Piece{{Data: []byte("Subject: x\r\n\r\n")}, {Shared: content(shared), Length: len(shared)}, {Data: []byte("between")},
+						{Shared: content(shared[:9]), Length: 9}, {Data: []byte("\r\n")}}
+					want = bytes.Join([][]byte{m.Raw[0].Data, shared, m.Raw[2].Data, shared[:9], m.Raw[4].Data}, nil)
+				})
+			}
+			var ids []uuid.UUID
+			for d := range 3 {
+				day.Store(int64(d))
+				s, err := store.Open(ctx, dsn, store.Options{Now: now})
+				if err != nil {
+					t.Fatal(err)
+				}
+				m := mail()
+				enqueue(t, s, m, mail())
+				ids = append(ids, m.ID)
+				var n, touched, chunks int
+				q := "select count(*) from content where touched = ?"
+				arg := any(now().Unix() / 86400)
+				if s.Dialect() == "postgres" {
+					arg = now().Format(time.DateOnly)
+				}
+				if err := errors.Join(s.Get(&n, "select count(*) from content"), s.Get(&touched, q, arg), s.Get(&chunks, "select count(*) from content_chunk")); err != nil || n != 2 || touched != 2 || chunks != 4 {
+					t.Errorf("day %d: %d contents, %d touched, %d chunks, %v", d, n, touched, chunks, err)
+				}
+				for _, id := range ids {
+					var b bytes.Buffer
+					if k, err := s.RawMail(ctx, store.Everything, id, &b); err != nil || k != int64(b.Len()) || !bytes.Equal(b.Bytes(), want) {
+						t.Errorf("day %d: %d bytes, want %d, %v", d, b.Len(), len(want), err)
+					}
+				}
+				if d == 2 { // damage is never sent or shown as if it were the mail
+					if err := s.Exec("delete from content_chunk where n = 1"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := storetest.Open(t, dsn)
+			if _, err := s.RawMail(ctx, store.Everything, ids[0], io.Discard); err == nil {
+				t.Error("damaged content is read without an error")
+			}
+		})
+	}
+}
+
+// TestQuotaIsOneForAll: callers at once never get more than a day's limit, and what is given back is there again.
+func TestQuotaIsOneForAll(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		take := func(want int) (total int64) {
+			var wg sync.WaitGroup
+			var got atomic.Int64
+			for range 12 {
+				wg.Go(func() {
+					n, _, err := s.TakeQuota(ctx, "ss", want, 0, 100)
+					if err != nil {
+						t.Error(err)
+					}
+					got.Add(int64(n))
+				})
+			}
+			wg.Wait()
+			return got.Load()
+		}
+		if n := take(15); n != 100 {
+			t.Errorf("%d taken of 100", n)
+		}
+		if n := take(-2); n != -24 {
+			t.Errorf("%d given back of 24", n)
+		}
+		if n := take(15); n != 24 {
+			t.Errorf("%d taken of 24", n)
+		}
+	})
+}
+
+// TestSlotsOnSQLite: one process counts for itself.
+func TestSlotsOnSQLite(t *testing.T) {
+	s := storetest.Open(t, storetest.SQLiteDSN(t))
+	for range 3 {
+		if n, ok, err := s.TakeSlot(ctx, 1, "ss", 1); err != nil || !ok || s.GiveSlot(ctx, 1, "ss", n) != nil {
+			t.Fatal(n, ok, err)
+		}
+	}
+}
+
+// TestFullSQLite: a database that cannot grow refuses new mail as full, loses nothing, and takes mail again when it can.
+func TestFullSQLite(t *testing.T) {
+	s := storetest.Open(t, storetest.SQLiteDSN(t))
+	kept := newMail("ss")
+	enqueue(t, s, kept)
+	var pages int
+	if err := errors.Join(s.Get(&pages, "pragma page_count"), s.Exec(fmt.Sprintf("pragma max_page_count = %d", pages+4))); err != nil {
+		t.Fatal(err)
+	}
+	big := newMail("ss", func(m *store.NewMail) { m.Raw = []store.Piece{{Data: make([]byte, 1<<20)}} })
+	if res, err := s.Enqueue(ctx, big); !errors.Is(err, store.ErrFull) {
+		t.Fatalf("%+v %v", res, err)
+	}
+	if _, err := s.Mail(ctx, store.Everything, big.ID); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("refused and stored: %v", err)
+	}
+	if _, err := s.Mail(ctx, store.Everything, kept.ID); err != nil {
+		t.Errorf("the mail before: %v", err)
+	}
+	if err := s.Exec("pragma max_page_count = 1000000"); err != nil {
+		t.Fatal(err)
+	}
+	enqueue(t, s, big)
+}
+
+// TestReadOnlyPostgres: so says a server whose disk is full or that has become a standby.
+func TestReadOnlyPostgres(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	var name string
+	if err := s.Get(&name, "select current_database()"); err != nil {
+		t.Fatal(err)
+	}
+	turn := func(to string) { // this connection, and all new ones
+		t.Helper()
+		err := s.Exec("begin read write; set default_transaction_read_only = " + to + "; alter database " + name + " set default_transaction_read_only = " + to +
+			"; select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid(); commit")
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	turn("on")
+	until(t, "new mail is refused as full", func() bool {
+		_, err := s.Enqueue(ctx, newMail("ss"))
+		return errors.Is(err, store.ErrFull)
+	})
+	if _, err := s.ListDue(ctx, store.Everything, store.MailFilter{}, store.Cursor{}, 10); err != nil {
+		t.Errorf("reading: %v", err)
+	}
+	turn("off")
+	m := newMail("ss")
+	until(t, "new mail is taken again", func() bool {
+		res, err := s.Enqueue(ctx, m)
+		return err == nil && res.Err == nil && !res.Duplicate
+	})
+}
+
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); !done(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
+// TestDatabaseAway: every call says so while PostgreSQL cannot be reached, what was accepted before is there after, and nothing has to be restarted.
+func TestDatabaseAway(t *testing.T) {
+	u, err := url.Parse(storetest.PostgresDSN(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := &wire{to: u.Host, conns: map[net.Conn]bool{}}
+	line.listen(t, "127.0.0.1:0")
+	u.Host = line.addr
+	s := storetest.Open(t, u.String())
+	r := register(t, s)
+	kept := newMail("ss", func(m *store.NewMail) { m.Owner = r })
+	enqueue(t, s, kept)
+	line.cut()
+	st := &store.Settlement{ID: kept.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent}
+	lost := newMail("ss")
+	for name, call := range map[string]func() error{
+		"ping":    func() error { return s.Ping(ctx) },
+		"clock":   func() error { _, err := s.Now(ctx); return err },
+		"enqueue": func() error { _, err := s.Enqueue(ctx, lost); return err },
+		"claim":   func() error { _, err := s.Claim(ctx, r, "ss", 1, store.AnyPriority); return err },
+		"settle":  func() error { return (<-s.Settle(st)).Err },
+		"renew":   func() error { return s.Renew(ctx, r, time.Minute) },
+		"recover": func() error { _, _, err := s.Recover(ctx, r, 1); return err },
+		"mail":    func() error { _, err := s.Mail(ctx, store.Everything, kept.ID); return err },
+		"list": func() error {
+			_, err := s.ListDue(ctx, store.Everything, store.MailFilter{}, store.Cursor{}, 1)
+			return err
+		},
+		"changes": func() error { _, err := s.LastChange(ctx); return err },
+		"breaker": func() error {
+			_, err := s.ChangeBreaker(ctx, "ss", func(time.Time, *store.Breaker) bool { return true })
+			return err
+		},
+		"quota": func() error { _, _, err := s.TakeQuota(ctx, "ss", 1, 1, 1); return err },
+	} {
+		if err := call(); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	line.listen(t, line.addr)
+	again := *st
+	again.Again = true
+	until(t, "the write is taken that failed", func() bool { a := <-s.Settle(&again); return a.Err == nil && a.Mine })
+	until(t, "new mail is taken", func() bool { r, err := s.Enqueue(ctx, lost); return err == nil && r.Err == nil })
+	if m, err := s.Mail(ctx, store.Everything, kept.ID); err != nil || m.Status != store.MailSent {
+		t.Errorf("%+v %v", m, err)
+	}
+}
+
+// wire is a TCP connection to somewhere that can be cut.
+type wire struct {
+	to, addr string
+	l        net.Listener
+	mu       sync.Mutex
+	conns    map[net.Conn]bool
+}
+
+func (w *wire) listen(t *testing.T, addr string) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.l, w.addr = l, l.Addr().String()
+	t.Cleanup(func() { _ = l.Close() }) // closed already when it was cut
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			d, err := net.Dial("tcp", w.to)
+			if err != nil {
+				_ = c.Close() // the other side sees the end
+				continue
+			}
+			for _, p := range [][2]net.Conn{{c, d}, {d, c}} {
+				w.mu.Lock()
+				w.conns[p[0]] = true
+				w.mu.Unlock()
+				go func() {
+					_, _ = io.Copy(p[0], p[1]) // ends when either side does
+					_ = p[0].Close()
+				}()
+			}
+		}
+	}()
+}
+
+func (w *wire) cut() {
+	_ = w.l.Close() // it was open
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for c := range w.conns {
+		_ = c.Close() // may have ended by itself
+	}
+	clear(w.conns)
+}

@@ -1,0 +1,191 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/pressly/goose/v3"
+)
+
+// What the tests outside see of the inside: outside, because storetest imports this package.
+
+// Statement is a named statement.
+type Statement struct {
+	Name, Index, Text string
+}
+
+// Statements are those of a dialect.
+func Statements(d string) ([]Statement, error) {
+	all, err := readStatements(dialect(d))
+	out := make([]Statement, len(all))
+	for i, x := range all {
+		text := x.text
+		for strings.HasPrefix(text, "--") {
+			_, text, _ = strings.Cut(text, "\n")
+		}
+		out[i] = Statement{x.name, x.index, text}
+	}
+	return out, err
+}
+
+// RecordUse begins to record what stores ask for, and returns how to look whether a statement was.
+func RecordUse() func(dialectName, statement string) bool {
+	var names sync.Map
+	used = func(d dialect, name string) { names.Store(string(d)+" "+name, true) }
+	return func(d, statement string) bool {
+		_, ok := names.Load(d + " " + statement)
+		return ok
+	}
+}
+
+// Exec runs SQL on the writing connection.
+func (s *Store) Exec(query string, args ...any) error {
+	_, err := s.write.Exec(query, args...)
+	return err
+}
+
+// Get reads one value on the writing connection.
+func (s *Store) Get(out any, query string, args ...any) error {
+	return s.write.Get(out, s.write.Rebind(query), args...)
+}
+
+// JournalQuery is what a page of a journal asks the database.
+func (s *Store) JournalQuery(archive bool, sc Scope, f MailFilter, after Cursor, n int) (string, []any) {
+	if archive {
+		return s.archiveQuery(sc, &f, after, n)
+	}
+	return s.dueQuery(sc, &f, after, n)
+}
+
+// Plan is how the database would execute a statement, one step a line. generic: PostgreSQL's plan for whatever arguments, which a prepared statement gets
+// when it has been used for a while. SQLite's never depends on them.
+func (s *Store) Plan(ctx context.Context, text string, args []any, generic bool) (string, error) {
+	var lines []string
+	if s.dialect == sqliteDia {
+		if args == nil {
+			n := strings.Count(text, "?")
+			for i := range n {
+				if strings.Contains(text, "?"+strconv.Itoa(i+1)) {
+					n = i + 1
+				}
+			}
+			args = make([]any, n)
+		}
+		var steps []struct {
+			ID, Parent, NotUsed int
+			Detail              string
+		}
+		if err := s.write.SelectContext(ctx, &steps, "explain query plan "+text, args...); err != nil {
+			return "", err
+		}
+		for _, st := range steps {
+			lines = append(lines, st.Detail)
+		}
+		return strings.Join(lines, "\n"), nil
+	}
+	if !generic {
+		err := s.write.SelectContext(ctx, &lines, "explain "+s.write.Rebind(text), args...)
+		return strings.Join(lines, "\n"), err
+	}
+	c, err := s.write.Connx(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	nulls := ""
+	if n := strings.Count(text, "?"); n > 0 {
+		nulls = "(null" + strings.Repeat(", null", n-1) + ")"
+	}
+	for _, q := range []string{"set plan_cache_mode = force_generic_plan", "prepare planned as " + s.write.Rebind(text)} {
+		if _, err := c.ExecContext(ctx, q); err != nil {
+			return "", err
+		}
+	}
+	if err := c.SelectContext(ctx, &lines, "explain execute planned"+nulls); err != nil {
+		return "", err
+	}
+	_, err = c.ExecContext(ctx, "deallocate planned; reset plan_cache_mode")
+	return strings.Join(lines, "\n"), err
+}
+
+// Select reads values on the writing connection.
+func (s *Store) Select(out any, query string) error { return s.write.Select(out, query) }
+
+// Schema is what a version of the migrations leaves.
+type Schema struct {
+	Version  int64
+	Columns  map[string]Column // by table.column
+	Defaults map[string]bool   // columns that have one
+	Indexes  map[string]bool   // by table.index, whether unique; without those of primary keys
+}
+
+// Column is a column; primary keys count as not nullable.
+type Column struct{ Nullable bool }
+
+// Schemas migrates an empty database version by version and looks at it after each.
+func Schemas(ctx context.Context, dsn string) ([]Schema, error) {
+	d, gd, driver, name := postgres, goose.DialectPostgres, "postgres", dsn
+	columns := `select table_name || '.' || column_name as name, is_nullable = 'YES' as nullable, column_default is not null or is_identity = 'YES' as has_default
+from information_schema.columns where table_schema = 'public' and table_name not like 'goose%'`
+	indexes := `select c.relname || '.' || i.relname as name, x.indisunique as uniq
+from pg_index x join pg_class c on c.oid = x.indrelid join pg_class i on i.oid = x.indexrelid join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = 'public' and not x.indisprimary and c.relname not like 'goose%'`
+	if path, is := strings.CutPrefix(dsn, "sqlite:"); is {
+		d, gd, driver, name = sqliteDia, goose.DialectSQLite3, "sqlite", path
+		columns = `select t.name || '.' || c.name as name, c."notnull" = 0 and c.pk = 0 as nullable, c.dflt_value is not null as has_default
+from sqlite_master t join pragma_table_info(t.name) c where t.type = 'table' and t.name not like 'goose%' and t.name not like 'sqlite%'`
+		indexes = `select t.name || '.' || i.name as name, i."unique" as uniq
+from sqlite_master t join pragma_index_list(t.name) i where t.type = 'table' and t.name not like 'goose%' and t.name not like 'sqlite%' and i.origin = 'c'`
+	}
+	db, err := sqlx.Open(driver, name)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	dir, err := fs.Sub(migrations, "migrations/"+string(d))
+	if err != nil {
+		return nil, err
+	}
+	p, err := goose.NewProvider(gd, db.DB, dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []Schema
+	for _, src := range p.ListSources() {
+		if _, err := p.UpTo(ctx, src.Version); err != nil {
+			return nil, err
+		}
+		sc := Schema{src.Version, map[string]Column{}, map[string]bool{}, map[string]bool{}}
+		var cs []struct {
+			Name       string
+			Nullable   bool
+			HasDefault bool `db:"has_default"`
+		}
+		var is []struct {
+			Name string
+			Uniq bool
+		}
+		if err := errors.Join(db.SelectContext(ctx, &cs, columns), db.SelectContext(ctx, &is, indexes)); err != nil {
+			return nil, err
+		}
+		for _, c := range cs {
+			sc.Columns[c.Name], sc.Defaults[c.Name] = Column{c.Nullable}, c.HasDefault
+		}
+		for _, i := range is {
+			sc.Indexes[i.Name] = i.Uniq
+		}
+		out = append(out, sc)
+	}
+	return out, nil
+}
+
+// WriteTerms says whether s writes what mail is searched by. Nothing may be going on.
+func (s *Store) WriteTerms(yes bool) { s.noTerms = !yes }
+
+// RecipientTerm is what term holds of a recipient.
+func RecipientTerm(mailbox string) string { return recipientTerm(mailbox) }
