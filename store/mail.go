@@ -207,6 +207,7 @@ type Settlement struct {
 	PossibleDuplicate bool
 	LastError         string
 	Again             bool // handed over before, with an error as answer: it may have been written
+	Quick             bool // somebody waits for it: not behind what the batch hands over
 }
 
 // Settled answers a Settlement. Mine == false: the lease was lost, nothing was written.

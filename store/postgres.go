@@ -11,7 +11,7 @@ import (
 	_ "github.com/lib/pq" // the driver
 )
 
-// Pool of one process: 2 enqueue flushers, 1 settle flusher, claims, the rest reads.
+// Pool of one process: 2 enqueue flushers, 2 settle flushers, claims, the rest reads.
 const (
 	poolSize     = 12
 	poolLifetime = 30 * time.Minute

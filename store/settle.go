@@ -16,10 +16,14 @@ type settleOp struct {
 }
 
 // Settle hands over one conditional write to a mail and returns where its answer will be. Writes are committed in groups and strictly in the order
-// they were handed over: none is committed later than one that came after it.
+// they were handed over: none is committed later than one that came after it. The quick ones have an order of their own; a mail's writes are all quick or none.
 func (s *Store) Settle(st *Settlement) <-chan Settled {
 	op := &settleOp{s: st, done: make(chan Settled, 1)}
-	s.settle.in <- op
+	if st.Quick {
+		s.quick.in <- op
+	} else {
+		s.settle.in <- op
+	}
 	return op.done
 }
 

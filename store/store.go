@@ -38,7 +38,8 @@ type Store struct {
 
 	enqueue []*coalescer[*enqueueOp]
 	settle  *coalescer[*settleOp]
-	noTerms bool // write nothing to search by; only a benchmark sets it, to show what that costs
+	quick   *coalescer[*settleOp] // settlements that somebody waits for
+	noTerms bool                  // write nothing to search by; only a benchmark sets it, to show what that costs
 	intake  chan *enqueueOp
 	cache   contentCache
 	reading singleflight.Group // of shared content
@@ -101,6 +102,7 @@ func (s *Store) Close() error {
 		c.stop()
 	}
 	s.settle.stop()
+	s.quick.stop()
 	return s.closeDBs()
 }
 

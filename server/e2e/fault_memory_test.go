@@ -11,7 +11,6 @@ import (
 	"github.com/maildispatch/maildispatch/client"
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
-	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
 // peakKB is the most memory that the process has had resident since it started.
@@ -22,13 +21,12 @@ func (s *service) peakKB() int { return s.procStatus("VmHWM:") }
 func TestLargeMailsAtOnce(t *testing.T) {
 	t.Setenv("GOMEMLIMIT", "512MiB") // of the service: this process has read its own
 	const callers = 16
-	for _, dsn := range []string{storetest.SQLiteDSN(t), storetest.PostgresDSN(t)} {
-		s := start(t, dsn)
+	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Discard: true, Extensions: []string{"PIPELINING", "SIZE 52428800"}}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: callers, MaxMailBytes: 25 << 20} })
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: callers, MaxMailBytes: 25 << 20} })
 		idle := s.peakKB()
-		file := make([]byte, count(18<<20, 4<<20))
+		file := make([]byte, scaled(4<<20, 18<<20))
 		again, sent := 0, 0
 		var mu sync.Mutex
 		for _, server := range []string{"now", "bulk"} {
@@ -71,6 +69,7 @@ func TestLargeMailsAtOnce(t *testing.T) {
 		if peak > memoryFactor*600<<10 {
 			t.Errorf("the service had %d KiB", peak)
 		}
+		s.invariants(t)
 		t.Logf("F23 mails=%d file_mib=%d come_again=%d idle_mib=%d peak_taking_mib=%d peak_mib=%d", 2*callers, len(file)>>20, again, idle>>10, taken>>10, peak>>10)
-	}
+	})
 }

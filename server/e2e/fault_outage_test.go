@@ -25,15 +25,15 @@ func TestDeadBesideHealthy(t *testing.T) {
 	rs[0].addServer("healthy", pb.Mode_MODE_PHP, healthy.Port())
 	rs[0].addServer("dead", pb.Mode_MODE_DAEMON, dead.Port(), func(m *pb.MailServer) { m.Smtp.Timeout = durationpb.New(2 * time.Second) })
 	// Round by round, so that a machine that grows slower meanwhile does not decide.
-	rounds, mails := count(10, 4), count(50, 25)
+	rounds, mails := scaled(4, 10), scaled(25, 50)
 	var base, beside []time.Duration
 	for range rounds {
 		base = append(base, rs[0].sendMany("healthy", mails, 4)...)
 	}
-	backlog := count(5000, 500)
+	backlog := scaled(500, 5000)
 	rs[0].queue("dead", backlog)
 	began := time.Now()
-	window := time.Duration(count(300, 15)) * time.Second
+	window := time.Duration(scaled(15, 300)) * time.Second
 	for range rounds {
 		beside = append(beside, rs[0].sendMany("healthy", mails, 4)...)
 	}
@@ -49,7 +49,7 @@ func TestDeadBesideHealthy(t *testing.T) {
 		}
 	}
 	// Asked at 0 s by either replica at most, then after 1, 5, 30 s and 1, 2 and 4 minutes by one of them; each try lasts 2 s.
-	most := count(10, 5)
+	most := scaled(5, 10)
 	if conns > most || conns == 0 {
 		t.Errorf("%d connections in %v, at most %d expected", conns, window, most)
 	}
@@ -60,6 +60,7 @@ func TestDeadBesideHealthy(t *testing.T) {
 	if p1 > p0*3/2+20*time.Millisecond { // the constant is the noise of a machine that is shared
 		t.Errorf("the healthy mail server's p95 is %v, was %v", p1, p0)
 	}
+	rs[1].invariants(t)
 	t.Logf("F21 backlog=%d window=%v dead_conns=%d attempts_burned=%d healthy_p95=%v baseline_p95=%v", backlog, window, conns, attempts,
 		p1.Round(time.Microsecond), p0.Round(time.Microsecond))
 }
@@ -99,7 +100,7 @@ func TestRampAfterOutage(t *testing.T) {
 		return nil
 	}}).Start(t)
 	s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: limit} })
-	mails := count(10000, 1000)
+	mails := scaled(1000, 10000)
 	s.queue("bulk", mails)
 	eventually(t, 20*time.Second, "it is suspended", func() bool { return s.health("bulk").GetState() == pb.Health_STATE_SUSPENDED })
 	down.Store(false)
@@ -114,6 +115,7 @@ func TestRampAfterOutage(t *testing.T) {
 	if early > 0 || most > limit || most < 4 {
 		t.Errorf("%d connections too early, %d at most, by step %v", early, most, peaks)
 	}
+	s.invariants(t)
 	t.Logf("F22 mails=%d took=%v most_conns=%d too_early=%d peaks_by_3s=%v", mails, time.Since(healed).Round(time.Millisecond), most, early, peaks)
 }
 
@@ -124,7 +126,7 @@ func TestLanes(t *testing.T) {
 		relay := (&smtpxtest.Server{Delay: 20 * time.Millisecond}).Start(t)
 		s.addServer("shared", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 2} })
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 2} })
-		bulk := count(10000, 1000)
+		bulk := scaled(1000, 10000)
 		to := func(team string) func(*pb.SendRequest) {
 			return func(r *pb.SendRequest) {
 				r.Options.Team = team
@@ -183,6 +185,7 @@ func TestLanes(t *testing.T) {
 		if least < share/2 {
 			t.Errorf("teams got %v", by)
 		}
+		s.invariants(t)
 		t.Logf("lanes bulk=%d left=%d urgent_after=%v php_p95=%v baseline_p95=%v early=%d middle=%d last=%d", bulk, left, urgent.Round(time.Millisecond),
 			php.Round(time.Millisecond), baseline.Round(time.Millisecond), by["early"], by["middle"], by["last"])
 	})

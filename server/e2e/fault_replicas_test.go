@@ -82,8 +82,8 @@ func TestFrozenReplica(t *testing.T) {
 		return nil
 	}}).Start(t)
 	frozen.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
-	rounds, mails := count(30, 1), count(600, 400)
-	stop := time.Duration(count(95, 0)) * time.Second // at full size three leases; else until the other has taken over
+	rounds, mails := scaled(1, 30), scaled(400, 600)
+	stop := time.Duration(scaled(0, 95)) * time.Second // at full size three leases; else until the other has taken over
 	stale, unflagged, flagged, late, lost, doubled := 0, 0, 0, 0, 0, 0
 	for round := range rounds {
 		ids := other.queue("bulk", mails)
@@ -170,12 +170,13 @@ func TestFrozenReplica(t *testing.T) {
 	if flagged > rounds*connections {
 		t.Errorf("%d mails are flagged after %d freezes with %d connections", flagged, rounds, connections)
 	}
+	other.invariants(t)
 	t.Logf("F16 freezes=%d stale_writes=%d unflagged=%d flagged=%d doubled=%d dots_after_thaw=%d lost=%d", rounds, stale, unflagged, flagged, doubled, late, lost)
 }
 
 // TestReplicasShare (F17): two and four replicas share one backlog: none is doubled, each does its part, they do not stand in each other's way.
 func TestReplicasShare(t *testing.T) {
-	mails := count(20000, 2000)
+	mails := scaled(2000, 20000)
 	single := 0.0
 	for _, n := range []int{1, 2, 4} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -220,15 +221,13 @@ func TestReplicasShare(t *testing.T) {
 				t.Errorf("shares %v of %d", sent, mails)
 			}
 			// The scaled run is over within a second, in which a busy machine may do anything.
-			tolerance := 0.4
-			if atFullSize {
-				tolerance = 0.9
-			}
+			tolerance := float64(scaled(40, 90)) / 100
 			if n == 1 {
 				single = rate
 			} else if rate < tolerance*single {
 				t.Errorf("%.0f/s, one replica alone %.0f/s", rate, single)
 			}
+			rs[0].invariants(t)
 			t.Logf("F17 replicas=%d mails=%d doubled=%d deadlocks=%d shares=%v rate=%.0f/s single=%.0f/s", n, mails, doubled, deadlocks, sent, rate, single)
 		})
 	}

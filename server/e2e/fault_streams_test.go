@@ -30,7 +30,7 @@ func TestHungAndCancelledStreams(t *testing.T) {
 	s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: connections} })
 	s.sendMany("now", 4*connections, connections) // whatever is opened once is open
 	fds, threads := s.descriptors(), s.threads()
-	n := count(1000, 200)
+	n := scaled(200, 1000)
 	var cancelled atomic.Int32
 	for _, hang := range []bool{true, false} {
 		var wg sync.WaitGroup
@@ -71,6 +71,7 @@ func TestHungAndCancelledStreams(t *testing.T) {
 		}
 		return true
 	})
+	s.invariants(t)
 	t.Logf("F24 sends=%d hung=%d cancelled=%d descriptors=%d->%d threads=%d->%d mails=%d", 2*n, hung.Load(), cancelled.Load(), fds, s.descriptors(), threads, s.threads(), len(all))
 }
 
@@ -94,7 +95,7 @@ func TestCallerGoesAwayAtEachEvent(t *testing.T) {
 		var cases []*call
 		// accepted, attempt, 250 recipients, completed: 253 events. What comes after the last event of a transaction matters most.
 		for _, after := range []int{1, 2, 3, 50, 101, 102, 103, 150, 201, 202, 203, 250, 252, 253} {
-			for range count(20, 1) {
+			for range scaled(1, 20) {
 				cases = append(cases, &call{after: after}, &call{after: after, broken: true})
 			}
 		}
@@ -169,6 +170,7 @@ func TestCallerGoesAwayAtEachEvent(t *testing.T) {
 		if statuses["SENT"] == 0 || statuses["FAILED"] == 0 || len(statuses) != 2 {
 			t.Errorf("one-sided, or half done: %v", statuses)
 		}
+		s.invariants(t)
 		t.Logf("F25 calls=%d recipients_accepted=%d given_up=%d unknown=%d mails=%v", len(cases), accepted, givenUp, unknown, statuses)
 	})
 }

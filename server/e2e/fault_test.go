@@ -22,7 +22,7 @@ import (
 
 // scaled is the size of a fault test.
 func scaled(ordinary, full int) int {
-	if atFullSize {
+	if os.Getenv("MAILDISPATCH_TEST_FULL") == "1" {
 		return full
 	}
 	return ordinary

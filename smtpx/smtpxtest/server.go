@@ -52,6 +52,8 @@ type Server struct {
 	LowerPrompts       bool // "username:" instead of "Username:"
 	// Delay is waited before each flight of answers: the round trip of a distant relay.
 	Delay time.Duration
+	// Idle is how long a client may say nothing before the connection is closed; 0 = for ever.
+	Idle time.Duration
 	// Discard keeps neither mails nor lines, for runs of hours; On sees them.
 	Discard bool
 
@@ -133,6 +135,13 @@ func (s *Server) Conns() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.count
+}
+
+// Open is how many connections stand.
+func (s *Server) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
 }
 
 // FirstBytes is the first byte of each connection, before any TLS.
@@ -225,6 +234,9 @@ func (x *conn) serve() {
 	for {
 		if x.br.Buffered() == 0 && !x.flush() {
 			return
+		}
+		if x.s.Idle > 0 {
+			_ = x.raw.SetReadDeadline(time.Now().Add(x.s.Idle)) // fails only when it is closed already
 		}
 		line, err := x.br.ReadString('\n')
 		if err != nil {

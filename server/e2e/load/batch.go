@@ -115,7 +115,7 @@ func shared(ctx context.Context, b *bench) error {
 	b.add("shared body: bytes stored a mail", "%.0f", fmt.Sprintf("< %d", b.size/2), float64(bodies.raw)/float64(b.mails))
 	b.add("shared body: contents stored", "%.0f", "", float64(bodies.contents))
 	if bodies.raw > int64(b.mails*b.size/2) {
-		b.wrong = append(b.wrong, "the shared body is not stored once")
+		b.broke = append(b.broke, "the shared body is not stored once")
 	}
 
 	id, err := upload(ctx, p.dispatch[0], pdf(1<<20))
@@ -134,13 +134,13 @@ func shared(ctx context.Context, b *bench) error {
 	b.add("1 MiB file: contents stored", "%.0f", "", float64(files.contents-bodies.contents))
 	b.add("1 MiB file: MB stored", "%.1f", "", float64(files.bytes-bodies.bytes)/1e6)
 	if files.bytes-bodies.bytes > 3<<20 {
-		b.wrong = append(b.wrong, "the file is not stored once")
+		b.broke = append(b.broke, "the file is not stored once")
 	}
 	if err := b.end(); err != nil { // its peak is known now
 		return err
 	}
 	if b.peak >= 256 {
-		b.wrong = append(b.wrong, fmt.Sprintf("the service's memory went up to %.0f MiB", b.peak))
+		b.broke = append(b.broke, fmt.Sprintf("the service's memory went up to %.0f MiB", b.peak))
 	}
 	return nil
 }

@@ -173,7 +173,7 @@ func (l *lab) run(ctx context.Context, sc *scenario, s *setting, n int) (*figure
 			return nil, err
 		}
 	}
-	if b.tally, err = newTally(4*b.mails + 100000); err != nil {
+	if b.tally, err = newTally(4*b.mails + 2*bulkMost + 100000); err != nil {
 		return nil, err
 	}
 	defer b.tally.sink.Close()

@@ -5,13 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// backlog is how many bulk mails are kept waiting while php mode is measured.
-const backlog = 10000
+const (
+	backlog  = 10000  // bulk mails that are kept waiting while php mode is measured, if the service lets so many wait
+	feed     = 1000   // of one SendBatch
+	bulkMost = 400000 // in all
+)
 
 // latency measures php-mode sends one at a time at a steady pace: with nothing else to do, with bulk waiting at another mail server, and with bulk
 // waiting at the same one.
@@ -34,17 +38,18 @@ func latency(ctx context.Context, b *bench) error {
 	}
 	_, alone := b.latencies("php alone", ls)
 	for _, x := range []struct{ name, server string }{{"bulk at another mail server", "bulk"}, {"bulk at the same", "php"}} {
-		bulk, stop := b.saturate(ctx, p, x.server)
+		stop := b.saturate(ctx, p, x.server)
 		ls, err := b.paced(ctx, p, b.mails)
-		sent, rate, stopErr := stop()
+		s, stopErr := stop()
 		if err := errors.Join(err, stopErr); err != nil {
 			return err
 		}
 		_, p99 := b.latencies("php, "+x.name, ls)
 		b.add("php, "+x.name+" p99 / alone", "%.1f", "<= 3", p99/alone)
-		b.add(x.name+": bulk mails/s meanwhile", "%.0f", "", rate)
-		if sent < backlog || bulk() == 0 {
-			return fmt.Errorf("only %d bulk mails meanwhile: nothing was saturated", sent)
+		b.add(x.name+": bulk mails/s meanwhile", "%.0f", "", s.rate)
+		b.add(x.name+": bulk waiting at the end", "%.0f", "", float64(s.waiting))
+		if s.sent >= bulkMost || s.waiting == 0 {
+			return fmt.Errorf("%d bulk mails meanwhile, %d waited at the end: nothing was saturated", s.sent, s.waiting)
 		}
 	}
 	return b.recorded(ctx, p, b.given())
@@ -73,53 +78,56 @@ func (b *bench) paced(ctx context.Context, p *process, n int) ([]time.Duration, 
 	return all, errors.Join(errs...)
 }
 
-// saturate keeps bulk waiting at a mail server from before it returns until stop, which waits until all of it has arrived. sent tells how many so far.
-func (b *bench) saturate(ctx context.Context, p *process, server string) (sent func() int, stop func() (int, float64, error)) {
-	var mu sync.Mutex
-	total := 0
-	sent = func() int { mu.Lock(); defer mu.Unlock(); return total }
-	quit, ready, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	arrived := b.tally.arrived.Load()
-	begin := time.Now()
-	go func() {
-		o := &pb.BatchOptions{Options: &pb.SendOptions{MailServer: server}}
-		var once sync.Once
-		for {
-			select {
-			case <-quit:
-				done <- nil
-				return
-			default:
-			}
-			if b.given()-int(b.tally.arrived.Load()) >= backlog {
-				once.Do(func() { close(ready) })
+// saturate keeps bulk coming to a mail server over several streams, from before it returns until stop, which waits until all of it has arrived. As much as
+// the service takes goes in, but no more than backlog waits.
+func (b *bench) saturate(ctx context.Context, p *process, server string) (stop func() (saturation, error)) {
+	quit, began := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var sent atomic.Int64
+	var feeders sync.WaitGroup
+	errs := make([]error, b.streams)
+	arrived, begin := b.tally.arrived.Load(), time.Now()
+	waiting := func() int { return b.given() - int(b.tally.arrived.Load()) }
+	for i := range b.streams {
+		feeders.Go(func() {
+			defer once.Do(func() { close(began) })
+			for errs[i] == nil && sent.Load() < bulkMost {
 				select {
 				case <-quit:
-				case <-time.After(5 * time.Millisecond):
+					return
+				default:
 				}
-				continue
+				if waiting() >= backlog {
+					once.Do(func() { close(began) })
+					select {
+					case <-quit:
+					case <-time.After(5 * time.Millisecond):
+					}
+					continue
+				}
+				first := b.tally.give(feed)
+				errs[i] = b.stream(ctx, p.dispatch[0], first, first+feed, &pb.BatchOptions{Options: &pb.SendOptions{MailServer: server}}, b.own)
+				if sent.Add(feed) >= backlog {
+					once.Do(func() { close(began) })
+				}
 			}
-			if err := b.bulk(ctx, p, 1000, o, b.own); err != nil {
-				once.Do(func() { close(ready) })
-				done <- err
-				return
-			}
-			mu.Lock()
-			total += 1000
-			mu.Unlock()
-		}
-	}()
-	select {
-	case <-ready:
-	case <-ctx.Done():
+		})
 	}
-	return sent, func() (int, float64, error) {
-		rate := float64(b.tally.arrived.Load()-arrived) / time.Since(begin).Seconds()
+	<-began
+	return func() (saturation, error) {
+		s := saturation{sent: int(sent.Load()), waiting: waiting(), rate: float64(b.tally.arrived.Load()-arrived) / time.Since(begin).Seconds()}
 		close(quit)
-		err := <-done
+		feeders.Wait()
+		err := errors.Join(errs...)
 		if err == nil {
 			err = b.tally.wait(ctx, b.given())
 		}
-		return sent(), rate, err
+		return s, err
 	}
+}
+
+// saturation is what went on beside the measured sends, when they were over.
+type saturation struct {
+	sent, waiting int
+	rate          float64
 }

@@ -20,7 +20,7 @@ var scenarios = func() map[string]*scenario {
 		{name: "shared", short: "one body with variables to all, one 1 MiB file to a twentieth", defaults: map[string]string{"mails": "100000"}, run: shared},
 		{name: "far", short: "batch to a relay at a distance, with all connections and with a fifth of them", defaults: map[string]string{"conns": "50"}, run: far},
 		{name: "flat", short: "many mails through one database, tenth by tenth", defaults: map[string]string{"mails": "500000", "runs": "1", "timeout": "30m"}, compare: "snapshot=0,snapshot=200000", run: flat},
-		{name: "latency", short: "Send in php mode alone and beside a saturated queue", defaults: map[string]string{"mails": "2000"}, run: latency},
+		{name: "latency", short: "Send in php mode alone and beside a saturated queue", defaults: map[string]string{"mails": "2000", "streams": "4"}, run: latency},
 	} {
 		all[s.name] = s
 	}

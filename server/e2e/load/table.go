@@ -13,7 +13,8 @@ import (
 // figures are what one run measured, in the order in which they are shown.
 type figures struct {
 	list  []figure
-	wrong []string // what was not as it must be
+	wrong []string // mails that did not arrive exactly once
+	broke []string // what else was not as it must be
 	notes []string // shown below the table, of the last run
 }
 
@@ -59,7 +60,7 @@ func (f *figures) line() string {
 			parts = append(parts, fmt.Sprintf("%s "+x.format, x.name, x.value))
 		}
 	}
-	return strings.Join(append(parts, f.wrong...), ", ")
+	return strings.Join(slices.Concat(parts, f.wrong, f.broke), ", ")
 }
 
 // table shows settings side by side: the median of the runs, and the lowest and the highest.
@@ -158,7 +159,7 @@ func (t *table) fault() error {
 	var errs []error
 	for i, runs := range t.runs {
 		for n, f := range runs {
-			for _, s := range f.wrong {
+			for _, s := range slices.Concat(f.wrong, f.broke) {
 				errs = append(errs, fmt.Errorf("run %d %s: %s", n+1, t.settings[i].name, s))
 			}
 		}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"mime/quotedprintable"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -23,6 +25,7 @@ type tally struct {
 	stray   atomic.Int64 // of no number, or of one that was never given out
 	swapped atomic.Int64 // text of another number
 	given   atomic.Int64
+	example atomic.Pointer[string] // the beginning of a mail with the text of another
 	sink    smtpxtest.Sink
 }
 
@@ -44,11 +47,24 @@ func (t *tally) mail(rcpt [][]byte, head []byte) {
 			continue
 		}
 		t.seen[n].Add(1)
-		if in, ok := number(head, "\r\n\r\nNo ", '.'); !ok || in != n {
+		if in, ok := opening(head); !ok || in != n {
 			t.swapped.Add(1)
+			s := fmt.Sprintf("mail %d: %.600q", n, head)
+			t.example.CompareAndSwap(nil, &s)
 		}
 	}
 	t.arrived.Add(1)
+}
+
+// opening is the number that a message's text begins with, as it is or in quoted-printable.
+func opening(head []byte) (int, bool) {
+	if n, ok := number(head, "\r\n\r\nNo ", '.'); ok {
+		return n, true
+	}
+	_, text, _ := bytes.Cut(head, []byte("\r\n\r\n"))
+	text = bytes.ReplaceAll(text[:min(len(text), 100)], []byte("\n.."), []byte("\n.")) // dots are stuffed
+	plain, _ := io.ReadAll(quotedprintable.NewReader(bytes.NewReader(text)))           // cut anywhere: what can be read is enough
+	return number(plain, "No ", '.')
 }
 
 // number reads the decimal number between before and after.
@@ -97,6 +113,9 @@ func (t *tally) check() []string {
 		}
 	}
 	var wrong []string
+	if given > len(t.seen) {
+		wrong = append(wrong, fmt.Sprintf("%d mails were sent, and only %d can be told apart", given, len(t.seen)))
+	}
 	for _, x := range []struct {
 		n    int
 		what string
@@ -104,6 +123,9 @@ func (t *tally) check() []string {
 		if x.n > 0 {
 			wrong = append(wrong, fmt.Sprintf("%d of %d mails %s", x.n, given, x.what))
 		}
+	}
+	if s := t.example.Load(); s != nil {
+		wrong = append(wrong, *s)
 	}
 	return wrong
 }

@@ -76,6 +76,6 @@
 // # Concurrency
 //
 // One drain per mail server and process: overlapping passes join it. A drain owns one feeder, which claims, and workers, each owning
-// one session. php-mode mails never queue behind a drain: each runs on the goroutine of its flight with a session from the mail server's pool. Results
-// go through one recorder that keeps their order.
+// one session. php-mode mails never queue behind a drain: each runs on the goroutine of its flight with a session from the mail server's pool. Marks and
+// results go through one recorder that keeps their order, those of php mode through another, so that no caller waits behind a batch's.
 package engine

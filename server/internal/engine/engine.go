@@ -37,7 +37,8 @@ type Engine struct {
 	journal Journal
 	log     *slog.Logger
 	lease   *lease
-	rec     *recorder
+	rec     *recorder // the batch's results
+	quick   *recorder // results that a php-mode caller waits for
 	bytes   *semaphore.Weighted
 	// A budget of its own, so that what waits in memory never keeps what is being sent from being loaded.
 	handBytes *semaphore.Weighted
@@ -80,6 +81,7 @@ func New(cfg Config) *Engine {
 		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
 		lease: newLease(cfg.Journal, cfg.Replica, cfg.Logger),
 		rec:   newRecorder(cfg.Journal, cfg.Logger),
+		quick: newRecorder(cfg.Journal, cfg.Logger),
 		bytes: semaphore.NewWeighted(cfg.MaxBytes), handMost: cfg.MaxBytes / 4, handBytes: semaphore.NewWeighted(cfg.MaxBytes / 4),
 		ready: make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
@@ -103,6 +105,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	var own sync.WaitGroup
 	own.Go(func() { e.lease.run(base) })
 	own.Go(func() { e.rec.run(base) })
+	own.Go(func() { e.quick.run(base) })
 	e.setClock(ctx)
 	e.breakers.refresh(ctx)
 	e.rescue(ctx)
@@ -135,6 +138,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	fctx, cancelFlush := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancelFlush()
 	e.rec.flush(fctx)
+	e.quick.flush(fctx)
 	err = e.journal.Unregister(fctx, e.lease.replica())
 	cancelBase()
 	own.Wait()
@@ -239,7 +243,7 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 		return nil
 	}
 	select {
-	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleMark}):
+	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleMark, Quick: j.quick}):
 		if a.Err != nil {
 			return fmt.Errorf("mark before the dot: %w", a.Err)
 		}

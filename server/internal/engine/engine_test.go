@@ -16,7 +16,6 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/smtpx"
-	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
@@ -74,7 +73,7 @@ func ctx(t testing.TB) context.Context {
 	return c
 }
 
-func (r *rig) server(name string, mode store.Mode, relay *smtpxtest.Server, limits store.Limits) *store.MailServer {
+func (r *rig) server(name string, mode store.Mode, relay interface{ Port() int }, limits store.Limits) *store.MailServer {
 	r.t.Helper()
 	s, _, err := r.store.CreateServer(ctx(r.t), &store.MailServer{Name: name, Type: store.TypeSMTP, From: "a@x.example", Mode: mode, Status: store.ServerAvailable, Limits: limits,
 		SMTP: &store.SMTP{Host: "127.0.0.1", Port: relay.Port(), Encryption: "none"}, Annotations: map[string]string{}}, store.Audit{})

@@ -178,6 +178,7 @@ func (f *flight) run() {
 		cut()
 	}
 	j := newJob(m.Claimed(f.sub.Server.HoldUnknown), m.Owner, f.e.now())
+	j.quick = true
 	j.attended = true
 	if err := f.e.load(ctx, j); err != nil {
 		if ctx.Err() == nil {
@@ -252,7 +253,9 @@ func (f *flight) deliver(ctx context.Context, j *job) {
 		}
 		next = f.transact(ctx, session, j)
 		if next == stepNext {
-			f.e.rec.record(j.progress(), nil)
+			s := j.progress()
+			s.Quick = true
+			f.e.quick.record(s, nil)
 		}
 		if ctx.Err() != nil {
 			next = stepOver
@@ -336,7 +339,8 @@ func (f *flight) finish(j *job) {
 
 func (f *flight) settle(m *store.NewMail, s *store.Settlement) {
 	settled := make(chan bool, 1)
-	f.e.rec.record(s, func(mine bool) { settled <- mine })
+	s.Quick = true
+	f.e.quick.record(s, func(mine bool) { settled <- mine })
 	select {
 	case mine := <-settled:
 		f.complete(s, mine)

@@ -26,6 +26,7 @@ type job struct {
 	free    int    // free tries left on a fresh connection
 	seq     int64  // its number in the drain's queue
 
+	quick     bool   // a php-mode caller waits: its writes do not queue behind the batch's
 	submitted bool   // it was handed to a session at least once
 	marked    bool   // the gate let a dot leave
 	over      bool   // it is settled, or lost
