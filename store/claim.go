@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
@@ -83,13 +85,10 @@ func (s *Store) DueServers(ctx context.Context) ([]string, error) {
 // only mails of a priority above the given one are looked at. No two replicas ever get the same mail.
 func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, above int16) ([]*Claimed, error) {
 	var rows []claimedRow
-	if s.dialect == postgres {
-		if err := s.q.get("claim").SelectContext(ctx, &rows, server, server, max, server, above, int64(r)); err != nil {
-			return nil, s.fault(err)
+	err := s.taking(ctx, r, &rows, func(tx *sqlx.Tx) error {
+		if s.dialect == postgres {
+			return s.q.in(ctx, tx, "claim").SelectContext(ctx, &rows, server, server, max, server, above, int64(r))
 		}
-		return claimedOf(rows)
-	}
-	err := s.tx(ctx, func(tx *sqlx.Tx) error {
 		var ids []uuid.UUID
 		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, server, max, s.nowArg(), above, int64(r)); err != nil || len(ids) == 0 {
 			return err
@@ -111,4 +110,50 @@ func (s *Store) claimedByID(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID, r
 		return err
 	}
 	return s.q.in(ctx, tx, "claimed").SelectContext(ctx, rows, string(b))
+}
+
+// taking runs f, which makes rows r's, in a transaction of its own although it is one statement: its answer is there before the commit. When the answer to
+// the commit is lost, nobody else would ever find out which mails are ours: this does, however long that takes.
+func (s *Store) taking(ctx context.Context, r ReplicaID, rows *[]claimedRow, f func(tx *sqlx.Tx) error) error {
+	committing := false
+	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+		*rows, committing = nil, false
+		err := f(tx)
+		committing = err == nil
+		return err
+	})
+	if !committing || len(*rows) == 0 || !errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	ids := make([]uuid.UUID, len(*rows))
+	for i := range *rows {
+		ids[i] = (*rows)[i].ID
+	}
+	b, err := json.Marshal(ids)
+	if err != nil {
+		return err
+	}
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		var owners []struct {
+			ID    uuid.UUID
+			Owner *int64
+		}
+		err := s.tx(ctx, func(tx *sqlx.Tx) error {
+			owners = nil
+			return s.q.in(ctx, tx, "owners").SelectContext(ctx, &owners, string(b))
+		})
+		if err == nil {
+			ours := map[uuid.UUID]bool{}
+			for _, o := range owners {
+				ours[o.ID] = o.Owner != nil && *o.Owner == int64(r)
+			}
+			*rows = slices.DeleteFunc(*rows, func(c claimedRow) bool { return !ours[c.ID] })
+			return nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done(): // the end of the lease gives them back
+			return err
+		}
+	}
 }

@@ -73,8 +73,7 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 // Recover takes over from replicas whose lease has run out: unmarked mails become claimable, up to max marked ones become me's, with Marked set.
 func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released int, adopted []*Claimed, err error) {
 	var rows []claimedRow
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		rows = nil
+	err = s.taking(ctx, me, &rows, func(tx *sqlx.Tx) error {
 		var args []any
 		if s.dialect == sqliteDia {
 			args = append(args, s.nowArg())

@@ -71,6 +71,10 @@ select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.mess
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
+-- name: owners
+-- primary key. Locked before it is read: a commit whose answer was lost may still be under way
+select id, owner from due where id in (select value::uuid from json_array_elements_text(?::json)) order by id for update;
+
 -- name: settle
 -- due's primary key. One statement for marks, results and finished mails: what is not returned is not ours any more.
 with x as materialized (
