@@ -15,7 +15,7 @@ import (
 )
 
 // SendAll sends items over SendBatch and waits for its summary; slices.Values makes items of a slice. It is the fastest way in, and the one that knows
-// strict and validate_only; Bulk is for those who want to hear of each item.
+// strict and validate_only; Bulk is for those who want to hear of each item, or have more than 1,000,000.
 //
 // When the connection breaks it ranges over items again, up to three times, so they have to be the same in the same order: nothing of them is kept. An item
 // without a request_id gets one that depends on its place, therefore none is doubled, and one that has become another is rejected (REQUEST_ID_REUSED).
@@ -48,7 +48,7 @@ func (c *Client) sendAll(ctx context.Context, options *maildispatchv1.BatchOptio
 	defer cancel()
 	stream, err := c.SendBatch(ctx, opts...)
 	if err != nil {
-		return nil, false, err
+		return nil, false, orSilent(ctx, "send a batch", c.sendTimeout, err)
 	}
 	// An error of Send says only that there is one; the answer says which.
 	err = stream.Send(&maildispatchv1.SendBatchRequest{Options: options})
@@ -89,11 +89,5 @@ func (c *Client) sendAll(ctx context.Context, options *maildispatchv1.BatchOptio
 	flush()
 	listen()
 	res, err := stream.CloseAndRecv()
-	switch {
-	case err == nil:
-		return res, named, nil
-	case context.Cause(ctx) == errSilent:
-		return nil, named, status.Errorf(codes.DeadlineExceeded, "send a batch: %v for %v", errSilent, c.sendTimeout)
-	}
-	return nil, named, err
+	return res, named, orSilent(ctx, "send a batch", c.sendTimeout, err)
 }

@@ -39,6 +39,9 @@ const (
 	maxRejections      = 1000     // in a summary, as in the service's own
 )
 
+// streamItems is how many items go over one stream, which takes 1,000,000; a variable for the test.
+var streamItems int64 = 500_000
+
 // Bulk sends any number of mails over SendStream. It is safe for concurrent use; see Client.Bulk.
 type Bulk struct {
 	c      *Client
@@ -234,7 +237,7 @@ func (b *Bulk) stream() (heard bool, err error) {
 	defer cancel()
 	stream, err := b.c.SendStream(ctx, b.opts...)
 	if err != nil {
-		return false, err
+		return false, orSilent(ctx, "send in bulk", b.c.sendTimeout, err)
 	}
 	var sending sync.WaitGroup
 	context.AfterFunc(ctx, b.wake)
@@ -246,12 +249,12 @@ func (b *Bulk) stream() (heard bool, err error) {
 		switch {
 		case err != nil && b.finished(): // whatever comes after the last word
 			return heard, nil
+		case err == io.EOF && heard && b.owed() == 0: // it was long enough
+			return heard, nil
 		case err == io.EOF: // somebody on the way closed it politely
 			return heard, status.Error(codes.Unavailable, "the stream of SendStream ended before its last answer")
-		case err != nil && context.Cause(ctx) == errSilent:
-			return heard, status.Errorf(codes.DeadlineExceeded, "send in bulk: %v for %v", errSilent, b.c.sendTimeout)
 		case err != nil:
-			return heard, err
+			return heard, orSilent(ctx, "send in bulk", b.c.sendTimeout, err)
 		}
 		x := b.answered(answer, hush)
 		if x == nil {
@@ -275,28 +278,35 @@ func (b *Bulk) listen(listen func()) {
 	}
 }
 
+// owed counts the items that the service has to answer.
+func (b *Bulk) owed() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.open)
+}
+
 func (b *Bulk) finished() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.closed && len(b.open)+len(b.queue) == 0
 }
 
-// send writes what is queued to a stream until nothing more comes or the stream is gone, which its reader is told.
+// send writes what is queued to a stream until nothing more comes, it is long enough, or it is gone, which its reader is told.
 func (b *Bulk) send(ctx context.Context, stream grpc.BidiStreamingClient[maildispatchv1.SendStreamRequest, maildispatchv1.SendStreamResponse], listen func()) {
 	if stream.Send(&maildispatchv1.SendStreamRequest{Options: b.first}) != nil {
 		return
 	}
-	for at := int64(0); ; {
+	for at := int64(0); at < streamItems; {
 		items := b.take(ctx, at, listen)
 		if len(items) == 0 {
-			_ = stream.CloseSend() // never fails
-			return
+			break
 		}
 		at += int64(len(items))
 		if stream.Send(&maildispatchv1.SendStreamRequest{Items: items}) != nil {
 			return
 		}
 	}
+	_ = stream.CloseSend() // never fails
 }
 
 // take waits for items and moves a request's worth of them from the queue to the stream, where the first has position at. None = there are no more.

@@ -105,6 +105,38 @@ func TestBulk(t *testing.T) {
 	}
 }
 
+// More items than a stream takes go over several, which is no failure. Not parallel: the others are to have the ordinary length.
+func TestBulkOverManyStreams(t *testing.T) {
+	defer client.SetStreamItems(20)()
+	srv := clienttest.New(t)
+	c := srv.Client(t, client.Options{})
+	heard := &answers{t: t}
+	b := c.Bulk(t.Context(), newsletter(), client.BulkOptions{Window: 7, Answer: heard.hear})
+	const n = 200
+	for i := range n {
+		if err := b.Add(itemTo(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum, err := b.Close()
+	if err != nil || sum.Accepted != n || len(heard.seen) != n {
+		t.Fatalf("%v, %v, %d answers", sum, err, len(heard.seen))
+	}
+	once(t, srv, b.BatchID(), n)
+	streams, longest, now := 0, 0, 0
+	for _, r := range srv.Requests("SendStream") {
+		req := r.Message.(*maildispatchv1.SendStreamRequest)
+		if req.GetOptions() != nil {
+			streams, now = streams+1, 0
+		}
+		now += len(req.GetItems())
+		longest = max(longest, now)
+	}
+	if streams < 7 || longest < 20 || longest > 27 { // a request is sent whole
+		t.Errorf("%d streams, the longest of %d items", streams, longest)
+	}
+}
+
 // What is wrong with an item is said with its place in the Bulk, also after a break.
 func TestBulkRejections(t *testing.T) {
 	t.Parallel()
@@ -329,6 +361,32 @@ func TestBulkConcurrent(t *testing.T) {
 		t.Errorf("%v, %v", sum, err)
 	}
 	once(t, srv, b.BatchID(), 400)
+}
+
+// One that waits for a service that is away does so for SendTimeout.
+func TestBulkWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		srv := clienttest.New(t)
+		srv.SetServing(false)
+		c := srv.Client(t, client.Options{SendTimeout: time.Minute})
+		add := func() *client.Bulk {
+			b := c.Bulk(t.Context(), newsletter(), client.BulkOptions{}, grpc.WaitForReady(true))
+			if err := b.Add(itemTo(0)); err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		began := time.Now()
+		if _, err := add().Close(); status.Code(err) != codes.DeadlineExceeded || time.Since(began) != time.Minute {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		b := add()
+		time.AfterFunc(30*time.Second, func() { srv.SetServing(true) })
+		if sum, err := b.Close(); err != nil || sum.Accepted != 1 {
+			t.Errorf("%v, %v", sum, err)
+		}
+	})
 }
 
 // liar answers an item that nobody sent.

@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // the client's side of healthCheckConfig
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
@@ -143,6 +145,14 @@ func attentive(ctx context.Context, d time.Duration) (_ context.Context, listen,
 	}
 	silence := time.AfterFunc(d, func() { end(errSilent) })
 	return ctx, func() { silence.Reset(d) }, func() { silence.Stop() }, func() { silence.Stop(); end(nil) }
+}
+
+// orSilent is the error of an attentive call, in words of its own if silence was why.
+func orSilent(ctx context.Context, what string, d time.Duration, err error) error {
+	if err != nil && context.Cause(ctx) == errSilent {
+		return status.Errorf(codes.DeadlineExceeded, "%s: %v for %v", what, errSilent, d)
+	}
+	return err
 }
 
 // bearer is a token in every call's header.

@@ -99,10 +99,8 @@ func (c *Client) Download(ctx context.Context, id string, w io.Writer, opts ...g
 			return n, nil
 		case err == io.EOF:
 			return n, fmt.Errorf("download mail %s: %d of %d bytes: %w", id, n, max(size, 0), io.ErrUnexpectedEOF)
-		case err != nil && context.Cause(ctx) == errSilent:
-			return n, status.Errorf(codes.DeadlineExceeded, "download mail %s: %v for %v", id, errSilent, c.timeout)
 		case err != nil:
-			return n, err
+			return n, orSilent(ctx, "download mail "+id, c.timeout, err)
 		}
 		if size < 0 {
 			size = part.GetSizeBytes()

@@ -251,3 +251,97 @@ func TestDownloadTimes(t *testing.T) {
 		})
 	}
 }
+
+// Watch tells every change once and in order for each mail, however often the connection breaks, and its cursor goes on after a restart of the caller.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	for name, faults := range map[string][]clienttest.Fault{
+		"whole": nil, "broken at once": {{}, {}, {}}, "broken after every answer": slices.Repeat([]clienttest.Fault{{After: 2}}, 40), "closed politely": {{After: 3, Quiet: true}, {After: 1, Quiet: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				srv := clienttest.New(t)
+				srv.AddMailServer(&maildispatchv1.MailServer{Name: "bulk", Mode: maildispatchv1.Mode_MODE_DAEMON})
+				srv.Answer("left@example.com", clienttest.Refused)
+				srv.Fault("WatchMails", faults...)
+				c := srv.Client(t, client.Options{})
+				filter := &maildispatchv1.MailFilter{Labels: map[string]string{"run": "1"}}
+				stories, over, cursor := map[string]string{}, 0, ""
+				watch := func(until int) {
+					for r, err := range c.Watch(t.Context(), &maildispatchv1.WatchMailsRequest{Filter: filter, Cursor: cursor}) {
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						cursor = r.GetCursor()
+						if r.GetMail() != nil {
+							stories[r.GetMail().GetRecipients()[0].GetAddress()] += strings.TrimPrefix(r.GetStatus().String(), "MAIL_STATUS_") + " "
+							if st := r.GetStatus(); st == maildispatchv1.MailStatus_MAIL_STATUS_SENT || st == maildispatchv1.MailStatus_MAIL_STATUS_FAILED {
+								over++
+							}
+						}
+						if over == until {
+							return
+						}
+					}
+				}
+				send := func(server, to string) {
+					req := mailTo(to)
+					req.Options = &maildispatchv1.SendOptions{MailServer: server, Labels: filter.Labels}
+					if _, err := c.Deliver(t.Context(), req); err != nil {
+						t.Error(err)
+					}
+					req.Options.Labels = nil
+					if _, err := c.Deliver(t.Context(), req); err != nil {
+						t.Error(err)
+					}
+				}
+				done := make(chan bool)
+				go func() { defer close(done); watch(2) }()
+				synctest.Wait()
+				time.Sleep(time.Minute) // in the bubble: nothing happens
+				send("bulk", "anna@example.com")
+				send("test", "ben@example.com")
+				srv.RunBatch()
+				<-done
+				send("bulk", "left@example.com")
+				srv.RunBatch()
+				watch(3)
+				for to, want := range map[string]string{"anna@example.com": "QUEUED SENDING SENT ", "ben@example.com": "SENDING SENT ", "left@example.com": "QUEUED SENDING FAILED "} {
+					if stories[to] != want {
+						t.Errorf("%s: %q, want %q", to, stories[to], want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestWatchFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		srv := clienttest.New(t)
+		srv.Fault("WatchMails", slices.Repeat([]clienttest.Fault{{}}, 16)...) // grpc repeats each of four calls
+		c := srv.Client(t, client.Options{})
+		n := 0
+		for r, err := range c.Watch(t.Context(), nil) {
+			if n++; status.Code(err) != codes.Unavailable || r != nil {
+				t.Errorf("%v, %v", r, err)
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d answers", n)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var last error
+		for _, err := range clienttest.New(t).Client(t, client.Options{}).Watch(ctx, nil) {
+			last = err
+			cancel()
+		}
+		if status.Code(last) != codes.Canceled {
+			t.Errorf("%v", last)
+		}
+	})
+}

@@ -51,9 +51,10 @@ func (c *Client) Upload(ctx context.Context, header *maildispatchv1.UploadAttach
 func (c *Client) upload(ctx context.Context, header *maildispatchv1.UploadAttachmentRequest_Header, r io.Reader, opts []grpc.CallOption) (*maildispatchv1.UploadAttachmentResponse, error) {
 	ctx, listen, heard, cancel := attentive(ctx, c.timeout)
 	defer cancel()
+	what := "upload " + header.GetFilename()
 	stream, err := c.UploadAttachment(ctx, opts...)
 	if err != nil {
-		return nil, err
+		return nil, orSilent(ctx, what, c.timeout, err)
 	}
 	// An error of Send says only that there is one; the answer says which.
 	err = stream.Send(&maildispatchv1.UploadAttachmentRequest{Part: &maildispatchv1.UploadAttachmentRequest_Header_{Header: header}})
@@ -64,7 +65,7 @@ func (c *Client) upload(ctx context.Context, header *maildispatchv1.UploadAttach
 		n, failure := io.ReadFull(r, chunk)
 		end = failure == io.EOF || failure == io.ErrUnexpectedEOF
 		if failure != nil && !end {
-			return nil, fmt.Errorf("upload %s: %w", header.GetFilename(), failure)
+			return nil, fmt.Errorf("%s: %w", what, failure)
 		}
 		listen()
 		if n > 0 {
@@ -75,12 +76,10 @@ func (c *Client) upload(ctx context.Context, header *maildispatchv1.UploadAttach
 	}
 	res, err := stream.CloseAndRecv()
 	switch sum := hex.EncodeToString(hash.Sum(nil)); {
-	case err != nil && context.Cause(ctx) == errSilent:
-		return nil, status.Errorf(codes.DeadlineExceeded, "upload %s: %v for %v", header.GetFilename(), errSilent, c.timeout)
 	case err != nil:
-		return nil, err
+		return nil, orSilent(ctx, what, c.timeout, err)
 	case res.GetSha256() != sum || res.GetSizeBytes() != size:
-		return nil, status.Errorf(codes.DataLoss, "upload %s: %d bytes with SHA-256 %s were sent, %d with %s arrived", header.GetFilename(), size, sum, res.GetSizeBytes(), res.GetSha256())
+		return nil, status.Errorf(codes.DataLoss, "%s: %d bytes with SHA-256 %s were sent, %d with %s arrived", what, size, sum, res.GetSizeBytes(), res.GetSha256())
 	}
 	return res, nil
 }

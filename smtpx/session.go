@@ -13,14 +13,13 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	mail "github.com/xhit/go-simple-mail/v2"
 )
 
 // Session is one logged-in connection to a relay. It is used by one goroutine at a time.
 //
-// The library drives the dialogue, but over a net.Conn of ours (libraryConn): it says MAIL, RCPT, DATA and the body to us, we say them to the relay,
+// The library drives the dialogue, but over a net.Conn of ours (libraryConn): it says MAIL, RCPT, DATA and a stand-in for the body to us, we say them to the relay,
 // several at once where it offers PIPELINING, read every reply and keep the truth per recipient. The library's own return value is never the outcome
 // of a mail. Without this its Send hangs for ever on a silent relay, drops TLS silently, fails a whole mail for one refused recipient, and
 // cannot tell what happened after the dot.
@@ -45,12 +44,13 @@ type Session struct {
 
 	cur       *transfer // being said by the library
 	held      *transfer // behind its 354, body in hand, dot not sent
-	spare     *transfer // its buffers are reused
+	spare     *transfer // used again
 	needReset bool      // the next flight begins with RSET
 	inData    bool      // the relay waits for a body
 	dead      error     // why nothing more can be sent
 
 	flight []byte // commands of the flight being written
+	block  []byte // of the body being written
 
 	mu       sync.Mutex // guards what cancellation touches from another goroutine
 	ended    bool       // ctx of the running call is over
@@ -62,8 +62,7 @@ type Session struct {
 type transfer struct {
 	t    *Transaction
 	rcpt []RecipientOutcome
-	body []byte // dot-stuffed, with the final dot; reused
-	ok   int    // recipients accepted at RCPT
+	ok   int // recipients accepted at RCPT
 }
 
 // dotGrace is how long the reply after a dot is awaited once the call was cancelled. Cutting at once would only make an unknown outcome.
@@ -182,8 +181,7 @@ func (s *Session) Submit(ctx context.Context, t *Transaction) error {
 		return s.dead
 	}
 	s.cur, s.lib.ctx = tr, ctx
-	// The library copies the message anyway, so the bytes are lent to it as a string.
-	_ = mail.SendMessage(t.From, t.To, unsafe.String(unsafe.SliceData(t.Raw), len(t.Raw)), s.client) // the session's record is the outcome, not this error
+	_ = mail.SendMessage(t.From, t.To, standIn, s.client) // the session's record is the outcome, not this error
 	if s.cur == tr {
 		// The library stopped before the body was complete: only when it refused an address itself, which refuseLocally should have.
 		s.cur = nil
@@ -311,11 +309,10 @@ func (s *Session) look() (said, closed bool) {
 		return false, true
 	}
 	var one [1]byte
-	err = rc.Read(func(fd uintptr) bool {
+	err = rc.Control(func(fd uintptr) { // its Read would fail once the last wait's deadline has passed, and an idle session be taken for closed
 		n, _, e := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		said = n > 0
 		closed = !said && e != syscall.EAGAIN && e != syscall.EINTR // an end or an error
-		return true
 	})
 	if err != nil {
 		return false, true
@@ -337,7 +334,7 @@ func (s *Session) take(t *Transaction) *transfer {
 	if tr == nil {
 		tr = &transfer{}
 	}
-	tr.t, tr.ok, tr.body = t, 0, tr.body[:0]
+	tr.t, tr.ok = t, 0
 	tr.rcpt = make([]RecipientOutcome, len(t.To)) // handed out with the outcome, so never reused
 	return tr
 }
@@ -346,9 +343,7 @@ func (s *Session) take(t *Transaction) *transfer {
 func (s *Session) finish(tr *transfer, o Outcome) {
 	t := tr.t
 	tr.t, tr.rcpt = nil, nil
-	if cap(tr.body) <= 1<<20 {
-		s.spare = tr
-	}
+	s.spare = tr
 	if t.Done != nil {
 		t.Done(o)
 	}

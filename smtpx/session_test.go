@@ -574,19 +574,21 @@ func TestT4h_CertificateIsChecked(t *testing.T) {
 }
 
 func TestT5a_SMTPUTF8OnlyWhereNeeded(t *testing.T) {
-	srv := (&smtpxtest.Server{Extensions: []string{"PIPELINING", "8BITMIME", "SMTPUTF8"}}).Start(t)
-	s := dial(t, relay(srv))
-	s.Send(context.Background(), tx(1))
-	if strings.Contains(strings.Join(srv.Lines(), "\n"), "> SMTPUTF8") {
-		t.Fatal("SMTPUTF8 on plain mail")
-	}
 	u := tx(1)
 	u.To = []string{"jörg@y.example"}
-	if o := s.Send(context.Background(), u); statuses(o) != "A" || !strings.Contains(strings.Join(srv.Lines(), "\n"), " SMTPUTF8") {
-		t.Fatalf("%s %v", statuses(o), srv.Lines())
-	}
-	srv = (&smtpxtest.Server{}).Start(t)
-	s = dial(t, relay(srv))
+	modes(t, func(t *testing.T, ext []string) {
+		srv := (&smtpxtest.Server{Extensions: append(ext, "SMTPUTF8")}).Start(t)
+		s := dial(t, relay(srv))
+		said := func() string { return strings.Join(srv.Lines(), "\n") }
+		if o := s.Send(context.Background(), tx(1)); statuses(o) != "A" || strings.Contains(said(), "SMTPUTF8") {
+			t.Fatalf("plain mail: %s\n%s", statuses(o), said())
+		}
+		if o := s.Send(context.Background(), u); statuses(o) != "A" || strings.Count(said(), " BODY=8BITMIME SMTPUTF8") != 1 {
+			t.Fatalf("%s\n%s", statuses(o), said())
+		}
+	})
+	srv := (&smtpxtest.Server{}).Start(t)
+	s := dial(t, relay(srv))
 	o := s.Send(context.Background(), u)
 	if statuses(o) != "R" || strings.Contains(strings.Join(srv.Lines(), "\n"), "MAIL") {
 		t.Fatalf("without the extension: %s", statuses(o))

@@ -225,9 +225,6 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 	}
 	down := false
 	for i, to := range t.To {
-		if s.surplus() {
-			return s.outOfStep(tr, PhaseRcpt, errSurplus)
-		}
 		s.flight = appendRcpt(s.flight[:0], to)
 		rep, _, err := s.command(tm.Rcpt, line(s.flight))
 		if err != nil {
@@ -244,9 +241,6 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 	}
 	if tr.ok == 0 || down {
 		return s.afterData(tr, mailRep, Reply{}, down)
-	}
-	if s.surplus() {
-		return s.outOfStep(tr, PhaseData, errSurplus)
 	}
 	dataRep, _, err := s.command(tm.Data, "DATA")
 	if err != nil {
@@ -373,12 +367,11 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 			return false
 		}
 	}
-	size := len(tr.body)
-	tr.body = append(tr.body, next...)
 	s.setPastDot(true)
 	defer s.setPastDot(false)
-	s.setDeadline(s.relay.Timeouts.Block + time.Duration(size/1024)*time.Second)
-	_, werr := s.conn.Write(tr.body)
+	s.setDeadline(s.relay.Timeouts.Block + time.Duration(len(tr.t.Raw)/1024)*time.Second)
+	var werr error
+	s.block, werr = writeBody(s.conn, tr.t.Raw, next, s.block)
 	if werr == nil {
 		s.setDeadline(s.relay.Timeouts.Dot)
 	} else {

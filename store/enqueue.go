@@ -333,7 +333,7 @@ func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enq
 		r := mailRow{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, Reference: m.Reference,
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
-			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(m.inline), Terms: termsOf(m),
+			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(m.inline), Terms: s.termsOf(m),
 			BatchID: m.BatchID, Reason: m.Reason}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
@@ -395,7 +395,7 @@ func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enque
 		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, m.Held); err != nil {
 			return nil, err
 		}
-		for _, t := range termsOf(m) {
+		for _, t := range s.termsOf(m) {
 			if _, err := term.ExecContext(ctx, t, m.ID); err != nil {
 				return nil, err
 			}
@@ -430,6 +430,14 @@ func term(kind, value string) string {
 func recipientTerm(mailbox string) string { return term("recipient", strings.ToLower(mailbox)) }
 func labelTerm(k, v string) string        { return term("label", k+"\x00"+v) }
 func referenceTerm(r string) string       { return term("reference", r) }
+
+// termsOf is what a new mail can be searched by.
+func (s *Store) termsOf(m *NewMail) []string {
+	if s.noTerms {
+		return []string{}
+	}
+	return termsOf(m)
+}
 
 func termsOf(m *NewMail) []string {
 	ts := make([]string, 0, len(m.Recipients)+len(m.Labels)+1)

@@ -183,3 +183,9 @@ from sqlite_master t join pragma_index_list(t.name) i where t.type = 'table' and
 	}
 	return out, nil
 }
+
+// WriteTerms says whether s writes what mail is searched by. Nothing may be going on.
+func (s *Store) WriteTerms(yes bool) { s.noTerms = !yes }
+
+// RecipientTerm is what term holds of a recipient.
+func RecipientTerm(mailbox string) string { return recipientTerm(mailbox) }

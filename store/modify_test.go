@@ -50,16 +50,15 @@ func largeControl(t *testing.T, s *store.Store, n int) {
 	do("release", false, []store.MailStatus{store.MailHeld}, func(m *store.Mail) (*store.Change, error) {
 		return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: *m.ResumeTime}, nil
 	})
-	// A thousand by their ids.
 	var ids []uuid.UUID
 	if err := s.Select(&ids, "select id from due where mail_server = 'big' order by id limit 1000"); err != nil {
 		t.Fatal(err)
 	}
 	at := time.Now()
-	if matched, changed, failures, err := s.Modify(ctx, store.Everything, ids, nil, true, a, hold); err != nil || matched != 1000 || changed != 1000 || len(failures) > 0 {
+	if matched, changed, failures, err := s.Modify(ctx, store.Everything, ids, nil, true, a, hold); err != nil || matched != len(ids) || changed != len(ids) || len(failures) > 0 {
 		t.Fatalf("by id: %d %d %v %v", matched, changed, failures, err)
 	}
-	t.Logf("1000 by id counted in %v", time.Since(at).Round(time.Millisecond))
+	t.Logf("%d by id counted in %v", len(ids), time.Since(at).Round(time.Millisecond))
 	do("cancel", false, nil, func(*store.Mail) (*store.Change, error) {
 		return &store.Change{Kind: store.SettleArchive, Status: store.MailCancelled, LastError: "cancelled: enough"}, nil
 	})
@@ -113,7 +112,7 @@ func TestModifyShowsTheWholeMail(t *testing.T) {
 // TestModifyAmongSenders: while workers claim and settle, control calls over everything lose no mail, change none that is being sent, and end.
 func TestModifyAmongSenders(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
-		const n = 1500
+		const n = 500
 		r := register(t, s)
 		var ms []*store.NewMail
 		for range n {
@@ -152,7 +151,7 @@ func TestModifyAmongSenders(t *testing.T) {
 				}
 			})
 		}
-		for i := range 12 {
+		for i := range 6 {
 			want := store.MailHeld
 			sts := []store.MailStatus{store.MailQueued, store.MailDeferred}
 			if i%2 == 1 {

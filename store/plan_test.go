@@ -25,26 +25,27 @@ func seed(t testing.TB, s *store.Store, n int) {
 	}
 	no := "not " + yes
 	ID, AT := func(x string) string { return fmt.Sprintf(id, x) }, func(x string) string { return fmt.Sprintf(at, x) }
-	to := func(n int) string {
-		return fmt.Sprintf("with recursive g(i) as (select 1 union all select i + 1 from g where i < %d) ", n)
-	}
 	insert := func(table, columns, values string, n int) {
 		t.Helper()
-		q := "insert into " + table + " (" + columns + ") " + to(n) + "select " + values + " from g"
-		if err := s.Exec(q); err != nil {
-			t.Fatalf("%s: %v", q, err)
+		const part = 100_000 // a statement has half a minute
+		for from := 0; from < n; from += part {
+			q := fmt.Sprintf("insert into %s (%s) with recursive g(i) as (select %d union all select i + 1 from g where i < %d) select %s from g",
+				table, columns, from+1, min(from+part, n), values)
+			if err := s.Exec(q); err != nil {
+				t.Fatalf("%s: %v", q, err)
+			}
 		}
 	}
 	insert("mail_server", "name, team, display_name, type, mode, status, is_default, sender, limits, annotations, version, request_id, create_time, update_time",
-		"'s' || i, 't' || (i % 20), '', 'localhost', 'daemon', 'available', i <= 20, 'a@x.example', '{}', '{}', 1, 'q' || i, "+AT("i")+", "+AT("i"), 2000)
-	insert("breaker", "mail_server, version", "'s' || i, 1", 2000)
-	insert("quota", "mail_server, tokens, refilled_at, day, day_used", "'s' || i, 1, "+AT("i")+", '2022-01-08', 0", 2000)
-	insert("replica", "name, alive_until", "'r', case when i < 3 then "+AT("-1700000000")+" else "+AT("1000000000")+" end", 2000)
-	insert("connection_slot", "mail_server, n, replica", "'s' || (i % 500), i, i", 2000)
-	insert("content", "hash, size, touched, used", blob+", 5, "+day+", i % 10 > 0", 5000)
-	insert("content_chunk", "hash, n, data", blob+", 0, "+blob, 5000)
+		"'s' || i, 't' || (i % 20), '', 'localhost', 'daemon', 'available', i <= 20, 'a@x.example', '{}', '{}', 1, 'q' || i, "+AT("i")+", "+AT("i"), min(n, 2000))
+	insert("breaker", "mail_server, version", "'s' || i, 1", min(n, 2000))
+	insert("quota", "mail_server, tokens, refilled_at, day, day_used", "'s' || i, 1, "+AT("i")+", '2022-01-08', 0", min(n, 2000))
+	insert("replica", "name, alive_until", "'r', case when i < 3 then "+AT("-1700000000")+" else "+AT("1000000000")+" end", min(n, 2000))
+	insert("connection_slot", "mail_server, n, replica", "'s' || (i % 500), i, i", min(n, 2000))
+	insert("content", "hash, size, touched, used", blob+", 5, "+day+", i % 10 > 0", min(n, 5000))
+	insert("content_chunk", "hash, n, data", blob+", 0, "+blob, min(n, 5000))
 	insert("upload", "id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id, create_time, expire_time",
-		ID("i")+", 't' || (i % 20), 'f', 'x/y', "+blob+", 5, "+blob+", 5, 'q' || i, "+AT("i")+", "+AT("i * 1000"), 5000)
+		ID("i")+", 't' || (i % 20), 'f', 'x/y', "+blob+", 5, "+blob+", 5, 'q' || i, "+AT("i")+", "+AT("i * 1000"), min(n, 5000))
 	insert("mail", "id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, request_id, route, utf8, create_time, raw, batch_id",
 		ID("i")+", 't' || (i % 20), 's' || (i % 50), 'daemon', case i % 4 when 0 then 'invoice' when 1 then 'bulk' when 2 then 'other' else 'work_order' end, 10 * (i % 4), 'R' || (i % 1000), "+
 			"'a@x.example', 'subject ' || i, 'm' || i, 100, '[{\"a\":\"r@x.example\"}]', case when i % 2 = 0 then 'q' || i end, 'named', "+no+", "+AT("i")+", "+blob+
@@ -138,15 +139,23 @@ func key(dialect, table string) *regexp.Regexp {
 	return regexp.MustCompile(`\b` + table + `_pkey\b`)
 }
 
-// TestHundredThousand looks at plans and at large control calls, on journals of 100,000 mails each.
+// TestHundredThousand looks at plans and at large control calls, on journals of 100,000 mails each. Under the race detector SQLite has 2,000: its plans are
+// the same for any number, because the service never has it gather statistics, and its speed is not to be measured there.
 func TestHundredThousand(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		n := seeded
+		if raceDetector && s.Dialect() == "sqlite" {
+			n = 2000
+		}
 		begin := time.Now()
-		seed(t, s, seeded)
-		t.Logf("seeded in %v", time.Since(begin).Round(time.Millisecond))
+		seed(t, s, n)
+		t.Logf("%d mails seeded in %v", 2*n, time.Since(begin).Round(time.Millisecond))
 		t.Run("statements", func(t *testing.T) { plansOfStatements(t, s) })
 		t.Run("journals", func(t *testing.T) { plansOfJournals(t, s) })
-		t.Run("control", func(t *testing.T) { largeControl(t, s, 20_000) })
+		if raceDetector {
+			n /= 4
+		}
+		t.Run("control", func(t *testing.T) { largeControl(t, s, n/5) })
 	})
 }
 

@@ -34,7 +34,7 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if s.unlock, err = lockFile(abs + ".lock"); err != nil {
 		return err
 	}
-	if s.write, err = sqliteDB(abs, "", "journal_mode(WAL)", "cache_size(-32768)"); err != nil {
+	if s.write, err = sqliteDB(abs, "", "page_size(8192)", "journal_mode(WAL)", "cache_size(-32768)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)
@@ -44,7 +44,7 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if err := os.Chmod(abs, 0o600); err != nil { // mail and sealed passwords are nobody else's business
 		return fmt.Errorf("database: %w", err)
 	}
-	if s.read, err = sqliteDB(abs, "ro", "cache_size(-16384)"); err != nil {
+	if s.read, err = sqliteDB(abs, "ro", "cache_size(-4096)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.read.SetMaxOpenConns(sqliteReaders)
@@ -58,7 +58,7 @@ func (s *Store) readSQLite(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
-	if s.read, err = sqliteDB(abs, "ro", "cache_size(-16384)"); err != nil {
+	if s.read, err = sqliteDB(abs, "ro", "cache_size(-4096)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.read.SetMaxOpenConns(1)

@@ -38,6 +38,7 @@ type Store struct {
 
 	enqueue []*coalescer[*enqueueOp]
 	settle  *coalescer[*settleOp]
+	noTerms bool // write nothing to search by; only a benchmark sets it, to show what that costs
 	intake  chan *enqueueOp
 	cache   contentCache
 	reading singleflight.Group // of shared content

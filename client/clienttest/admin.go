@@ -25,7 +25,7 @@ type admin struct {
 
 func (a admin) ListMailServers(_ context.Context, req *maildispatchv1.ListMailServersRequest) (*maildispatchv1.ListMailServersResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	var all []*maildispatchv1.MailServer
 	for _, name := range slices.Sorted(maps.Keys(a.s.servers)) {
 		m := a.s.servers[name]
@@ -40,14 +40,14 @@ func (a admin) ListMailServers(_ context.Context, req *maildispatchv1.ListMailSe
 
 func (a admin) GetMailServer(_ context.Context, req *maildispatchv1.GetMailServerRequest) (*maildispatchv1.GetMailServerResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	m, err := a.s.server(req.GetName())
 	return &maildispatchv1.GetMailServerResponse{MailServer: proto.CloneOf(m)}, err
 }
 
 func (a admin) CreateMailServer(_ context.Context, req *maildispatchv1.CreateMailServerRequest) (*maildispatchv1.CreateMailServerResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	m := proto.CloneOf(req.GetMailServer())
 	var vs []client.Violation
 	require := func(field string, given bool) {
@@ -83,7 +83,7 @@ func (a admin) CreateMailServer(_ context.Context, req *maildispatchv1.CreateMai
 
 func (a admin) UpdateMailServer(_ context.Context, req *maildispatchv1.UpdateMailServerRequest) (*maildispatchv1.UpdateMailServerResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	change := req.GetMailServer()
 	m, err := a.s.living(change.GetName(), change.GetEtag())
 	if err != nil {
@@ -110,7 +110,7 @@ func (a admin) UpdateMailServer(_ context.Context, req *maildispatchv1.UpdateMai
 
 func (a admin) DeleteMailServer(_ context.Context, req *maildispatchv1.DeleteMailServerRequest) (*maildispatchv1.DeleteMailServerResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	m, err := a.s.living(req.GetName(), req.GetEtag())
 	if err != nil {
 		return nil, err
@@ -135,7 +135,7 @@ func (a admin) DeleteMailServer(_ context.Context, req *maildispatchv1.DeleteMai
 
 func (a admin) UndeleteMailServer(_ context.Context, req *maildispatchv1.UndeleteMailServerRequest) (*maildispatchv1.UndeleteMailServerResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	m, err := a.s.server(req.GetName())
 	if err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func (a admin) UndeleteMailServer(_ context.Context, req *maildispatchv1.Undelet
 
 func (a admin) SetDefaultMailServer(_ context.Context, req *maildispatchv1.SetDefaultMailServerRequest) (*maildispatchv1.SetDefaultMailServerResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	m, err := a.s.living(req.GetName(), "")
 	if err != nil {
 		return nil, err
@@ -177,7 +177,7 @@ func (a admin) SetDefaultMailServer(_ context.Context, req *maildispatchv1.SetDe
 
 func (a admin) TestMailServer(_ context.Context, req *maildispatchv1.TestMailServerRequest) (*maildispatchv1.TestMailServerResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	m := proto.CloneOf(req.GetMailServer())
 	if req.GetName() != "" {
 		saved, err := a.s.server(req.GetName())
@@ -232,7 +232,7 @@ func skipped(kind maildispatchv1.TestStep_Kind, m *maildispatchv1.MailServer, pr
 
 func (a admin) RunBatch(_ context.Context, req *maildispatchv1.RunBatchRequest) (*maildispatchv1.RunBatchResponse, error) {
 	a.s.mu.Lock()
-	defer a.s.mu.Unlock()
+	defer a.s.unlock()
 	if name := req.GetMailServer(); name != "" {
 		if _, err := a.s.server(name); err != nil {
 			return nil, err

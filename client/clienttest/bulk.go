@@ -33,7 +33,7 @@ type group struct {
 // begin checks and routes the options of a stream.
 func (s *Server) begin(o *maildispatchv1.BatchOptions) (*group, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if o == nil {
 		o = &maildispatchv1.BatchOptions{}
 	}
@@ -190,7 +190,7 @@ func (d dispatch) SendBatch(stream grpc.ClientStreamingServer[maildispatchv1.Sen
 // all takes the items of a SendBatch.
 func (g *group) all(items []*maildispatchv1.BatchItem) (*maildispatchv1.SendBatchResponse, error) {
 	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
+	defer g.s.unlock()
 	n := len(g.s.mails)
 	res, err := g.each(items, taking{queue: true, dry: g.options.ValidateOnly})
 	if err != nil {
@@ -265,7 +265,7 @@ func (d dispatch) SendStream(stream grpc.BidiStreamingServer[maildispatchv1.Send
 // answer takes an item of a SendStream.
 func (g *group) answer(item *maildispatchv1.BatchItem) (*maildispatchv1.SendStreamResponse, error) {
 	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
+	defer g.s.unlock()
 	a := &maildispatchv1.SendStreamResponse{Position: g.n, RequestId: item.GetRequestId(), BatchId: g.options.BatchId}
 	e, duplicate, r, err := g.take(item, taking{})
 	a.Duplicate, a.Rejection = duplicate, r
@@ -283,7 +283,7 @@ func (d dispatch) GetBatch(_ context.Context, req *maildispatchv1.GetBatchReques
 		return nil, invalid([]client.Violation{{Field: "batch_id", Description: "is required"}})
 	}
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	b := &maildispatchv1.Batch{BatchId: req.GetBatchId(), Team: req.GetTeam(), Counts: &maildispatchv1.MailCounts{}}
 	for _, e := range d.s.mails {
 		m := e.mail

@@ -88,7 +88,7 @@ func (d dispatch) ReleaseMails(_ context.Context, req *maildispatchv1.ReleaseMai
 
 func (d dispatch) ResolveMail(_ context.Context, req *maildispatchv1.ResolveMailRequest) (*maildispatchv1.ResolveMailResponse, error) {
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	if req.GetReason() == "" {
 		return nil, invalid([]client.Violation{{Field: "reason", Description: "is required"}})
 	}

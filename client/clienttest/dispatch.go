@@ -25,7 +25,8 @@ type entry struct {
 	sum     [32]byte // of what request_id must not be used again with
 	mail    *maildispatchv1.Mail
 	raw     []byte
-	resume  *timestamppb.Timestamp // held: when it would be due
+	resume  *timestamppb.Timestamp    // held: when it would be due
+	told    maildispatchv1.MailStatus // the last that watchers were told
 }
 
 type dispatch struct {
@@ -49,7 +50,7 @@ func (d dispatch) Send(req *maildispatchv1.SendRequest, stream grpc.ServerStream
 // send takes a mail, in php mode sends it, and tells its story.
 func (s *Server) send(req *maildispatchv1.SendRequest) ([]*maildispatchv1.SendResponse, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if vs := check(req); len(vs) > 0 {
 		return nil, invalid(vs)
 	}
@@ -202,6 +203,8 @@ func (s *Server) route(team, named string) (*maildispatchv1.MailServer, maildisp
 // attempt makes one try for every recipient that still needs it; the lock is held.
 func (s *Server) attempt(e *entry, now time.Time) {
 	m := e.mail
+	m.Status = maildispatchv1.MailStatus_MAIL_STATUS_SENDING
+	s.note(e)
 	m.AttemptCount++
 	a := &maildispatchv1.Attempt{Number: m.AttemptCount, MailServer: m.MailServer, StartTime: stamp(now), EndTime: stamp(now)}
 	m.Attempts = append(m.Attempts, a)
@@ -309,7 +312,7 @@ func story(m *maildispatchv1.Mail, duplicate bool) []*maildispatchv1.SendRespons
 
 func (d dispatch) GetMail(_ context.Context, req *maildispatchv1.GetMailRequest) (*maildispatchv1.GetMailResponse, error) {
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	e := d.s.entry(req.GetId())
 	if e == nil {
 		return nil, noMail(req.GetId())

@@ -17,7 +17,7 @@ import (
 
 func (d dispatch) ListDueOutMails(_ context.Context, req *maildispatchv1.ListDueOutMailsRequest) (*maildispatchv1.ListDueOutMailsResponse, error) {
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	var mails []*maildispatchv1.Mail
 	for _, e := range d.s.mails {
 		if !archived(e.mail) && match(req.GetFilter(), e.mail) {
@@ -30,7 +30,7 @@ func (d dispatch) ListDueOutMails(_ context.Context, req *maildispatchv1.ListDue
 
 func (d dispatch) ListArchivedMails(_ context.Context, req *maildispatchv1.ListArchivedMailsRequest) (*maildispatchv1.ListArchivedMailsResponse, error) {
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	var mails []*maildispatchv1.Mail
 	for _, e := range d.s.mails {
 		if archived(e.mail) && match(req.GetFilter(), e.mail) {
@@ -81,7 +81,7 @@ func (d dispatch) CancelMails(_ context.Context, req *maildispatchv1.CancelMails
 // change applies what decide returns to selected mails of the due-out journal, or lists why not.
 func (s *Server) change(ids []string, f *maildispatchv1.MailFilter, dry bool, decide func(m *maildispatchv1.Mail, named bool) (do func(), whyNot string)) (matched, changed int32, failures []*maildispatchv1.MailFailure, err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if (len(ids) > 0) == (f != nil && proto.Size(f) > 0) {
 		return 0, 0, nil, invalid([]client.Violation{{Field: "ids", Description: "exactly one of ids and filter is required"}})
 	}

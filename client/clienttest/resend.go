@@ -17,7 +17,7 @@ import (
 
 func (d dispatch) ResendMail(_ context.Context, req *maildispatchv1.ResendMailRequest) (*maildispatchv1.ResendMailResponse, error) {
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	if req.GetReason() == "" {
 		return nil, invalid([]client.Violation{{Field: "reason", Description: "is required"}})
 	}
@@ -67,7 +67,7 @@ func (d dispatch) ResendMail(_ context.Context, req *maildispatchv1.ResendMailRe
 
 func (d dispatch) GetQueueStats(_ context.Context, req *maildispatchv1.GetQueueStatsRequest) (*maildispatchv1.GetQueueStatsResponse, error) {
 	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
+	defer d.s.unlock()
 	now := time.Now()
 	res := &maildispatchv1.GetQueueStatsResponse{Counts: &maildispatchv1.MailCounts{}, Time: stamp(now)}
 	lanes := map[maildispatchv1.Priority]*maildispatchv1.GetQueueStatsResponse_Lane{}

@@ -12,7 +12,7 @@
 //
 // Mail of SendBatch, SendStream and ResendMail is kept in the same way, the items' variables filled in, and Uploaded gives back what UploadAttachment took.
 //
-// It does not check requests as strictly as the service, knows nothing of WatchMails, sends nothing, keeps nothing after Close, and its page tokens are plain.
+// It does not check requests as strictly as the service, sends nothing, keeps nothing after Close, and its page tokens are plain.
 package clienttest
 
 import (
@@ -41,15 +41,18 @@ type Server struct {
 	health   *health.Server
 	served   chan struct{} // closed when the listener's goroutine is gone
 
-	mu       sync.Mutex // guards what follows
-	servers  map[string]*maildispatchv1.MailServer
-	mails    []*entry // in the order they were taken
-	uploads  []*upload
-	batches  int // that the server has named
-	answers  map[string]Outcome
-	tests    map[string]*maildispatchv1.TestStep
-	faults   map[string][]Fault
-	requests []Request
+	mu        sync.Mutex // guards what follows
+	servers   map[string]*maildispatchv1.MailServer
+	mails     []*entry // in the order they were taken
+	uploads   []*upload
+	batches   int // that the server has named
+	answers   map[string]Outcome
+	tests     map[string]*maildispatchv1.TestStep
+	faults    map[string][]Fault
+	requests  []Request
+	changes   []change      // of the mails' status, the oldest first
+	announced int           // of them, to the watchers
+	changed   chan struct{} // closed when there is another, and replaced
 }
 
 // New starts a server that ends with the test.
@@ -70,6 +73,7 @@ func Start() *Server {
 		answers:  map[string]Outcome{},
 		tests:    map[string]*maildispatchv1.TestStep{},
 		faults:   map[string][]Fault{},
+		changed:  make(chan struct{}),
 	}
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}), // the service's own
@@ -132,7 +136,7 @@ func (s *Server) SetServing(serving bool) {
 // AddMailServer saves a mail server as it is, or replaces the one of that name; absent type, mode, status and from get values that work.
 func (s *Server) AddMailServer(m *maildispatchv1.MailServer) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	m = proto.CloneOf(m)
 	if m.Type == maildispatchv1.MailServer_TYPE_UNSPECIFIED {
 		m.Type = maildispatchv1.MailServer_TYPE_LOCALHOST
@@ -155,7 +159,7 @@ type Mail struct {
 // Mails is every mail that was taken, the oldest first.
 func (s *Server) Mails() []Mail {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	all := make([]Mail, len(s.mails))
 	for i, m := range s.mails {
 		all[i] = Mail{Request: proto.CloneOf(m.request), Mail: proto.CloneOf(m.mail)}
@@ -166,7 +170,7 @@ func (s *Server) Mails() []Mail {
 // RunBatch sends everything in the due-out journal that is due, as the service does every minute.
 func (s *Server) RunBatch() *maildispatchv1.RunBatchResponse {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return s.batch("", time.Now())
 }
 

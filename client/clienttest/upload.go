@@ -32,7 +32,7 @@ type upload struct {
 // Uploaded is the content of a file that UploadAttachment took, nil if it took none under this id.
 func (s *Server) Uploaded(uploadID string) []byte {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	for _, u := range s.uploads {
 		if u.id == uploadID {
 			return bytes.Clone(u.content)
@@ -75,7 +75,7 @@ func (d dispatch) UploadAttachment(stream grpc.ClientStreamingServer[maildispatc
 
 func (s *Server) upload(header *maildispatchv1.UploadAttachmentRequest_Header, content []byte) (*maildispatchv1.UploadAttachmentResponse, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	i := slices.IndexFunc(s.uploads, func(u *upload) bool {
 		return header.RequestId != "" && u.header.RequestId == header.RequestId && u.header.Team == header.Team
 	})

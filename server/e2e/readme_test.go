@@ -165,10 +165,10 @@ func readmePromises(relay *smtpxtest.Server) map[string]func(*testing.T, []map[s
 				t.Errorf("no cursor: %v", a)
 			}
 		}),
-		"GetQueueStats":              both(want("2", "waiting"), want("PRIORITY_LOW", "lanes", 3, "priority"), want("2", "lanes", 3, "waiting")),
-		"ResendMail":                 both(want("MAIL_STATUS_QUEUED", "mail", "status"), want("the customer lost it", "mail", "resend_reason"), want("silent@example.com", "mail", "recipients", 0, "address")),
-		"UpdateMailServer":           both(want("MODE_DAEMON", "mail_server", "mode"), want("everything", "mail_server", "display_name"), want("127.0.0.1", "mail_server", "smtp", "host")),
-		"SetDefaultMailServer":       both(want("main", "mail_server", "name"), want(true, "mail_server", "is_default")),
+		"GetQueueStats":        both(want("2", "waiting"), want("PRIORITY_LOW", "lanes", 3, "priority"), want("2", "lanes", 3, "waiting")),
+		"ResendMail":           both(want("MAIL_STATUS_QUEUED", "mail", "status"), want("the customer lost it", "mail", "resend_reason"), want("silent@example.com", "mail", "recipients", 0, "address")),
+		"UpdateMailServer":     both(want("MODE_DAEMON", "mail_server", "mode"), want("everything", "mail_server", "display_name"), want("127.0.0.1", "mail_server", "smtp", "host")),
+		"SetDefaultMailServer": both(want("main", "mail_server", "name"), want(true, "mail_server", "is_default")),
 		"DeleteMailServer": both(want("main", "mail_server", "name"), func(t *testing.T, a []map[string]any) {
 			if at(a[0], "mail_server", "delete_time") == nil {
 				t.Errorf("not deleted: %v", a)

@@ -24,11 +24,15 @@ where exists (select 1 from due where mail_server = s.name and owner is null and
 with recursive p(team, priority) as (
   select * from (select team, priority from due where mail_server = ?1 and owner is null and run_at is not null order by team, priority limit 1)
   union all
+  -- The same team's next priority, else the next team's first: comparing both as one row would read all mails of a pair.
   select
-    (select d.team from due d where d.mail_server = ?1 and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
-      order by d.team, d.priority limit 1),
-    (select d.priority from due d where d.mail_server = ?1 and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
-      order by d.team, d.priority limit 1)
+    coalesce((select d.team from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null limit 1),
+      (select d.team from due d where d.mail_server = ?1 and d.team > p.team and d.owner is null and d.run_at is not null order by d.team limit 1)),
+    coalesce((select d.priority from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
+        order by d.priority limit 1),
+      (select d.priority from due d where d.mail_server = ?1 and d.team = (
+          select n.team from due n where n.mail_server = ?1 and n.team > p.team and n.owner is null and n.run_at is not null order by n.team limit 1)
+        and d.owner is null and d.run_at is not null order by d.priority limit 1))
   from p where p.team is not null
 ), share(n) as (
   select max(1, ?2 / max(1, count(distinct team))) from p

@@ -103,9 +103,8 @@ var server = sync.OnceValues(func() (*url.URL, error) {
 type Cluster struct {
 	Dir  string
 	Port int
-	cmd  *exec.Cmd
 	cred *syscall.Credential
-	bin  func(string) string
+	set  []string // settings, name=value
 }
 
 // DSN is its URL, for the superuser and the database postgres.
@@ -123,22 +122,20 @@ func program(name string) (string, error) {
 	return "", fmt.Errorf("%s is not on this machine: %s", name, install)
 }
 
-// StartCluster makes and starts a cluster in a temporary folder, with further settings given as name=value. initdb refuses to run as root, so root hands
-// it to another user.
-func StartCluster(settings ...string) (*Cluster, error) {
+// StartCluster makes and starts a cluster in a temporary folder, with further settings given as name=value.
+func StartCluster(settings ...string) (*Cluster, error) { return StartClusterIn("", settings...) }
+
+// StartClusterIn makes it below a folder, "" for that of temporary files. initdb refuses to run as root, so root hands it to another user.
+func StartClusterIn(parent string, settings ...string) (*Cluster, error) {
 	initdb, err := program("initdb")
 	if err != nil {
 		return nil, err
 	}
-	postgres, err := program("postgres")
+	root, err := os.MkdirTemp(parent, "maildispatch-pg-")
 	if err != nil {
 		return nil, err
 	}
-	root, err := os.MkdirTemp("", "maildispatch-pg-")
-	if err != nil {
-		return nil, err
-	}
-	c := &Cluster{Dir: filepath.Join(root, "data")}
+	c := &Cluster{set: settings, Dir: filepath.Join(root, "data")}
 	if os.Getuid() == 0 {
 		if c.cred, err = otherUser(); err != nil {
 			return nil, err
@@ -147,47 +144,74 @@ func StartCluster(settings ...string) (*Cluster, error) {
 			return nil, err
 		}
 	}
-	attr := func() *syscall.SysProcAttr { return &syscall.SysProcAttr{Credential: c.cred} }
 	cmd := exec.Command(initdb, "-D", c.Dir, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions")
-	cmd.SysProcAttr, cmd.Dir = attr(), root
+	cmd.SysProcAttr, cmd.Dir = c.attr(), root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w: %s", err, out)
 	}
 	if c.Port, err = freePort(); err != nil {
 		return nil, err
 	}
-	// A watcher ends the cluster when this process is gone: the death signal of a parent goes to the thread that forked, which Go may end early.
-	script := fmt.Sprintf(`"$0" "$@" & p=$!; (while [ -d /proc/%d ]; do sleep 0.5; done; kill -QUIT $p; sleep 1; rm -rf %q) & wait $p`, os.Getpid(), root)
-	args := []string{"-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root}
-	for _, s := range append([]string{"listen_addresses=127.0.0.1", "shared_buffers=256MB", "max_connections=200", "wal_compression=on", "max_wal_size=4GB"}, settings...) {
-		args = append(args, "-c", s)
-	}
-	c.cmd = exec.Command("/bin/sh", args...)
-	c.cmd.SysProcAttr, c.cmd.Dir = attr(), root
-	log, err := os.Create(filepath.Join(root, "log"))
+	return c, c.Start()
+}
+
+func (c *Cluster) attr() *syscall.SysProcAttr { return &syscall.SysProcAttr{Credential: c.cred} }
+
+// Start starts it again after Stop.
+func (c *Cluster) Start() error {
+	postgres, err := program("postgres")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c.cmd.Stdout, c.cmd.Stderr = log, log
-	if err := c.cmd.Start(); err != nil {
-		return nil, err
+	root := filepath.Dir(c.Dir)
+	// A watcher ends the cluster when this process is gone: the death signal of a parent goes to the thread that forked, which Go may end early.
+	script := fmt.Sprintf(`"$0" "$@" & p=$!; (while [ -d /proc/%d ]; do kill -0 $p || exit; sleep 0.5; done; kill -QUIT $p; sleep 1; rm -rf %q) & wait $p`, os.Getpid(), root)
+	args := []string{"-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root}
+	for _, set := range append([]string{"listen_addresses=127.0.0.1", "shared_buffers=256MB", "max_connections=200", "wal_compression=on", "max_wal_size=4GB"}, c.set...) {
+		args = append(args, "-c", set)
 	}
+	cmd := exec.Command("/bin/sh", args...)
+	cmd.SysProcAttr, cmd.Dir = c.attr(), root
+	log, err := os.OpenFile(filepath.Join(root, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }() // how it ends is known by those who end it
 	db, err := sql.Open("postgres", c.DSN())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer db.Close()
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		if err = db.Ping(); err == nil {
-			return c, nil
+			return nil
 		}
 		if time.Now().After(deadline) {
 			b, _ := os.ReadFile(log.Name())
-			return nil, fmt.Errorf("PostgreSQL does not start: %w: %s", err, b)
+			return fmt.Errorf("PostgreSQL does not start: %w: %s", err, b)
 		}
 		<-time.After(50 * time.Millisecond)
 	}
+}
+
+// Stop ends it in one of the modes of pg_ctl, "fast" or "immediate", which is as a crash.
+func (c *Cluster) Stop(mode string) error {
+	ctl, err := program("pg_ctl")
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(ctl, "stop", "-w", "-D", c.Dir, "-m", mode)
+	cmd.SysProcAttr, cmd.Dir = c.attr(), filepath.Dir(c.Dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("pg_ctl stop: %w: %s", err, out)
+	}
+	return nil
 }
 
 func freePort() (int, error) {

@@ -36,7 +36,7 @@ type BatchOptions struct {
 	// SendBatch only: all or nothing. The items are kept until the end of the stream and written in one transaction; at most 10000 items and 64 MiB of
 	// requests.
 	Strict bool `protobuf:"varint,4,opt,name=strict,proto3" json:"strict,omitempty"`
-	// SendBatch only: check, route and compose every item, but write and send nothing.
+	// SendBatch only: check, route and compose every item, but write and send nothing. request_ids that were used before are not looked for.
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -268,7 +268,7 @@ type SendBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the first request only; absent = the system's mail through its default mail server, everything in the items.
 	Options *BatchOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
-	// Any number of items, in the first request as well.
+	// Any number of items, in the first request as well; at most 1000000 in the stream.
 	Items         []*BatchItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,7 +414,7 @@ type SendStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the first request only; absent = the system's mail through its default mail server, everything in the items.
 	Options *BatchOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
-	// Any number of items, in the first request as well.
+	// Any number of items, in the first request as well; at most 1000000 in the stream.
 	Items         []*BatchItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

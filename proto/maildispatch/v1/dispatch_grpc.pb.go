@@ -64,12 +64,15 @@ type DispatchClient interface {
 	// the stream goes on, and a slow service slows the stream. When the stream breaks, some items are durable: the same items with the same request_ids are
 	// sent again and none is doubled.
 	//
-	// Errors: as for Send, before the first item is taken; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are
+	// taken unless with strict; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
 	// ALREADY_EXISTS (REQUEST_ID_REUSED) for any item, and nothing is stored then.
 	SendBatch(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SendBatchRequest, SendBatchResponse], error)
 	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode as soon as the mail server has answered for every
 	// recipient. Answers come in the order in which items are done. The service takes up to 2000 items whose answers are open (in php mode 16), then waits. Items that were taken go on when the
-	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled. Errors: as for Send, before the first item is taken.
+	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled.
+	//
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are taken.
 	SendStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SendStreamRequest, SendStreamResponse], error)
 	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is stored once, also when others upload the same. An upload
 	// that no mail uses is forgotten when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE).
@@ -113,7 +116,8 @@ type DispatchClient interface {
 	// sent again).
 	ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error)
 	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
-	// bytes, the same mail server and options. The first stays as it is. It is queued and sent by the batch, whatever the mode.
+	// bytes, the same mail server and options but for hold, send_after and expire_time. The first stays as it is. It is queued and sent by the batch,
+	// whatever the mode.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error)
@@ -366,12 +370,15 @@ type DispatchServer interface {
 	// the stream goes on, and a slow service slows the stream. When the stream breaks, some items are durable: the same items with the same request_ids are
 	// sent again and none is doubled.
 	//
-	// Errors: as for Send, before the first item is taken; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are
+	// taken unless with strict; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
 	// ALREADY_EXISTS (REQUEST_ID_REUSED) for any item, and nothing is stored then.
 	SendBatch(grpc.ClientStreamingServer[SendBatchRequest, SendBatchResponse]) error
 	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode as soon as the mail server has answered for every
 	// recipient. Answers come in the order in which items are done. The service takes up to 2000 items whose answers are open (in php mode 16), then waits. Items that were taken go on when the
-	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled. Errors: as for Send, before the first item is taken.
+	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled.
+	//
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are taken.
 	SendStream(grpc.BidiStreamingServer[SendStreamRequest, SendStreamResponse]) error
 	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is stored once, also when others upload the same. An upload
 	// that no mail uses is forgotten when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE).
@@ -415,7 +422,8 @@ type DispatchServer interface {
 	// sent again).
 	ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error)
 	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
-	// bytes, the same mail server and options. The first stays as it is. It is queued and sent by the batch, whatever the mode.
+	// bytes, the same mail server and options but for hold, send_after and expire_time. The first stays as it is. It is queued and sent by the batch,
+	// whatever the mode.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error)

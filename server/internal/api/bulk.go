@@ -258,6 +258,13 @@ func (b *bulk) fingerprint(it *pb.BatchItem) []byte {
 	return sum[:]
 }
 
+// tooManyItems ends a call: sent again, the same items would be too many again.
+func tooManyItems(format string, args ...any) error {
+	var c apierr.Check
+	c.Bad("items", format, args...)
+	return c.Err()
+}
+
 // inItem turns a rejection into the error of a call that takes all or nothing.
 func inItem(r *pb.BatchRejection) *apierr.Error {
 	code := codes.InvalidArgument

@@ -123,12 +123,12 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 	if strict {
 		b.request += size
 		if b.request > strictBytes || b.next+int64(len(items)) > strictItems {
-			return apierr.New(codes.ResourceExhausted, pb.ReasonOverloaded, "a strict batch takes at most %d items and %d MiB", strictItems, strictBytes>>20)
+			return tooManyItems("a strict batch takes at most %d and %d MiB", strictItems, strictBytes>>20)
 		}
 	}
 	for _, it := range items {
 		if b.next >= mostItems {
-			return apierr.New(codes.ResourceExhausted, pb.ReasonOverloaded, "a batch takes at most %d items: begin another with the same batch_id", mostItems)
+			return tooManyItems("a stream takes at most %d: begin another with the same batch_id", mostItems)
 		}
 		at := b.next
 		m, rej, err := b.mail(b.ctx, it)

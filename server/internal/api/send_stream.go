@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
@@ -122,7 +121,7 @@ func (a *API) openStream(ctx context.Context, o *pb.BatchOptions) (*bulk, error)
 func (s *itemStream) take(items []*pb.BatchItem) error {
 	for _, it := range items {
 		if s.next >= mostItems {
-			return apierr.New(codes.ResourceExhausted, pb.ReasonOverloaded, "a stream takes at most %d items: begin another with the same batch_id", mostItems)
+			return tooManyItems("a stream takes at most %d: begin another with the same batch_id", mostItems)
 		}
 		if !s.open.TryAcquire(1) {
 			s.commit() // the answers that are waited for may be in it

@@ -47,7 +47,6 @@ type drain struct {
 	fault    error // no session can be had: the drain ends
 	cut      int   // connections taken off because the relay throttles
 	throttle int   // throttling answers in a row
-	least    int16 // priority that the last page went down to
 	waiting  []chan (<-chan struct{})
 
 	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
@@ -60,7 +59,7 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	d := &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), least: store.AnyPriority}
+	d := &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -146,12 +145,6 @@ func (d *drain) feed(ctx context.Context) {
 			continue
 		}
 		page = d.nextPage(claimed)
-		d.mu.Lock()
-		d.least = claimed[len(claimed)-1].Priority
-		for _, c := range claimed {
-			d.least = min(d.least, c.Priority)
-		}
-		d.mu.Unlock()
 		d.accept(claimed, owner, d.jobs.put)
 		if len(claimed) < want {
 			d.allIn()
@@ -213,9 +206,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 
 // express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
-	d.mu.Lock()
-	least := d.least
-	d.mu.Unlock()
+	least := d.jobs.least()
 	if least == store.AnyPriority || d.e.isStopping() || d.broken() {
 		return
 	}
@@ -230,6 +221,12 @@ func (d *drain) express(ctx context.Context) {
 	}
 	d.unused(want - len(claimed))
 	d.accept(claimed, owner, d.jobs.putNow)
+}
+
+// overtakenBy says whether mail of this priority should go before what the workers are busy with.
+func (d *drain) overtakenBy(priority int16) bool {
+	least := d.jobs.least()
+	return least != store.AnyPriority && priority > least
 }
 
 // staff hires workers by the backlog.

@@ -30,7 +30,7 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 	}
 	weight := m.OwnBytes()
 	if weight <= e.handMost && e.handBytes.TryAcquire(weight) {
-		if d.jobs.reserve() {
+		if d.jobs.reserve(m.Priority) {
 			m.Owner = e.lease.replica()
 			return &place{d, weight}
 		}
@@ -116,12 +116,12 @@ func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func
 
 // handOver fills the places of what is durable, and sees to it that the rest is found.
 func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqueued) {
-	filled, waiting := map[*drain]bool{}, map[string]bool{}
+	filled, waiting := map[*drain]bool{}, map[string]int16{} // the most urgent of those that wait
 	for i, p := range places {
 		stored := res[i].Err == nil && !res[i].Duplicate
 		switch {
 		case p == nil && stored:
-			waiting[ms[i].MailServer] = true
+			waiting[ms[i].MailServer] = max(waiting[ms[i].MailServer], ms[i].Priority)
 		case p == nil:
 		case stored:
 			if !filled[p.d] {
@@ -137,9 +137,13 @@ func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqu
 		d.staff()
 		d.jobs.giveUp()
 	}
-	for name := range waiting {
+	for name, priority := range waiting {
+		// A drain that runs looks for them by itself; only what is more urgent than its work needs a pass.
 		if d := e.drains.of(name); d != nil {
 			d.jobs.overflowed()
+			if !d.overtakenBy(priority) {
+				continue
+			}
 		}
 		e.queued()
 	}

@@ -56,6 +56,16 @@ func (l *line) lane(p int16) *lane {
 	return ln
 }
 
+// least is the lowest priority of the jobs that wait, false when none does.
+func (l *line) least() (int16, bool) {
+	for i := len(l.lanes) - 1; i >= 0; i-- {
+		if len(l.lanes[i].turns) > 0 {
+			return l.lanes[i].priority, true
+		}
+	}
+	return 0, false
+}
+
 // next takes the job whose turn it is, nil when there is none.
 func (l *line) next() *job {
 	if n := len(l.first); n > 0 {

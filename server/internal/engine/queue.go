@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/maildispatch/maildispatch/store"
 )
 
 // queue carries a drain's jobs from the feeder to the workers. It is bounded for the feeder and unbounded for workers that give a job back, which a
@@ -62,17 +64,22 @@ func (q *queue) add(j *job) bool {
 	return true
 }
 
-// reserve keeps a place for a job that is not durable yet, false when there is no room, an older backlog waits in the database, or the queue is over. settled
-// gives it back.
-func (q *queue) reserve() bool {
+// reserve keeps a place for a job that is not durable yet, false when there is no room, an older backlog waits in the database, or the queue is over. What is
+// more urgent than something in the line goes before that and gets a place in any case. settled gives it back.
+func (q *queue) reserve(priority int16) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.dead || q.closed || !q.hungry {
+	if q.dead || q.closed {
 		return false
 	}
-	if q.items.len()+q.reserved >= q.handRoom {
-		q.hungry = false // this one is older than what comes next, and waits in the database
-		return false
+	if least, any := q.items.least(); !any || priority <= least {
+		if !q.hungry {
+			return false
+		}
+		if q.items.len()+q.reserved >= q.handRoom {
+			q.hungry = false // this one is older than what comes next, and waits in the database
+			return false
+		}
 	}
 	q.reserved++
 	q.open++
@@ -80,6 +87,16 @@ func (q *queue) reserve() bool {
 		q.feed.Broadcast() // it lingers
 	}
 	return true
+}
+
+// least is the lowest priority of what waits here, AnyPriority when nothing does.
+func (q *queue) least() int16 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if p, any := q.items.least(); any {
+		return p
+	}
+	return store.AnyPriority
 }
 
 // setHungry says whether the last claim found nothing more.

@@ -1,0 +1,260 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// TestDatabaseRestarts (F11): PostgreSQL is restarted during a batch. The process lives, calls hear UNAVAILABLE meanwhile, and the batch goes on.
+func TestDatabaseRestarts(t *testing.T) {
+	t.Parallel()
+	mails := scaled(600, 5000)
+	c, err := storetest.StartCluster()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, c.DSN(), "--batch-interval=1s")
+	w := newWitness(t, 20*time.Millisecond, nil)
+	s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), flightLimit)
+	first := w.after(1)
+	ids := s.queue("bulk", mails)
+	await(t, "the batch begins", first)
+	var worst time.Duration
+	for i, mode := range []string{"fast", "immediate", "fast"} {
+		await(t, "the batch is under way", w.after(about(100)))
+		if err := c.Stop(mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.send(timeout(t), &pb.SendRequest{RequestId: fmt.Sprint("while away ", i), Options: &pb.SendOptions{MailServer: "bulk"}, Message: message("u@y.example")})
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("while PostgreSQL is away: %v", err)
+		}
+		before := len(w.Mails())
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		back := time.Now()
+		eventually(t, 30*time.Second, "the batch goes on", func() bool { return len(w.Mails()) > before })
+		worst = max(worst, time.Since(back))
+		// The key of the refused call is still free, or found: it is not known whether it was written.
+		out := s.mustSend(&pb.SendRequest{RequestId: fmt.Sprint("while away ", i), Options: &pb.SendOptions{MailServer: "bulk"}, Message: message("u@y.example")})
+		ids = append(ids, out.id)
+	}
+	s.drained("bulk", 2*time.Minute)
+	a := w.account(s, ids)
+	t.Logf("F11 %s worst_resume=%v mails=%d restarts=3", a, worst.Round(time.Millisecond), mails)
+	if worst > 15*time.Second {
+		t.Errorf("the batch goes on %v after PostgreSQL is back", worst)
+	}
+	s.invariants(t)
+}
+
+// proxy stands between the service and PostgreSQL.
+type proxy struct {
+	t      *testing.T
+	target string
+	l      net.Listener
+	drop   atomic.Int64 // of a thousand answers, how many are dropped with their connection
+	cut    atomic.Int64 // that were
+	mu     sync.Mutex
+	flows  *sync.Cond
+	stuck  bool // nothing goes through, nothing is closed
+}
+
+// newProxy starts one and returns the DSN that leads through it.
+func newProxy(t *testing.T, dsn string) (*proxy, string) {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{t: t, target: u.Host, l: l}
+	p.flows = sync.NewCond(&p.mu)
+	u.Host = l.Addr().String()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { p.serve(c) })
+		}
+	})
+	t.Cleanup(func() {
+		p.stick(false)
+		_ = l.Close()
+		wg.Wait()
+	})
+	return p, u.String()
+}
+
+func (p *proxy) stick(on bool) {
+	p.mu.Lock()
+	p.stuck = on
+	p.flows.Broadcast()
+	p.mu.Unlock()
+}
+
+func (p *proxy) pass() {
+	p.mu.Lock()
+	for p.stuck {
+		p.flows.Wait()
+	}
+	p.mu.Unlock()
+}
+
+func (p *proxy) serve(client net.Conn) {
+	defer client.Close()
+	server, err := net.Dial("tcp", p.target)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer server.Close()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := client.Read(buf)
+			p.pass()
+			if _, werr := server.Write(buf[:n]); err != nil || werr != nil {
+				return
+			}
+		}
+	})
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := server.Read(buf)
+		p.pass()
+		if drop := p.drop.Load(); n > 0 && rand.N(int64(1000)) < drop {
+			p.cut.Add(1) // what was asked has been done, and nobody hears of it
+			break
+		}
+		if _, werr := client.Write(buf[:n]); err != nil || werr != nil {
+			break
+		}
+	}
+	_ = client.Close()
+	wg.Wait()
+}
+
+// TestAnswersAreLost (F12): the connection to PostgreSQL breaks after a statement was done and before its answer is heard. Nothing is inserted twice, no mail
+// changes its state twice, no acknowledged id is missing.
+func TestAnswersAreLost(t *testing.T) {
+	t.Parallel()
+	p, dsn := newProxy(t, storetest.PostgresDSN(t))
+	s := start(t, dsn, "--batch-interval=200ms")
+	w := newWitness(t, 10*time.Millisecond, nil)
+	s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), flightLimit)
+	p.drop.Store(int64(scaled(30, 10)))
+	mails := scaled(600, 5000)
+	ids := make([]string, mails)
+	var repeated atomic.Int64
+	var wg sync.WaitGroup
+	for c := range 8 {
+		wg.Go(func() {
+			for i := c; i < mails; i += 8 {
+				r := &pb.SendRequest{RequestId: fmt.Sprint("r", i), Options: &pb.SendOptions{MailServer: "bulk", Kind: pb.Kind_KIND_BULK}, Message: message("u@y.example")}
+				out, err := s.send(timeout(t), r)
+				for ; status.Code(err) == codes.Unavailable; out, err = s.send(timeout(t), r) {
+					repeated.Add(1)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				ids[i] = out.id
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, 2*time.Minute, "most are sent while answers are lost", func() bool { return len(w.Mails()) > mails*9/10 })
+	p.drop.Store(0)
+	s.drained("bulk", 2*time.Minute)
+	a := w.account(s, ids)
+	db := openDB(t, dsn)
+	var rows, keys, twice int
+	if err := db.QueryRow("select count(*), count(distinct request_id), (select count(*) from (select 1 from change where status = 'sent' group by mail_id having count(*) > 1) x) from mail").Scan(&rows, &keys, &twice); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("F12 %s answers_lost=%d calls_repeated=%d rows_per_key=%d/%d sent_twice=%d mails=%d", a, p.cut.Load(), repeated.Load(), rows, keys, twice, mails)
+	if rows != mails || keys != mails || twice != 0 || a.doubled != 0 || p.cut.Load() == 0 {
+		t.Errorf("%d mails: %d rows of %d keys, %d sent twice, %d doubled, %d answers lost", mails, rows, keys, twice, a.doubled, p.cut.Load())
+	}
+	s.invariants(t)
+}
+
+// TestDatabaseAwayAfterThe250 (F13): the database cannot be reached from the moment of the relay's 250 on. What came within the lease is recorded as it was;
+// after it the mail is flagged if it goes again. The caller of an invoice hears the truth when it can be recorded.
+func TestDatabaseAwayAfterThe250(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		away time.Duration
+	}{{"within the lease", 8 * time.Second}, {"beyond the lease", time.Duration(scaled(40, 300)) * time.Second}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p, dsn := newProxy(t, storetest.PostgresDSN(t))
+			s := start(t, dsn, "--batch-interval=1s")
+			var once sync.Once
+			away := make(chan time.Time, 1)
+			w := newWitness(t, 0, func(c smtpxtest.Command) *smtpxtest.Action {
+				if c.Verb == "DOT" {
+					once.Do(func() { p.stick(true); away <- time.Now() })
+				}
+				return nil
+			})
+			s.addServer("now", pb.Mode_MODE_PHP, w.Port())
+			long, cancel := context.WithTimeout(context.Background(), c.away+2*time.Minute)
+			defer cancel()
+			type answer struct {
+				r   *result
+				err error
+			}
+			answered := make(chan answer, 1)
+			go func() {
+				r, err := s.send(long, &pb.SendRequest{Options: &pb.SendOptions{MailServer: "now", Kind: pb.Kind_KIND_OTHER}, Message: message("a@y.example")})
+				answered <- answer{r, err}
+			}()
+			gone := await(t, "the 250", away)
+			select {
+			case a := <-answered:
+				t.Errorf("answered while nothing could be recorded: %+v %v", a.r, a.err)
+			case <-time.After(time.Until(gone.Add(c.away))): // the fault's length
+			}
+			p.stick(false)
+			back := time.Now()
+			a := <-answered
+			took := time.Since(back)
+			if a.r == nil || a.r.id == "" {
+				t.Fatalf("%+v %v", a.r, a.err)
+			}
+			eventually(t, time.Minute, "the mail is settled", func() bool { return s.mail(a.r.id).Status != pb.MailStatus_MAIL_STATUS_SENDING })
+			m := s.mail(a.r.id)
+			if c.away < 30*time.Second && (m.Status != pb.MailStatus_MAIL_STATUS_SENT || m.PossibleDuplicate || a.err != nil) {
+				t.Errorf("%v %v", m, a.err)
+			}
+			s.drained("now", 2*time.Minute)
+			t.Logf("F13 %s %s away=%v recorded_after=%v", c.name, w.account(s, []string{a.r.id}), c.away, took.Round(time.Millisecond))
+			s.invariants(t)
+		})
+	}
+}

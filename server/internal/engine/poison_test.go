@@ -1,0 +1,220 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/maildispatch/maildispatch/server/internal/engine"
+	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// boom panics while it loads one mail.
+type boom struct {
+	engine.Journal
+	id string
+}
+
+func (b *boom) LoadRaw(c context.Context, m *store.Claimed) ([]byte, error) {
+	if m.ID.String() == b.id {
+		panic("poison")
+	}
+	return b.Journal.LoadRaw(c, m)
+}
+
+// TestPoison (F20): a mail that makes the service panic is put aside with the reason; all others are delivered.
+func TestPoison(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	var j *boom
+	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &boom{Journal: s}; return j })
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 3})
+	var ms []*store.NewMail
+	for range 1000 {
+		ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+	}
+	j.id = ms[500].ID.String()
+	r.queue(s, ms...)
+	r.batch("")
+	for i, m := range ms {
+		got := r.mail(m.ID)
+		if i == 500 {
+			if got.Status != store.MailFailed || !strings.Contains(got.LastError, "quarantined") {
+				t.Errorf("poison: %s %q", got.Status, got.LastError)
+			}
+			continue
+		}
+		if got.Status != store.MailSent {
+			t.Errorf("%s %q", got.Status, got.LastError)
+		}
+	}
+	if n := len(relay.Mails()); n != 999 {
+		t.Errorf("%d of 999 arrived", n)
+	}
+}
+
+// TestThreeCrashes (F20): a mail of which three owners died in a row is not tried a fourth time; those that the dead only held, and did not touch, are.
+func TestThreeCrashes(t *testing.T) {
+	dsn := storetest.SQLiteDSN(t)
+	relay := (&smtpxtest.Server{}).Start(t)
+	r := newRig(t, dsn, nil)
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
+	poison, held := newMail(s, store.KindBulk, "u@y.example"), newMail(s, store.KindBulk, "u@y.example")
+	r.queue(s, poison, held)
+	for crash := range 5 {
+		id, err := r.store.Register(ctx(t), "dies", time.Minute) // on SQLite a new replica means that the one before is dead
+		if err != nil {
+			t.Fatal(err)
+		}
+		cs, err := r.store.Claim(ctx(t), id, "bulk", 10, store.AnyPriority)
+		if err != nil || len(cs) != 2 {
+			t.Fatalf("%d %v", len(cs), err)
+		}
+		for _, c := range cs {
+			if c.ID == poison.ID && crash < 3 && c.Crashes != crash || c.ID == held.ID && c.Crashes != min(crash, 1) {
+				t.Errorf("after %d deaths %+v", crash, c)
+			}
+			if c.ID == poison.ID && crash > 0 && crash < 3 {
+				if a := <-r.store.Settle(&store.Settlement{ID: c.ID, Owner: id, Kind: store.SettleBegin, Crashes: c.Crashes + 1}); a.Err != nil || !a.Mine {
+					t.Fatalf("%+v", a)
+				}
+			}
+		}
+		next, err := r.store.Register(ctx(t), "rescues", time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := r.store.Recover(ctx(t), next, 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for r.mail(poison.ID).Status != store.MailFailed && time.Now().Before(deadline) {
+		r.batch("") // the engine's own lease was taken for dead as well: it takes a new one within 5 s
+		<-time.After(100 * time.Millisecond)
+	}
+	if got := r.mail(poison.ID); got.Status != store.MailFailed || !strings.Contains(got.LastError, "quarantined") {
+		t.Errorf("%s %q", got.Status, got.LastError)
+	}
+	if got := r.mail(held.ID); got.Status != store.MailSent || len(relay.Mails()) != 1 {
+		t.Errorf("the one that was held: %s %q, %d arrived", got.Status, got.LastError, len(relay.Mails()))
+	}
+}
+
+// TestSuspectIsRecorded: a mail whose owner died is recorded as being sent before it is touched, so that what kills the process is found, and is as good as
+// any other once it was sent and nobody died.
+func TestSuspectIsRecorded(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+				if c.Verb == "RCPT" {
+					return &smtpxtest.Action{Reply: "450 4.2.1 later\r\n"}
+				}
+				return nil
+			}}).Start(t)
+			var began, settled atomic.Int64
+			began.Store(-1)
+			settled.Store(-1)
+			see := func(s *store.Settlement) error {
+				switch s.Kind {
+				case store.SettleBegin:
+					began.Store(int64(s.Crashes))
+				case store.SettleRetry:
+					settled.Store(int64(s.Crashes))
+				}
+				return nil
+			}
+			r := newRig(t, dsn, func(st *store.Store) engine.Journal {
+				before := &rig{t: t, store: st}
+				s := before.server("bulk", store.ModeDaemon, relay, store.Limits{})
+				before.queue(s, newMail(s, store.KindBulk, "u@y.example"))
+				dead, err := st.Register(ctx(t), "dies", -time.Second)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if cs, err := st.Claim(ctx(t), dead, "bulk", 10, store.AnyPriority); err != nil || len(cs) != 1 {
+					t.Fatalf("%d %v", len(cs), err)
+				}
+				j := &faulty{Journal: st}
+				j.settle.Store(&see)
+				return j
+			})
+			r.batch("")
+			if began.Load() != 2 || settled.Load() != 0 {
+				t.Errorf("recorded as %d, settled as %d", began.Load(), settled.Load())
+			}
+		})
+	}
+}
+
+// TestSuspectsGoAlone: mails that two owners died of are sent one after the other, so that a third death names one; all others go beside them.
+func TestSuspectsGoAlone(t *testing.T) {
+	var suspects sync.Map
+	var now, most atomic.Int64
+	relay := (&smtpxtest.Server{Delay: 2 * time.Millisecond, On: func(c smtpxtest.Command) *smtpxtest.Action {
+		_, suspect := suspects.Load(strings.TrimSuffix(strings.TrimPrefix(c.Arg, "TO:<"), ">"))
+		switch {
+		case c.Verb == "RCPT" && suspect:
+			if n := now.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+		case c.Verb == "DOT" && strings.Contains(c.Arg, "suspect"):
+			now.Add(-1)
+		}
+		return nil
+	}}).Start(t)
+	var all []*store.NewMail
+	r := newRig(t, storetest.SQLiteDSN(t), func(st *store.Store) engine.Journal {
+		before := &rig{t: t, store: st}
+		s := before.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
+		for i := range 20 {
+			m := newMail(s, store.KindBulk, fmt.Sprintf("s%d@y.example", i))
+			m.Raw[0].Data = append(m.Raw[0].Data, "suspect\r\n"...)
+			m.SizeBytes = int64(len(m.Raw[0].Data))
+			suspects.Store(m.Recipients[0].Mailbox, true)
+			all = append(all, m)
+		}
+		before.queue(s, all...)
+		for death := range 2 {
+			dead, err := st.Register(ctx(t), "dies", time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cs, err := st.Claim(ctx(t), dead, "bulk", 50, store.AnyPriority)
+			if err != nil || len(cs) != len(all) {
+				t.Fatalf("%d %v", len(cs), err)
+			}
+			for _, c := range cs {
+				if a := <-st.Settle(&store.Settlement{ID: c.ID, Owner: dead, Kind: store.SettleBegin, Crashes: death + 1}); a.Err != nil || !a.Mine {
+					t.Fatalf("%+v", a)
+				}
+			}
+			next, err := st.Register(ctx(t), "rescues", time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := st.Recover(ctx(t), next, 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 200 {
+			all = append(all, newMail(s, store.KindBulk, "u@y.example"))
+		}
+		before.queue(s, all[20:]...)
+		return st
+	})
+	r.batch("")
+	for _, m := range all {
+		if got := r.mail(m.ID); got.Status != store.MailSent {
+			t.Errorf("%s %q", got.Status, got.LastError)
+		}
+	}
+	if most.Load() != 1 || relay.Conns() < 2 {
+		t.Errorf("%d suspects at once over %d connections", most.Load(), relay.Conns())
+	}
+}
