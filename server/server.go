@@ -222,7 +222,7 @@ func (s *Server) watchHealth(ctx context.Context) {
 		pctx, cancel := context.WithTimeout(ctx, healthEvery)
 		if err := s.store.Ping(pctx); err != nil {
 			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the database does not answer"
-		} else if last := s.engine.LastPass(); !last.IsZero() && time.Since(last) > s.cfg.BatchInterval+healthLate {
+		} else if last := s.engine.LastPass(); !last.IsZero() && s.engine.Now().Sub(last) > s.cfg.BatchInterval+healthLate {
 			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the batch is late"
 		}
 		cancel()

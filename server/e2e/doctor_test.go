@@ -17,6 +17,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
+	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
@@ -129,6 +130,7 @@ func newClinic(t *testing.T, s *service) *clinic {
 
 // TestDoctorFindsDamage: each invariant holds on a database with mail of every status, in use and at rest, and each is seen to be broken by what breaks it.
 func TestDoctorFindsDamage(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		t.Parallel()
 		c := newClinic(t, s)
@@ -152,6 +154,7 @@ func TestDoctorFindsDamage(t *testing.T) {
 			return fmt.Sprintf("insert into replica (id, name, alive_until) %svalues (%d, 'r', %s)", over, id, until)
 		}
 		id := func(status string) string { return "'" + c.ids[status] + "'" + uuid }
+		told := map[string]bool{} // by the binary, of which one look at each invariant is enough
 		const accepted, rejected = `{"s":"accepted","n":1}`, `{"s":"rejected","n":1}`
 		for _, d := range []struct {
 			name   string
@@ -171,9 +174,9 @@ func TestDoctorFindsDamage(t *testing.T) {
 			{"an archived mail says that it is queued", "I2", []string{"update archive set status = 'held' where id = " + id("cancelled")}},
 			{"a parked mail is being sent", "I2", []string{replica(501, future), "update due set owner = 501 where id = " + id("failed")}},
 			{"attempts below nothing", "I2", []string{"update due set attempts = -1 where id = " + id("queued")}},
+			{"a dead owner beside a living replica", "I3", []string{replica(501, past), replica(502, future), "update due set owner = 501 where id = " + id("queued")}},
 			{"a mark without owner", "I3", []string{"update due set data_at = " + now + " where id = " + id("queued")}},
 			{"an owner that nobody knows", "I3", []string{"update due set owner = 501 where id = " + id("queued")}},
-			{"a dead owner beside a living replica", "I3", []string{replica(501, past), replica(502, future), "update due set owner = 501 where id = " + id("queued")}},
 			{"sent though one was refused", "I4", []string{`update archive set result = '{"r":[` + accepted + `,` + rejected + `]}' where id = ` + id("sent")}},
 			{"sent and nobody knows to whom", "I4", []string{`update archive set result = '{}' where id = ` + id("sent")}},
 			{"a result is missing", "I4", []string{`update due set progress = '{"r":[` + accepted + `]}' where id = ` + id("partially_sent")}},
@@ -204,18 +207,41 @@ func TestDoctorFindsDamage(t *testing.T) {
 			for _, statement := range d.do {
 				mustExec(t, db, statement)
 			}
-			r := run(t, nil, "doctor", "--database="+s.dsn())
-			var broken []string
-			for _, m := range regexp.MustCompile(`(?m)^(I\d)  BROKEN  .*: (\d+) breaches\n    \S`).FindAllStringSubmatch(r.stdout, -1) {
-				broken = append(broken, m[1])
+			if broken := inspect(t, s.dsn()); !slices.Equal(broken, []string{d.broken}) {
+				t.Errorf("%s: broken %v, want %s", d.name, broken, d.broken)
 			}
-			if r.code != 1 || strings.Count(r.stderr, "\n") != 1 || !slices.Equal(broken, []string{d.broken}) {
-				t.Errorf("%s: exit code %d, broken %v\n%s%s", d.name, r.code, broken, r.stdout, r.stderr)
+			if !told[d.broken] {
+				told[d.broken] = true
+				r := run(t, nil, "doctor", "--database="+s.dsn())
+				said := regexp.MustCompile(`(?m)^(I\d)  BROKEN  .*: \d+ breaches\n    \S`).FindAllStringSubmatch(r.stdout, -1)
+				if r.code != 1 || strings.Count(r.stderr, "\n") != 1 || len(said) != 1 || said[0][1] != d.broken {
+					t.Errorf("%s: %+v", d.name, r)
+				}
 			}
 			put()
 		}
 		invariants(t, s.dsn()) // it was not the putting back
 	})
+}
+
+// inspect names the invariants that are broken.
+func inspect(t *testing.T, dsn string) (broken []string) {
+	t.Helper()
+	in, err := store.OpenInspector(timeout(t), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	found, err := in.Inspect(timeout(t), store.InspectOptions{Messages: -1, ContentBytes: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range found.Invariants {
+		if len(i.Breaches) > 0 {
+			broken = append(broken, i.Name)
+		}
+	}
+	return broken
 }
 
 // swapChunks changes shared content without changing its length.
@@ -262,9 +288,10 @@ func backup(t *testing.T, db *sql.DB, isSQLite bool) (put func()) {
 
 // TestDoctorAdvises: what a person should look at is named, each with commands that the service takes.
 func TestDoctorAdvises(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		t.Parallel()
-		if r := run(t, nil, "doctor", "--database="+s.dsn()); r.code != 0 || !strings.Contains(r.stdout, "the system has no default mail server") || !strings.Contains(r.stdout, "CreateMailServer") {
+		if r := run(t, nil, "doctor", "--database="+s.dsn()); r.code != 0 || !strings.Contains(r.stdout, "\n1 replicas alive\n") || !strings.Contains(r.stdout, "the system has no default mail server") || !strings.Contains(r.stdout, "CreateMailServer") {
 			t.Errorf("an empty database: %+v", r)
 		}
 		c := newClinic(t, s)
@@ -317,6 +344,7 @@ func TestDoctorAdvises(t *testing.T) {
 
 // TestDoctorOfADeadService: a service that died leaves mail that its next start takes over; doctor says so and breaks nothing over it.
 func TestDoctorOfADeadService(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		t.Parallel()
 		var hung atomic.Bool
@@ -356,6 +384,7 @@ func TestDoctorOfADeadService(t *testing.T) {
 
 // TestDoctorCannotBegin: exit code 2 and one line, and nothing is made.
 func TestDoctorCannotBegin(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	onlyLine(t, run(t, nil, "doctor", "--database=sqlite:"+dir+"/none.db"), "none.db")
 	empty := filepath.Join(dir, "empty.db")

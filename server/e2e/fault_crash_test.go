@@ -19,6 +19,7 @@ import (
 // TestKillDuringABatch (F1): kill -9 at random commands of a batch, restart each time. Nothing is lost, nothing is doubled in silence, at most one mail a
 // connection is in doubt, and what was claimed goes on.
 func TestKillDuringABatch(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		t.Parallel()
 		mails, kills := scaled(600, 5000), scaled(5, 50)
@@ -63,6 +64,7 @@ func TestKillDuringABatch(t *testing.T) {
 // TestKillDuringSubmits (F2): kill -9 while callers submit and repeat what was not acknowledged with the same request_id. Every acknowledged id is there, one
 // mail a key, none half-written.
 func TestKillDuringSubmits(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		t.Parallel()
 		kills, callers := scaled(4, 50), 8

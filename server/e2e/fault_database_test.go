@@ -206,6 +206,7 @@ func TestAnswersAreLost(t *testing.T) {
 // TestDatabaseAwayAfterThe250 (F13): the database cannot be reached from the moment of the relay's 250 on. What came within the lease is recorded as it was;
 // after it the mail is flagged if it goes again. The caller of an invoice hears the truth when it can be recorded.
 func TestDatabaseAwayAfterThe250(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		away time.Duration

@@ -107,6 +107,7 @@ func disks(t *testing.T, f func(t *testing.T, s *service, disk string)) {
 // TestDiskFull (F14): while the disk is full nothing is acknowledged that is not kept, callers hear RESOURCE_EXHAUSTED, no dot leaves without its mark, and all
 // goes on without a restart when there is space again.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	disks(t, func(t *testing.T, s *service, disk string) {
 		w := newWitness(t, 0, nil)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), flightLimit)
@@ -170,6 +171,7 @@ func TestDiskFull(t *testing.T) {
 
 // TestSQLiteOnAReadOnlyDisk: serve ends with one line, doctor can still look.
 func TestSQLiteOnAReadOnlyDisk(t *testing.T) {
+	t.Parallel()
 	disk := smallDisk(t, 8)
 	dsn := "sqlite:" + filepath.Join(disk, "mail.db")
 	s := start(t, dsn)
@@ -231,6 +233,7 @@ func (p *platter) cut() {
 
 // TestPowerCut (F15): the power goes while mail is taken and sent. Every acknowledged mail survives, and what may have arrived is known to.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	cuts := scaled(3, 20)
 	f := func(t *testing.T, p *platter, s *service, stop, restart func()) {
 		w := newWitness(t, 5*time.Millisecond, nil)

@@ -21,6 +21,7 @@ import (
 // TestStopDuringABatch (F19): SIGTERM with every connection in DATA and a backlog. Nothing new is claimed, what has begun finishes or is cut before its dot, the
 // leases are given back, and the next process goes on at once. Nothing is lost and nothing is doubled.
 func TestStopDuringABatch(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		t.Parallel()
 		mails := scaled(600, 5000)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,7 +22,7 @@ import (
 
 // scaled is the size of a fault test.
 func scaled(ordinary, full int) int {
-	if os.Getenv("MAILDISPATCH_TEST_FULL") != "" {
+	if os.Getenv("MAILDISPATCH_TEST_FULL") == "1" {
 		return full
 	}
 	return ordinary
@@ -200,3 +202,34 @@ func leaseOver(t *testing.T, db *sql.DB, dsn string) {
 
 // about is a random number around n.
 func about(n int) int { return n/2 + rand.N(n) }
+
+// TestFaultTable: every test that the table of fault tests names is there.
+func TestFaultTable(t *testing.T) {
+	table, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, dir := range []string{".", "../internal/engine", "../../smtpx"} {
+		files, err := filepath.Glob(dir + "/*_test.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Write(b)
+		}
+	}
+	names := regexp.MustCompile("`(Test[A-Za-z0-9_]+)`").FindAllStringSubmatch(string(table), -1)
+	if len(names) < 20 {
+		t.Errorf("the table names %d tests", len(names))
+	}
+	for _, n := range names {
+		if !strings.Contains(all.String(), "\nfunc "+n[1]+"(") {
+			t.Errorf("%s is named and is not there", n[1])
+		}
+	}
+}

@@ -90,8 +90,14 @@ func (d *diagnosis) print() {
 		fmt.Fprint(d.out, " (--full: all)")
 	}
 	fmt.Fprintln(d.out)
-	fmt.Fprintln(d.out, "\nWhat a person should look at:")
-	alive := d.replicas()
+	alive := 0
+	for _, r := range d.r.Replicas {
+		if r.AliveUntil.After(d.r.Now) {
+			alive++
+		}
+	}
+	fmt.Fprintf(d.out, "%d replicas alive\n\nWhat a person should look at:\n", alive)
+	d.dead()
 	d.waiting()
 	d.late(alive)
 	for _, s := range d.r.Suspended {
@@ -104,16 +110,12 @@ func (d *diagnosis) print() {
 	}
 }
 
-func (d *diagnosis) replicas() (alive int) {
+func (d *diagnosis) dead() {
 	for _, r := range d.r.Replicas {
-		switch {
-		case r.AliveUntil.After(d.r.Now):
-			alive++
-		case r.Owned > 0:
+		if r.Owned > 0 && !r.AliveUntil.After(d.r.Now) {
 			d.say(fmt.Sprintf("replica %d (%s) is dead and owns %d mails; the next replica that runs takes them over", r.ID, r.Name, r.Owned), d.serve())
 		}
 	}
-	return alive
 }
 
 func (d *diagnosis) waiting() {
