@@ -26,7 +26,7 @@ func TestLargeMailsAtOnce(t *testing.T) {
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: callers, MaxMailBytes: 25 << 20} })
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: callers, MaxMailBytes: 25 << 20} })
 		idle := s.peakKB()
-		file := make([]byte, scaled(4<<20, 18<<20))
+		file := make([]byte, scaled(2<<20, 18<<20))
 		again, sent := 0, 0
 		var mu sync.Mutex
 		for _, server := range []string{"now", "bulk"} {

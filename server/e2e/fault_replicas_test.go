@@ -68,15 +68,27 @@ func TestFrozenReplica(t *testing.T) {
 	whose := map[int]string{}
 	thawed := false
 	lateDots := 0
+	var stopAt struct { // the command of the one to be frozen at which it is
+		verb string
+		nth  int
+		c    chan struct{}
+	}
 	relay := (&smtpxtest.Server{Delay: 10 * time.Millisecond, On: func(c smtpxtest.Command) *smtpxtest.Action {
 		mu.Lock()
 		defer mu.Unlock()
-		switch c.Verb {
-		case "EHLO":
+		if c.Verb == "EHLO" {
 			whose[c.Conn] = c.Arg
-		case "DOT":
-			if thawed && whose[c.Conn] == "frozen.example" {
-				lateDots++
+		}
+		if whose[c.Conn] != "frozen.example" {
+			return nil
+		}
+		if c.Verb == "DOT" && thawed {
+			lateDots++
+		}
+		if c.Verb == stopAt.verb {
+			if stopAt.nth--; stopAt.nth == 0 {
+				_ = frozen.cmd.Process.Signal(syscall.SIGSTOP) // if it did not come, no other takes over
+				close(stopAt.c)
 			}
 		}
 		return nil
@@ -87,18 +99,21 @@ func TestFrozenReplica(t *testing.T) {
 	stale, unflagged, flagged, late, lost, doubled := 0, 0, 0, 0, 0, 0
 	for round := range rounds {
 		ids := other.queue("bulk", mails)
-		for _, s := range []*service{frozen, other} {
-			if _, err := s.admin.RunBatch(timeout(t), &pb.RunBatchRequest{}); err != nil {
-				t.Fatal(err)
-			}
+		// At a random point in the middle of the work, which is often a dot that has no answer yet.
+		stopped := make(chan struct{})
+		mu.Lock()
+		stopAt.verb, stopAt.nth, stopAt.c = []string{"MAIL", "RCPT", "DATA", "DOT", "DOT", "DOT"}[rand.IntN(6)], 1+rand.IntN(30), stopped
+		mu.Unlock()
+		go func() { _, _ = frozen.admin.RunBatch(timeout(t), &pb.RunBatchRequest{}) }() // it may be frozen before it answers
+		select {
+		case <-stopped:
+		case <-timeout(t).Done():
+			t.Fatal("the replica that was to be frozen has no work")
 		}
-		// At a random point, but in the middle of the work.
-		from := len(relay.Mails())
-		eventually(t, 30*time.Second, "the work has begun", func() bool { return len(relay.Mails()) > from+rand.IntN(mails/2) })
-		began := time.Now()
-		if err := frozen.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		if _, err := other.admin.RunBatch(timeout(t), &pb.RunBatchRequest{}); err != nil {
 			t.Fatal(err)
 		}
+		began := time.Now()
 		thaw := sync.OnceFunc(func() { _ = frozen.cmd.Process.Signal(syscall.SIGCONT) }) // also when the test ends early, else it could not be stopped
 		t.Cleanup(thaw)
 		// The frozen one's lease runs out and the other takes over: nothing belongs to anybody any more.
@@ -191,7 +206,7 @@ func TestReplicasShare(t *testing.T) {
 				rs = append(rs, start(t, dsn))
 			}
 			rs[0].addServer("bulk", pb.Mode_MODE_DAEMON, sink.Port())
-			rs[0].queue("bulk", mails)
+			rs[0].fill(&pb.SendOptions{MailServer: "bulk"}, mails)
 			began := time.Now()
 			var wg sync.WaitGroup
 			sent := make([]int, n)

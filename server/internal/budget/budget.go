@@ -32,13 +32,14 @@ const (
 
 // Budget is one process's.
 type Budget struct {
-	heap *semaphore.Weighted
-	pool pool
+	heap    *semaphore.Weighted
+	pool    pool
+	patient time.Duration // how long a large message waits for room
 }
 
 // New makes a Budget.
 func New() *Budget {
-	return &Budget{heap: semaphore.NewWeighted(heap), pool: pool{BufferPool: mem.DefaultBufferPool()}}
+	return &Budget{heap: semaphore.NewWeighted(heap), pool: pool{BufferPool: mem.DefaultBufferPool()}, patient: patient}
 }
 
 // Options are what a server needs for it, beside the interceptor.
@@ -74,7 +75,7 @@ func (s *stream) RecvMsg(m any) error {
 	defer e.data.Free()
 	if n := int64(e.data.Len()); n >= small {
 		n = min(n*factor, heap)
-		ctx, cancel := context.WithTimeout(s.Context(), patient)
+		ctx, cancel := context.WithTimeout(s.Context(), s.b.patient)
 		defer cancel()
 		if err := s.b.heap.Acquire(ctx, n); err != nil {
 			if s.Context().Err() != nil {
