@@ -21,7 +21,7 @@ func (s *service) peakKB() int { return s.procStatus("VmHWM:") }
 func TestLargeMailsAtOnce(t *testing.T) {
 	t.Setenv("GOMEMLIMIT", "512MiB") // of the service: this process has read its own
 	const callers = 16
-	each(t, func(t *testing.T, s *service) {
+	inTurn(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Discard: true, Extensions: []string{"PIPELINING", "SIZE 52428800"}}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: callers, MaxMailBytes: 25 << 20} })
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: callers, MaxMailBytes: 25 << 20} })

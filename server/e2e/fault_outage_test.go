@@ -157,7 +157,7 @@ func TestRampAfterOutage(t *testing.T) {
 // TestLanes: while a throttled mail server works through a backlog of bulk, an urgent daemon-mode mail leaves with the next pass, php mode waits for nothing,
 // and teams share what there is.
 func TestLanes(t *testing.T) {
-	each(t, func(t *testing.T, s *service) {
+	inTurn(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Delay: 20 * time.Millisecond}).Start(t)
 		s.addServer("shared", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 2} })
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 2} })

@@ -186,8 +186,24 @@ func timeout(t *testing.T) context.Context {
 	return ctx
 }
 
-// each runs f against the binary on both databases.
+// each runs f against the binary on both databases, beside each other: most of the time is waiting.
 func each(t *testing.T, f func(t *testing.T, s *service)) {
+	t.Helper()
+	t.Run("on", func(t *testing.T) {
+		t.Run("sqlite", func(t *testing.T) {
+			t.Parallel()
+			f(t, start(t, storetest.SQLiteDSN(t)))
+		})
+		t.Run("postgres", func(t *testing.T) {
+			t.Parallel()
+			f(t, start(t, storetest.PostgresDSN(t)))
+		})
+	})
+}
+
+// inTurn is each, one database after the other: for what measures, or sets the environment.
+func inTurn(t *testing.T, f func(t *testing.T, s *service)) {
+	t.Helper()
 	t.Run("sqlite", func(t *testing.T) { f(t, start(t, storetest.SQLiteDSN(t))) })
 	t.Run("postgres", func(t *testing.T) { f(t, start(t, storetest.PostgresDSN(t))) })
 }
