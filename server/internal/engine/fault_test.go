@@ -235,12 +235,12 @@ const idleSweep = 20 * time.Second // after which an idle session is closed anyh
 
 // TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need room for the next never wait for each other.
 func TestLargeMailsShareRoom(t *testing.T) {
-	relay := (&smtpxtest.Server{}).Start(t)
+	relay := (&smtpxtest.Server{Delay: 40 * time.Millisecond}).Start(t) // slow enough for all workers to be hired
 	const size = 300 << 10
 	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 10 * size }) // two at once, and some more
 	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
 	var ms []*store.NewMail
-	for range 40 {
+	for range 80 {
 		m := newMail(s, store.KindBulk, "u@y.example")
 		m.Raw[0].Data = append(m.Raw[0].Data, bytes.Repeat([]byte(strings.Repeat("x", 70)+"\r\n"), size/72)...)
 		m.SizeBytes = int64(len(m.Raw[0].Data))

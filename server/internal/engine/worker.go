@@ -133,6 +133,12 @@ func (w *worker) flush(ctx context.Context) {
 
 // submit hands the next transaction of j over.
 func (w *worker) submit(ctx context.Context, j *job) {
+	if j.raw == nil && (w.pending > 0 || len(w.again) > 0) && !w.e.room(j) {
+		// Whoever waits for room holds none: all workers might wait for each other. What this one holds goes first.
+		w.flush(ctx)
+		w.d.jobs.putBack(j)
+		return
+	}
 	if j.mail.Crashes >= poisonCrashes-1 {
 		// Alone among its like, so that the next death names the one and not all that happened to be under way.
 		w.flush(ctx)
@@ -159,12 +165,6 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		return
 	}
 	if j.raw == nil {
-		if (w.pending > 0 || len(w.again) > 0) && !w.e.room(j) {
-			// Whoever waits for room holds none: all workers might wait for each other. What this one holds goes first.
-			w.flush(ctx)
-			w.d.jobs.putBack(j)
-			return
-		}
 		err, poison := w.load(ctx, j)
 		if poison != nil {
 			w.d.finishWith(j, w.e.quarantine(j, poison))
