@@ -122,8 +122,8 @@ func (s *Store) taking(ctx context.Context, r ReplicaID, rows *[]claimedRow, f f
 		committing = err == nil
 		return err
 	})
-	if !committing || len(*rows) == 0 || !errors.Is(err, ErrUnavailable) {
-		return err
+	if s.dialect == sqliteDia || !committing || len(*rows) == 0 || !errors.Is(err, ErrUnavailable) {
+		return err // SQLite says whether it has committed
 	}
 	ids := make([]uuid.UUID, len(*rows))
 	for i := range *rows {

@@ -49,7 +49,7 @@ func TestKillDuringABatch(t *testing.T) {
 			takeover = time.Since(begin)
 			return n == 0
 		})
-		s.drained("bulk", 2*time.Minute)
+		s.drained("bulk", time.Duration(scaled(2, 10))*time.Minute)
 		a := w.account(s, ids)
 		t.Logf("F1 %s worst_restart=%v takeover=%v mails=%d kills=%d", a, worst.Round(time.Millisecond), takeover.Round(time.Millisecond), mails, kills)
 		if a.flagged > flight*kills || a.doubled > flight*kills || a.mostPerConnection > 1 || a.quarantined > kills-2 {

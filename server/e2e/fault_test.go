@@ -171,7 +171,9 @@ func (s *service) drained(server string, within time.Duration) {
 		if _, err := s.dispatch.RetryMails(timeout(s.t), &pb.RetryMailsRequest{Filter: &pb.MailFilter{MailServer: server, Statuses: open[2:3]}}); err != nil {
 			s.t.Fatal(err)
 		}
-		s.batch()
+		if _, err := s.admin.RunBatch(timeout(s.t), &pb.RunBatchRequest{}); err != nil {
+			s.t.Fatal(err)
+		}
 		r, err := s.dispatch.ListDueOutMails(timeout(s.t), &pb.ListDueOutMailsRequest{PageSize: 1, Filter: &pb.MailFilter{MailServer: server, Statuses: open}})
 		if err != nil {
 			s.t.Fatal(err)

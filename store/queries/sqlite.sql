@@ -54,10 +54,6 @@ select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.mess
   coalesce(s.hold_unknown, 0) as hold_unknown
 from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
--- name: owners
--- primary key
-select id, owner from due where id in (select value from json_each(?));
-
 -- name: settle_mark
 -- primary key
 update due set data_at = ? where id = ? and owner = ?;
