@@ -78,7 +78,7 @@ func planArgs() map[string][]any {
 		"upload_get": {id, "t1", at}, "upload_by_request": {"t1", "q1"}, "upload_use": {at.AddDate(9, 0, 0), id, at.AddDate(9, 0, 0)}, "upload_forget": {at},
 		"breaker_lock": {"s1"}, "breaker_write": {1, 0, "", nil, nil, nil, nil, nil, "", "s1"}, "quota_lock": {"s1"}, "quota_write": {1.5, at, "2022-01-08", 0, "s1"},
 		"enqueue": {"[]", []byte{}}, "due_servers": {}, "claim": {"s1", "s1", 100, "s1", store.AnyPriority, 1},
-		"settle": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`}, "owners": {list}, "modify_lock": {list}, "modify": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`},
+		"settle": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`, `{00000001-0000-7000-8000-000000000002}`, 1}, "owners": {list}, "modify_lock": {list}, "modify": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`},
 		"change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4"},
 	}
 }

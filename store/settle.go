@@ -27,12 +27,19 @@ func (s *Store) Settle(st *Settlement) <-chan Settled {
 	return op.done
 }
 
-// flushSettle writes a batch, cut where the same mail comes a second time, so that its writes keep their order.
+// flushSettle writes a batch, cut where the same mail comes a second time, so that its writes keep their order, and where marks are another owner's.
 func (s *Store) flushSettle(ops []*settleOp) {
 	for len(ops) > 0 {
 		seen := make(map[uuid.UUID]bool, len(ops))
 		n := 0
+		var owner ReplicaID
 		for n < len(ops) && !seen[ops[n].s.ID] {
+			if st := ops[n].s; st.Kind == SettleMark {
+				if owner != 0 && owner != st.Owner {
+					break
+				}
+				owner = st.Owner
+			}
 			seen[ops[n].s.ID] = true
 			n++
 		}
@@ -115,26 +122,39 @@ type settleRow struct {
 }
 
 func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
-	rows := make([]settleRow, len(ops))
-	for i, op := range ops {
+	rows := make([]settleRow, 0, len(ops))
+	// Marks are half of all: they go without JSON.
+	marks, owner := make([]byte, 0, 64+40*len(ops)), ReplicaID(0)
+	marks = append(marks, '{')
+	mine := make(map[uuid.UUID]bool, len(ops))
+	for _, op := range ops {
 		st := op.s
-		rows[i] = settleRow{ID: st.ID, Owner: st.Owner, Kind: st.Kind, Status: st.Status, Attempts: st.Attempts, Crashes: st.Crashes, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
+		mine[st.ID] = true
+		if st.Kind == SettleMark {
+			if owner != 0 {
+				marks = append(marks, ',')
+			}
+			owner = st.Owner
+			marks = append(marks, st.ID.String()...)
+			continue
+		}
+		r := settleRow{ID: st.ID, Owner: st.Owner, Kind: st.Kind, Status: st.Status, Attempts: st.Attempts, Crashes: st.Crashes, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
 		if st.Kind == SettleRetry {
 			at := st.RunAt.UnixMicro()
-			rows[i].RunAt = &at
+			r.RunAt = &at
 		}
+		rows = append(rows, r)
 	}
 	b, err := json.Marshal(rows)
 	if err != nil {
 		return nil, err
 	}
-	var ids []uuid.UUID
-	if err := s.q.get("settle").SelectContext(ctx, &ids, string(b)); err != nil {
+	var lost []uuid.UUID
+	if err := s.q.get("settle").SelectContext(ctx, &lost, string(b), string(append(marks, '}')), int64(owner)); err != nil {
 		return nil, err
 	}
-	mine := make(map[uuid.UUID]bool, len(ids))
-	for _, id := range ids {
-		mine[id] = true
+	for _, id := range lost {
+		delete(mine, id)
 	}
 	return mine, nil
 }

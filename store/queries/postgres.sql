@@ -76,12 +76,15 @@ from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_ser
 select id, owner from due where id in (select value::uuid from json_array_elements_text(?::json)) order by id for update;
 
 -- name: settle
--- due's primary key. One statement for marks, results and finished mails: what is not returned is not ours any more.
+-- due's primary key. One statement for marks, results and finished mails; it returns what is not ours any more, most often nothing.
+-- owner + 0: not by due_owner, whose dead entries are many.
 with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, owner bigint, k integer, status text, run_at bigint, attempts smallint, crashes smallint,
     progress json, dup boolean, err text)
+), m as materialized (
+  select unnest(?::uuid[]) as id
 ), mk as (
-  update due q set data_at = now() from x where q.id = x.id and q.owner = x.owner and x.k = 1 returning q.id
+  update due q set data_at = now() where q.id = any(array(select id from m)) and q.owner + 0 = ? returning q.id
 ), bg as (
   update due q set crashes = x.crashes from x where q.id = x.id and q.owner = x.owner and x.k = 6 returning q.id
 ), up as (
@@ -99,7 +102,9 @@ with x as materialized (
 ), ch as (
   insert into change (mail_id, status) select id, status from up where k <> 2 union all select id, status from ar
 )
-select id from mk union all select id from bg union all select id from up union all select id from ar;
+select w.id from (select id from x union all select id from m) w
+where not exists (
+  select 1 from (select id from mk union all select id from bg union all select id from up union all select id from ar) d where d.id = w.id);
 
 -- name: modify_lock
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger

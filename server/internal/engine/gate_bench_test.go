@@ -16,7 +16,7 @@ import (
 // one connection waits for its mark to be durable the others use the wire, so it costs less with more of them. CONTRIBUTING.md has the two commands.
 func BenchmarkGate(b *testing.B) {
 	for _, db := range []string{"sqlite", "postgres"} {
-		for _, connections := range []int{10, 32} {
+		for _, connections := range []int{10, 32, 100} {
 			benchmarkGate(b, db, connections)
 		}
 	}
