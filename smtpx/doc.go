@@ -12,7 +12,7 @@
 // It does not retry, keep state on disk, or know what a team or a journal is: that is the engine's.
 //
 // The dialogue and AUTH are driven by github.com/xhit/go-simple-mail/v2 over a net.Conn of ours that owns dial, TLS, deadlines, pipelining and
-// the bookkeeping of replies (see session.go for why).
+// the bookkeeping of replies (see session.go for why). The body's bytes are written by us (see body.go).
 //
 // RFCs: 5321 (SMTP), 5322 (message format), 2920 (PIPELINING), 3207 (STARTTLS), 8314 (implicit TLS), 4954 (AUTH), 2195 (CRAM-MD5),
 // 1870 (SIZE), 3463 and 2034 (enhanced codes), 6531 (SMTPUTF8), 5891 (IDNA), 2045-2047, 2183, 2231 (MIME), 1047 (duplicates).

@@ -65,7 +65,9 @@
 //
 // One mail server never waits for another: each has its own drain, connections and breaker. Inside one, every team that waits gets an equal share of each
 // claim, its mails by priority, and within a priority the teams take turns. A pass that meets a running drain claims what is more urgent than what that is
-// busy with and puts it in front. Of a php-mode server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits.
+// busy with and puts it in front. Mail that is accepted while its mail server is being drained goes there in memory once it is durable, behind what waits
+// in the database unless it is more urgent than something in the line; a group of bulk waits up to a second for a relay that takes what came before (see
+// handover.go). Of a php-mode server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits.
 // Limits per minute, per day and on connections hold over all replicas (store: quota, connection_slot).
 //
 // # Clocks
