@@ -62,7 +62,7 @@ func serve(ctx context.Context, args []string) error {
 	}
 	// Never touched, so it takes no memory: it only makes the collector of a small heap run when there is more to collect. Under load that is a fifth of
 	// the CPU, for at most this much more memory.
-	ballast := make([]byte, 48<<20)
+	ballast := make([]byte, 32<<20)
 	defer runtime.KeepAlive(ballast)
 	if err := s.Run(ctx); err != nil {
 		return failed{err}
