@@ -25,7 +25,7 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 		return nil
 	}
 	d := e.drains.of(m.MailServer)
-	if d == nil || d.limited() {
+	if d == nil || d.limited() || m.ServerVersion != 0 && m.ServerVersion != d.server.Version {
 		return nil
 	}
 	weight := m.OwnBytes()
@@ -169,9 +169,12 @@ func (e *Engine) settleUnheard(ms []*store.NewMail, places []*place) {
 	}
 }
 
-// of is the mail server's drain, nil when none runs.
+// of is the mail server's drain, nil when none runs that knows its configuration.
 func (ds *drains) of(server string) *drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	return ds.running[server]
+	if d := ds.running[server]; d != nil && !d.stale {
+		return d
+	}
+	return nil
 }
