@@ -117,7 +117,7 @@ func TestFrozenReplica(t *testing.T) {
 		thaw := sync.OnceFunc(func() { _ = frozen.cmd.Process.Signal(syscall.SIGCONT) }) // also when the test ends early, else it could not be stopped
 		t.Cleanup(thaw)
 		// The frozen one's lease runs out and the other takes over: nothing belongs to anybody any more.
-		eventually(t, 75*time.Second, "the other has taken over", func() bool {
+		eventually(t, stop+75*time.Second, "the other has taken over", func() bool {
 			if time.Since(began) < stop {
 				return false
 			}
