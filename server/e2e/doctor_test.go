@@ -132,7 +132,6 @@ func newClinic(t *testing.T, s *service) *clinic {
 func TestDoctorFindsDamage(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
-		t.Parallel()
 		c := newClinic(t, s)
 		s.invariants(t)
 		s.stop()
@@ -290,7 +289,6 @@ func backup(t *testing.T, db *sql.DB, isSQLite bool) (put func()) {
 func TestDoctorAdvises(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
-		t.Parallel()
 		if r := run(t, nil, "doctor", "--database="+s.dsn()); r.code != 0 || !strings.Contains(r.stdout, "\n1 replicas alive\n") || !strings.Contains(r.stdout, "the system has no default mail server") || !strings.Contains(r.stdout, "CreateMailServer") {
 			t.Errorf("an empty database: %+v", r)
 		}
@@ -346,7 +344,6 @@ func TestDoctorAdvises(t *testing.T) {
 func TestDoctorOfADeadService(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
-		t.Parallel()
 		var hung atomic.Bool
 		reached := make(chan bool)
 		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {

@@ -21,7 +21,6 @@ import (
 func TestKillDuringABatch(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
-		t.Parallel()
 		mails, kills := scaled(600, 5000), scaled(5, 50)
 		w := newWitness(t, 20*time.Millisecond, nil)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), flightLimit)
@@ -66,7 +65,6 @@ func TestKillDuringABatch(t *testing.T) {
 func TestKillDuringSubmits(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
-		t.Parallel()
 		kills, callers := scaled(4, 50), 8
 		w := newWitness(t, 0, nil)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), flightLimit)

@@ -169,7 +169,7 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
-// TestSQLiteOnAReadOnlyDisk: serve ends with one line, doctor can still look.
+// TestSQLiteOnAReadOnlyDisk: serve ends with one line; doctor looks, or says in one line why it cannot.
 func TestSQLiteOnAReadOnlyDisk(t *testing.T) {
 	t.Parallel()
 	disk := smallDisk(t, 8)
@@ -184,7 +184,10 @@ func TestSQLiteOnAReadOnlyDisk(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	onlyLine(t, run(t, nil, "serve", "--listen=127.0.0.1:0", "--key-file="+key, "--database="+dsn), "database", "read-only")
-	onlyLine(t, run(t, nil, "doctor", "--database="+dsn), "database")
+	// SQLite can read it if the files of the log were left there by a reader that went last, which is not for us to say.
+	if r := run(t, nil, "doctor", "--database="+dsn); r.code != 0 || !strings.Contains(r.stdout, "every mail is in exactly one journal") {
+		onlyLine(t, r, "database")
+	}
 }
 
 // platter is a disk that can be cut from its power: a file system in a file, of which a copy has what had reached the disk, and nothing that was only written.

@@ -23,7 +23,6 @@ import (
 func TestStopDuringABatch(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
-		t.Parallel()
 		mails := scaled(600, 5000)
 		var mu sync.Mutex
 		inData := 0

@@ -212,7 +212,7 @@ func TestFaultTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all strings.Builder
-	for _, dir := range []string{".", "../internal/engine", "../../smtpx"} {
+	for _, dir := range []string{".", "../internal/engine", "../internal/budget", "../../smtpx"} {
 		files, err := filepath.Glob(dir + "/*_test.go")
 		if err != nil {
 			t.Fatal(err)

@@ -43,7 +43,7 @@ update mail_server set is_default = ?, version = version + 1, update_time = ? wh
 select count(*) from due where mail_server = ? and status not in ('failed', 'unknown') and not (status = 'partially_sent' and run_at is null);
 
 -- name: server_hold
--- due_ready
+-- one of two: due_ready, or due_server where most of the mail server's mail waits
 update due set status = 'held', resume_at = run_at, run_at = null, last_error = ?
 where mail_server = ? and owner is null and run_at is not null;
 
