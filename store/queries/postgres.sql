@@ -213,7 +213,7 @@ delete from connection_slot where mail_server = ? and n = ? and replica = ?;
 insert into change (mail_id, status) select id, status from due where owner = ? and data_at is null;
 
 -- name: change_hold
--- due_ready
+-- one of two: due_ready, or due_server where most of the mail server's mail waits
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
 
 -- name: change_horizon (read)
