@@ -12,10 +12,6 @@ select name, team, display_name, type, mode, status, is_default, sender, smtp, p
   fingerprint, create_time, update_time, delete_time
 from mail_server where name = ?;
 
--- name: server_has_version (read)
--- primary key
-select count(*) from mail_server where name = ? and version = ?;
-
 -- name: server_by_request (read)
 -- mail_server_request
 select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,

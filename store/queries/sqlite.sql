@@ -6,6 +6,10 @@ insert into mail (id, team, mail_server, mode, kind, priority, reference, sender
   fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason)
 values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
 
+-- name: server_has_version (read)
+-- primary key
+select count(*) from mail_server where name = ? and version = ?;
+
 -- name: enqueue_due
 -- primary key
 insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, last_error) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
