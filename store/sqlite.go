@@ -34,7 +34,7 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if s.unlock, err = lockFile(abs + ".lock"); err != nil {
 		return err
 	}
-	if s.write, err = sqliteDB(abs, "", "page_size(8192)", "journal_mode(WAL)", "cache_size(-32768)"); err != nil {
+	if s.write, err = sqliteDB(abs, "", "page_size(8192)", "journal_mode(WAL)", "cache_size(-16384)"); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.write.SetMaxOpenConns(1)

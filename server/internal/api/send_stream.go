@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -129,6 +130,7 @@ func (s *itemStream) take(items []*pb.BatchItem) error {
 				return err
 			}
 		}
+		runtime.Gosched() // as in a batch
 		at := s.next
 		m, rej, err := s.mail(s.ctx, it)
 		if err != nil {

@@ -145,6 +145,9 @@ func (d *drain) feed(ctx context.Context) {
 			continue
 		}
 		page = d.nextPage(claimed)
+		if d.e.callersWait() {
+			page = min(page, besideCallers)
+		}
 		d.accept(claimed, owner, d.jobs.put)
 		if len(claimed) < want {
 			d.allIn()

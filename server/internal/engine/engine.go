@@ -46,6 +46,7 @@ type Engine struct {
 	drains    drains
 	flights   flights
 	breakers  *breakers
+	calm      calm
 
 	ready    chan struct{} // closed when mail may be taken
 	stopping chan struct{} // closed when nothing new may begin
@@ -53,6 +54,7 @@ type Engine struct {
 	work     sync.WaitGroup // drains and flights
 	skew     atomic.Int64   // the database's clock minus this machine's, nanoseconds
 	lastPass atomic.Int64   // unix nanoseconds of the last batch pass
+	lastPHP  atomic.Int64   // unix nanoseconds of the last php-mode mail
 	nextPass atomic.Int64   // unix nanoseconds of the next one; 0 = the batch never rests
 	wake     chan struct{}  // a mail was queued; matters when the batch never rests
 
@@ -174,6 +176,15 @@ func (e *Engine) LastPass() time.Time {
 	}
 	return time.Unix(0, n)
 }
+
+// callersWait says whether php-mode callers have been about of late. Bulk then goes in small groups: a large commit holds up the disk for all others, and a
+// large statement the processors.
+func (e *Engine) callersWait() bool {
+	return time.Since(time.Unix(0, e.lastPHP.Load())) < 2*time.Second
+}
+
+// besideCallers is how many mails of bulk go in one group then.
+const besideCallers = 50
 
 // NextPass is when the batch looks for due mail next; zero when it never rests, and before the first pass.
 func (e *Engine) NextPass() time.Time {

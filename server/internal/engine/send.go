@@ -30,6 +30,9 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	if m.Mode != store.ModePHP || m.RunAt.After(now) || m.Held != "" {
 		return e.queue(ctx, m, observe)
 	}
+	e.lastPHP.Store(time.Now().UnixNano())
+	e.calm.enter()
+	defer e.calm.leave()
 	f := newFlight(e, sub)
 	if !e.flights.add(f) {
 		return ErrStopping

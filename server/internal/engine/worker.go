@@ -48,6 +48,7 @@ func (w *worker) run(ctx context.Context) {
 		if !w.open(ctx, j) {
 			return
 		}
+		w.e.calm.wait(ctx)
 		w.guarded(ctx, j)
 		if w.surplus() {
 			w.flush(ctx)
