@@ -258,8 +258,10 @@ func TestNoMarkNoDot(t *testing.T) {
 	var j *faulty
 	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
 	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
+	var marks atomic.Int32
 	full := func(st *store.Settlement) error {
 		if st.Kind == store.SettleMark {
+			marks.Add(1)
 			return store.ErrFull
 		}
 		return nil
@@ -278,6 +280,10 @@ func TestNoMarkNoDot(t *testing.T) {
 		if got := r.mail(m.ID); got.Attempts != 0 || got.DueTime == nil {
 			t.Fatalf("%s, %d attempts, %s", got.Status, got.Attempts, got.LastError)
 		}
+	}
+	// What cannot be marked is not tried again and again in one pass: each try is a connection cut behind its DATA.
+	if n := marks.Load(); n < 1 || n > 50 {
+		t.Errorf("%d marks tried for 50 mails in one pass", n)
 	}
 	j.settle.Store(nil)
 	deadline := time.Now().Add(30 * time.Second)

@@ -188,7 +188,13 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	w.served++
 	err := w.session.Submit(ctx, &smtpx.Transaction{
 		From: j.mail.From, To: to, Raw: j.raw, UTF8: j.mail.UTF8,
-		Gate: func(ctx context.Context) error { return w.e.gate(ctx, j) },
+		Gate: func(ctx context.Context) error {
+			err := w.e.gate(ctx, j)
+			if err != nil && ctx.Err() == nil && j.owner == w.e.lease.replica() {
+				w.d.shut(err)
+			}
+			return err
+		},
 		Done: func(o smtpx.Outcome) { w.pending--; w.outcome(j, positions, o) },
 	})
 	if err != nil {
@@ -262,6 +268,21 @@ func (d *drain) noSession(err error) {
 		d.jobs.kill()
 	}
 	d.probing.Do(func() { close(d.probed) })
+}
+
+// shut ends the drain because no dot may leave just now: the database takes no marks, or the lease is late. Going on would claim the same mails again at
+// once, and every one of them costs a connection that is cut behind its DATA. The next pass tries again.
+func (d *drain) shut(err error) {
+	d.mu.Lock()
+	first := d.fault == nil
+	if first {
+		d.fault = err
+	}
+	d.mu.Unlock()
+	if first {
+		d.e.log.Error("batch: no mail may leave", "mail_server", d.server.Name, "error", err)
+		d.jobs.kill()
+	}
 }
 
 // throttleMost is how many throttling answers in a row, with nothing accepted between them, suspend the mail server.
