@@ -11,9 +11,11 @@ import (
 	_ "github.com/lib/pq" // the driver
 )
 
-// Pool of one process: 2 enqueue flushers, 2 settle flushers, claims, the rest reads.
+// Pools of one process. The named statements share the first: 2 enqueue flushers, 2 settle flushers, batches, claims. Lists, counts and the inspection have
+// the second, so that no reader takes a connection from a mail under way.
 const (
 	poolSize     = 12
+	readPoolSize = 6
 	poolLifetime = 30 * time.Minute
 	poolIdle     = 5 * time.Minute
 )
@@ -40,19 +42,31 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	set("application_name", "maildispatch")
 	set("statement_timeout", "30000")
 	set("idle_in_transaction_session_timeout", "10000") // guards the vacuum horizon
-	u.RawQuery = q.Encode()
-	db, err := sqlx.Open("postgres", u.String())
-	if err != nil {
-		return fmt.Errorf("database: %w", err)
+	open := func(size int) *sqlx.DB {
+		u.RawQuery = q.Encode()
+		db, openErr := sqlx.Open("postgres", u.String())
+		if openErr != nil {
+			err = errors.Join(err, fmt.Errorf("database: %w", openErr))
+			return nil
+		}
+		db.SetMaxOpenConns(size)
+		db.SetMaxIdleConns(size)
+		db.SetConnMaxLifetime(poolLifetime)
+		db.SetConnMaxIdleTime(poolIdle)
+		return db
 	}
-	db.SetMaxOpenConns(poolSize)
-	db.SetMaxIdleConns(poolSize)
-	db.SetConnMaxLifetime(poolLifetime)
-	db.SetConnMaxIdleTime(poolIdle)
-	s.write, s.read = db, db
+	s.read = open(readPoolSize)
+	// A prepared statement keeps the plan that it got when its tables were small or had just been emptied, also when they have grown: until the next analyze
+	// every claim would then read all of them. No named statement gains by reading a table as a whole.
+	set("enable_seqscan", "off")
+	set("enable_mergejoin", "off") // it reads an index as a whole
+	s.write = open(poolSize)
+	if err != nil {
+		return err
+	}
 	pctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := db.PingContext(pctx); err != nil {
+	if err := s.write.PingContext(pctx); err != nil {
 		return fmt.Errorf("database: cannot reach PostgreSQL at %s: %w", u.Host, err)
 	}
 	return nil

@@ -76,7 +76,11 @@ func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 		err = migrate(ctx, s.dialect, s.write.DB)
 	}
 	if err == nil {
-		s.q, err = prepare(ctx, s.dialect, s.read, s.write)
+		read := s.read
+		if s.dialect == postgres {
+			read = s.write // with the settings of named statements
+		}
+		s.q, err = prepare(ctx, s.dialect, read, s.write)
 	}
 	if err != nil {
 		s.closeDBs()

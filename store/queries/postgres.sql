@@ -42,7 +42,8 @@ where exists (select 1 from due where mail_server = s.name and owner is null and
 
 -- name: claim
 -- due_ready: a loose scan finds the (team, priority) pairs that wait, one probe each; then each pair's oldest are locked, and every team gets its share of
--- the page by priority. The locking CTE is materialized because a limit with skip locked must not be evaluated twice.
+-- the page by priority. The locking CTE is materialized because a limit with skip locked must not be evaluated twice. any (array): never by a join that
+-- reads the table, whatever the statistics said when the plan was made.
 with recursive p as (
   (select team, priority from due where mail_server = ? and owner is null and run_at is not null order by team, priority limit 1)
   union all
@@ -61,7 +62,7 @@ with recursive p as (
 ), c as (
   select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l) r where rank <= (select n from share)
 ), q as (
-  update due set owner = ? from c where due.id = c.id
+  update due set owner = ? where due.id = any (array(select id from c))
   returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 ), ch as (
   insert into change (mail_id, status) select id, 'sending' from q
@@ -69,11 +70,12 @@ with recursive p as (
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
   m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
-from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
+from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
+where m.id = any (array(select id from q));
 
 -- name: owners
 -- primary key. Locked before it is read: a commit whose answer was lost may still be under way
-select id, owner from due where id in (select value::uuid from json_array_elements_text(?::json)) order by id for update;
+select id, owner from due where id = any (array(select value::uuid from json_array_elements_text(?::json))) order by id for update;
 
 -- name: settle
 -- due's primary key. One statement for marks, results and finished mails; it returns what is not ours any more, most often nothing.
@@ -86,15 +88,15 @@ with x as materialized (
 ), mk as (
   update due q set data_at = now() where q.id = any(array(select id from m)) and q.owner + 0 = ? returning q.id
 ), bg as (
-  update due q set crashes = x.crashes from x where q.id = x.id and q.owner = x.owner and x.k = 6 returning q.id
+  update due q set crashes = x.crashes from x where q.id = x.id and q.owner + 0 = x.owner and x.k = 6 returning q.id
 ), up as (
   update due q set status = case when x.k = 2 then coalesce(x.status, q.status) else x.status end,
     run_at = case when x.k = 2 then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
     owner = case when x.k = 2 then q.owner end, data_at = null, crashes = case when x.k = 2 then q.crashes else coalesce(x.crashes, 0) end,
     attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup, last_error = x.err
-  from x where q.id = x.id and q.owner = x.owner and x.k in (2, 4, 5) returning q.id, x.k, q.status
+  from x where q.id = x.id and q.owner + 0 = x.owner and x.k in (2, 4, 5) returning q.id, x.k, q.status
 ), de as (
-  delete from due q using x where q.id = x.id and q.owner = x.owner and x.k = 3 returning q.id, q.team, q.mail_server
+  delete from due q using x where q.id = x.id and q.owner + 0 = x.owner and x.k = 3 returning q.id, q.team, q.mail_server
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
   select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
@@ -109,12 +111,15 @@ where not exists (
 -- name: modify_lock
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
 -- than the one that wrote the row.
+with j as materialized (
+  select value::uuid as id from json_array_elements_text(?::json)
+)
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
   m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
   d.possible_duplicate, d.progress, d.last_error,
   age(d.xmin) as lead
-from json_array_elements_text(?::json) j join due d on d.id = j.value::uuid join mail m on m.id = d.id
-where d.owner is null
+from due d join mail m on m.id = d.id
+where d.id = any (array(select id from j)) and m.id = any (array(select id from j)) and d.owner is null
 order by d.id for update of d;
 
 -- name: modify
@@ -126,9 +131,9 @@ with x as materialized (
   update due d set crashes = 0, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
     resume_at = timestamptz 'epoch' + x.resume_at * interval '1 microsecond', attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
     last_error = x.err
-  from x where d.id = x.id and d.owner is null and not x.done returning d.id, d.status
+  from x where d.id = any (array(select id from x)) and d.id = x.id and d.owner is null and not x.done returning d.id, d.status
 ), de as (
-  delete from due d using x where d.id = x.id and d.owner is null and x.done returning d.id, d.team, d.mail_server
+  delete from due d using x where d.id = any (array(select id from x)) and d.id = x.id and d.owner is null and x.done returning d.id, d.team, d.mail_server
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
   select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
@@ -164,13 +169,14 @@ insert into change (mail_id, status) select id, status from r;
 with c as materialized (
   select id from due where data_at is not null and owner in (select id from replica where alive_until = 'epoch') limit ? for update skip locked
 ), q as (
-  update due set owner = ?, crashes = greatest(crashes, 1) from c where due.id = c.id
+  update due set owner = ?, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
   returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
   m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
-from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
+from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
+where m.id = any (array(select id from q));
 
 -- name: replica_forget
 -- due_owner
