@@ -60,6 +60,7 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	// every claim would then read all of them. No named statement gains by reading a table as a whole.
 	set("enable_seqscan", "off")
 	set("enable_mergejoin", "off") // it reads an index as a whole
+	set("jit", "off")              // for plans that seem dear to it, as those without an index do now: 50 ms for the few rows of replica
 	s.write = open(poolSize)
 	if err != nil {
 		return err
