@@ -152,15 +152,16 @@ func (l *lab) name() string { return fmt.Sprintf("load_%d", l.names) }
 type bench struct {
 	*figures
 	config
-	lab   *lab
-	tally *tally
-	body  *bodies
-	dsn   string
-	dir   string   // of this run
-	now   *process // the service that runs
-	spare usage    // of services that have ended
-	peak  float64  // memory of the services that have ended, the largest, in MiB
-	pss   atomic.Int64
+	lab    *lab
+	tally  *tally
+	body   *bodies
+	dsn    string
+	dir    string   // of this run
+	now    *process // the service that runs
+	spare  usage    // of services that have ended
+	peak   float64  // memory of the services that have ended, the largest, in MiB
+	pss    atomic.Int64
+	timing atomic.Bool // latencies are being measured
 
 	base  map[string]time.Duration // CPU of PostgreSQL's processes when the service began
 	procs map[string]time.Duration // and what they have used while services ran
@@ -212,7 +213,8 @@ func (l *lab) run(ctx context.Context, sc *scenario, s *setting, n int) (*figure
 	return b.figures, err
 }
 
-// watchMemory keeps the largest sum over PostgreSQL's processes, shared pages counted once, looked at twice a second.
+// watchMemory keeps the largest sum over PostgreSQL's processes, shared pages counted once, looked at twice a second; not while latencies are measured:
+// counting the pages of twenty processes holds them up for tens of milliseconds.
 func (b *bench) watchMemory(ctx context.Context) {
 	if b.lab.master == 0 {
 		return
@@ -220,7 +222,9 @@ func (b *bench) watchMemory(ctx context.Context) {
 	t := time.NewTicker(500 * time.Millisecond)
 	defer t.Stop()
 	for {
-		b.pss.Store(max(b.pss.Load(), pssOfTree(b.lab.master)))
+		if !b.timing.Load() {
+			b.pss.Store(max(b.pss.Load(), pssOfTree(b.lab.master)))
+		}
 		select {
 		case <-ctx.Done():
 			return
