@@ -71,7 +71,7 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 	}
 }
 
-// EnqueueBatch makes mails durable, one commit for up to 500 mails or 4 MB. The answers are in the order of ms. An error of the whole means the
+// EnqueueBatch makes mails durable, one commit for up to 500 mails (100 when calm) or 4 MB. The answers are in the order of ms. An error of the whole means the
 // database failed; what was written before it stays written, and the same request_ids find it. ctx bounds the storing of shared content, never a commit.
 func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
 	ops, err := s.enqueueOps(ctx, ms)
@@ -80,8 +80,10 @@ func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, er
 	}
 	out := make([]Enqueued, len(ms))
 	for i := 0; i < len(ops); {
-		j := chunkEnd(ops, i)
+		j := chunkEnd(ops, i, s.bulkItems())
+		done := s.bulkTurn(ctx)
 		s.flushEnqueue(ops[i:j])
+		done()
 		for k := i; k < j; k++ {
 			a := <-ops[k].done
 			if a.err != nil {
@@ -134,7 +136,7 @@ func (s *Store) insertAll(ctx context.Context, ms []*NewMail, ops []*enqueueOp) 
 		answers := make(map[*NewMail]Enqueued, len(ms))
 		refused := false
 		for i := 0; i < len(ops); {
-			j := chunkEnd(ops, i)
+			j := chunkEnd(ops, i, batchItems)
 			inserted, err := s.insertMails(ctx, tx, ops[i:j])
 			if err != nil {
 				return err
@@ -183,9 +185,9 @@ func newEnqueueOp(m *NewMail) *enqueueOp {
 }
 
 // chunkEnd is where the commit that begins with ops[i] ends.
-func chunkEnd(ops []*enqueueOp, i int) int {
+func chunkEnd(ops []*enqueueOp, i, most int) int {
 	j, bytes := i, 0
-	for j < len(ops) && j-i < batchItems && bytes < batchBytes {
+	for j < len(ops) && j-i < most && bytes < batchBytes {
 		bytes += ops[j].size
 		j++
 	}

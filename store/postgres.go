@@ -55,6 +55,9 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 		db.SetConnMaxIdleTime(poolIdle)
 		return db
 	}
+	// What a server process has to write out itself goes to the disk at once and in small parts. Left to the kernel, hundreds of megabytes go there every half
+	// minute in one burst, and every commit waits a quarter of a second for it.
+	set("backend_flush_after", "128kB")
 	s.read = open(readPoolSize)
 	// A prepared statement keeps the plan that it got when its tables were small or had just been emptied, also when they have grown: until the next analyze
 	// every claim would then read all of them. No named statement gains by reading a table as a whole.

@@ -33,7 +33,11 @@ func (s *Store) flushSettle(ops []*settleOp) {
 		seen := make(map[uuid.UUID]bool, len(ops))
 		n := 0
 		var owner ReplicaID
-		for n < len(ops) && !seen[ops[n].s.ID] {
+		most := len(ops)
+		if !ops[0].s.Quick {
+			most = min(most, s.bulkItems())
+		}
+		for n < most && !seen[ops[n].s.ID] {
 			if st := ops[n].s; st.Kind == SettleMark {
 				if owner != 0 && owner != st.Owner {
 					break
@@ -51,6 +55,9 @@ func (s *Store) flushSettle(ops []*settleOp) {
 func (s *Store) flushDistinct(ops []*settleOp) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
+	if !ops[0].s.Quick {
+		defer s.bulkTurn(ctx)()
+	}
 	var mine map[uuid.UUID]bool
 	var err error
 	again := false // an earlier try may have been committed

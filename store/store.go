@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,7 +33,7 @@ type Store struct {
 	now     func() time.Time
 	dialect dialect
 	write   *sqlx.DB // SQLite: one connection
-	read    *sqlx.DB // PostgreSQL: the same pool
+	read    *sqlx.DB // PostgreSQL: another pool, see openPostgres
 	q       statements
 	unlock  func() error
 
@@ -43,6 +44,9 @@ type Store struct {
 	intake  chan *enqueueOp
 	cache   contentCache
 	reading singleflight.Group // of shared content
+
+	calmUntil atomic.Int64  // unix nanoseconds, see Calm
+	turn      chan struct{} // holds a value while a statement of bulk has its turn
 }
 
 // dialect is what differs between the databases beyond SQL text.
@@ -56,7 +60,7 @@ const (
 // Open connects to dsn, "sqlite:PATH" or "postgres://...", brings the schema up to date and prepares every statement, so that a broken one stops
 // the start. Errors are one line and name what to do where there is something to do.
 func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
-	s := &Store{log: opt.Logger, now: opt.Now}
+	s := &Store{log: opt.Logger, now: opt.Now, turn: make(chan struct{}, 1)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -21,6 +21,7 @@ const (
 	chunkBytes = 4 << 20
 	chunkWait  = 50 * time.Millisecond // what has come waits at most so long for its commit
 	commits    = 2                     // of one stream under way at once
+	composed   = 25                    // items that are composed between two looks whether a caller waits
 	mostKept   = 1000                  // rejections in a summary
 
 	strictItems = 10000
@@ -136,7 +137,9 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 		if err != nil {
 			return b.a.fault(err)
 		}
-		b.sum.Received++
+		if b.sum.Received++; b.sum.Received%composed == 0 {
+			b.a.Sender.GiveWay(b.ctx)
+		}
 		runtime.Gosched() // a caller who waits goes first; composing would keep the processor for 10 ms
 		switch {
 		case rej != nil:

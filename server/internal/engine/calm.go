@@ -31,7 +31,11 @@ func (c *calm) leave() {
 }
 
 // giveWay is the longest that one mail, or one group, of the batch waits: with callers all the time the batch goes on at a pace.
-const giveWay = 10 * time.Millisecond
+const giveWay = 20 * time.Millisecond
+
+// GiveWay waits, 20 ms at most, while a php-mode mail is under way. Who prepares a batch asks now and then, so that composing does not keep the processor
+// from a caller.
+func (e *Engine) GiveWay(ctx context.Context) { e.calm.wait(ctx) }
 
 func (c *calm) wait(ctx context.Context) {
 	c.mu.Lock()

@@ -180,11 +180,13 @@ func (e *Engine) LastPass() time.Time {
 // callersWait says whether php-mode callers have been about of late. Bulk then goes in small groups: a large commit holds up the disk for all others, and a
 // large statement the processors.
 func (e *Engine) callersWait() bool {
-	return time.Since(time.Unix(0, e.lastPHP.Load())) < 2*time.Second
+	return time.Since(time.Unix(0, e.lastPHP.Load())) < callersStay
 }
 
-// besideCallers is how many mails of bulk go in one group then.
-const besideCallers = 50
+const (
+	callersStay   = 2 * time.Second // callers are about for so long after the last of their mails
+	besideCallers = 100             // mails of bulk in one group then
+)
 
 // NextPass is when the batch looks for due mail next; zero when it never rests, and before the first pass.
 func (e *Engine) NextPass() time.Time {

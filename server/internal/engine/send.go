@@ -31,6 +31,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		return e.queue(ctx, m, observe)
 	}
 	e.lastPHP.Store(time.Now().UnixNano())
+	e.journal.Calm(callersStay)
 	e.calm.enter()
 	defer e.calm.leave()
 	f := newFlight(e, sub)
