@@ -485,3 +485,37 @@ func TestCancelledStreams(t *testing.T) {
 	}
 	t.Logf("%d sent, %d kept in the due-out journal, %d never accepted", sent, kept, never)
 }
+
+// TestGiveWay: whoever prepares bulk waits for a php-mode mail that is under way, but not for long, and for nothing when there is none.
+func TestGiveWay(t *testing.T) {
+	relay := (&smtpxtest.Server{Delay: 300 * time.Millisecond}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := r.server("now", store.ModePHP, relay, store.Limits{})
+	wait := func() time.Duration {
+		began := time.Now()
+		r.GiveWay(ctx(t))
+		return time.Since(began)
+	}
+	if took := wait(); took > 100*time.Millisecond {
+		t.Errorf("waited %v for nobody", took)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := r.send(ctx(t), s, newMail(s, store.KindInvoice, "a@x.example"))
+		sent <- err
+	}()
+	longest := time.Duration(0)
+	for over := false; !over; {
+		select {
+		case err := <-sent:
+			if over = true; err != nil {
+				t.Fatal(err)
+			}
+		default:
+			longest = max(longest, wait())
+		}
+	}
+	if longest < 15*time.Millisecond || longest > 600*time.Millisecond {
+		t.Errorf("waited %v at most", longest)
+	}
+}
