@@ -88,15 +88,19 @@ with x as materialized (
 ), mk as (
   update due q set data_at = now() where q.id = any(array(select id from m)) and coalesce(q.owner, 0) = ? returning q.id
 ), bg as (
-  update due q set crashes = x.crashes from x where q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k = 6 returning q.id
+  update due q set crashes = x.crashes from x
+  where q.id = any (array(select id from x where k = 6)) and q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k = 6 returning q.id
 ), up as (
   update due q set status = case when x.k = 2 then coalesce(x.status, q.status) else x.status end,
     run_at = case when x.k = 2 then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
     owner = case when x.k = 2 then q.owner end, data_at = null, crashes = case when x.k = 2 then q.crashes else coalesce(x.crashes, 0) end,
     attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup, last_error = x.err
-  from x where q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k in (2, 4, 5) returning q.id, x.k, q.status
+  from x where q.id = any (array(select id from x where k in (2, 4, 5))) and q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k in (2, 4, 5)
+  returning q.id, x.k, q.status
 ), de as (
-  delete from due q using x where q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k = 3 returning q.id, q.team, q.mail_server
+  delete from due q using x
+  where q.id = any (array(select id from x where k = 3)) and q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k = 3
+  returning q.id, q.team, q.mail_server
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
   select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
