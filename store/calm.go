@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// calmItems is how many mails one statement of bulk takes while callers are about: a few milliseconds of a processor and of the disk.
-const calmItems = 100
+// CalmItems is how many mails one statement of bulk takes while callers are about: a few milliseconds of a processor and of the disk. Who claims or hands over
+// bulk cuts it so too, to give way in between.
+const CalmItems = 100
 
 // Calm says that for d from now somebody waits for each mail: bulk (EnqueueBatch, Claim, settlements that are not quick) goes one statement at a time and in
 // small ones meanwhile, so that a quick write shares the database's processors and the log with one of them at most.
@@ -22,7 +23,7 @@ func (s *Store) isCalm() bool { return time.Now().UnixNano() < s.calmUntil.Load(
 // bulkItems is how many mails a statement of bulk takes now.
 func (s *Store) bulkItems() int {
 	if s.isCalm() {
-		return calmItems
+		return CalmItems
 	}
 	return batchItems
 }

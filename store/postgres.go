@@ -42,30 +42,30 @@ func (s *Store) openPostgres(ctx context.Context, dsn string) error {
 	set("application_name", "maildispatch")
 	set("statement_timeout", "30000")
 	set("idle_in_transaction_session_timeout", "10000") // guards the vacuum horizon
-	open := func(size int) *sqlx.DB {
+	open := func(size int) (*sqlx.DB, error) {
 		u.RawQuery = q.Encode()
-		db, openErr := sqlx.Open("postgres", u.String())
-		if openErr != nil {
-			err = errors.Join(err, fmt.Errorf("database: %w", openErr))
-			return nil
+		db, err := sqlx.Open("postgres", u.String())
+		if err != nil {
+			return nil, fmt.Errorf("database: %w", err)
 		}
 		db.SetMaxOpenConns(size)
 		db.SetMaxIdleConns(size)
 		db.SetConnMaxLifetime(poolLifetime)
 		db.SetConnMaxIdleTime(poolIdle)
-		return db
+		return db, nil
 	}
 	// What a server process has to write out itself goes to the disk at once and in small parts. Left to the kernel, hundreds of megabytes go there every half
 	// minute in one burst, and every commit waits a quarter of a second for it.
 	set("backend_flush_after", "128kB")
-	s.read = open(readPoolSize)
+	if s.read, err = open(readPoolSize); err != nil {
+		return err
+	}
 	// A prepared statement keeps the plan that it got when its tables were small or had just been emptied, also when they have grown: until the next analyze
 	// every claim would then read all of them. No named statement gains by reading a table as a whole.
 	set("enable_seqscan", "off")
 	set("enable_mergejoin", "off") // it reads an index as a whole
 	set("jit", "off")              // for plans that seem dear to it, as those without an index do now: 50 ms for the few rows of replica
-	s.write = open(poolSize)
-	if err != nil {
+	if s.write, err = open(poolSize); err != nil {
 		return err
 	}
 	pctx, cancel := context.WithTimeout(ctx, 10*time.Second)

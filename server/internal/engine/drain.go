@@ -146,7 +146,7 @@ func (d *drain) feed(ctx context.Context) {
 		}
 		page = d.nextPage(claimed)
 		if d.e.callersWait() {
-			page = min(page, besideCallers)
+			page = min(page, store.CalmItems)
 		}
 		d.accept(claimed, owner, d.jobs.put)
 		if len(claimed) < want {

@@ -183,10 +183,8 @@ func (e *Engine) callersWait() bool {
 	return time.Since(time.Unix(0, e.lastPHP.Load())) < callersStay
 }
 
-const (
-	callersStay   = 2 * time.Second // callers are about for so long after the last of their mails
-	besideCallers = 100             // mails of bulk in one group then
-)
+// callersStay is how long callers are about after the last of their mails.
+const callersStay = 2 * time.Second
 
 // NextPass is when the batch looks for due mail next; zero when it never rests, and before the first pass.
 func (e *Engine) NextPass() time.Time {

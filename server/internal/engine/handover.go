@@ -68,7 +68,7 @@ func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 		for len(ms) > 0 {
 			n := len(ms)
 			if e.callersWait() {
-				n = min(n, besideCallers)
+				n = min(n, store.CalmItems)
 				e.calm.wait(ctx)
 			}
 			group := ms[:n]
