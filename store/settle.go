@@ -27,23 +27,16 @@ func (s *Store) Settle(st *Settlement) <-chan Settled {
 	return op.done
 }
 
-// flushSettle writes a batch, cut where the same mail comes a second time, so that its writes keep their order, and where marks are another owner's.
+// flushSettle writes a batch, cut where the same mail comes a second time, so that its writes keep their order, and where another owner's begin.
 func (s *Store) flushSettle(ops []*settleOp) {
 	for len(ops) > 0 {
 		seen := make(map[uuid.UUID]bool, len(ops))
 		n := 0
-		var owner ReplicaID
 		most := len(ops)
 		if !ops[0].s.Quick {
 			most = min(most, s.bulkItems())
 		}
-		for n < most && !seen[ops[n].s.ID] {
-			if st := ops[n].s; st.Kind == SettleMark {
-				if owner != 0 && owner != st.Owner {
-					break
-				}
-				owner = st.Owner
-			}
+		for n < most && ops[n].s.Owner == ops[0].s.Owner && !seen[ops[n].s.ID] {
 			seen[ops[n].s.ID] = true
 			n++
 		}
@@ -114,11 +107,10 @@ func (s *Store) wasSettled(ctx context.Context, st *Settlement) (bool, error) {
 	return err == nil && row.Owner == nil && row.Status == st.Status && row.Attempts == st.Attempts, err
 }
 
-// settleRow is a settlement as the statement reads it.
+// settleRow is a settlement as the statement reads it. A finished mail has only the fields that are always there.
 type settleRow struct {
 	ID       uuid.UUID  `json:"id"`
-	Owner    ReplicaID  `json:"owner"`
-	Kind     SettleKind `json:"k"`
+	Kind     SettleKind `json:"k,omitempty"`
 	Status   MailStatus `json:"status,omitempty"`
 	RunAt    *int64     `json:"run_at,omitempty"`
 	Attempts int        `json:"attempts"`
@@ -129,41 +121,58 @@ type settleRow struct {
 }
 
 func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
-	rows := make([]settleRow, 0, len(ops))
+	var finished, changed []settleRow
 	// Marks are half of all: they go without JSON.
-	marks, owner := make([]byte, 0, 64+40*len(ops)), ReplicaID(0)
+	marks := make([]byte, 0, 64+40*len(ops))
 	marks = append(marks, '{')
 	mine := make(map[uuid.UUID]bool, len(ops))
 	for _, op := range ops {
 		st := op.s
 		mine[st.ID] = true
-		if st.Kind == SettleMark {
-			if owner != 0 {
+		r := settleRow{ID: st.ID, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
+		switch st.Kind {
+		case SettleMark:
+			if len(marks) > 1 {
 				marks = append(marks, ',')
 			}
-			owner = st.Owner
 			marks = append(marks, st.ID.String()...)
-			continue
+		case SettleArchive:
+			finished = append(finished, r)
+		default:
+			r.Kind, r.Crashes = st.Kind, st.Crashes
+			if st.Kind == SettleRetry {
+				at := st.RunAt.UnixMicro()
+				r.RunAt = &at
+			}
+			changed = append(changed, r)
 		}
-		r := settleRow{ID: st.ID, Owner: st.Owner, Kind: st.Kind, Status: st.Status, Attempts: st.Attempts, Crashes: st.Crashes, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
-		if st.Kind == SettleRetry {
-			at := st.RunAt.UnixMicro()
-			r.RunAt = &at
-		}
-		rows = append(rows, r)
 	}
-	b, err := json.Marshal(rows)
+	f, err := listJSON(finished)
+	if err != nil {
+		return nil, err
+	}
+	x, err := listJSON(changed)
 	if err != nil {
 		return nil, err
 	}
 	var lost []uuid.UUID
-	if err := s.q.get("settle").SelectContext(ctx, &lost, string(b), string(append(marks, '}')), int64(owner)); err != nil {
+	owner := int64(ops[0].s.Owner)
+	if err := s.q.get("settle").SelectContext(ctx, &lost, f, x, string(append(marks, '}')), owner, owner, owner); err != nil {
 		return nil, err
 	}
 	for _, id := range lost {
 		delete(mine, id)
 	}
 	return mine, nil
+}
+
+// listJSON is a list for json_to_recordset, which takes no null.
+func listJSON(rows []settleRow) (string, error) {
+	if len(rows) == 0 {
+		return "[]", nil
+	}
+	b, err := json.Marshal(rows)
+	return string(b), err
 }
 
 // progressOf is what is stored: never null for a finished mail.

@@ -78,56 +78,54 @@ where m.id = any (array(select id from q));
 select id, owner from due where id = any (array(select value::uuid from json_array_elements_text(?::json))) order by id for update;
 
 -- name: settle
--- due's primary key. One statement for marks, results and finished mails; it returns what is not ours any more, most often nothing.
--- coalesce: not by due_owner, whose dead entries are many and which the planner takes for any condition that null does not meet.
-with x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, owner bigint, k integer, status text, run_at bigint, attempts smallint, crashes smallint,
-    progress json, dup boolean, err text)
+-- due's primary key. One statement for marks, finished mails and the rest, all of one owner; it returns what is not ours any more, most often nothing.
+-- coalesce: not by due_owner, whose dead entries are many and which the planner takes for any condition that null does not meet. case: a condition that the
+-- planner expects half of the rows to meet, not one in two hundred, for which it would compare every row of one list with every row of the other.
+with f as materialized (
+  select * from json_to_recordset(?::json) as f(id uuid, status text, attempts smallint, progress json, dup boolean, err text)
+), x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, k integer, status text, run_at bigint, attempts smallint, crashes smallint, progress json, dup boolean, err text)
 ), m as materialized (
   select unnest(?::uuid[]) as id
 ), mk as (
-  update due q set data_at = now() where q.id = any(array(select id from m)) and coalesce(q.owner, 0) = ? returning q.id
-), bg as (
-  update due q set crashes = x.crashes from x
-  where q.id = any (array(select id from x where k = 6)) and q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k = 6 returning q.id
+  update due q set data_at = now() where q.id = any (array(select id from m)) and coalesce(q.owner, 0) = ? returning q.id
 ), up as (
-  update due q set status = case when x.k = 2 then coalesce(x.status, q.status) else x.status end,
-    run_at = case when x.k = 2 then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
-    owner = case when x.k = 2 then q.owner end, data_at = null, crashes = case when x.k = 2 then q.crashes else coalesce(x.crashes, 0) end,
-    attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup, last_error = x.err
-  from x where q.id = any (array(select id from x where k in (2, 4, 5))) and q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k in (2, 4, 5)
+  update due q set status = case when x.k in (2, 6) then coalesce(x.status, q.status) else x.status end,
+    run_at = case when x.k in (2, 6) then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
+    owner = case when x.k in (2, 6) then q.owner end, data_at = case when x.k = 6 then q.data_at end,
+    crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end,
+    attempts = case when x.k = 6 then q.attempts else x.attempts end, progress = case when x.k = 6 then q.progress else x.progress end,
+    possible_duplicate = case when x.k = 6 then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
+  from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? then true else false end
   returning q.id, x.k, q.status
 ), de as (
-  delete from due q using x
-  where q.id = any (array(select id from x where k = 3)) and q.id = x.id and coalesce(q.owner, 0) = x.owner and x.k = 3
-  returning q.id, q.team, q.mail_server
+  delete from due q where q.id = any (array(select id from f)) and coalesce(q.owner, 0) = ? returning q.id, q.team, q.mail_server
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
-  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
+  select de.id, de.team, de.mail_server, now(), f.status, f.attempts, f.dup, f.err, f.progress from de join f on f.id = de.id
   returning id, status
 ), ch as (
-  insert into change (mail_id, status) select id, status from up where k <> 2 union all select id, status from ar
+  insert into change (mail_id, status) select id, status from up where k not in (2, 6) union all select id, status from ar
 )
-select w.id from (select id from x union all select id from m) w
-where not exists (
-  select 1 from (select id from mk union all select id from bg union all select id from up union all select id from ar) d where d.id = w.id);
+select w.id from (select id from f union all select id from x union all select id from m) w
+where not exists (select 1 from (select id from mk union all select id from up union all select id from ar) d where d.id = w.id);
 
 -- name: modify_lock
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
--- than the one that wrote the row.
+-- than the one that wrote the row. lateral and offset: one probe for each row, whatever the statistics said when the plan was made.
 with j as materialized (
   select value::uuid as id from json_array_elements_text(?::json)
 )
-select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+select d.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
   m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
   d.possible_duplicate, d.progress, d.last_error,
   age(d.xmin) as lead
-from due d join mail m on m.id = d.id
-where d.id = any (array(select id from j)) and m.id = any (array(select id from j)) and d.owner is null
+from due d cross join lateral (select * from mail where mail.id = d.id offset 0) m
+where d.id = any (array(select id from j)) and d.owner is null
 order by d.id for update of d;
 
 -- name: modify
--- due's primary key; crashes: a person has looked at it, so a quarantine begins anew
+-- due's primary key; crashes: a person has looked at it, so a quarantine begins anew; case as in settle
 with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
     dup boolean, err text)
@@ -135,9 +133,10 @@ with x as materialized (
   update due d set crashes = 0, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
     resume_at = timestamptz 'epoch' + x.resume_at * interval '1 microsecond', attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
     last_error = x.err
-  from x where d.id = any (array(select id from x)) and d.id = x.id and d.owner is null and not x.done returning d.id, d.status
+  from x where d.id = any (array(select id from x where not done)) and d.id = x.id and case when d.owner is null then true else false end
+  returning d.id, d.status
 ), de as (
-  delete from due d using x where d.id = any (array(select id from x)) and d.id = x.id and d.owner is null and x.done returning d.id, d.team, d.mail_server
+  delete from due d where d.id = any (array(select id from x where done)) and d.owner is null returning d.id, d.team, d.mail_server
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
   select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
