@@ -373,7 +373,8 @@ func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enq
 
 func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
 	in := make(map[uuid.UUID]bool, len(ops))
-	mail, due, term := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due"), s.q.in(ctx, tx, "enqueue_term")
+	mail, due := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due")
+	terms := []byte{'['}
 	type routed struct {
 		server  string
 		version int64
@@ -428,9 +429,15 @@ func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enque
 			return nil, err
 		}
 		for _, t := range s.termsOf(m) {
-			if _, err := term.ExecContext(ctx, t, m.ID); err != nil {
-				return nil, err
+			if len(terms) > 1 {
+				terms = append(terms, ',')
 			}
+			terms = fmt.Appendf(terms, `[%s,"%s"]`, t, m.ID)
+		}
+	}
+	if len(terms) > 1 {
+		if _, err := s.q.in(ctx, tx, "enqueue_term").ExecContext(ctx, string(append(terms, ']'))); err != nil {
+			return nil, err
 		}
 	}
 	return in, nil

@@ -15,8 +15,8 @@ select count(*) from mail_server where name = ? and version = ?;
 insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, last_error) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: enqueue_term
--- primary key
-insert into term (term, mail_id) values (?, ?) on conflict do nothing;
+-- none is looked up; in the order of the primary key, so that a batch walks through it once
+insert into term (term, mail_id) select value ->> 0, value ->> 1 from json_each(?) where true order by 1, 2 on conflict do nothing;
 
 -- name: due_servers (read)
 -- due_ready: one probe for each mail server, of which there are few

@@ -168,11 +168,15 @@ type bench struct {
 }
 
 // run makes one run of a scenario in a fresh database.
-func (l *lab) run(ctx context.Context, sc *scenario, s *setting, n int) (*figures, error) {
+func (l *lab) run(ctx context.Context, sc *scenario, s *setting, n int) (_ *figures, err error) {
+	restore, err := kernel(s.kernel)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, restore()) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, fmt.Errorf("the run took longer than %v", s.timeout))
 	defer cancel()
 	b := &bench{figures: &figures{}, config: s.config, lab: l, body: newBodies(s.size, s.html), procs: map[string]time.Duration{}}
-	var err error
 	if b.dir, err = os.MkdirTemp(l.dir, fmt.Sprintf("run%d-", n+1)); err != nil {
 		return nil, err
 	}

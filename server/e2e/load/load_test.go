@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -89,6 +90,48 @@ func TestSettings(t *testing.T) {
 		if _, err := settings(scenarios["php"], args); err == nil || errors.Is(err, flag.ErrHelp) {
 			t.Errorf("%q: %v", args, err)
 		}
+	}
+}
+
+// TestKernel: a kernel setting is set and set back, also where its twin counts; what cannot be set leaves nothing behind. It writes what is there already.
+func TestKernel(t *testing.T) {
+	read := func(k string) string {
+		b, err := os.ReadFile(procSys(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	const bytes, ratio, other = "vm.dirty_background_bytes", "vm.dirty_background_ratio", "vm.dirty_writeback_centisecs"
+	was := []string{read(bytes), read(ratio), read(other)}
+	same := other + "=" + was[2]
+	for _, bad := range []string{same + " vm.nosuch=1", same + " vm", "../../etc/hostname=x"} {
+		if _, err := kernel(bad); err == nil || !strings.Contains(err.Error(), "kernel: ") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	restore, err := kernel(same + " " + bytes + "=1073741824")
+	if os.Geteuid() != 0 {
+		if !errors.Is(err, os.ErrPermission) {
+			t.Errorf("without root: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS) {
+			t.Logf("this machine lets nobody set kernel settings: %v", err)
+			return
+		}
+		t.Fatal(err)
+	}
+	if got := read(bytes); got != "1073741824" {
+		t.Errorf("set: %s", got)
+	}
+	if err := restore(); err != nil {
+		t.Fatal(err)
+	}
+	if now := []string{read(bytes), read(ratio), read(other)}; !slices.Equal(now, was) {
+		t.Errorf("set back: %v, was %v", now, was)
 	}
 }
 

@@ -38,6 +38,7 @@ type config struct {
 	serve    string
 	env      string
 	postgres string
+	kernel   string
 
 	runs    int
 	compare string
@@ -66,6 +67,7 @@ func (c *config) flags(name string, defaults map[string]string) *flag.FlagSet {
 	fs.StringVar(&c.serve, "serve", "", "further flags of serve, separated by blanks")
 	fs.StringVar(&c.env, "env", "", "environment of the service, such as GOGC=200, separated by blanks")
 	fs.StringVar(&c.postgres, "postgres", "", "settings of PostgreSQL, such as wal_compression=lz4, separated by blanks")
+	fs.StringVar(&c.kernel, "kernel", "", "kernel settings during a run, such as vm.dirty_background_bytes=4194304, separated by blanks; needs root, set back behind it")
 	fs.IntVar(&c.runs, "runs", 3, "runs of each setting, each in a fresh database")
 	fs.StringVar(&c.compare, "compare", "", "settings side by side: flag=value,flag=value; several flags of one setting are joined by +")
 	fs.StringVar(&c.profile, "profile", "", "folder for CPU profiles and the database's statements")
