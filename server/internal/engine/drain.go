@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -108,7 +109,7 @@ func (d *drain) run(ctx context.Context) {
 
 // feed claims pages until nothing is due, the relay is down, or the engine stops.
 func (d *drain) feed(ctx context.Context) {
-	for page := firstPage; !d.e.isStopping() && !d.broken() && !d.outdated(); {
+	for page := firstPage; !d.e.isStopping() && !d.broken() && !d.jobs.isDead() && !d.outdated(); {
 		want, ok := d.ration(ctx, page)
 		if !ok {
 			return
@@ -273,6 +274,8 @@ const (
 	aloneMost = 20 // rounds without a worker after which claimed mail goes back: others hold all connections
 )
 
+var errNoneFree = errors.New("no connection came free: other replicas or php-mode mail hold all that the mail server allows")
+
 // keepHiring fills up while connections ramp up or come free, and gives the mails back when for long nobody can send them.
 func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 	t := time.NewTicker(hireEvery)
@@ -303,7 +306,7 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 		lost := d.alone >= aloneMost
 		d.mu.Unlock()
 		if lost {
-			d.jobs.kill()
+			d.shut(errNoneFree)
 		}
 	}
 }

@@ -25,6 +25,25 @@ type faulty struct {
 	engine.Journal
 	settle atomic.Pointer[func(*store.Settlement) error]
 	renew  atomic.Pointer[error]
+	load   atomic.Pointer[func(*store.Claimed) error]
+	claims atomic.Int32 // that found something
+}
+
+func (f *faulty) Claim(ctx context.Context, owner store.ReplicaID, server string, n int, above int16) ([]*store.Claimed, error) {
+	cs, err := f.Journal.Claim(ctx, owner, server, n, above)
+	if len(cs) > 0 {
+		f.claims.Add(1)
+	}
+	return cs, err
+}
+
+func (f *faulty) LoadRaw(ctx context.Context, c *store.Claimed) ([]byte, error) {
+	if fn := f.load.Load(); fn != nil {
+		if err := (*fn)(c); err != nil {
+			return nil, err
+		}
+	}
+	return f.Journal.LoadRaw(ctx, c)
 }
 
 func (f *faulty) Settle(s *store.Settlement) <-chan store.Settled {
@@ -298,6 +317,88 @@ func TestNoMarkNoDot(t *testing.T) {
 	}
 	if n := len(relay.Mails()); n != 50 {
 		t.Errorf("%d mails arrived", n)
+	}
+}
+
+// TestNoConnectionFree: while other replicas hold all connections that a mail server allows, a pass gives up after a while with the reason; it does not claim and
+// give back without an end. When one is free the mail leaves.
+func TestNoConnectionFree(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	var j *faulty
+	r := newRig(t, storetest.PostgresDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 1})
+	other, err := r.store.Register(ctx(t), "other", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot, ok, err := r.store.TakeSlot(ctx(t), other, "bulk", 1)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	const mails = 1200 // more than the pass keeps in memory
+	var ms []*store.NewMail
+	for range mails {
+		ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+	}
+	r.queue(s, ms...)
+	c := r.batch("bulk")
+	if n := j.claims.Load(); n > mails/fullPage+2 || c.Claimed == 0 || c.Claimed > mails || c.Released != c.Claimed || len(relay.Mails()) != 0 {
+		t.Fatalf("%d claims found mail: %+v; %d arrived", n, c, len(relay.Mails()))
+	}
+	told := 0
+	for _, m := range ms {
+		got := r.mail(m.ID)
+		if got.Status != store.MailQueued || got.Attempts != 0 {
+			t.Fatalf("%s, %d attempts, %q", got.Status, got.Attempts, got.LastError)
+		}
+		if strings.Contains(got.LastError, "connection") {
+			told++
+		}
+	}
+	if told != c.Claimed {
+		t.Errorf("%d mails were claimed, %d say why they did not leave", c.Claimed, told)
+	}
+	if err := r.store.GiveSlot(ctx(t), other, "bulk", slot); err != nil {
+		t.Fatal(err)
+	}
+	if c := r.batch("bulk"); c.Sent != mails || len(relay.Mails()) != mails {
+		t.Errorf("%+v; %d arrived", c, len(relay.Mails()))
+	}
+}
+
+// fullPage is the engine's largest claim.
+const fullPage = 500
+
+// TestUnreadableMail: a mail whose message cannot be read waits a little by itself, with the reason; it is not claimed again and again by one pass, and the others
+// leave.
+func TestUnreadableMail(t *testing.T) {
+	for _, dsn := range storetest.DSNs(t) {
+		relay := (&smtpxtest.Server{}).Start(t)
+		var j *faulty
+		r := newRig(t, dsn, func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
+		s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
+		var ms []*store.NewMail
+		for range 20 {
+			ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+		}
+		bad := ms[7].ID
+		var tries atomic.Int32
+		broken := func(c *store.Claimed) error {
+			if c.ID == bad && tries.Add(1) < 100 {
+				return errors.New("a part of it is gone")
+			}
+			return nil
+		}
+		j.load.Store(&broken)
+		r.queue(s, ms...)
+		c := r.batch("bulk")
+		got := r.mail(bad)
+		if n := tries.Load(); n != 1 || c.Sent != 19 || c.Released != 1 || len(relay.Mails()) != 19 {
+			t.Errorf("%d tries in one pass: %+v; %d arrived", n, c, len(relay.Mails()))
+		}
+		if got.Status != store.MailQueued || got.DueTime == nil || !got.DueTime.After(time.Now()) || !strings.Contains(got.LastError, "a part of it is gone") {
+			t.Errorf("%s, due %v, %q", got.Status, got.DueTime, got.LastError)
+		}
 	}
 }
 

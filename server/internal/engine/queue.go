@@ -309,6 +309,13 @@ func (q *queue) close() {
 	q.feed.Broadcast()
 }
 
+// isDead reports whether workers and feeder have been told to stop.
+func (q *queue) isDead() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.dead
+}
+
 func (q *queue) kill() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

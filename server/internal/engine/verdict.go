@@ -28,6 +28,7 @@ type job struct {
 
 	quick     bool   // a php-mode caller waits: its writes do not queue behind the batch's
 	submitted bool   // it was handed to a session at least once
+	later     bool   // something about this one mail failed here: it waits a little before it is due again
 	marked    bool   // the gate let a dot leave
 	over      bool   // it is settled, or lost
 	begun     bool   // it is recorded that this owner is at it
@@ -249,10 +250,10 @@ func (j *job) verdict(now time.Time, lim store.Limits, reason string, giveUp boo
 		s.Kind, s.Status, outcome, fault = store.SettleArchive, store.MailSent, "sent", ""
 	case !counted && !(j.submitted && old):
 		// Nothing was decided: the mail goes back as it was. Where a session had been open the relay does not rest as a whole, so this mail waits
-		// a little by itself.
+		// a little by itself; so does one that could not be read.
 		s.Kind, s.Status, outcome = store.SettleRetry, j.waitingStatus(t), "server"
 		s.RunAt = j.mail.RunAt
-		if j.submitted {
+		if j.submitted || j.later {
 			s.RunAt = now.Add(aLittle())
 		}
 	case (t.open > 0 || repeat) && !giveUp && !old:

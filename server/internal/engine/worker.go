@@ -157,7 +157,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		defer w.flush(ctx)
 	}
 	if err := w.e.beginSuspect(ctx, j); err != nil {
-		j.fault = "record that it is being sent: " + err.Error()
+		j.fault, j.later = "record that it is being sent: "+err.Error(), true
 		w.finish(j)
 		return
 	}
@@ -173,7 +173,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		}
 		if err != nil {
 			// Not the relay's fault and not the mail's: the database is away. Another pass finds it again.
-			j.fault = "read the message: " + err.Error()
+			j.fault, j.later = "read the message: "+err.Error(), true
 			w.finish(j)
 			return
 		}
@@ -270,8 +270,8 @@ func (d *drain) noSession(err error) {
 	d.probing.Do(func() { close(d.probed) })
 }
 
-// shut ends the drain because no dot may leave just now: the database takes no marks, or the lease is late. Going on would claim the same mails again at
-// once, and every one of them costs a connection that is cut behind its DATA. The next pass tries again.
+// shut ends the drain because no mail may leave just now: the database takes no marks, the lease is late, or no connection comes free. Going on would claim
+// the same mails again at once and without an end, at worst each for a connection that is cut behind its DATA. The next pass tries again.
 func (d *drain) shut(err error) {
 	d.mu.Lock()
 	first := d.fault == nil
