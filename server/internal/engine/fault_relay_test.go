@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -178,4 +179,181 @@ func TestSessionsThatDieIdle(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestNoReplyAfterTheDot (F3, F4): silence and resets after the dot, half of them taken by the relay, are UNKNOWN; bulk goes again flagged with the same
+// bytes, invoices wait for a person; nothing is lost and nothing doubled unflagged.
+func TestNoReplyAfterTheDot(t *testing.T) {
+	var n atomic.Int32
+	var mu sync.Mutex
+	bytesOf := map[string]string{}
+	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+		if c.Verb != "DOT" {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		id, _, _ := strings.Cut(c.Arg, "\r\n")
+		if was, ok := bytesOf[id]; ok {
+			if was != c.Arg {
+				t.Errorf("%s has other bytes on the second attempt", id)
+			}
+			return nil // the second time everything is well
+		}
+		bytesOf[id] = c.Arg
+		switch n.Add(1) % 20 {
+		case 3:
+			return &smtpxtest.Action{Hang: true}
+		case 7:
+			return &smtpxtest.Action{Reset: true}
+		case 11: // taken, and the answer lost
+			return &smtpxtest.Action{Reply: "2", Close: true}
+		}
+		return nil
+	}}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.times.Dot = 2 * time.Second
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
+	var ms []*store.NewMail
+	for i := range 200 {
+		kind := store.KindBulk
+		if i%4 == 0 {
+			kind = store.KindInvoice
+		}
+		ms = append(ms, newMail(s, kind, "u@y.example"))
+	}
+	r.queue(s, ms...)
+	first := r.batch("")
+	if first.Failed+first.Deferred != 0 || first.Unknown < 15 {
+		t.Errorf("%+v", first)
+	}
+	again := 0
+	for _, m := range ms {
+		got := r.mail(m.ID)
+		switch {
+		case got.Status == store.MailSent:
+		case m.Kind == store.KindInvoice && got.Status == store.MailUnknown && got.DueTime == nil:
+		case m.Kind == store.KindBulk && got.PossibleDuplicate && got.DueTime != nil && statuses(got) == "u":
+			again++
+			if _, _, _, err := r.store.Modify(ctx(t), store.Everything, nil, &store.MailFilter{MessageID: m.MessageID}, false, store.Audit{}, func(m *store.Mail) (*store.Change, error) {
+				return &store.Change{Kind: store.SettleRetry, Status: m.Status, RunAt: time.Now().Add(-time.Second), Attempts: m.Attempts, PossibleDuplicate: true}, nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			t.Errorf("%s: %s %s %+v", m.Kind, got.Status, got.LastError, got.Progress.Results)
+		}
+	}
+	r.batch("")
+	counts := dup(relay)
+	flagged := 0
+	for _, m := range ms {
+		got := r.mail(m.ID)
+		if m.Kind == store.KindBulk && (got.Status != store.MailSent || counts[m.ID.String()] == 0) {
+			t.Errorf("bulk mail %s after the second batch: %s, arrived %d times", m.ID, got.Status, counts[m.ID.String()])
+		}
+		if counts[m.ID.String()] > 1 {
+			flagged++
+			if !got.PossibleDuplicate {
+				t.Errorf("unflagged duplicate %s", m.ID)
+			}
+		}
+	}
+	t.Logf("F3 F4 200 mails, %d without a reply after the dot, %d sent again flagged, %d arrived twice, 0 unflagged", first.Unknown, again, flagged)
+}
+
+// TestReplyThenSilence (F5): a mail answered 250 is sent, whatever the connection does afterwards.
+func TestReplyThenSilence(t *testing.T) {
+	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+		if c.Verb == "QUIT" || c.Verb == "RSET" || c.Verb == "NOOP" {
+			return &smtpxtest.Action{Hang: true}
+		}
+		return nil
+	}}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MailsPerConnection: 2})
+	var ms []*store.NewMail
+	for range 6 {
+		ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+	}
+	r.queue(s, ms...)
+	began := time.Now()
+	if c := r.batch(""); c.Sent != 6 {
+		t.Errorf("%+v", c)
+	}
+	took := time.Since(began)
+	if took > 20*time.Second {
+		t.Errorf("took %v", took)
+	}
+	doubled := 0
+	for id, n := range dup(relay) {
+		if n != 1 {
+			doubled++
+			t.Errorf("%s arrived %d times", id, n)
+		}
+	}
+	t.Logf("F5 mails=6 doubled=%d connections=%d all_closed_after=%v", doubled, relay.Conns(), took.Round(time.Millisecond))
+}
+
+// TestGoingAway (F7): 421 and closed connections at each phase lose nothing, double nothing and cost no attempt before the body.
+func TestGoingAway(t *testing.T) {
+	for _, verb := range []string{"MAIL", "RCPT", "DATA"} {
+		for _, a := range []smtpxtest.Action{{Reply: "421 4.3.2 going down\r\n", Close: true}, {Close: true}, {Reset: true}} {
+			t.Run(fmt.Sprintf("%s %q close=%v", verb, a.Reply, a.Close), func(t *testing.T) {
+				relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+					if c.Verb == verb && c.Conn%2 == 1 && c.Nth == 3 {
+						return &a
+					}
+					return nil
+				}}).Start(t)
+				r := newRig(t, storetest.SQLiteDSN(t), nil)
+				s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 2})
+				var ms []*store.NewMail
+				for range 20 {
+					ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+				}
+				r.queue(s, ms...)
+				r.batch("")
+				counts := dup(relay)
+				for _, m := range ms {
+					got := r.mail(m.ID)
+					if got.Status == store.MailSent && counts[m.ID.String()] == 1 {
+						continue
+					}
+					if got.Attempts != 0 || got.DueTime == nil || counts[m.ID.String()] != 0 {
+						t.Errorf("%s: %d attempts, arrived %d times, %s", got.Status, got.Attempts, counts[m.ID.String()], got.LastError)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestGoneBehindIdleSessions: a relay that goes away while php-mode sessions to it lie idle is down, not short of connections: its breaker opens at once,
+// and neither a pass nor a stop waits until those sessions are swept.
+func TestGoneBehindIdleSessions(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := r.server("now", store.ModePHP, relay, store.Limits{MaxConnections: 2})
+	if done, err := r.send(ctx(t), s, newMail(s, store.KindOther, "a@y.example")); err != nil || done.Status != store.MailSent {
+		t.Fatalf("%+v %v", done, err)
+	}
+	relay.Close()
+	var ms []*store.NewMail
+	for range 20 {
+		ms = append(ms, newMail(s, store.KindBulk, "u@y.example"))
+	}
+	r.queue(s, ms...)
+	began := time.Now()
+	if c := r.batch(""); c.Released != 20 {
+		t.Errorf("%+v", c)
+	}
+	took := time.Since(began)
+	if bs, err := r.store.Breakers(ctx(t)); err != nil || bs["now"] == nil || bs["now"].Failures != 1 {
+		t.Errorf("%+v %v", bs["now"], err)
+	}
+	if took > idleSweep/2 {
+		t.Errorf("the pass took %v", took)
+	}
+	t.Logf("F21 pass_at_a_relay_gone=%v", took.Round(time.Millisecond))
 }
