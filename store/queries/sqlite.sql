@@ -1,4 +1,4 @@
--- The hot statements for SQLite: row by row inside one transaction of the one writer, times bound by the caller.
+-- The hot statements for SQLite: row by row (terms as a list) inside one transaction of the one writer, times bound by the caller.
 
 -- name: enqueue_mail
 -- primary key and mail_request decide what is new

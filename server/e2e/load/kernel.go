@@ -30,10 +30,9 @@ func kernel(settings string) (restore func() error, err error) {
 		}
 		back := func() error { return writeSys(path, string(was)) }
 		// vm.dirty_…_bytes is 0 while vm.dirty_…_ratio counts, and the other way round: only the one that counts can be set back.
-		if name, bytes := strings.CutSuffix(k, "_bytes"); bytes && strings.TrimSpace(string(was)) == "0" {
-			twin := procSys(name + "_ratio")
-			if was, err := os.ReadFile(twin); err == nil {
-				back = func() error { return writeSys(twin, string(was)) }
+		if twin := twinOf(k); twin != "" && strings.TrimSpace(string(was)) == "0" {
+			if was, err := os.ReadFile(procSys(twin)); err == nil {
+				back = func() error { return writeSys(procSys(twin), string(was)) }
 			}
 		}
 		if err := writeSys(path, v); err != nil {
@@ -42,6 +41,17 @@ func kernel(settings string) (restore func() error, err error) {
 		undo = append(undo, back)
 	}
 	return restore, nil
+}
+
+// twinOf is the other way to say what k says, "" where there is none.
+func twinOf(k string) string {
+	if name, ok := strings.CutSuffix(k, "_bytes"); ok {
+		return name + "_ratio"
+	}
+	if name, ok := strings.CutSuffix(k, "_ratio"); ok {
+		return name + "_bytes"
+	}
+	return ""
 }
 
 func procSys(key string) string { return "/proc/sys/" + strings.ReplaceAll(key, ".", "/") }

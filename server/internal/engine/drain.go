@@ -305,8 +305,9 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 		}
 		lost := d.alone >= aloneMost
 		d.mu.Unlock()
-		if lost {
-			d.shut(errNoneFree)
+		if lost && d.stop(errNoneFree) {
+			// Where replicas share few connections that is an ordinary day.
+			d.e.log.Info("batch: no mail may leave", "mail_server", d.server.Name, "reason", errNoneFree)
 		}
 	}
 }

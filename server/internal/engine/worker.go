@@ -172,7 +172,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			return
 		}
 		if err != nil {
-			// Not the relay's fault and not the mail's: the database is away. Another pass finds it again.
+			// Not the relay's fault and most often not the mail's: the database is away. It comes again in a little.
 			j.fault, j.later = "read the message: "+err.Error(), true
 			w.finish(j)
 			return
@@ -270,9 +270,16 @@ func (d *drain) noSession(err error) {
 	d.probing.Do(func() { close(d.probed) })
 }
 
-// shut ends the drain because no mail may leave just now: the database takes no marks, the lease is late, or no connection comes free. Going on would claim
-// the same mails again at once and without an end, at worst each for a connection that is cut behind its DATA. The next pass tries again.
+// shut ends the drain because the database takes no marks, or the lease is late: each further mail would cost a connection that is cut behind its DATA.
 func (d *drain) shut(err error) {
+	if d.stop(err) {
+		d.e.log.Error("batch: no mail may leave", "mail_server", d.server.Name, "error", err)
+	}
+}
+
+// stop ends the drain because no mail may leave just now, and reports whether it was still going. Going on would claim the same mails again at once and without
+// an end. What it holds goes back with the reason, and the next pass tries again.
+func (d *drain) stop(err error) bool {
 	d.mu.Lock()
 	first := d.fault == nil
 	if first {
@@ -280,9 +287,9 @@ func (d *drain) shut(err error) {
 	}
 	d.mu.Unlock()
 	if first {
-		d.e.log.Error("batch: no mail may leave", "mail_server", d.server.Name, "error", err)
 		d.jobs.kill()
 	}
+	return first
 }
 
 // throttleMost is how many throttling answers in a row, with nothing accepted between them, suspend the mail server.
