@@ -20,6 +20,7 @@ type faulty struct {
 	settle atomic.Pointer[func(*store.Settlement) error]
 	renew  atomic.Pointer[error]
 	load   atomic.Pointer[func(*store.Claimed) error]
+	give   atomic.Pointer[error]
 	claims atomic.Int32 // that found something
 }
 
@@ -56,6 +57,13 @@ func (f *faulty) Renew(ctx context.Context, r store.ReplicaID, ttl time.Duration
 		return *err
 	}
 	return f.Journal.Renew(ctx, r, ttl)
+}
+
+func (f *faulty) GiveSlot(ctx context.Context, r store.ReplicaID, server string, n int) error {
+	if err := f.give.Load(); err != nil {
+		return *err
+	}
+	return f.Journal.GiveSlot(ctx, r, server, n)
 }
 
 func dup(relay *smtpxtest.Server) map[string]int {

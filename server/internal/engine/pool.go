@@ -32,6 +32,11 @@ type pool struct {
 	idle    []idleSession
 	waiters []*waiter
 	carried map[Session]*carried
+
+	// slots orders what this process asks the database about connection slots, so that a slot that
+	// is given back once more cannot be one that was taken again meanwhile. Taken before mu.
+	slots sync.Mutex
+	owed  []permit // guarded by slots: could not be given back yet
 }
 
 type idleSession struct {
@@ -190,6 +195,11 @@ func (p *pool) slot(ctx context.Context, s *store.MailServer, pm *permit) (bool,
 	if s.Limits.MaxConnections == 0 {
 		return true, nil
 	}
+	p.slots.Lock()
+	defer p.slots.Unlock()
+	if !p.payOwed() {
+		return false, nil // a slot that is owed may be the one that would be taken
+	}
 	pm.replica = p.e.lease.replica()
 	n, ok, err := p.e.journal.TakeSlot(ctx, pm.replica, s.Name, int(s.Limits.MaxConnections))
 	pm.slot, pm.slotted = n, ok
@@ -268,11 +278,10 @@ func (p *pool) discard(s Session) {
 // release gives a permit back.
 func (p *pool) release(pm permit) {
 	if pm.slotted {
-		ctx, cancel := context.WithTimeout(context.Background(), breakerWrite)
-		if err := p.e.journal.GiveSlot(ctx, pm.replica, p.name, pm.slot); err != nil {
-			p.e.log.Warn("connection slot not given back: it is free when this replica ends", "mail_server", p.name, "error", err)
-		}
-		cancel()
+		p.slots.Lock()
+		p.owed = append(p.owed, pm)
+		p.payOwed()
+		p.slots.Unlock()
 	}
 	p.mu.Lock()
 	p.open--
@@ -281,6 +290,22 @@ func (p *pool) release(pm permit) {
 	}
 	p.serve()
 	p.mu.Unlock()
+}
+
+// payOwed gives back the slots that are owed, as many as the database takes now, and reports
+// whether none is left. With slots held.
+func (p *pool) payOwed() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), breakerWrite)
+	defer cancel()
+	for len(p.owed) > 0 {
+		pm := p.owed[0]
+		if err := p.e.journal.GiveSlot(ctx, pm.replica, p.name, pm.slot); err != nil {
+			p.e.log.Warn("connection slot not given back yet", "mail_server", p.name, "error", err)
+			return false
+		}
+		p.owed = p.owed[1:]
+	}
+	return true
 }
 
 // serve grants free permits to those who wait. With mu held.
@@ -374,6 +399,9 @@ func (e *Engine) pools(ctx context.Context) {
 		case now := <-t.C:
 			for _, p := range e.flights.all() {
 				p.sweep(now.Add(-idleLimit))
+				p.slots.Lock()
+				p.payOwed()
+				p.slots.Unlock()
 			}
 		}
 	}

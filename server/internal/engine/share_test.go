@@ -77,6 +77,26 @@ func TestNoConnectionFree(t *testing.T) {
 	}
 }
 
+// TestSlotGivenBackLater: a slot that cannot be given back while the database is away is given
+// back when it has returned. It is not lost for as long as the process lives.
+func TestSlotGivenBackLater(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	var j *faulty
+	r := newRig(t, storetest.PostgresDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 1})
+	r.queue(s, newMail(s, store.KindBulk, "u@y.example"))
+	away := error(store.ErrUnavailable)
+	j.give.Store(&away)
+	if c := r.batch("bulk"); c.Sent != 1 {
+		t.Fatalf("%+v", c)
+	}
+	j.give.Store(nil)
+	r.queue(s, newMail(s, store.KindBulk, "u@y.example"))
+	if c := r.batch("bulk"); c.Sent != 1 {
+		t.Errorf("after the database has returned: %+v", c)
+	}
+}
+
 // fullPage is the engine's largest claim.
 const fullPage = 500
 
