@@ -1,0 +1,235 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// personRules says what a person's word makes of a mail that nobody is sending. A row is written
+// in words:
+//
+//	mail: its status, then due or resume (it has such a time), dup (possible_duplicate stands),
+//	n=1 (attempts so far), expired, off (its mail server is unavailable); the last word is the
+//	recipients: pending, accepted, rejected, deferred, unknown, Unknown (left to a person).
+//	want: what is written, the status, when it is due (now, before = at the time it had), or that
+//	the word is refused.
+var personRules = []struct{ name, mail, word, want string }{
+	{"retry a failed one", "failed n=1 r", "retry", "retry deferred due=now n=1 p"},
+	{"retry one that failed without an attempt", "failed n=0 d", "retry", "retry queued due=now n=0 p"},
+	{"retry a partial one", "partially_sent n=1 ar", "retry", "retry partially_sent due=now n=1 ap"},
+	{"retry one that waits", "deferred due n=2 d", "retry", "retry deferred due=now n=2 p"},
+	{"retry a held one", "held resume n=0 p", "retry", "retry queued due=now n=0 p"},
+	{"retry an unknown one by its id", "unknown n=1 u", "retry", "retry deferred due=now n=1 dup p"},
+	{"retry an unknown one by a filter", "unknown n=1 u", "retry-by-filter", "refused"},
+	{"retry one with unknowns by a filter", "deferred due dup n=1 ud", "retry-by-filter", "retry deferred due=now n=1 dup up"},
+	{"retry one with unknowns by its id", "deferred due n=1 ud", "retry", "retry deferred due=now n=1 dup pp"},
+	{"retry one that has expired", "failed expired n=1 d", "retry", "refused"},
+	{"retry one whose mail server is off", "failed off n=1 d", "retry", "refused"},
+
+	{"cancel one that waits", "queued due n=0 p", "cancel", "archive cancelled n=0 p"},
+	{"cancel a failed one", "failed n=1 r", "cancel", "archive cancelled n=1 r"},
+	{"cancel a held one", "held resume n=1 d", "cancel", "archive cancelled n=1 d"},
+	{"cancel an unknown one", "unknown dup n=1 u", "cancel", "archive cancelled n=1 dup u"},
+
+	{"hold one that waits", "queued due n=0 p", "hold", "park held resume=before n=0 p"},
+	{"hold a partial one that waits", "partially_sent due n=1 ad", "hold", "park held resume=before n=1 ad"},
+	{"hold one that waits for nothing", "failed n=1 r", "hold", "refused"},
+	{"hold a held one", "held resume n=0 p", "hold", "refused"},
+	{"hold an unknown one", "unknown n=1 u", "hold", "refused"},
+
+	{"release a new one", "held resume n=0 p", "release", "retry queued due=before n=0 p"},
+	{"release a deferred one", "held resume n=1 d", "release", "retry deferred due=before n=1 d"},
+	{"release a partial one", "held resume n=1 ad", "release", "retry partially_sent due=before n=1 ad"},
+	{"release one without a time", "held n=0 p", "release", "retry queued due=now n=0 p"},
+	{"release one whose mail server is off", "held off resume n=0 p", "release", "refused"},
+	{"release one that is not held", "queued due n=0 p", "release", "refused"},
+
+	{"all delivered", "unknown n=1 uu", "delivered", "archive sent n=1 aa"},
+	{"one of two delivered", "unknown n=1 uu", "delivered-first", "park unknown n=1 au"},
+	{"one delivered, the other refused", "unknown n=1 ur", "delivered", "park partially_sent n=1 ar"},
+	{"not delivered", "unknown n=1 u", "not-delivered", "park failed n=1 r"},
+	{"not delivered, the other accepted", "unknown n=1 ua", "not-delivered", "park partially_sent n=1 ra"},
+	{"not delivered, the other unknown", "unknown n=1 uu", "not-delivered-first", "park unknown n=1 ru"},
+	{"send again", "unknown n=1 u", "resend", "retry deferred due=now n=1 dup p"},
+	{"send one again, the other is left", "unknown n=1 uu", "resend-first", "retry deferred due=now n=1 dup pU"},
+	{"send again, another has it", "unknown n=1 ua", "resend", "retry partially_sent due=now n=1 dup pa"},
+	{"send again an expired one", "unknown expired n=1 u", "resend", "refused"},
+	{"send again, the mail server is off", "unknown off n=1 u", "resend", "refused"},
+	{"delivered, others wait", "deferred due n=1 ud", "delivered", "retry partially_sent due=before n=1 ad"},
+	{"delivered, others are to be sent again by policy", "deferred due dup n=1 uu", "delivered-first", "retry partially_sent due=before n=1 dup au"},
+	{"delivered while held, others wait", "held resume n=1 ud", "delivered", "park held resume=before n=1 ad"},
+	{"delivered while held, nobody waits", "held resume n=1 ur", "delivered", "park partially_sent n=1 ar"},
+	{"delivered, one is left to a person", "deferred due dup n=1 uU", "delivered-first", "park unknown n=1 dup aU"},
+	{"of nobody unknown", "failed n=1 r", "delivered", "refused"},
+}
+
+// TestPersonRules: what a person's word makes of a mail in every state.
+func TestPersonRules(t *testing.T) {
+	for _, row := range personRules {
+		t.Run(row.name, func(t *testing.T) {
+			if got := says(t, row.mail, row.word); got != row.want {
+				t.Errorf("a mail (%s) of which a person says %s\n got %s\nwant %s", row.mail, row.word, got, row.want)
+			}
+		})
+	}
+}
+
+// oneMail is a store that holds one mail.
+type oneMail struct {
+	Store
+	mail   *store.Mail
+	server *store.MailServer
+	change *store.Change
+}
+
+func (s *oneMail) Server(context.Context, store.Scope, string) (*store.MailServer, error) {
+	return s.server, nil
+}
+
+func (s *oneMail) Mail(context.Context, store.Scope, uuid.UUID) (*store.Mail, error) {
+	return s.mail, nil
+}
+
+func (s *oneMail) ModifyMail(_ context.Context, _ store.Scope, _ uuid.UUID, _ store.Audit, decide func(*store.Mail) (*store.Change, error)) (*store.Mail, error) {
+	var err error
+	s.change, err = decide(s.mail)
+	return s.mail, err
+}
+
+func (s *oneMail) Modify(_ context.Context, _ store.Scope, _ []uuid.UUID, _ *store.MailFilter, _ bool, _ store.Audit, decide func(*store.Mail) (*store.Change, error)) (int, int, []store.ModifyFailure, error) {
+	change, err := decide(s.mail)
+	if err != nil {
+		return 1, 0, []store.ModifyFailure{{ID: s.mail.ID, Err: err}}, nil
+	}
+	s.change = change
+	return 1, 1, nil, nil
+}
+
+// says lets a person's word loose on the mail that words describe, and describes what is written.
+func says(t *testing.T, words, word string) string {
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	before := now.Add(time.Hour)
+	m := &store.Mail{ID: uuid.New(), MailServer: "ss", LastError: "was"}
+	s := &oneMail{mail: m, server: &store.MailServer{Name: "ss", Status: store.ServerAvailable}}
+	fields := strings.Fields(words)
+	m.Status = store.MailStatus(fields[0])
+	for _, w := range fields[1 : len(fields)-1] {
+		key, value, _ := strings.Cut(w, "=")
+		switch key {
+		case "due":
+			m.DueTime = &before
+		case "resume":
+			m.ResumeTime = &before
+		case "dup":
+			m.PossibleDuplicate = true
+		case "expired":
+			m.ExpireTime = &now
+		case "off":
+			s.server.Status = store.ServerUnavailable
+		case "n":
+			m.Attempts, _ = strconv.Atoi(value)
+		default:
+			t.Fatalf("unknown word %q", w)
+		}
+	}
+	for i, c := range []byte(fields[len(fields)-1]) {
+		m.Recipients = append(m.Recipients, store.Recipient{Mailbox: fmt.Sprintf("r%d@y.example", i)})
+		status := map[byte]store.RecipientStatus{'p': store.RecipientPending, 'a': store.RecipientAccepted, 'r': store.RecipientRejected,
+			'd': store.RecipientDeferred, 'u': store.RecipientUnknown, 'U': store.RecipientUnknown}[c]
+		m.Progress.Results = append(m.Progress.Results, store.RecipientResult{Status: status, Held: c == 'U', Attempt: m.Attempts, Detail: "was"})
+	}
+	a := New(Config{Store: s, Now: func() time.Time { return now }})
+	ids := []string{m.ID.String()}
+	resolution := func(r pb.Resolution, only ...string) error {
+		_, err := a.ResolveMail(t.Context(), &pb.ResolveMailRequest{Id: ids[0], Resolution: r, Recipients: only, Reason: "I asked"})
+		return err
+	}
+	var failures []*pb.MailFailure
+	var err error
+	switch first := m.Recipients[0].Mailbox; word {
+	case "retry", "retry-by-filter":
+		r := &pb.RetryMailsRequest{Ids: ids}
+		if word != "retry" {
+			r = &pb.RetryMailsRequest{Filter: &pb.MailFilter{MailServer: "ss"}}
+		}
+		var res *pb.RetryMailsResponse
+		res, err = a.RetryMails(t.Context(), r)
+		failures = res.GetFailures()
+	case "cancel":
+		var res *pb.CancelMailsResponse
+		res, err = a.CancelMails(t.Context(), &pb.CancelMailsRequest{Ids: ids})
+		failures = res.GetFailures()
+	case "hold":
+		var res *pb.HoldMailsResponse
+		res, err = a.HoldMails(t.Context(), &pb.HoldMailsRequest{Ids: ids})
+		failures = res.GetFailures()
+	case "release":
+		var res *pb.ReleaseMailsResponse
+		res, err = a.ReleaseMails(t.Context(), &pb.ReleaseMailsRequest{Ids: ids})
+		failures = res.GetFailures()
+	case "delivered":
+		err = resolution(pb.Resolution_RESOLUTION_DELIVERED)
+	case "delivered-first":
+		err = resolution(pb.Resolution_RESOLUTION_DELIVERED, first)
+	case "not-delivered":
+		err = resolution(pb.Resolution_RESOLUTION_NOT_DELIVERED)
+	case "not-delivered-first":
+		err = resolution(pb.Resolution_RESOLUTION_NOT_DELIVERED, first)
+	case "resend":
+		err = resolution(pb.Resolution_RESOLUTION_RESEND)
+	case "resend-first":
+		err = resolution(pb.Resolution_RESOLUTION_RESEND, first)
+	default:
+		t.Fatalf("unknown word %q", word)
+	}
+	c := s.change
+	if c == nil {
+		if len(failures) == 0 && err == nil {
+			t.Error("refused without a reason")
+		}
+		return "refused"
+	}
+	if err != nil || len(failures) > 0 {
+		t.Errorf("changed and refused: %v %v", err, failures)
+	}
+	out := []string{map[store.SettleKind]string{store.SettleArchive: "archive", store.SettlePark: "park", store.SettleRetry: "retry"}[c.Kind], string(c.Status)}
+	at := func(key string, at time.Time) {
+		switch {
+		case at.IsZero():
+		case at.Equal(now):
+			out = append(out, key+"=now")
+		case at.Equal(before):
+			out = append(out, key+"=before")
+		default:
+			out = append(out, key+"="+at.String())
+		}
+	}
+	at("due", c.RunAt)
+	at("resume", c.ResumeAt)
+	out = append(out, fmt.Sprintf("n=%d", c.Attempts))
+	if c.PossibleDuplicate {
+		out = append(out, "dup")
+	}
+	p := c.Progress
+	if p == nil {
+		p = &m.Progress
+	}
+	var rs strings.Builder
+	for _, r := range p.Results {
+		letter := r.Status[0]
+		if r.Held {
+			letter -= 'a' - 'A'
+		}
+		rs.WriteByte(letter)
+	}
+	return strings.Join(append(out, rs.String()), " ")
+}

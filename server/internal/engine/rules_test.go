@@ -1,0 +1,406 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// attemptRules says what becomes of a mail after an attempt. A row is written in words:
+//
+//	mail: the kind; caller (a php-mode caller waits), holds-all (its mail server holds every
+//	unknown outcome), dup (possible_duplicate stands), n=1 (attempts so far), crashes=2,
+//	expires=1m (from now on, may be negative), began=-6d (the first attempt), max=3 (the mail
+//	server's max_attempts); the last word is the recipients: pending, accepted, rejected,
+//	deferred, unknown, Unknown (left to a person), "p*150" for 150 of them.
+//	events: a word of letters is a transaction and the relay's answers (a 250, d 450, r 550,
+//	u no reply, n not tried); broken, closing (421), slow (450 4.7.1), gate are whole
+//	transactions; the others say how the attempt ended without the relay.
+//	want: what is written, the status, the outcome in the history, the recipients; due is
+//	"before" (as it was), "soon" (5 to 15 s), "backoff1" (after attempt 1), "expiry".
+var attemptRules = []struct{ name, mail, events, want string }{
+	// One attempt, every answer.
+	{"accepted", "bulk p", "a", "archive sent outcome=sent n=1 a"},
+	{"accepted, php", "invoice caller p", "a", "archive sent outcome=sent n=1 a"},
+	{"refused for now", "bulk p", "d", "retry deferred due=backoff1 outcome=deferred n=1 d"},
+	{"refused for now, php", "invoice caller p", "d", "park failed outcome=failed n=1 d"},
+	{"refused for now, invoice in the batch", "invoice p", "d", "retry deferred due=backoff1 outcome=deferred n=1 d"},
+	{"refused for good", "bulk p", "r", "park failed outcome=failed n=1 r"},
+	{"refused for good, php", "invoice caller p", "r", "park failed outcome=failed n=1 r"},
+	{"no reply, bulk", "bulk p", "u", "retry deferred due=backoff1 outcome=unknown n=1 dup u"},
+	{"no reply, other", "other p", "u", "retry deferred due=backoff1 outcome=unknown n=1 dup u"},
+	{"no reply, agent message", "agent_message p", "u", "retry deferred due=backoff1 outcome=unknown n=1 dup u"},
+	{"no reply, invoice", "invoice p", "u", "park unknown outcome=unknown n=1 u"},
+	{"no reply, work order", "work_order p", "u", "park unknown outcome=unknown n=1 u"},
+	{"no reply, a mail server that holds all", "bulk holds-all p", "u", "park unknown outcome=unknown n=1 u"},
+	{"no reply, php", "invoice caller p", "u", "park unknown outcome=unknown n=1 u"},
+	{"no reply, bulk in php mode", "bulk caller p", "u", "park unknown outcome=unknown n=1 u"},
+
+	// Some of several.
+	{"one refused for good", "bulk ppp", "ara", "park partially_sent outcome=partial n=1 ara"},
+	{"one refused for now", "bulk ppp", "ada", "retry partially_sent due=backoff1 outcome=partial n=1 ada"},
+	{"one refused for now, php", "invoice caller ppp", "ada", "park partially_sent outcome=partial n=1 ada"},
+	{"refused for now and for good", "bulk ppp", "drd", "retry deferred due=backoff1 outcome=deferred n=1 drd"},
+	{"refused for now and for good, invoice", "invoice ppp", "drd", "retry deferred due=backoff1 outcome=deferred n=1 drd"},
+	{"no reply after one was refused", "invoice ppp", "uru", "park unknown outcome=unknown n=1 uru"},
+	{"no reply after one was refused for now", "invoice ppp", "udu", "retry deferred due=backoff1 outcome=deferred n=1 udu"},
+	{"no reply after one was refused, bulk", "bulk ppp", "uru", "retry deferred due=backoff1 outcome=unknown n=1 dup uru"},
+
+	// Whom a second attempt goes to.
+	{"only the deferred is tried again", "bulk n=1 ard", "a", "park partially_sent outcome=partial n=2 ara"},
+	{"the rejected is never tried again", "bulk n=1 rd", "d", "retry deferred due=backoff2 outcome=deferred n=2 rd"},
+	{"the last one is accepted", "bulk n=1 aad", "a", "archive sent outcome=sent n=2 aaa"},
+	{"unknown by policy, again", "bulk dup n=1 u", "a", "archive sent outcome=sent n=2 dup a"},
+	{"unknown by policy, refused now", "bulk dup n=1 u", "r", "retry deferred due=backoff2 outcome=unknown n=2 dup u"},
+	{"unknown by policy, refused for now", "bulk dup n=1 u", "d", "retry deferred due=backoff2 outcome=unknown n=2 dup u"},
+	{"an invoice's unknown one is left alone", "invoice dup n=1 up", "a", "park unknown outcome=unknown n=2 dup ua"},
+	{"a held unknown one is left alone", "bulk dup n=1 Up", "a", "park unknown outcome=unknown n=2 dup Ua"},
+	{"a held unknown one is left alone, others go on", "bulk dup n=1 Up", "d", "retry deferred due=backoff2 outcome=deferred n=2 dup Ud"},
+
+	// A failure of the relay costs no mail an attempt.
+	{"no connection", "bulk p", "release", "retry queued due=before outcome=server n=0 p"},
+	{"no connection, after an attempt", "bulk n=1 d", "release", "retry deferred due=before outcome=server n=1 d"},
+	{"no connection, after a partial one", "bulk n=1 ad", "release", "retry partially_sent due=before outcome=server n=1 ad"},
+	{"no connection, php", "invoice caller p", "no-session", "park failed outcome=failed n=1 d"},
+	{"broken before the dot", "bulk p", "broken broken broken", "retry queued due=soon outcome=server n=0 p"},
+	{"broken before the dot, then well", "bulk p", "broken a", "archive sent outcome=sent n=1 a"},
+	{"broken before the dot, php", "invoice caller p", "broken broken broken", "park failed outcome=failed n=1 d"},
+	{"421", "bulk p", "closing closing closing", "retry queued due=soon outcome=server n=0 p"},
+	{"421 after the dot", "bulk p", "closing-dot", "retry queued due=soon outcome=server n=0 p"},
+	{"throttled", "bulk p", "slow", "retry queued due=soon outcome=server n=0 p"},
+	{"throttled, php", "invoice caller p", "slow", "park failed outcome=failed n=1 d"},
+	{"greylisted at RCPT", "bulk p", "grey", "retry deferred due=backoff1 outcome=deferred n=1 d"},
+	{"throttled after some were refused", "bulk pp", "slow-r", "retry deferred due=backoff1 outcome=deferred n=1 rp"},
+	{"the gate refused", "bulk p", "gate", "retry queued due=before outcome=server n=0 p"},
+	{"the message cannot be read", "bulk p", "unreadable", "retry queued due=soon outcome=server n=0 p"},
+	{"the message cannot be read, php", "invoice caller p", "unreadable", "park failed outcome=failed n=1 d"},
+
+	// Large mails: one attempt, several transactions.
+	{"150 recipients", "bulk p*150", "a*100 a*50", "archive sent outcome=sent n=1 a*150"},
+	{"150 recipients, the second hundred not replied to", "invoice p*150", "a*100 u*50", "park unknown outcome=unknown n=1 a*100u*50"},
+	{"150 recipients, the gate refuses the second", "bulk p*150", "a*100 gate", "retry partially_sent due=backoff1 outcome=partial n=1 a*100p*50"},
+	{"150 recipients, the relay breaks in the second", "bulk p*150", "a*100 broken broken broken", "retry partially_sent due=backoff1 outcome=partial n=1 a*100p*50"},
+	{"150 recipients, stopped between", "bulk p*150", "a*100 stop", "retry partially_sent due=backoff1 outcome=partial n=1 a*100p*50"},
+	{"150 recipients, stopped between, php", "invoice caller p*150", "a*100 stop", "park partially_sent outcome=partial n=1 a*100d*50"},
+	{"150 recipients, the caller goes between", "invoice caller p*150", "a*100 gone", "park partially_sent outcome=partial n=1 a*100d*50"},
+
+	// Ends of another kind.
+	{"the caller goes", "invoice caller p", "gone", "park failed outcome=failed n=1 d"},
+	{"the caller goes before the dot", "invoice caller p", "gate gone", "park failed outcome=failed n=1 d"},
+	{"the service stops", "bulk p", "stop", "retry queued due=before outcome=server n=0 p"},
+	{"the service stops, php", "invoice caller p", "stop", "retry queued due=before outcome=server n=0 p"},
+	{"expired", "bulk expires=-1s p", "expired", "park failed outcome=failed n=1 d"},
+	{"expired, some have it", "bulk expires=-1s n=1 ad", "expired", "park partially_sent outcome=partial n=2 ad"},
+	{"expired, unknown", "bulk dup expires=-1s n=1 u", "expired", "park unknown outcome=unknown n=2 dup u"},
+	{"owners died of it", "bulk crashes=3 p", "poison", "park failed outcome=failed n=1 crashes=3 d"},
+	{"nobody is left to be tried", "bulk n=1 ar", "nobody", "park partially_sent outcome=partial n=2 ar"},
+	{"it made the service panic before the dot", "bulk p", "panic", "park failed outcome=failed n=1 d"},
+	{"it made the service panic behind the mark", "bulk p", "marked panic", "park unknown outcome=unknown n=1 u"},
+
+	// The owner died behind the mark.
+	{"adopted", "bulk p", "crash", "retry deferred due=backoff1 outcome=unknown n=1 dup u"},
+	{"adopted, invoice", "invoice p", "crash", "park unknown outcome=unknown n=1 u"},
+	{"adopted, a mail server that holds all", "bulk holds-all p", "crash", "park unknown outcome=unknown n=1 u"},
+	{"adopted, only what was being tried", "invoice n=1 ard", "crash", "park unknown outcome=unknown n=2 aru"},
+	{"adopted, the first hundred of 150", "bulk p*150", "crash", "retry deferred due=backoff1 outcome=unknown n=1 dup u*100p*50"},
+	{"adopted, invoice, the first hundred of 150", "invoice p*150", "crash", "retry deferred due=backoff1 outcome=deferred n=1 u*100p*50"},
+	{"adopted, the second hundred of 150", "invoice this=1 a*100p*50", "crash", "park unknown outcome=unknown n=1 a*100u*50"},
+
+	// Suspicion.
+	{"survived", "bulk crashes=2 p", "d", "retry deferred due=backoff1 outcome=deferred n=1 d"},
+	{"survived, the relay broke", "bulk crashes=2 p", "broken broken broken", "retry queued due=soon outcome=server n=0 p"},
+	{"not touched", "bulk crashes=2 p", "release", "retry queued due=before outcome=server n=0 crashes=2 p"},
+	{"cut by the gate", "bulk crashes=2 p", "gate", "retry queued due=before outcome=server n=0 crashes=2 p"},
+
+	// Age.
+	{"backoff doubles", "bulk n=2 d", "d", "retry deferred due=backoff3 outcome=deferred n=3 d"},
+	{"not beyond its expire_time", "bulk expires=10s n=1 d", "d", "retry deferred due=expiry outcome=deferred n=2 d"},
+	{"five days old", "bulk began=-121h n=20 d", "d", "park failed outcome=failed n=21 d"},
+	{"five days old, some have it", "bulk began=-121h n=20 ad", "d", "park partially_sent outcome=partial n=21 ad"},
+	{"five days old, unknown by policy", "bulk dup began=-121h n=20 u", "u", "park unknown outcome=unknown n=21 dup u"},
+	{"five days old, the relay is down", "bulk began=-121h n=20 d", "release", "retry deferred due=before outcome=server n=20 d"},
+	{"five days old, the relay breaks", "bulk began=-121h n=20 d", "broken broken broken", "park failed outcome=failed n=20 d"},
+	{"max_attempts", "bulk max=2 n=1 d", "d", "park failed outcome=failed n=2 d"},
+	{"max_attempts not reached", "bulk max=3 n=1 d", "d", "retry deferred due=backoff2 outcome=deferred n=2 d"},
+}
+
+// TestAttemptRules: what every end of an attempt makes of every kind of mail.
+func TestAttemptRules(t *testing.T) {
+	for _, row := range attemptRules {
+		t.Run(row.name, func(t *testing.T) {
+			a := parseAttempt(t, row.mail)
+			for _, event := range strings.Fields(row.events) {
+				a.happens(event)
+			}
+			if got := a.became(); got != row.want {
+				t.Errorf("a mail (%s) after (%s)\n got %s\nwant %s", row.mail, row.events, got, row.want)
+			}
+		})
+	}
+}
+
+// ruleAttempt drives the rules with the words of a row.
+type ruleAttempt struct {
+	t       *testing.T
+	now     time.Time
+	mail    *store.Claimed
+	limits  store.Limits
+	caller  bool
+	job     *job
+	settled *store.Settlement
+	outcome string
+}
+
+var letters = map[byte]store.RecipientStatus{'p': store.RecipientPending, 'a': store.RecipientAccepted, 'r': store.RecipientRejected,
+	'd': store.RecipientDeferred, 'u': store.RecipientUnknown, 'U': store.RecipientUnknown}
+
+func parseAttempt(t *testing.T, words string) *ruleAttempt {
+	a := &ruleAttempt{t: t, now: time.Now()}
+	m := &store.Claimed{ID: uuid.New(), MailServer: "ss", RunAt: a.now.Add(-time.Minute)}
+	a.mail = m
+	fields := strings.Fields(words)
+	this := 0
+	for _, w := range fields[:len(fields)-1] {
+		key, value, _ := strings.Cut(w, "=")
+		n, _ := strconv.Atoi(value)
+		d, _ := time.ParseDuration(value)
+		switch key {
+		case "caller":
+			a.caller = true
+		case "holds-all":
+			m.HoldUnknown = true
+		case "dup":
+			m.PossibleDuplicate = true
+		case "n":
+			m.Attempts = n
+		case "crashes":
+			m.Crashes = n
+		case "expires":
+			at := a.now.Add(d)
+			m.ExpireTime = &at
+		case "began":
+			m.Progress.Attempts = []store.Attempt{{Number: 1, Start: a.now.Add(d), End: a.now.Add(d), Outcome: "deferred"}}
+		case "max":
+			a.limits.MaxAttempts = int32(n)
+		case "this": // the results that stand were decided in this very attempt
+			this = n
+		case "bulk", "invoice", "work_order", "agent_message", "other":
+			m.Kind = store.Kind(key)
+		default:
+			t.Fatalf("unknown word %q", w)
+		}
+	}
+	for i, c := range []byte(spell(fields[len(fields)-1])) {
+		m.Recipients = append(m.Recipients, store.Recipient{Mailbox: fmt.Sprintf("r%d@y.example", i)})
+		r := store.RecipientResult{Status: letters[c], Held: c == 'U'}
+		if c != 'p' {
+			r.Attempt, r.Detail = m.Attempts+this, "earlier"
+		}
+		m.Progress.Results = append(m.Progress.Results, r)
+	}
+	a.job = newJob(m, 7, a.now)
+	return a
+}
+
+// spell writes "a*3p" out as "aaap".
+func spell(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		c := s[0]
+		s = s[1:]
+		n := 1
+		if strings.HasPrefix(s, "*") {
+			end := 1
+			for end < len(s) && s[end] >= '0' && s[end] <= '9' {
+				end++
+			}
+			n, _ = strconv.Atoi(s[1:end])
+			s = s[end:]
+		}
+		b.WriteString(strings.Repeat(string(c), n))
+	}
+	return b.String()
+}
+
+// short writes "aaap" as "a*3p" where that is shorter.
+func short(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		n := len(s) - len(strings.TrimLeft(s, s[:1]))
+		if n > 9 {
+			fmt.Fprintf(&b, "%c*%d", s[0], n)
+		} else {
+			b.WriteString(s[:n])
+		}
+		s = s[n:]
+	}
+	return b.String()
+}
+
+// happens lets one event of a row happen to the attempt.
+func (a *ruleAttempt) happens(event string) {
+	j := a.job
+	finish := func(reason string, giveUp bool) { a.settled, a.outcome = j.verdict(a.now, a.limits, reason, giveUp) }
+	switch event {
+	case "release":
+		finish("", false)
+	case "no-session":
+		j.fault = "no connection"
+		finish("", true)
+	case "unreadable":
+		j.fault, j.later = "read the message: gone", true
+		finish("", a.caller)
+	case "stop":
+		if a.caller && !j.counts {
+			j.submitted = false
+		}
+		finish("", a.caller && j.counts)
+	case "gone":
+		finish("deadline: the caller's time ran out before the mail left", true)
+	case "expired":
+		finish("expired: its expire_time had passed before it could be sent", true)
+	case "poison":
+		finish("quarantined: the service died several times while it held this mail", true)
+	case "nobody":
+		if len(j.todo) != 0 {
+			a.t.Errorf("somebody is left to be tried: %v", j.todo)
+		}
+		finish("", true)
+	case "marked":
+		j.submitted, j.marked = true, true
+	case "panic":
+		a.settled = (&Engine{cfg: Config{Now: func() time.Time { return a.now }}}).quarantine(j, "boom")
+		a.outcome = a.settled.Progress.Attempts[len(a.settled.Progress.Attempts)-1].Outcome
+	case "crash":
+		j.unknownAfterCrash(a.now)
+		finish("", false)
+	default:
+		a.transaction(event)
+	}
+}
+
+// transaction lets the relay answer the next recipients.
+func (a *ruleAttempt) transaction(event string) {
+	j := a.job
+	positions := append([]int(nil), j.chunk()...)
+	o := smtpx.Outcome{Recipients: make([]smtpx.RecipientOutcome, len(positions))}
+	all := func(r smtpx.RecipientOutcome) {
+		for i := range o.Recipients {
+			o.Recipients[i] = r
+		}
+	}
+	switch event {
+	case "broken":
+		o.Err, o.ServerDown = &smtpx.Error{Phase: smtpx.PhaseMail, Temporary: true, Err: io.EOF}, true
+	case "gate":
+		o.Err = &smtpx.Error{Phase: smtpx.PhaseGate, Err: errors.New("the lease is late")}
+	case "closing":
+		rep := smtpx.Reply{Code: 421, Enhanced: "4.3.2", Text: "closing"}
+		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseMail, Reply: rep})
+		o.Err, o.ServerDown = &smtpx.Error{Phase: smtpx.PhaseMail, Reply: rep, Temporary: true}, true
+	case "closing-dot":
+		rep := smtpx.Reply{Code: 421, Enhanced: "4.3.2", Text: "closing"}
+		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseDot, Reply: rep})
+		o.Err, o.ServerDown, o.DotSent = &smtpx.Error{Phase: smtpx.PhaseDot, Reply: rep, Temporary: true}, true, true
+	case "slow", "slow-r":
+		rep := smtpx.Reply{Code: 450, Enhanced: "4.7.1", Text: "too fast"}
+		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseDot, Reply: rep})
+		o.Err, o.DotSent = &smtpx.Error{Phase: smtpx.PhaseDot, Reply: rep, Temporary: true}, true
+		if event == "slow-r" {
+			o.Recipients[0] = smtpx.RecipientOutcome{Status: smtpx.StatusRejected, Phase: smtpx.PhaseRcpt, Reply: smtpx.Reply{Code: 550, Text: "no"}}
+		}
+	case "grey":
+		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseRcpt, Reply: smtpx.Reply{Code: 450, Enhanced: "4.7.1", Text: "greylisted"}})
+	default:
+		answers := spell(event)
+		if len(answers) != len(positions) {
+			a.t.Fatalf("%s: %d recipients are tried: %v", event, len(positions), positions)
+		}
+		for i, c := range []byte(answers) {
+			r := &o.Recipients[i]
+			switch c {
+			case 'a':
+				*r = smtpx.RecipientOutcome{Status: smtpx.StatusAccepted, Phase: smtpx.PhaseDot, Reply: smtpx.Reply{Code: 250, Text: "ok"}}
+				o.DotSent = true
+			case 'd':
+				*r = smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseRcpt, Reply: smtpx.Reply{Code: 450, Enhanced: "4.2.1", Text: "busy"}}
+			case 'r':
+				*r = smtpx.RecipientOutcome{Status: smtpx.StatusRejected, Phase: smtpx.PhaseRcpt, Reply: smtpx.Reply{Code: 550, Enhanced: "5.1.1", Text: "no"}}
+			case 'u':
+				*r = smtpx.RecipientOutcome{Status: smtpx.StatusUnknown, Phase: smtpx.PhaseDot}
+				o.DotSent, o.Err = true, &smtpx.Error{Phase: smtpx.PhaseDot, Temporary: true, Err: io.EOF}
+			}
+		}
+	}
+	j.submitted = true
+	j.step(positions, o, a.now)
+}
+
+// became writes down what the attempt made of the mail; one that goes on is over now, decided by the relay.
+func (a *ruleAttempt) became() string {
+	if a.settled == nil {
+		a.settled, a.outcome = a.job.verdict(a.now, a.limits, "", a.caller)
+	}
+	s := a.settled
+	if s.Owner != 7 || s.ID != a.mail.ID {
+		a.t.Errorf("the settlement is not of this claim: %+v", s)
+	}
+	words := []string{map[store.SettleKind]string{store.SettleArchive: "archive", store.SettlePark: "park", store.SettleRetry: "retry"}[s.Kind], string(s.Status)}
+	if s.Kind == store.SettleRetry {
+		words = append(words, "due="+a.due(s))
+	}
+	if h := s.Progress.Attempts; h[len(h)-1].Outcome != a.outcome {
+		a.t.Errorf("the history says %q, the verdict %q", h[len(h)-1].Outcome, a.outcome)
+	}
+	words = append(words, "outcome="+a.outcome, fmt.Sprintf("n=%d", s.Attempts))
+	if s.Crashes > 0 {
+		words = append(words, fmt.Sprintf("crashes=%d", s.Crashes))
+	}
+	if s.PossibleDuplicate {
+		words = append(words, "dup")
+	}
+	var rs strings.Builder
+	for _, r := range s.Progress.Results {
+		c := r.Status[0]
+		if r.Held {
+			c -= 'a' - 'A'
+		}
+		rs.WriteByte(c)
+		if r.Status == store.RecipientDeferred && !r.NextAttempt.Equal(s.RunAt) {
+			a.t.Errorf("a deferred recipient's next attempt is %v, the mail's %v", r.NextAttempt, s.RunAt)
+		}
+	}
+	if s.Kind == store.SettlePark && s.LastError == "" {
+		a.t.Error("nothing says why it is not sent")
+	}
+	return strings.Join(append(words, short(rs.String())), " ")
+}
+
+// due is when the mail is due again, in the words of the rows.
+func (a *ruleAttempt) due(s *store.Settlement) string {
+	wait := s.RunAt.Sub(a.now)
+	switch {
+	case s.RunAt.Equal(a.mail.RunAt):
+		return "before"
+	case a.mail.ExpireTime != nil && s.RunAt.Equal(*a.mail.ExpireTime):
+		return "expiry"
+	case wait >= 5*time.Second && wait < 15*time.Second:
+		return "soon"
+	}
+	for n := 1; n <= 9; n++ {
+		longest := min(time.Minute<<(n-1), 4*time.Hour)
+		if n == s.Attempts && wait >= longest/2 && wait <= longest {
+			return fmt.Sprintf("backoff%d", n)
+		}
+	}
+	return wait.String()
+}
