@@ -21,6 +21,8 @@ type Dialer struct {
 	Allow func(netip.AddrPort) error
 	// Lookup resolves a host name; nil = the system's resolver.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Connect opens the connection; nil = TCP. A simulation puts a network of its own here.
+	Connect func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 }
 
 const (
@@ -108,8 +110,7 @@ func (d *Dialer) connect(ctx context.Context, r Relay, tr *trace) (net.Conn, *Er
 		if t, ok := ctx.Deadline(); ok && i < len(addrs)-1 {
 			actx, cancel = context.WithTimeout(ctx, time.Until(t)/time.Duration(len(addrs)-i))
 		}
-		var nd net.Dialer
-		conn, err := nd.DialContext(actx, "tcp", ap.String())
+		conn, err := d.open(actx, ap)
 		cancel()
 		if err == nil {
 			done(StepOK, "connected to "+ap.String(), 0, map[string]string{"address": ap.String()})
@@ -119,6 +120,14 @@ func (d *Dialer) connect(ctx context.Context, r Relay, tr *trace) (net.Conn, *Er
 	}
 	fault = &Error{Phase: PhaseConnect, Temporary: true, Err: last}
 	return nil, done.fail(fault, r)
+}
+
+func (d *Dialer) open(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	if d.Connect != nil {
+		return d.Connect(ctx, to)
+	}
+	var nd net.Dialer
+	return nd.DialContext(ctx, "tcp", to.String())
 }
 
 // trimDial takes the addresses out of a dial error: the caller knows them, and an error that differs by address would tell about the network.
