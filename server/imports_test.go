@@ -2,47 +2,149 @@ package server
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// TestImports holds the house rule of who may import whom. Test files count as well, but for the helpers that exist for them.
+const module = "github.com/maildispatch/maildispatch/"
+
+// importRule is one row of the table of who may import whom.
+type importRule struct {
+	pkg   string   // a package; "store/..." is the folder and everything below it
+	may   []string // what it may import of ours; a package whose name ends in "test" has to be named in full
+	tests []string // what its tests may import as well; every test may import the package that it tests
+	why   string
+}
+
+// importRules has a row for every package. The most specific row counts.
+var importRules = []importRule{
+	{pkg: "proto/...", may: []string{"proto/..."}, why: "the schema knows nobody"},
+	{pkg: "store/...", may: []string{"store/..."}, tests: []string{"store/storetest"}, why: "a database knows neither SMTP nor gRPC"},
+	{pkg: "smtpx/...", may: []string{"smtpx/..."}, tests: []string{"smtpx/smtpxtest"}, why: "an SMTP client, of use without the rest"},
+	{pkg: "client/...", may: []string{"client/...", "proto/..."}, tests: []string{"client/clienttest"}, why: "what callers' programs link"},
+
+	{pkg: "server/internal/apierr", may: []string{"proto/..."}, why: "errors as callers hear them"},
+	{pkg: "server/internal/budget", may: []string{"proto/...", "server/internal/apierr"}, why: "memory of calls"},
+	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/apierr"}, why: "what every call passes"},
+	{pkg: "server/internal/seal", why: "cryptography and nothing else"},
+	{pkg: "server/internal/catchall", why: "a relay for the demo; it shares nothing with the client it receives from"},
+	{pkg: "server/internal/delivery", may: []string{"store"}, why: "the words that api and engine share; no behaviour"},
+	{pkg: "server/internal/outbound", may: []string{"server/internal/seal", "smtpx/...", "store"}, why: "a saved mail server as something to dial"},
+	{pkg: "server/internal/lifecycle", may: []string{"smtpx/...", "store"}, why: "pure functions over what is stored and what a relay said"},
+	{pkg: "server/internal/relay", may: []string{"server/internal/seal", "smtpx/...", "store"},
+		tests: []string{"smtpx/smtpxtest", "store/storetest"}, why: "connections of one mail server; no engine"},
+	{pkg: "server/internal/engine",
+		may:   []string{"server/internal/delivery", "server/internal/lifecycle", "server/internal/relay", "smtpx/...", "store"},
+		tests: []string{"smtpx/smtpxtest", "store/storetest"}, why: "knows neither gRPC nor SQL; the api reaches it through an interface of its own"},
+	{pkg: "server/internal/api",
+		may: []string{"proto/...", "server/internal/apierr", "server/internal/budget", "server/internal/delivery", "server/internal/lifecycle",
+			"server/internal/outbound", "smtpx/...", "store"},
+		tests: []string{"client/clienttest", "smtpx/smtpxtest", "store/storetest"}, why: "check, convert, answer; neither engine nor connections"},
+
+	{pkg: "server", may: []string{"proto/...", "server/internal/...", "smtpx/...", "store"}, why: "wires the parts together"},
+	{pkg: "server/cmd/...", may: []string{"proto/...", "server", "server/internal/...", "smtpx/...", "store"}, why: "one file a command"},
+	{pkg: "server/e2e/...",
+		may: []string{"client", "client/clienttest", "proto/...", "smtpx/...", "smtpx/smtpxtest", "store", "store/storetest"},
+		why: "looks at the built binary from outside"},
+	// Helpers of tests are code of their own. They lie beside what they help to test.
+	{pkg: "store/storetest", may: []string{"store"}, why: "gives any test a database"},
+	{pkg: "smtpx/smtpxtest", why: "a scripted relay has to disagree with smtpx when smtpx is wrong"},
+	{pkg: "client/clienttest", may: []string{"client", "proto/..."}, why: "stands in for the service in callers' tests"},
+}
+
+// covers says whether a pattern of the table names pkg, and how closely.
+func covers(pattern, pkg string) (length int, ok bool) {
+	if dir, found := strings.CutSuffix(pattern, "/..."); found {
+		return len(dir), pkg == dir || strings.HasPrefix(pkg, dir+"/")
+	}
+	return len(pattern) + 1, pkg == pattern
+}
+
+// ruleFor is the most specific row, nil when there is none.
+func ruleFor(pkg string) *importRule {
+	var best *importRule
+	longest := -1
+	for i := range importRules {
+		if n, ok := covers(importRules[i].pkg, pkg); ok && n > longest {
+			best, longest = &importRules[i], n
+		}
+	}
+	return best
+}
+
+// allowed says whether one of the patterns admits the import.
+func allowed(patterns []string, imp string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		_, ok := covers(p, imp)
+		return ok && (p == imp || !strings.HasSuffix(imp, "test"))
+	})
+}
+
+// TestImports holds every import of ours against the table, those of tests too, under every build tag.
 func TestImports(t *testing.T) {
-	const root = "github.com/maildispatch/maildispatch/"
-	out, err := exec.Command("go", "list", "-f", "{{.ImportPath}}: {{join .Imports \" \"}}", "../...").Output()
+	const format = `{{.ImportPath}}|{{join .Imports " "}}|{{join .TestImports " "}} {{join .XTestImports " "}}`
+	out, err := exec.Command("go", "list", "-tags", "root relays profile", "-f", format, "../...").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	seen := 0
-	for _, l := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-		pkg, imports, _ := strings.Cut(l, ": ")
-		pkg = strings.TrimPrefix(pkg, root)
-		top, _, _ := strings.Cut(pkg, "/")
-		for _, imp := range strings.Fields(imports) {
-			if !strings.HasPrefix(imp, root) {
-				continue
+	for line := range strings.Lines(string(out)) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		pkg := strings.TrimPrefix(f[0], module)
+		rule := ruleFor(pkg)
+		if rule == nil {
+			t.Errorf("%s has no row in importRules: say what it may import, and why", pkg)
+			continue
+		}
+		for i, imports := range f[1:] {
+			may, who := rule.may, pkg
+			if i == 1 {
+				may, who = slices.Concat(rule.may, rule.tests, []string{pkg}), "a test of "+pkg
 			}
-			imp = strings.TrimPrefix(imp, root)
-			seen++
-			to, _, _ := strings.Cut(imp, "/")
-			bad := false
-			switch top {
-			case "proto", "store", "smtpx":
-				bad = to != top
-			case "client":
-				bad = to != "proto" && to != "client"
-			}
-			if strings.HasPrefix(pkg, "server/internal/api") && strings.HasPrefix(imp, "server/internal/engine") ||
-				strings.HasPrefix(pkg, "server/internal/engine") && (strings.HasPrefix(imp, "server/internal/api") || to == "proto") {
-				bad = true
-			}
-			if bad {
-				t.Errorf("%s must not import %s", pkg, imp)
+			for _, imp := range strings.Fields(imports) {
+				imp, ours := strings.CutPrefix(imp, module)
+				if !ours {
+					continue
+				}
+				seen++
+				if !allowed(may, imp) {
+					t.Errorf("%s must not import %s (%s)", who, imp, rule.why)
+				}
 			}
 		}
 	}
-	if seen < 10 {
-		t.Fatalf("only %d imports of ours seen: the walk is broken", seen)
+	if seen < 50 {
+		t.Fatalf("got %d imports of ours, want at least 50: the walk is broken", seen)
+	}
+}
+
+// TestImportRules: the table forbids what it is there to forbid.
+func TestImportRules(t *testing.T) {
+	for _, c := range []struct {
+		from, to string
+		want     bool
+	}{
+		{"server/internal/api", "server/internal/engine", false},
+		{"server/internal/api", "server/internal/relay", false},
+		{"server/internal/engine", "server/internal/api", false},
+		{"server/internal/engine", "server/internal/relay", true},
+		{"server/internal/engine", "proto/maildispatch/v1", false},
+		{"server/internal/relay", "server/internal/engine", false},
+		{"server/internal/lifecycle", "server/internal/delivery", false},
+		{"server/internal/lifecycle", "store", true},
+		{"store", "smtpx", false},
+		{"store", "store/storetest", false},
+		{"store/storetest", "store", true},
+		{"smtpx/message", "smtpx", true},
+		{"client", "store", false},
+		{"client", "proto/maildispatch/v1", true},
+		{"proto", "store", false},
+		{"server/cmd/maildispatchd", "server/internal/seal", true},
+	} {
+		if got := allowed(ruleFor(c.from).may, c.to); got != c.want {
+			t.Errorf("%s imports %s: got allowed=%v, want %v", c.from, c.to, got, c.want)
+		}
 	}
 }
 
@@ -52,9 +154,10 @@ func TestTopLevel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range strings.Fields(string(out)) {
-		if dir, _, ok := strings.Cut(f, "/"); ok && !strings.Contains("proto server client store smtpx .ci", dir) {
-			t.Errorf("%s: folder %s is not of the house", f, dir)
+	for f := range strings.Lines(string(out)) {
+		dir, _, ok := strings.Cut(strings.TrimSpace(f), "/")
+		if ok && !slices.Contains([]string{"proto", "server", "client", "store", "smtpx", ".ci"}, dir) {
+			t.Errorf("%s: folder %s is not one of the top level", f, dir)
 		}
 	}
 }
