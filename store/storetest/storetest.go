@@ -85,7 +85,7 @@ func admin(t testing.TB, base *url.URL, statement string) {
 	}
 }
 
-const install = "PostgreSQL is needed: apt-get install postgresql-15, or set MAILDISPATCH_TEST_POSTGRES to a server's URL"
+const install = "PostgreSQL is needed: apt-get install postgresql, or set MAILDISPATCH_TEST_POSTGRES to a server's URL"
 
 // server is the PostgreSQL of this process, started once.
 var server = sync.OnceValues(func() (*url.URL, error) {

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs every test, on a machine with nothing but Go.
+#
+# The tests need PostgreSQL, and the race detector needs a C compiler. What is missing is installed
+# when this runs as root on Debian, else the line that installs it is printed.
+#
+# Some tests mount disks, which takes root. They run where mounting works, and a line says so where it
+# does not. Arguments go to go test, as in: ./test.sh -run TestDemo
+set -euo pipefail
+cd "$(dirname "$0")"
+
+command -v go >/dev/null || { echo "Go is missing: https://go.dev/doc/install" >&2; exit 1; }
+.ci/need initdb=postgresql cc=gcc,libc6-dev git=git,ca-certificates
+
+disks=()
+if [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then
+  disks=(-tags root)
+else
+  echo "without the tests that mount disks: this user may not mount"
+fi
+exec go test -race -shuffle=on -timeout 20m "${disks[@]}" "$@" ./...
