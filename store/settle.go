@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -11,8 +12,9 @@ import (
 )
 
 type settleOp struct {
-	s    *Settlement
-	done chan Settled
+	s     *Settlement
+	plain bool // s stands for one whose data the database refused
+	done  chan Settled
 }
 
 // Settle hands over one conditional write to a mail and returns where its answer will be. Writes are committed in groups and strictly in the order
@@ -51,6 +53,10 @@ func (s *Store) flushDistinct(ops []*settleOp) {
 	if !ops[0].s.Quick {
 		defer s.bulkTurn(ctx)()
 	}
+	s.writeDistinct(ctx, ops)
+}
+
+func (s *Store) writeDistinct(ctx context.Context, ops []*settleOp) {
 	var mine map[uuid.UUID]bool
 	var err error
 	again := false // an earlier try may have been committed
@@ -70,6 +76,10 @@ func (s *Store) flushDistinct(ops []*settleOp) {
 		case <-time.After(time.Duration(50<<try) * time.Millisecond):
 		}
 	}
+	if err != nil && dataFault(err) {
+		s.settleApart(ctx, ops, err)
+		return
+	}
 	for _, op := range ops {
 		a := Settled{Mine: mine[op.s.ID]}
 		switch {
@@ -81,6 +91,29 @@ func (s *Store) flushDistinct(ops []*settleOp) {
 		op.done <- a
 	}
 }
+
+// settleApart writes a batch that the database refused for the data of a row. Halves find that row; it is written with plain words in place
+// of its own, and the others as they are. What is refused even so is answered with the fault.
+func (s *Store) settleApart(ctx context.Context, ops []*settleOp, err error) {
+	if n := len(ops); n > 1 {
+		s.writeDistinct(ctx, ops[:n/2])
+		s.writeDistinct(ctx, ops[n/2:])
+		return
+	}
+	op := ops[0]
+	if op.plain {
+		s.log.Error("a result cannot be stored", "mail_id", op.s.ID, "status", op.s.Status, "error", err)
+		op.done <- Settled{Err: fmt.Errorf("store result: %w", err)}
+		return
+	}
+	s.log.Error("the database refused the data of a result: stored with plain words", "mail_id", op.s.ID, "status", op.s.Status,
+		"last_error", op.s.LastError, "attempts", op.s.Attempts, "error", err, "refused", s.refused.Add(1))
+	op.s, op.plain = plain(op.s), true
+	s.writeDistinct(ctx, ops)
+}
+
+// RefusedResults is how many results were stored with plain words because the database refused their data, since Open.
+func (s *Store) RefusedResults() int64 { return s.refused.Load() }
 
 // wasSettled looks whether a write whose answer was lost had been made after all.
 func (s *Store) wasSettled(ctx context.Context, st *Settlement) (bool, error) {
@@ -129,7 +162,7 @@ func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.U
 	for _, op := range ops {
 		st := op.s
 		mine[st.ID] = true
-		r := settleRow{ID: st.ID, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: st.LastError}
+		r := settleRow{ID: st.ID, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: storable(st.LastError)}
 		switch st.Kind {
 		case SettleMark:
 			if len(marks) > 1 {
@@ -180,7 +213,7 @@ func progressOf(st *Settlement) *Progress {
 	if st.Progress == nil && st.Kind == SettleArchive {
 		return &Progress{}
 	}
-	return st.Progress
+	return storableProgress(st.Progress)
 }
 
 func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
@@ -217,9 +250,9 @@ func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUI
 			case SettleBegin:
 				err = exec(st.ID, "settle_begin", st.Crashes, st.ID, owner)
 			case SettleProgress:
-				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
+				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner)
 			case SettleArchive:
-				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, st.LastError, progress, st.ID, owner); err == nil && mine[st.ID] {
+				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, storable(st.LastError), progress, st.ID, owner); err == nil && mine[st.ID] {
 					err = exec(st.ID, "settle_delete", st.ID, owner)
 				}
 			default:
@@ -227,7 +260,7 @@ func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUI
 				if st.Kind == SettleRetry {
 					runAt = s.t(&st.RunAt)
 				}
-				err = exec(st.ID, "settle_update", st.Status, runAt, st.Crashes, st.Attempts, progress, st.PossibleDuplicate, st.LastError, st.ID, owner)
+				err = exec(st.ID, "settle_update", st.Status, runAt, st.Crashes, st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner)
 			}
 			if err != nil {
 				return err

@@ -33,6 +33,7 @@ type Store struct {
 	enqueue []*coalescer[*enqueueOp]
 	settle  *coalescer[*settleOp]
 	quick   *coalescer[*settleOp] // settlements that somebody waits for
+	refused atomic.Int64          // results whose data the database refused
 	noTerms bool                  // write nothing to search by; only a benchmark sets it, to show what that costs
 	intake  chan *enqueueOp
 	cache   contentCache
