@@ -2,15 +2,13 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strings"
-	"time"
 
 	"github.com/google/uuid"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -91,10 +89,6 @@ func (a *API) usable(ctx context.Context) func(name string) error {
 	}
 }
 
-func expired(m *store.Mail, now time.Time) bool {
-	return m.ExpireTime != nil && !now.Before(*m.ExpireTime)
-}
-
 // RetryMails implements the service.
 func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.RetryMailsResponse, error) {
 	var c apierr.Check
@@ -106,50 +100,16 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 	now := a.Now().UTC()
 	byID := len(sel.ids) > 0
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "RetryMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
-		if m.Status == store.MailUnknown && !byID {
-			return nil, errors.New("its outcome is unknown: it may have arrived, so it is sent again only when its id is given")
+		c, err := lifecycle.Retry(m, byID, now)
+		if err == nil {
+			err = usable(m.MailServer)
 		}
-		if expired(m, now) {
-			return nil, errors.New("its expire_time has passed")
-		}
-		if err := usable(m.MailServer); err != nil {
-			return nil, err
-		}
-		ch := &store.Change{Kind: store.SettleRetry, RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError}
-		p := store.Progress{Attempts: m.Progress.Attempts, Results: append([]store.RecipientResult(nil), m.Progress.Results...)}
-		for i := range p.Results {
-			switch res := &p.Results[i]; res.Status {
-			case store.RecipientAccepted:
-			case store.RecipientUnknown:
-				if !byID {
-					continue
-				}
-				ch.PossibleDuplicate = true
-				fallthrough
-			default:
-				*res = store.RecipientResult{Status: store.RecipientPending}
-			}
-		}
-		ch.Status, ch.Progress = waiting(m.Attempts, p.Results), &p
-		return ch, nil
+		return c, err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &pb.RetryMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
-}
-
-// waiting is the status of a mail that waits to be sent.
-func waiting(attempts int, rs []store.RecipientResult) store.MailStatus {
-	for _, r := range rs {
-		if r.Status == store.RecipientAccepted {
-			return store.MailPartiallySent
-		}
-	}
-	if attempts > 0 {
-		return store.MailDeferred
-	}
-	return store.MailQueued
 }
 
 // CancelMails implements the service.
@@ -160,11 +120,7 @@ func (a *API) CancelMails(ctx context.Context, r *pb.CancelMailsRequest) (*pb.Ca
 		return nil, err
 	}
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "CancelMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
-		last := m.LastError
-		if r.Reason != "" {
-			last = "cancelled: " + r.Reason
-		}
-		return &store.Change{Kind: store.SettleArchive, Status: store.MailCancelled, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: last}, nil
+		return lifecycle.Cancel(m, r.Reason), nil
 	})
 	if err != nil {
 		return nil, err
@@ -180,15 +136,8 @@ func (a *API) HoldMails(ctx context.Context, r *pb.HoldMailsRequest) (*pb.HoldMa
 		return nil, err
 	}
 	sel.only(store.MailQueued, store.MailSending, store.MailDeferred, store.MailPartiallySent)
-	why := "held"
-	if r.Reason != "" {
-		why += ": " + r.Reason
-	}
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "HoldMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
-		if m.DueTime == nil {
-			return nil, fmt.Errorf("it does not wait to be sent: it is %s", strings.ReplaceAll(string(m.Status), "_", " "))
-		}
-		return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: *m.DueTime, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: why}, nil
+		return lifecycle.Hold(m, r.Reason)
 	})
 	if err != nil {
 		return nil, err
@@ -206,20 +155,11 @@ func (a *API) ReleaseMails(ctx context.Context, r *pb.ReleaseMailsRequest) (*pb.
 	sel.only(store.MailHeld)
 	usable, now := a.usable(ctx), a.Now().UTC()
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "ReleaseMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
-		if m.Status != store.MailHeld {
-			return nil, errors.New("it is not held")
+		c, err := lifecycle.Release(m, now)
+		if err == nil {
+			err = usable(m.MailServer)
 		}
-		if err := usable(m.MailServer); err != nil {
-			return nil, err
-		}
-		ch := &store.Change{Kind: store.SettleRetry, Status: waiting(m.Attempts, m.Progress.Results), RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate}
-		if m.ResumeTime != nil {
-			ch.RunAt = *m.ResumeTime
-		}
-		if n := len(m.Progress.Attempts); n > 0 {
-			ch.LastError = m.Progress.Attempts[n-1].Detail // what it was before it said why it is held
-		}
-		return ch, nil
+		return c, err
 	})
 	if err != nil {
 		return nil, err

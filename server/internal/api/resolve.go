@@ -10,18 +10,25 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
+
+// resolutions are the words of the wire in the words of the rules.
+var resolutions = map[pb.Resolution]lifecycle.Resolution{
+	pb.Resolution_RESOLUTION_DELIVERED:     lifecycle.Delivered,
+	pb.Resolution_RESOLUTION_NOT_DELIVERED: lifecycle.NotDelivered,
+	pb.Resolution_RESOLUTION_RESEND:        lifecycle.Resend,
+}
 
 // ResolveMail implements the service.
 func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.ResolveMailResponse, error) {
 	var c apierr.Check
 	id := mailID(&c, "id", r.Id)
 	named := addresses(&c, "recipients", r.Recipients)
-	switch r.Resolution {
-	case pb.Resolution_RESOLUTION_DELIVERED, pb.Resolution_RESOLUTION_NOT_DELIVERED, pb.Resolution_RESOLUTION_RESEND:
-	default:
+	word, known := resolutions[r.Resolution]
+	if !known {
 		c.Bad("resolution", "is required: RESOLUTION_DELIVERED, RESOLUTION_NOT_DELIVERED or RESOLUTION_RESEND")
 	}
 	if strings.TrimSpace(r.Reason) == "" {
@@ -32,7 +39,7 @@ func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.Re
 		return nil, err
 	}
 	now := a.Now().UTC().Truncate(time.Microsecond)
-	if r.Resolution == pb.Resolution_RESOLUTION_RESEND {
+	if word == lifecycle.Resend {
 		// Before the transaction: a mail never changes its mail server, and one that is switched off in between only lets the mail wait.
 		m, err := a.Store.Mail(ctx, a.scope(ctx), id)
 		if err == nil {
@@ -47,12 +54,12 @@ func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.Re
 		if err != nil {
 			return nil, err
 		}
-		if r.Resolution == pb.Resolution_RESOLUTION_RESEND && expired(m, now) {
-			return nil, apierr.Precondition(pb.ReasonWrongState, r.Id, "its expire_time has passed")
-		}
-		return resolve(m, at, r.Resolution, r.Reason, now), nil
+		return lifecycle.Resolve(m, at, word, r.Reason, now)
 	})
+	var refused lifecycle.Refusal
 	switch {
+	case errors.As(err, &refused):
+		return nil, apierr.Precondition(pb.ReasonWrongState, r.Id, "%s", refused)
 	case errors.Is(err, store.ErrSending), errors.Is(err, store.ErrFinished):
 		reason, text := failureText(err)
 		return nil, apierr.Precondition(reason, r.Id, "%s", text)
@@ -121,80 +128,4 @@ func unknowns(m *store.Mail, named []string) (at []int, err error) {
 		return nil, known
 	}
 	return at, nil
-}
-
-// resolve applies a person's word to the recipients at the positions and finds out where that leaves the mail.
-func resolve(m *store.Mail, at []int, word pb.Resolution, reason string, now time.Time) *store.Change {
-	rs := append([]store.RecipientResult(nil), m.Progress.Results...)
-	addressees := make([]string, len(at))
-	for i, p := range at {
-		addressees[i] = m.Recipients[p].Mailbox
-		r := &rs[p]
-		switch word {
-		case pb.Resolution_RESOLUTION_DELIVERED:
-			*r = store.RecipientResult{Status: store.RecipientAccepted, Detail: "a person said that it was delivered: " + reason, RemoteID: r.RemoteID, Attempt: r.Attempt, Time: now}
-		case pb.Resolution_RESOLUTION_NOT_DELIVERED:
-			*r = store.RecipientResult{Status: store.RecipientRejected, Detail: "a person said that it was not delivered: " + reason, Attempt: r.Attempt, Time: now}
-		default:
-			*r = store.RecipientResult{Status: store.RecipientPending}
-		}
-	}
-	ch := &store.Change{Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError, Progress: &store.Progress{Results: rs, Attempts: m.Progress.Attempts},
-		Detail: map[string]any{"resolution": strings.ToLower(strings.TrimPrefix(word.String(), "RESOLUTION_")), "recipients": addressees}}
-	var accepted, open, again, unknown int
-	for _, r := range rs {
-		switch r.Status {
-		case store.RecipientAccepted:
-			accepted++
-		case store.RecipientUnknown:
-			unknown++
-			if m.PossibleDuplicate && !r.Held {
-				again++ // the batch may be about to send to it once more, flagged
-			}
-		case store.RecipientRejected:
-		default:
-			open++
-		}
-	}
-	switch {
-	case word == pb.Resolution_RESOLUTION_RESEND:
-		ch.Kind, ch.Status, ch.RunAt, ch.PossibleDuplicate = store.SettleRetry, waiting(m.Attempts, rs), now, true
-		for i := range rs {
-			// The mail becomes due for some; what the others are waiting for is still a person.
-			rs[i].Held = rs[i].Status == store.RecipientUnknown
-		}
-	case accepted == len(rs):
-		ch.Kind, ch.Status, ch.LastError = store.SettleArchive, store.MailSent, ""
-	case m.Status == store.MailHeld && open+again > 0:
-		ch.Kind, ch.Status = store.SettlePark, store.MailHeld
-		if m.ResumeTime != nil {
-			ch.ResumeAt = *m.ResumeTime
-		}
-	case m.DueTime != nil && open+again > 0:
-		ch.Kind, ch.Status, ch.RunAt = store.SettleRetry, waiting(m.Attempts, rs), *m.DueTime
-	case unknown > 0:
-		ch.Kind, ch.Status = store.SettlePark, store.MailUnknown
-	case accepted > 0:
-		ch.Kind, ch.Status = store.SettlePark, store.MailPartiallySent
-	default:
-		ch.Kind, ch.Status = store.SettlePark, store.MailFailed
-	}
-	if ch.Kind == store.SettlePark && ch.Status != store.MailHeld {
-		ch.LastError = whyNot(m.Recipients, rs)
-	}
-	return ch
-}
-
-// whyNot is the first result that keeps a mail from being finished.
-func whyNot(to []store.Recipient, rs []store.RecipientResult) string {
-	for p, r := range rs {
-		switch {
-		case r.Status == store.RecipientAccepted:
-		case r.Code != 0:
-			return fmt.Sprintf("%s: %d %s", to[p].Mailbox, r.Code, r.Detail)
-		default:
-			return to[p].Mailbox + ": " + r.Detail
-		}
-	}
-	return ""
 }

@@ -1,7 +1,7 @@
-package api
+package lifecycle_test
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
-	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -18,8 +18,8 @@ import (
 // in words:
 //
 //	mail: its status, then due or resume (it has such a time), dup (possible_duplicate stands),
-//	n=1 (attempts so far), expired, off (its mail server is unavailable); the last word is the
-//	recipients: pending, accepted, rejected, deferred, unknown, Unknown (left to a person).
+//	n=1 (attempts so far), expired; the last word is the recipients: pending, accepted,
+//	rejected, deferred, unknown, Unknown (left to a person).
 //	want: what is written, the status, when it is due (now, before = at the time it had), or that
 //	the word is refused.
 var personRules = []struct{ name, mail, word, want string }{
@@ -33,7 +33,6 @@ var personRules = []struct{ name, mail, word, want string }{
 	{"retry one with unknowns by a filter", "deferred due dup n=1 ud", "retry-by-filter", "retry deferred due=now n=1 dup up"},
 	{"retry one with unknowns by its id", "deferred due n=1 ud", "retry", "retry deferred due=now n=1 dup pp"},
 	{"retry one that has expired", "failed expired n=1 d", "retry", "refused"},
-	{"retry one whose mail server is off", "failed off n=1 d", "retry", "refused"},
 
 	{"cancel one that waits", "queued due n=0 p", "cancel", "archive cancelled n=0 p"},
 	{"cancel a failed one", "failed n=1 r", "cancel", "archive cancelled n=1 r"},
@@ -50,7 +49,6 @@ var personRules = []struct{ name, mail, word, want string }{
 	{"release a deferred one", "held resume n=1 d", "release", "retry deferred due=before n=1 d"},
 	{"release a partial one", "held resume n=1 ad", "release", "retry partially_sent due=before n=1 ad"},
 	{"release one without a time", "held n=0 p", "release", "retry queued due=now n=0 p"},
-	{"release one whose mail server is off", "held off resume n=0 p", "release", "refused"},
 	{"release one that is not held", "queued due n=0 p", "release", "refused"},
 
 	{"all delivered", "unknown n=1 uu", "delivered", "archive sent n=1 aa"},
@@ -63,13 +61,11 @@ var personRules = []struct{ name, mail, word, want string }{
 	{"send one again, the other is left", "unknown n=1 uu", "resend-first", "retry deferred due=now n=1 dup pU"},
 	{"send again, another has it", "unknown n=1 ua", "resend", "retry partially_sent due=now n=1 dup pa"},
 	{"send again an expired one", "unknown expired n=1 u", "resend", "refused"},
-	{"send again, the mail server is off", "unknown off n=1 u", "resend", "refused"},
 	{"delivered, others wait", "deferred due n=1 ud", "delivered", "retry partially_sent due=before n=1 ad"},
 	{"delivered, others are to be sent again by policy", "deferred due dup n=1 uu", "delivered-first", "retry partially_sent due=before n=1 dup au"},
 	{"delivered while held, others wait", "held resume n=1 ud", "delivered", "park held resume=before n=1 ad"},
 	{"delivered while held, nobody waits", "held resume n=1 ur", "delivered", "park partially_sent n=1 ar"},
 	{"delivered, one is left to a person", "deferred due dup n=1 uU", "delivered-first", "park unknown n=1 dup aU"},
-	{"of nobody unknown", "failed n=1 r", "delivered", "refused"},
 }
 
 // TestPersonRules: what a person's word makes of a mail in every state.
@@ -83,43 +79,11 @@ func TestPersonRules(t *testing.T) {
 	}
 }
 
-// oneMail is a store that holds one mail.
-type oneMail struct {
-	Store
-	mail   *store.Mail
-	server *store.MailServer
-	change *store.Change
-}
-
-func (s *oneMail) Server(context.Context, store.Scope, string) (*store.MailServer, error) {
-	return s.server, nil
-}
-
-func (s *oneMail) Mail(context.Context, store.Scope, uuid.UUID) (*store.Mail, error) {
-	return s.mail, nil
-}
-
-func (s *oneMail) ModifyMail(_ context.Context, _ store.Scope, _ uuid.UUID, _ store.Audit, decide func(*store.Mail) (*store.Change, error)) (*store.Mail, error) {
-	var err error
-	s.change, err = decide(s.mail)
-	return s.mail, err
-}
-
-func (s *oneMail) Modify(_ context.Context, _ store.Scope, _ []uuid.UUID, _ *store.MailFilter, _ bool, _ store.Audit, decide func(*store.Mail) (*store.Change, error)) (int, int, []store.ModifyFailure, error) {
-	change, err := decide(s.mail)
-	if err != nil {
-		return 1, 0, []store.ModifyFailure{{ID: s.mail.ID, Err: err}}, nil
-	}
-	s.change = change
-	return 1, 1, nil, nil
-}
-
 // says lets a person's word loose on the mail that words describe, and describes what is written.
 func says(t *testing.T, words, word string) string {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	before := now.Add(time.Hour)
 	m := &store.Mail{ID: uuid.New(), MailServer: "ss", LastError: "was"}
-	s := &oneMail{mail: m, server: &store.MailServer{Name: "ss", Status: store.ServerAvailable}}
 	fields := strings.Fields(words)
 	m.Status = store.MailStatus(fields[0])
 	for _, w := range fields[1 : len(fields)-1] {
@@ -133,8 +97,6 @@ func says(t *testing.T, words, word string) string {
 			m.PossibleDuplicate = true
 		case "expired":
 			m.ExpireTime = &now
-		case "off":
-			s.server.Status = store.ServerUnavailable
 		case "n":
 			m.Attempts, _ = strconv.Atoi(value)
 		default:
@@ -147,59 +109,44 @@ func says(t *testing.T, words, word string) string {
 			'd': store.RecipientDeferred, 'u': store.RecipientUnknown, 'U': store.RecipientUnknown}[c]
 		m.Progress.Results = append(m.Progress.Results, store.RecipientResult{Status: status, Held: c == 'U', Attempt: m.Attempts, Detail: "was"})
 	}
-	a := New(Config{Store: s, Now: func() time.Time { return now }})
-	ids := []string{m.ID.String()}
-	resolution := func(r pb.Resolution, only ...string) error {
-		_, err := a.ResolveMail(t.Context(), &pb.ResolveMailRequest{Id: ids[0], Resolution: r, Recipients: only, Reason: "I asked"})
-		return err
-	}
-	var failures []*pb.MailFailure
+	var c *store.Change
 	var err error
-	switch first := m.Recipients[0].Mailbox; word {
-	case "retry", "retry-by-filter":
-		r := &pb.RetryMailsRequest{Ids: ids}
-		if word != "retry" {
-			r = &pb.RetryMailsRequest{Filter: &pb.MailFilter{MailServer: "ss"}}
+	var unknown []int
+	for i, r := range m.Progress.Results {
+		if r.Status == store.RecipientUnknown {
+			unknown = append(unknown, i)
 		}
-		var res *pb.RetryMailsResponse
-		res, err = a.RetryMails(t.Context(), r)
-		failures = res.GetFailures()
+	}
+	word, first := strings.CutSuffix(word, "-first")
+	if first {
+		unknown = unknown[:1]
+	}
+	switch word {
+	case "retry":
+		c, err = lifecycle.Retry(m, true, now)
+	case "retry-by-filter":
+		c, err = lifecycle.Retry(m, false, now)
 	case "cancel":
-		var res *pb.CancelMailsResponse
-		res, err = a.CancelMails(t.Context(), &pb.CancelMailsRequest{Ids: ids})
-		failures = res.GetFailures()
+		c = lifecycle.Cancel(m, "")
 	case "hold":
-		var res *pb.HoldMailsResponse
-		res, err = a.HoldMails(t.Context(), &pb.HoldMailsRequest{Ids: ids})
-		failures = res.GetFailures()
+		c, err = lifecycle.Hold(m, "")
 	case "release":
-		var res *pb.ReleaseMailsResponse
-		res, err = a.ReleaseMails(t.Context(), &pb.ReleaseMailsRequest{Ids: ids})
-		failures = res.GetFailures()
+		c, err = lifecycle.Release(m, now)
 	case "delivered":
-		err = resolution(pb.Resolution_RESOLUTION_DELIVERED)
-	case "delivered-first":
-		err = resolution(pb.Resolution_RESOLUTION_DELIVERED, first)
+		c, err = lifecycle.Resolve(m, unknown, lifecycle.Delivered, "I asked", now)
 	case "not-delivered":
-		err = resolution(pb.Resolution_RESOLUTION_NOT_DELIVERED)
-	case "not-delivered-first":
-		err = resolution(pb.Resolution_RESOLUTION_NOT_DELIVERED, first)
+		c, err = lifecycle.Resolve(m, unknown, lifecycle.NotDelivered, "I asked", now)
 	case "resend":
-		err = resolution(pb.Resolution_RESOLUTION_RESEND)
-	case "resend-first":
-		err = resolution(pb.Resolution_RESOLUTION_RESEND, first)
+		c, err = lifecycle.Resolve(m, unknown, lifecycle.Resend, "I asked", now)
 	default:
 		t.Fatalf("unknown word %q", word)
 	}
-	c := s.change
-	if c == nil {
-		if len(failures) == 0 && err == nil {
-			t.Error("refused without a reason")
+	if err != nil {
+		var refusal lifecycle.Refusal
+		if !errors.As(err, &refusal) || refusal == "" {
+			t.Errorf("refused without a reason: %v", err)
 		}
 		return "refused"
-	}
-	if err != nil || len(failures) > 0 {
-		t.Errorf("changed and refused: %v %v", err, failures)
 	}
 	out := []string{map[store.SettleKind]string{store.SettleArchive: "archive", store.SettlePark: "park", store.SettleRetry: "retry"}[c.Kind], string(c.Status)}
 	at := func(key string, at time.Time) {
