@@ -134,7 +134,7 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 		if s.DeleteTime != nil || s.Status != store.ServerAvailable {
 			continue
 		}
-		if b := e.breakers.get(s); b != nil && b.Failures > 0 && !force && e.now().Before(later(b.RetryAt, b.ProbeUntil)) {
+		if b := e.relays.Suspended(s); b != nil && !force {
 			e.log.Debug("batch: mail server is suspended", "mail_server", name, "reason", b.Reason, "next_try", b.RetryAt)
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -30,7 +31,7 @@ const (
 type drain struct {
 	e      *Engine
 	server *store.MailServer
-	pool   *pool
+	relay  *relay.Relay
 	jobs   *queue
 	force  bool          // try the mail server although it is suspended
 	done   chan struct{} // closed when the drain is over
@@ -60,7 +61,7 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	d := &drain{e: e, server: s, pool: e.flights.pool(e, s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
+	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -250,14 +251,14 @@ func (d *drain) staff() {
 func (d *drain) hire(n int) {
 	for {
 		d.mu.Lock()
-		most := max(1, d.e.maxConnections(d.server)-d.cut)
+		most := max(1, d.e.relays.MaxConnections(d.server)-d.cut)
 		if d.workers >= min(n, most) || d.fault != nil {
 			d.mu.Unlock()
 			return
 		}
 		d.workers++
 		d.mu.Unlock()
-		pm, ok := d.pool.tryBatch(d.e.workCtx, d.server)
+		pm, ok := d.relay.TryBatch(d.e.workCtx, d.server)
 		if !ok {
 			d.mu.Lock()
 			d.workers--

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -45,7 +46,7 @@ type Engine struct {
 	handMost  int64
 	drains    drains
 	flights   flights
-	breakers  *breakers
+	relays    *relay.Relays
 	calm      calm
 
 	ready    chan struct{} // closed when mail may be taken
@@ -89,8 +90,8 @@ func New(cfg Config) *Engine {
 	}
 	e.drains.running = map[string]*drain{}
 	e.flights.byID = map[uuid.UUID]*flight{}
-	e.flights.pools = map[string]*pool{}
-	e.breakers = newBreakers(e)
+	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.isStopping,
+		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
 	e.workCtx, e.workCancel = context.WithCancel(context.Background())
 	return e
 }
@@ -109,16 +110,16 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	own.Go(func() { e.rec.run(base) })
 	own.Go(func() { e.quick.run(base) })
 	e.setClock(ctx)
-	e.breakers.refresh(ctx)
+	e.relays.Refresh(ctx)
 	e.rescue(ctx)
 	due, err := e.journal.DueServers(ctx)
 	if err != nil {
 		e.log.Error("batch: cannot look for due mail", "error", err)
 	}
 	close(e.ready)
-	own.Go(func() { e.breakers.run(ctx) })
+	own.Go(func() { e.relays.Run(ctx) })
+	own.Go(func() { e.clockLoop(ctx) })
 	own.Go(func() { e.rescueLoop(ctx) })
-	own.Go(func() { e.pools(ctx) })
 	e.batchLoop(ctx, due)
 
 	e.stopOnce.Do(func() { close(e.stopping) })
@@ -136,7 +137,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 		cancelLast()
 	}
 	e.workCancel()
-	e.flights.closePools()
+	e.relays.Close()
 	fctx, cancelFlush := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancelFlush()
 	e.rec.flush(fctx)
@@ -203,6 +204,8 @@ func (e *Engine) now() time.Time { return e.cfg.Now().Add(time.Duration(e.skew.L
 // clockNoise is less than what the way to the database may account for.
 const clockNoise = 500 * time.Millisecond
 
+const clockEvery = 2 * time.Second
+
 // setClock looks how far this machine's clock is off.
 func (e *Engine) setClock(ctx context.Context) {
 	before := e.cfg.Now()
@@ -217,6 +220,20 @@ func (e *Engine) setClock(ctx context.Context) {
 	}
 	if was := time.Duration(e.skew.Swap(int64(off))); (off - was).Abs() > time.Minute {
 		e.log.Warn("this machine's clock differs from the database's, which is taken", "by", off.Round(time.Second))
+	}
+}
+
+// clockLoop looks at the clocks until ctx ends.
+func (e *Engine) clockLoop(ctx context.Context) {
+	t := time.NewTicker(clockEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			e.setClock(ctx)
+		}
 	}
 }
 
@@ -286,20 +303,6 @@ func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-func (e *Engine) maxConnections(s *store.MailServer) int {
-	if n := int(s.Limits.MaxConnections); n > 0 {
-		return n
-	}
-	return e.cfg.MaxConnections
-}
-
-func (e *Engine) mailsPerConnection(s *store.MailServer) int {
-	if n := int(s.Limits.MailsPerConnection); n > 0 {
-		return n
-	}
-	return e.cfg.MailsPerConnection
 }
 
 const (

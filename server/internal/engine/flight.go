@@ -242,9 +242,9 @@ func (f *flight) ration(ctx context.Context, j *job) bool {
 
 // deliver runs the attempt's transactions until every recipient is decided or the attempt is over.
 func (f *flight) deliver(ctx context.Context, j *job) {
-	p := f.e.flights.pool(f.e, f.sub.Server)
+	p := f.e.relays.Of(f.sub.Server)
 	for next := stepNext; next != stepOver; {
-		session, err := p.get(ctx, f.sub.Server)
+		session, err := p.Get(ctx, f.sub.Server)
 		if err != nil {
 			if j.fault = err.Error(); errors.Is(err, context.Canceled) {
 				j.fault = "no connection to the mail server came free in time"
@@ -260,7 +260,7 @@ func (f *flight) deliver(ctx context.Context, j *job) {
 		if ctx.Err() != nil {
 			next = stepOver
 		}
-		p.put(session)
+		p.Put(session)
 	}
 }
 
@@ -405,7 +405,6 @@ func (f *flight) settleUnheard() {
 type flights struct {
 	mu      sync.Mutex
 	byID    map[uuid.UUID]*flight
-	pools   map[string]*pool
 	stopped bool
 }
 

@@ -6,7 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -29,20 +29,11 @@ type Journal interface {
 	Now(ctx context.Context) (time.Time, error)
 	ForgetChanges(ctx context.Context, age time.Duration) (int, error)
 	ForgetUploads(ctx context.Context) (uploads, contents int, err error)
-	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
-	ChangeBreaker(ctx context.Context, server string, change func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error)
-	TakeSlot(ctx context.Context, r store.ReplicaID, server string, limit int) (n int, ok bool, err error)
-	GiveSlot(ctx context.Context, r store.ReplicaID, server string, n int) error
-	TakeQuota(ctx context.Context, server string, want, perMinute, perDay int) (granted int, next time.Time, err error)
+	relay.Journal
 }
 
-// Session is one logged-in connection to a relay; *smtpx.Session is the real one.
-type Session interface {
-	Submit(ctx context.Context, t *smtpx.Transaction) error
-	Flush(ctx context.Context) error
-	Usable() bool
-	Close() error
-}
+// Session is one logged-in connection to a relay.
+type Session = relay.Session
 
-// Dial opens a session with a mail server: the one path for php mode, daemon mode and the demo. Errors are *smtpx.Error where the wire said them.
-type Dial func(ctx context.Context, s *store.MailServer) (Session, error)
+// Dial opens a session with a mail server.
+type Dial = relay.Dial

@@ -24,9 +24,3 @@ func backoff(n int) time.Duration {
 
 // aLittle is the wait of a mail whose relay, not itself, was in trouble while others went through.
 func aLittle() time.Duration { return 5*time.Second + rand.N(10*time.Second) }
-
-var rests = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 15 * time.Minute}
-
-// rest is how long a relay is left alone after n failures in a row to open a session: short at first, so that a hiccup costs php-mode callers little, and
-// at most eight connects in five minutes.
-func rest(n int) time.Duration { return rests[min(max(n, 1), len(rests))-1] }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -17,7 +18,7 @@ import (
 type worker struct {
 	d       *drain
 	e       *Engine
-	permit  permit
+	permit  relay.Permit
 	session Session
 	served  int    // transactions on this session
 	pending int    // handed over, outcome not known yet
@@ -60,9 +61,9 @@ func (w *worker) run(ctx context.Context) {
 // surplus says that this worker should end: a php-mode mail waits for its connection, or the relay wants fewer.
 func (w *worker) surplus() bool {
 	w.d.mu.Lock()
-	many := w.d.workers > max(1, w.e.maxConnections(w.d.server)-w.d.cut)
+	many := w.d.workers > max(1, w.e.relays.MaxConnections(w.d.server)-w.d.cut)
 	w.d.mu.Unlock()
-	return many || w.d.pool.giveWay()
+	return many || w.d.relay.YieldsTo()
 }
 
 // take returns a job that waits, nil if there is none just now.
@@ -77,7 +78,7 @@ func (w *worker) take() *job {
 
 // open makes sure there is a session for j. When none can be had j goes back, and the drain ends unless another worker has one.
 func (w *worker) open(ctx context.Context, j *job) bool {
-	if w.session != nil && (w.served >= w.e.mailsPerConnection(w.d.server) || !w.session.Usable()) {
+	if w.session != nil && (w.served >= w.e.relays.MailsPerConnection(w.d.server) || !w.session.Usable()) {
 		if w.pending > 0 {
 			w.flush(ctx) // may put jobs into again: they wait for their turn
 		}
@@ -86,7 +87,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	if w.session != nil {
 		return true
 	}
-	s, err := w.d.pool.connect(ctx, w.d.server, w.d.force)
+	s, err := w.d.relay.Connect(ctx, w.d.server, w.d.force)
 	if err != nil {
 		w.e.shed(j)
 		w.d.jobs.putBack(j)
@@ -107,7 +108,7 @@ func (w *worker) drop() {
 		w.e.log.Debug("close session", "mail_server", w.d.server.Name, "error", err)
 	}
 	w.session = nil
-	w.d.pool.closed()
+	w.d.relay.Closed()
 }
 
 func (w *worker) leave() {
@@ -117,7 +118,7 @@ func (w *worker) leave() {
 		w.d.jobs.putBack(j)
 	}
 	w.again = nil
-	w.d.pool.release(w.permit)
+	w.d.relay.Release(w.permit)
 	w.d.mu.Lock()
 	w.d.workers--
 	w.d.mu.Unlock()
@@ -255,9 +256,7 @@ func (w *worker) finish(j *job) {
 
 // noSession notes that a worker could not open a session. With others open that only means the relay wants fewer connections; with none it is down.
 func (d *drain) noSession(err error) {
-	d.pool.mu.Lock()
-	down := d.pool.live == 0
-	d.pool.mu.Unlock()
+	down := d.relay.Down()
 	stopped := errors.Is(err, context.Canceled)
 	d.mu.Lock()
 	if down && d.fault == nil && !stopped {
@@ -307,7 +306,7 @@ func (d *drain) temper(throttled string, accepted bool) {
 		return
 	}
 	d.throttle++
-	most := d.e.maxConnections(d.server)
+	most := d.e.relays.MaxConnections(d.server)
 	d.cut = most - max(1, (most-d.cut)/2)
 	suspend := d.throttle == throttleMost && d.fault == nil
 	if suspend {
@@ -315,7 +314,7 @@ func (d *drain) temper(throttled string, accepted bool) {
 	}
 	d.mu.Unlock()
 	if suspend {
-		until := d.e.breakers.failed(d.e.workCtx, d.server, "throttled: "+throttled)
+		until := d.relay.Failed(d.e.workCtx, d.server, "throttled: "+throttled)
 		d.e.log.Warn("mail server throttles: suspended", "mail_server", d.server.Name, "answer", throttled, "next_try", until.UTC().Format(time.RFC3339))
 		d.jobs.kill()
 	}

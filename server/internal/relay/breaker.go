@@ -1,4 +1,4 @@
-package engine
+package relay
 
 import (
 	"context"
@@ -29,15 +29,15 @@ func (e *SuspendedError) Error() string {
 // breakers is this process's view of the breakers that all replicas share through the database. A mail server is well until a session cannot be had; then it
 // is suspended, one replica probes it when its time has come, and after a success connections ramp up.
 type breakers struct {
-	e *Engine
+	cfg *Config
 
 	mu      sync.Mutex
 	known   map[string]*store.Breaker
 	success map[string]time.Time // when a healthy mail server's success was last written
 }
 
-func newBreakers(e *Engine) *breakers {
-	return &breakers{e: e, known: map[string]*store.Breaker{}, success: map[string]time.Time{}}
+func newBreakers(cfg *Config) *breakers {
+	return &breakers{cfg: cfg, known: map[string]*store.Breaker{}, success: map[string]time.Time{}}
 }
 
 // run reads what other replicas have found out, until ctx ends.
@@ -46,7 +46,6 @@ func (bs *breakers) run(ctx context.Context) {
 	defer t.Stop()
 	for {
 		bs.refresh(ctx)
-		bs.e.setClock(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -56,7 +55,7 @@ func (bs *breakers) run(ctx context.Context) {
 }
 
 func (bs *breakers) refresh(ctx context.Context) {
-	all, err := bs.e.journal.Breakers(ctx)
+	all, err := bs.cfg.Journal.Breakers(ctx)
 	if err != nil {
 		return // what is known stays; the claims of the batch tell about the database
 	}
@@ -75,7 +74,7 @@ func (bs *breakers) get(s *store.MailServer) *store.Breaker {
 }
 
 func (bs *breakers) change(ctx context.Context, s *store.MailServer, rule func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error) {
-	b, err := bs.e.journal.ChangeBreaker(ctx, s.Name, rule)
+	b, err := bs.cfg.Journal.ChangeBreaker(ctx, s.Name, rule)
 	if err != nil {
 		return nil, err
 	}
@@ -92,9 +91,9 @@ func (bs *breakers) allow(ctx context.Context, s *store.MailServer, force bool) 
 	if b == nil || b.Failures == 0 {
 		return nil
 	}
-	now := bs.e.now()
+	now := bs.cfg.Now()
 	if !force && (now.Before(b.RetryAt) || now.Before(b.ProbeUntil)) {
-		return &SuspendedError{b.Reason, later(b.RetryAt, b.ProbeUntil)}
+		return &SuspendedError{b.Reason, Later(b.RetryAt, b.ProbeUntil)}
 	}
 	ok := false
 	b, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool {
@@ -105,7 +104,7 @@ func (bs *breakers) allow(ctx context.Context, s *store.MailServer, force bool) 
 		return err
 	}
 	if !ok {
-		return &SuspendedError{b.Reason, later(b.RetryAt, b.ProbeUntil)}
+		return &SuspendedError{b.Reason, Later(b.RetryAt, b.ProbeUntil)}
 	}
 	return nil
 }
@@ -114,15 +113,15 @@ func (bs *breakers) allow(ctx context.Context, s *store.MailServer, force bool) 
 func (bs *breakers) failed(ctx context.Context, s *store.MailServer, reason string) time.Time {
 	b, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool { noteFailure(now, b, s.Version, reason); return true })
 	if err != nil {
-		bs.e.log.Warn("breaker not written", "mail_server", s.Name, "error", err)
-		return bs.e.now().Add(rest(1))
+		bs.cfg.Logger.Warn("breaker not written", "mail_server", s.Name, "error", err)
+		return bs.cfg.Now().Add(rest(1))
 	}
 	return b.RetryAt
 }
 
 // opened notes a session.
 func (bs *breakers) opened(ctx context.Context, s *store.MailServer) {
-	now := bs.e.now()
+	now := bs.cfg.Now()
 	bs.mu.Lock()
 	b := bs.known[s.Name]
 	fresh := b != nil && b.Version == s.Version && b.Failures == 0 && now.Sub(bs.success[s.Name]) < successEvery
@@ -134,7 +133,7 @@ func (bs *breakers) opened(ctx context.Context, s *store.MailServer) {
 		return
 	}
 	if _, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool { noteSuccess(now, b, s.Version); return true }); err != nil {
-		bs.e.log.Warn("breaker not written", "mail_server", s.Name, "error", err)
+		bs.cfg.Logger.Warn("breaker not written", "mail_server", s.Name, "error", err)
 	}
 }
 
@@ -144,7 +143,7 @@ func (bs *breakers) ramp(s *store.MailServer, most int) int {
 	if b == nil || b.HealedAt.IsZero() {
 		return most
 	}
-	steps := int(bs.e.now().Sub(b.HealedAt) / rampStep)
+	steps := int(bs.cfg.Now().Sub(b.HealedAt) / rampStep)
 	if steps < 0 || steps > 16 {
 		return most
 	}
@@ -187,9 +186,16 @@ func noteSuccess(now time.Time, b *store.Breaker, version int64) {
 	b.Failures, b.Reason, b.RetryAt, b.ProbeUntil, b.SuccessAt = 0, "", time.Time{}, time.Time{}, now
 }
 
-func later(a, b time.Time) time.Time {
+// Later is the later of two times.
+func Later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
 	}
 	return b
 }
+
+var rests = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 15 * time.Minute}
+
+// rest is how long a relay is left alone after n failures in a row to open a session: short at first, so that a hiccup costs php-mode callers little, and
+// at most eight connects in five minutes.
+func rest(n int) time.Duration { return rests[min(max(n, 1), len(rests))-1] }
