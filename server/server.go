@@ -21,7 +21,6 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/api"
-	"github.com/maildispatch/maildispatch/server/internal/budget"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/server/internal/interceptor"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
@@ -103,8 +102,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			return smtpx.Probe(ctx, dialer(s), r, o)
 		}})
 	s := &Server{cfg: cfg, log: log, store: st, engine: eng, listener: l, health: health.NewServer()}
-	large := budget.New()
-	s.grpc = grpc.NewServer(append(large.Options(),
+	s.grpc = grpc.NewServer(append(interceptor.Options(log),
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(256),
@@ -112,8 +110,6 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 11 * time.Minute, Time: 2 * time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
-		grpc.ChainUnaryInterceptor(interceptor.Unary(log)),
-		grpc.ChainStreamInterceptor(interceptor.Stream(log), large.Stream),
 	)...)
 	a.Register(s.grpc)
 	healthpb.RegisterHealthServer(s.grpc, s.health)

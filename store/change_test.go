@@ -110,7 +110,7 @@ func TestChanges(t *testing.T) {
 		}
 		work.Go(func() { // people
 			for !over() && time.Now().Before(end) {
-				_, _, _, err := s.Modify(ctx, store.Everything, nil, &store.MailFilter{MailServer: "ss", Statuses: []store.MailStatus{store.MailFailed, store.MailHeld, store.MailDeferred}}, false, store.Audit{}, func(m *store.Mail) (*store.Change, error) {
+				_, _, _, err := s.Modify(ctx, store.Everything, nil, &store.MailFilter{MailServer: "ss", Statuses: []store.MailStatus{store.MailFailed, store.MailHeld, store.MailDeferred}}, false, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 					if m.Status == store.MailFailed || m.Status == store.MailHeld {
 						return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Hour), Attempts: m.Attempts}, nil
 					}

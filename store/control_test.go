@@ -95,7 +95,7 @@ func TestHeldMail(t *testing.T) {
 		if m = read(waiting); m.Status != store.MailQueued || m.ResumeTime != nil || !m.DueTime.Equal(later) || m.LastError != "" {
 			t.Fatalf("not held: %+v", m)
 		}
-		hold := func(m *store.Mail) (*store.Change, error) {
+		hold := func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 			return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: *m.DueTime, LastError: "held: why"}, nil
 		}
 		if _, n, _, err := s.Modify(ctx, store.Everything, []uuid.UUID{due.ID}, nil, false, store.Audit{}, hold); err != nil || n != 1 {
@@ -114,7 +114,7 @@ func TestHeldMail(t *testing.T) {
 		if m = read(due); m.ResumeTime == nil || !m.ResumeTime.Equal(due.RunAt.UTC().Truncate(time.Microsecond)) || m.LastError != "held: why" {
 			t.Fatalf("held before the delete: %+v", m)
 		}
-		release := func(m *store.Mail) (*store.Change, error) {
+		release := func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 			return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: *m.ResumeTime}, nil
 		}
 		if _, n, _, err := s.Modify(ctx, store.Everything, []uuid.UUID{born.ID, due.ID}, nil, false, store.Audit{}, release); err != nil || n != 2 {
@@ -137,7 +137,7 @@ func TestModifyMail(t *testing.T) {
 			a, b, c := newMail("ss"), newMail("ss"), newMail("ss")
 			enqueue(t, s, a, b, c)
 			audit := store.Audit{Actor: "me", Action: "ResolveMail", Reason: "seen it"}
-			park := func(m *store.Mail) (*store.Change, error) {
+			park := func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 				return &store.Change{Kind: store.SettlePark, Status: store.MailFailed, Attempts: 3, LastError: "no", Detail: map[string]any{"resolution": "not_delivered"},
 					Progress: &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientRejected}, {Status: store.RecipientUnknown, Held: true}}}}, nil
 			}
@@ -145,7 +145,7 @@ func TestModifyMail(t *testing.T) {
 			for want, call := range map[error]func() error{
 				store.ErrNotFound: func() error { _, err := s.ModifyMail(ctx, store.Everything, uuid.New(), audit, park); return err },
 				boom: func() error {
-					_, err := s.ModifyMail(ctx, store.Everything, a.ID, audit, func(*store.Mail) (*store.Change, error) { return nil, boom })
+					_, err := s.ModifyMail(ctx, store.Everything, a.ID, audit, func(*store.Mail, *store.MailServer) (*store.Change, error) { return nil, boom })
 					return err
 				},
 			} {
@@ -163,7 +163,7 @@ func TestModifyMail(t *testing.T) {
 			if err != nil || m.Status != store.MailFailed || m.Attempts != 3 || m.LastError != "no" || m.DueTime != nil || m.Progress.Results[0].Status != store.RecipientRejected || !m.Progress.Results[1].Held {
 				t.Fatalf("parked: %+v %v", m, err)
 			}
-			m, err = s.ModifyMail(ctx, store.Everything, b.ID, audit, func(*store.Mail) (*store.Change, error) {
+			m, err = s.ModifyMail(ctx, store.Everything, b.ID, audit, func(*store.Mail, *store.MailServer) (*store.Change, error) {
 				return &store.Change{Kind: store.SettleArchive, Status: store.MailSent, Attempts: 1}, nil
 			})
 			if err != nil || m.Status != store.MailSent || !m.Archived || m.FinishTime == nil {
@@ -202,7 +202,7 @@ func TestAPersonsWordEndsAQuarantine(t *testing.T) {
 		if n, _, err := s.Recover(ctx, me, 10); err != nil || n != 1 {
 			t.Fatal(n, err)
 		}
-		retry := func(m *store.Mail) (*store.Change, error) {
+		retry := func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 			return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)}, nil
 		}
 		if _, err := s.ModifyMail(ctx, store.Everything, m.ID, store.Audit{}, retry); err != nil {

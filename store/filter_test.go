@@ -201,7 +201,7 @@ func TestScopeIsOnEveryRead(t *testing.T) {
 		if _, _, err := s.CreateServer(ctx, newServer("s1", "sales"), store.Audit{}); err != nil {
 			t.Fatal(err)
 		}
-		cancel := func(*store.Mail) (*store.Change, error) {
+		cancel := func(*store.Mail, *store.MailServer) (*store.Change, error) {
 			return &store.Change{Kind: store.SettleArchive, Status: store.MailCancelled}, nil
 		}
 		for _, sc := range []store.Scope{{}, {Teams: []string{"other"}}, {Teams: []string{"ops"}}, {Teams: []string{"ops", ""}}} {

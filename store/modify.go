@@ -18,12 +18,22 @@ const (
 	modifyFailures = 100
 )
 
-// Modify changes due mails by people's word: those with the ids, or those that f selects. decide says what becomes of each; nil leaves it alone, an error
-// is a failure of that mail. Only mails that nobody is sending are changed; each chunk of 500 is one transaction with its audit row. dryRun counts only.
-// When ctx ends, the chunks before stay changed, and the same call again goes on where decide or f leaves alone what has been changed.
+// Decide says what a person's word makes of a mail. server is the mail's own mail server, nil
+// if there is none of that name. A nil Change leaves the mail alone. An error is a failure of
+// that mail only.
+//
+// It is called inside a transaction, while a connection of the pool is held. It must not ask the
+// store: callers that hold one connection each and wait for a second one stop the whole service.
+// That is why it is given everything it may look at, and no context.
+type Decide func(m *Mail, server *MailServer) (*Change, error)
+
+// Modify changes due mails by people's word: those with the ids, or those that f selects. decide
+// says what becomes of each. Only mails that nobody is sending are changed. Each chunk of 500 is
+// one transaction with its audit row. dryRun counts only. When ctx ends, the chunks before stay
+// changed, and the same call again goes on where decide or f leaves alone what has been changed.
 //
 // failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound, or decide's error.
-func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (matched, changed int, failures []ModifyFailure, err error) {
+func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide Decide) (matched, changed int, failures []ModifyFailure, err error) {
 	fail := func(id uuid.UUID, err error) {
 		if len(failures) < modifyFailures {
 			failures = append(failures, ModifyFailure{id, err})
@@ -90,7 +100,7 @@ func set(ids []uuid.UUID) map[uuid.UUID]bool {
 }
 
 // modifyChunk changes due mails in one transaction, and in further ones those that could not be had in it.
-func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, err error) {
+func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changed int, failures []ModifyFailure, err error) {
 	for left := ids; len(left) > 0; {
 		if !dryRun {
 			n, fs, not, err := s.modifyOnce(ctx, left, a, decide)
@@ -117,12 +127,49 @@ func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a
 			}
 		}
 		if dryRun {
-			changes, fs := decideAll(ms, decide)
+			servers, err := s.serversOf(ctx, nil, ms)
+			if err != nil {
+				return changed, failures, err
+			}
+			changes, fs := decideAll(ms, servers, decide)
 			return len(changes), append(failures, fs...), nil
 		}
 		left = again
 	}
 	return changed, failures, nil
+}
+
+// serversOf reads the mail servers of mails in one statement, inside tx if there is one.
+func (s *Store) serversOf(ctx context.Context, tx *sqlx.Tx, ms []*Mail) (map[string]*MailServer, error) {
+	servers := map[string]*MailServer{}
+	var names []string
+	for _, m := range ms {
+		if _, known := servers[m.MailServer]; !known {
+			servers[m.MailServer] = nil
+			names = append(names, m.MailServer)
+		}
+	}
+	if len(names) == 0 {
+		return servers, nil
+	}
+	b, err := json.Marshal(names)
+	if err != nil {
+		return nil, err
+	}
+	st := s.q.get("modify_servers")
+	if tx != nil {
+		st = s.q.in(ctx, tx, "modify_servers")
+	}
+	var rows []serverRow
+	if err := st.SelectContext(ctx, &rows, string(b)); err != nil {
+		return nil, s.fault(err)
+	}
+	for i := range rows {
+		if servers[rows[i].Name], err = rows[i].server(); err != nil {
+			return nil, err
+		}
+	}
+	return servers, nil
 }
 
 // change is what is to become of a mail.
@@ -131,9 +178,9 @@ type change struct {
 	c *Change
 }
 
-func decideAll(ms []*Mail, decide func(*Mail) (*Change, error)) (changes []change, failures []ModifyFailure) {
+func decideAll(ms []*Mail, servers map[string]*MailServer, decide Decide) (changes []change, failures []ModifyFailure) {
 	for _, m := range ms {
-		switch c, err := decide(m); {
+		switch c, err := decide(m, servers[m.MailServer]); {
 		case err != nil:
 			failures = append(failures, ModifyFailure{m.ID, err})
 		case c != nil:
@@ -145,7 +192,7 @@ func decideAll(ms []*Mail, decide func(*Mail) (*Change, error)) (changes []chang
 
 // modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those that it could not lock: somebody sends or
 // has finished them, or a younger transaction has changed them.
-func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide func(*Mail) (*Change, error)) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
+func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide Decide) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		changed, left = 0, nil
 		locked, err := s.lockDue(ctx, tx, ids)
@@ -160,8 +207,12 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide
 				left = append(left, id)
 			}
 		}
+		servers, err := s.serversOf(ctx, tx, fresh)
+		if err != nil {
+			return err
+		}
 		var changes []change
-		changes, failures = decideAll(fresh, decide)
+		changes, failures = decideAll(fresh, servers, decide)
 		if changed = len(changes); changed == 0 {
 			return nil
 		}
@@ -176,7 +227,7 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide
 
 // ModifyMail changes one due mail by a person's word and returns it as that left it; the audit row in the same transaction names it. Errors: ErrNotFound,
 // also outside the scope, ErrSending, ErrFinished, or decide's own. Nothing is written then.
-func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit, decide func(*Mail) (*Change, error)) (*Mail, error) {
+func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit, decide Decide) (*Mail, error) {
 	had, err := s.Mail(ctx, sc, id)
 	switch {
 	case err != nil:
@@ -194,7 +245,11 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 		if m == nil {
 			return s.whyNotLocked(ctx, tx, id)
 		}
-		c, err := decide(m)
+		servers, err := s.serversOf(ctx, tx, []*Mail{m})
+		if err != nil {
+			return err
+		}
+		c, err := decide(m, servers[m.MailServer])
 		if err != nil {
 			return err
 		}

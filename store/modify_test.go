@@ -29,7 +29,7 @@ func largeControl(t *testing.T, s *store.Store, n int) {
 	}
 	a := store.Audit{Actor: "me", Action: "Large"}
 	steps := 0
-	do := func(name string, dryRun bool, sts []store.MailStatus, decide func(*store.Mail) (*store.Change, error)) {
+	do := func(name string, dryRun bool, sts []store.MailStatus, decide func(*store.Mail, *store.MailServer) (*store.Change, error)) {
 		t.Helper()
 		at := time.Now()
 		matched, changed, failures, err := s.Modify(ctx, store.Everything, nil, &store.MailFilter{MailServer: "big", Statuses: sts}, dryRun, a, decide)
@@ -42,12 +42,12 @@ func largeControl(t *testing.T, s *store.Store, n int) {
 			steps++
 		}
 	}
-	hold := func(m *store.Mail) (*store.Change, error) {
+	hold := func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 		return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: *m.DueTime, LastError: "held: wait"}, nil
 	}
 	do("count", true, waiting, hold)
 	do("hold", false, waiting, hold)
-	do("release", false, []store.MailStatus{store.MailHeld}, func(m *store.Mail) (*store.Change, error) {
+	do("release", false, []store.MailStatus{store.MailHeld}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 		return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: *m.ResumeTime}, nil
 	})
 	var ids []uuid.UUID
@@ -59,7 +59,7 @@ func largeControl(t *testing.T, s *store.Store, n int) {
 		t.Fatalf("by id: %d %d %v %v", matched, changed, failures, err)
 	}
 	t.Logf("%d by id counted in %v", len(ids), time.Since(at).Round(time.Millisecond))
-	do("cancel", false, nil, func(*store.Mail) (*store.Change, error) {
+	do("cancel", false, nil, func(*store.Mail, *store.MailServer) (*store.Change, error) {
 		return &store.Change{Kind: store.SettleArchive, Status: store.MailCancelled, LastError: "cancelled: enough"}, nil
 	})
 	var audited, archived int
@@ -92,7 +92,7 @@ func TestModifyShowsTheWholeMail(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, dryRun := range []bool{true, false} {
-				_, _, _, err = s.Modify(ctx, store.Everything, []uuid.UUID{m.ID}, nil, dryRun, store.Audit{}, func(got *store.Mail) (*store.Change, error) {
+				_, _, _, err = s.Modify(ctx, store.Everything, []uuid.UUID{m.ID}, nil, dryRun, store.Audit{}, func(got *store.Mail, _ *store.MailServer) (*store.Change, error) {
 					if n++; !reflect.DeepEqual(got, want) {
 						t.Errorf("%s: got %+v, want %+v", m.status, got, want)
 					}
@@ -157,7 +157,7 @@ func TestModifyAmongSenders(t *testing.T) {
 			if i%2 == 1 {
 				want, sts = store.MailQueued, []store.MailStatus{store.MailHeld}
 			}
-			_, _, failures, err := s.Modify(ctx, store.Everything, nil, &store.MailFilter{Statuses: sts}, false, store.Audit{}, func(m *store.Mail) (*store.Change, error) {
+			_, _, failures, err := s.Modify(ctx, store.Everything, nil, &store.MailFilter{Statuses: sts}, false, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 				if m.Owner != 0 || m.Archived {
 					t.Errorf("decided about %+v", m)
 				}

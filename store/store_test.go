@@ -454,7 +454,7 @@ func TestModify(t *testing.T) {
 		if err != nil || len(cs) != 1 {
 			t.Fatal(cs, err)
 		}
-		cancel := func(m *store.Mail) (*store.Change, error) {
+		cancel := func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 			return &store.Change{Kind: store.SettleArchive, Status: store.MailCancelled, LastError: "by a person"}, nil
 		}
 		f := &store.MailFilter{MailServer: "ss"}
@@ -479,7 +479,7 @@ func TestModify(t *testing.T) {
 			t.Fatalf("finished: %v %v", fails, err)
 		}
 		no := errors.New("no")
-		_, changed, fails, err = s.Modify(ctx, store.Everything, nil, f, false, store.Audit{}, func(m *store.Mail) (*store.Change, error) {
+		_, changed, fails, err = s.Modify(ctx, store.Everything, nil, f, false, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 			if m.ID == ms[3].ID {
 				return nil, no
 			}

@@ -110,6 +110,12 @@ with f as materialized (
 select w.id from (select id from f union all select id from x union all select id from m) w
 where not exists (select 1 from (select id from mk union all select id from up union all select id from ar) d where d.id = w.id);
 
+-- name: modify_servers (read)
+-- primary key
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+  fingerprint, create_time, update_time, delete_time
+from mail_server where name = any (array(select value from json_array_elements_text(?::json)));
+
 -- name: modify_lock
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
 -- than the one that wrote the row. lateral and offset: one probe for each row, whatever the statistics said when the plan was made.

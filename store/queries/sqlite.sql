@@ -84,6 +84,12 @@ select id, team, mail_server, ?, ?, ?, ?, ?, ? from due where id = ? and owner =
 -- primary key
 delete from due where id = ? and owner = ?;
 
+-- name: modify_servers (read)
+-- primary key
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+  fingerprint, create_time, update_time, delete_time
+from mail_server where name in (select value from json_each(?));
+
 -- name: modify_lock
 -- primary keys; the one writer is the lock
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,

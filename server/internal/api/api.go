@@ -45,8 +45,8 @@ type Store interface {
 	ListArchive(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
 	RawMail(ctx context.Context, sc store.Scope, id uuid.UUID, w io.Writer) (int64, error)
-	ModifyMail(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit, decide func(*store.Mail) (*store.Change, error)) (*store.Mail, error)
-	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide func(*store.Mail) (*store.Change, error)) (int, int, []store.ModifyFailure, error)
+	ModifyMail(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit, decide store.Decide) (*store.Mail, error)
+	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (int, int, []store.ModifyFailure, error)
 }
 
 // Sender takes a checked mail and tells what becomes of it.

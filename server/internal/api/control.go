@@ -55,7 +55,7 @@ type modified struct {
 	failures         []*pb.MailFailure
 }
 
-func (a *API) modify(ctx context.Context, s selection, dryRun bool, action, reason string, decide func(*store.Mail) (*store.Change, error)) (*modified, error) {
+func (a *API) modify(ctx context.Context, s selection, dryRun bool, action, reason string, decide store.Decide) (*modified, error) {
 	matched, changed, fails, err := a.Store.Modify(ctx, a.scope(ctx), s.ids, s.filter, dryRun, a.audit(ctx, action, reason), decide)
 	if err != nil {
 		return nil, a.fault(err)
@@ -68,25 +68,17 @@ func (a *API) modify(ctx context.Context, s selection, dryRun bool, action, reas
 	return out, nil
 }
 
-// usable says whether mail may go through a mail server now. It looks each one up once.
-func (a *API) usable(ctx context.Context) func(name string) error {
-	servers := map[string]error{}
-	return func(name string) error {
-		err, known := servers[name]
-		if !known {
-			var m *store.MailServer
-			if m, err = a.Store.Server(ctx, store.Everything, name); err == nil {
-				switch {
-				case m.DeleteTime != nil:
-					err = apierr.Precondition(pb.ReasonMailServerDeleted, name, "its mail server %s is deleted", name)
-				case m.Status != store.ServerAvailable:
-					err = apierr.Precondition(pb.ReasonMailServerUnavailable, name, "its mail server %s is unavailable", name)
-				}
-			}
-			servers[name] = err
-		}
-		return err
+// usable says whether mail may go through a mail server now.
+func usable(name string, s *store.MailServer) error {
+	switch {
+	case s == nil:
+		return apierr.NotFound(pb.ReasonMailServerNotFound, "mail server", name)
+	case s.DeleteTime != nil:
+		return apierr.Precondition(pb.ReasonMailServerDeleted, name, "its mail server %s is deleted", name)
+	case s.Status != store.ServerAvailable:
+		return apierr.Precondition(pb.ReasonMailServerUnavailable, name, "its mail server %s is unavailable", name)
 	}
+	return nil
 }
 
 // RetryMails implements the service.
@@ -96,13 +88,12 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	usable := a.usable(ctx)
 	now := a.Now().UTC()
 	byID := len(sel.ids) > 0
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "RetryMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
+	m, err := a.modify(ctx, sel, r.ValidateOnly, "RetryMails", r.Reason, func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
 		c, err := lifecycle.Retry(m, byID, now)
 		if err == nil {
-			err = usable(m.MailServer)
+			err = usable(m.MailServer, its)
 		}
 		return c, err
 	})
@@ -119,7 +110,7 @@ func (a *API) CancelMails(ctx context.Context, r *pb.CancelMailsRequest) (*pb.Ca
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "CancelMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
+	m, err := a.modify(ctx, sel, r.ValidateOnly, "CancelMails", r.Reason, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 		return lifecycle.Cancel(m, r.Reason), nil
 	})
 	if err != nil {
@@ -136,7 +127,7 @@ func (a *API) HoldMails(ctx context.Context, r *pb.HoldMailsRequest) (*pb.HoldMa
 		return nil, err
 	}
 	sel.only(store.MailQueued, store.MailSending, store.MailDeferred, store.MailPartiallySent)
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "HoldMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
+	m, err := a.modify(ctx, sel, r.ValidateOnly, "HoldMails", r.Reason, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 		return lifecycle.Hold(m, r.Reason)
 	})
 	if err != nil {
@@ -153,11 +144,11 @@ func (a *API) ReleaseMails(ctx context.Context, r *pb.ReleaseMailsRequest) (*pb.
 		return nil, err
 	}
 	sel.only(store.MailHeld)
-	usable, now := a.usable(ctx), a.Now().UTC()
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "ReleaseMails", r.Reason, func(m *store.Mail) (*store.Change, error) {
+	now := a.Now().UTC()
+	m, err := a.modify(ctx, sel, r.ValidateOnly, "ReleaseMails", r.Reason, func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
 		c, err := lifecycle.Release(m, now)
 		if err == nil {
-			err = usable(m.MailServer)
+			err = usable(m.MailServer, its)
 		}
 		return c, err
 	})

@@ -39,17 +39,12 @@ func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.Re
 		return nil, err
 	}
 	now := a.Now().UTC().Truncate(time.Microsecond)
-	if word == lifecycle.Resend {
-		// Before the transaction: a mail never changes its mail server, and one that is switched off in between only lets the mail wait.
-		m, err := a.Store.Mail(ctx, a.scope(ctx), id)
-		if err == nil {
-			err = a.usable(ctx)(m.MailServer)
+	m, err := a.Store.ModifyMail(ctx, a.scope(ctx), id, a.audit(ctx, "ResolveMail", r.Reason), func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
+		if word == lifecycle.Resend {
+			if err := usable(m.MailServer, its); err != nil {
+				return nil, err
+			}
 		}
-		if err != nil && (m == nil || !m.Archived) {
-			return nil, a.mailFault(err, r.Id)
-		}
-	}
-	m, err := a.Store.ModifyMail(ctx, a.scope(ctx), id, a.audit(ctx, "ResolveMail", r.Reason), func(m *store.Mail) (*store.Change, error) {
 		at, err := unknowns(m, named)
 		if err != nil {
 			return nil, err

@@ -92,7 +92,7 @@ func TestSilenceSlowsNobody(t *testing.T) {
 				if got := r.mail(m.ID); got.Status != store.MailUnknown || statuses(got) != "u" {
 					t.Errorf("%s %s", got.Status, statuses(got))
 				}
-				if _, err := r.store.ModifyMail(ctx(t), store.Everything, m.ID, store.Audit{}, func(m *store.Mail) (*store.Change, error) {
+				if _, err := r.store.ModifyMail(ctx(t), store.Everything, m.ID, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 					return &store.Change{Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: time.Now().Add(-time.Second), Attempts: m.Attempts, PossibleDuplicate: true}, nil
 				}); err != nil {
 					t.Fatal(err)
@@ -235,7 +235,7 @@ func TestNoReplyAfterTheDot(t *testing.T) {
 		case m.Kind == store.KindInvoice && got.Status == store.MailUnknown && got.DueTime == nil:
 		case m.Kind == store.KindBulk && got.PossibleDuplicate && got.DueTime != nil && statuses(got) == "u":
 			again++
-			if _, _, _, err := r.store.Modify(ctx(t), store.Everything, nil, &store.MailFilter{MessageID: m.MessageID}, false, store.Audit{}, func(m *store.Mail) (*store.Change, error) {
+			if _, _, _, err := r.store.Modify(ctx(t), store.Everything, nil, &store.MailFilter{MessageID: m.MessageID}, false, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 				return &store.Change{Kind: store.SettleRetry, Status: m.Status, RunAt: time.Now().Add(-time.Second), Attempts: m.Attempts, PossibleDuplicate: true}, nil
 			}); err != nil {
 				t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/budget"
 )
 
 const (
@@ -123,6 +124,13 @@ func public(err error, id, method string, log *slog.Logger) error {
 
 func internal(id string) error {
 	return apierr.New(codes.Internal, pb.ReasonInternal, "internal error, request id %s", id)
+}
+
+// Options are the whole chain of a server, in its order: what wraps every call, then what bounds
+// the memory of large messages. Tests use it too, so that they meet what callers meet.
+func Options(log *slog.Logger) []grpc.ServerOption {
+	large := budget.New()
+	return append(large.Options(), grpc.ChainUnaryInterceptor(Unary(log)), grpc.ChainStreamInterceptor(Stream(log), large.Stream))
 }
 
 // Unary wraps unary calls.

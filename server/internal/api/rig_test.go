@@ -1,0 +1,200 @@
+package api_test
+
+import (
+	"context"
+	"encoding/base64"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/api"
+	"github.com/maildispatch/maildispatch/server/internal/engine"
+	"github.com/maildispatch/maildispatch/server/internal/interceptor"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/server/internal/seal"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// rig is the api as callers meet it: a real database, the engine, the whole chain of
+// interceptors, and a connection through memory. The relay takes what it is given.
+type rig struct {
+	t        testing.TB
+	dsn      string
+	store    *store.Store
+	relay    *smtpxtest.Server
+	log      *logBook
+	conn     *grpc.ClientConn
+	admin    pb.MailServerAdminClient
+	dispatch pb.DispatchClient
+}
+
+// each runs f once for each database.
+func each(t *testing.T, f func(t *testing.T, r *rig)) {
+	t.Run("sqlite", func(t *testing.T) { f(t, newRig(t, storetest.SQLiteDSN(t), nil)) })
+	t.Run("postgres", func(t *testing.T) { f(t, newRig(t, storetest.PostgresDSN(t), nil)) })
+}
+
+func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
+	t.Helper()
+	if relay == nil {
+		relay = &smtpxtest.Server{}
+	}
+	r := &rig{t: t, dsn: dsn, store: storetest.Open(t, dsn), relay: relay.Start(t), log: &logBook{}}
+	log := slog.New(slog.NewTextHandler(r.log, nil))
+	ring := testKeys(t)
+	out, err := outbound.New(ring, "127.0.0.1:25", "test.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eng := engine.New(engine.Config{Journal: r.store, Replica: "test", BatchInterval: time.Hour, Logger: slog.New(slog.DiscardHandler),
+		Dial: func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
+			to, err := out.Relay(s)
+			if err != nil {
+				return nil, err
+			}
+			sess, err := (&smtpx.Dialer{}).Dial(ctx, to)
+			if err != nil {
+				return nil, err
+			}
+			return sess, nil
+		}})
+	a := api.New(api.Config{Store: r.store, Sender: eng, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
+		Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log, Now: eng.Now,
+		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
+			return smtpx.Probe(ctx, &smtpx.Dialer{}, r, o)
+		}})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- eng.Run(ctx, 5*time.Second) }()
+	select {
+	case <-eng.Ready():
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(append(interceptor.Options(log), grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true))...)
+	a.Register(g)
+	l := bufconn.Listen(1 << 20)
+	go func() { _ = g.Serve(l) }() // ends with Stop
+	r.conn, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = r.conn.Close() // nothing is asked any more
+		g.Stop()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	r.admin, r.dispatch = pb.NewMailServerAdminClient(r.conn), pb.NewDispatchClient(r.conn)
+	return r
+}
+
+// testKeys is a key ring with one key.
+func testKeys(t testing.TB) *seal.Ring {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "key")
+	line := "1 " + base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32))) + "\n"
+	if err := os.WriteFile(path, []byte(line), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ring, err := seal.LoadKeyFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}
+
+// ctx ends with the test's patience. Calls that a test expects to end at once take it too.
+func ctx(t testing.TB) context.Context {
+	c, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return c
+}
+
+// server saves a mail server that leads to the rig's relay.
+func (r *rig) server(name string, mode pb.Mode, change ...func(*pb.MailServer)) *pb.MailServer {
+	r.t.Helper()
+	m := &pb.MailServer{Name: name, Type: pb.MailServer_TYPE_SMTP, From: "Shop <shop@x.example>", Mode: mode,
+		Smtp: &pb.Smtp{Host: "127.0.0.1", Port: int32(r.relay.Port()), Encryption: pb.Smtp_ENCRYPTION_NONE}}
+	for _, c := range change {
+		c(m)
+	}
+	res, err := r.admin.CreateMailServer(ctx(r.t), &pb.CreateMailServerRequest{MailServer: m})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return res.MailServer
+}
+
+// message is a small mail to the recipients.
+func message(to ...string) *pb.MailMessage {
+	return &pb.MailMessage{To: to, Subject: "s", Text: "hello"}
+}
+
+// send sends one mail and returns its events.
+func (r *rig) send(c context.Context, req *pb.SendRequest) ([]*pb.SendResponse, error) {
+	st, err := r.dispatch.Send(c, req)
+	if err != nil {
+		return nil, err
+	}
+	var evs []*pb.SendResponse
+	for {
+		ev, err := st.Recv()
+		if err == io.EOF {
+			return evs, nil
+		}
+		if err != nil {
+			return evs, err
+		}
+		evs = append(evs, ev)
+	}
+}
+
+// queue queues n mails of one server and returns their ids.
+func (r *rig) queue(server string, n int) []string {
+	r.t.Helper()
+	var ids []string
+	for range n {
+		evs, err := r.send(ctx(r.t), &pb.SendRequest{Options: &pb.SendOptions{MailServer: server}, Message: message("a@y.example")})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		ids = append(ids, evs[0].MailId)
+	}
+	return ids
+}
+
+// logBook keeps what was logged.
+type logBook struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logBook) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logBook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
