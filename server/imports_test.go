@@ -26,7 +26,7 @@ var importRules = []importRule{
 
 	{pkg: "server/internal/apierr", may: []string{"proto/..."}, why: "errors as callers hear them"},
 	{pkg: "server/internal/budget", may: []string{"proto/...", "server/internal/apierr"}, why: "memory of calls"},
-	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/apierr"}, why: "what every call passes"},
+	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/apierr", "server/internal/budget"}, why: "what every call passes, in its order"},
 	{pkg: "server/internal/seal", why: "cryptography and nothing else"},
 	{pkg: "server/internal/catchall", why: "a relay for the demo; it shares nothing with the client it receives from"},
 	{pkg: "server/internal/delivery", may: []string{"store"}, why: "the words that api and engine share; no behaviour"},
@@ -40,7 +40,8 @@ var importRules = []importRule{
 	{pkg: "server/internal/api",
 		may: []string{"proto/...", "server/internal/apierr", "server/internal/budget", "server/internal/delivery", "server/internal/lifecycle",
 			"server/internal/outbound", "smtpx/...", "store"},
-		tests: []string{"client/clienttest", "smtpx/smtpxtest", "store/storetest"}, why: "check, convert, answer; neither engine nor connections"},
+		tests: []string{"client/clienttest", "server/internal/engine", "server/internal/interceptor", "server/internal/seal", "smtpx/smtpxtest", "store/storetest"},
+		why:   "check, convert, answer; neither engine nor connections"},
 
 	{pkg: "server", may: []string{"proto/...", "server/internal/...", "smtpx/...", "store"}, why: "wires the parts together"},
 	{pkg: "server/cmd/...", may: []string{"proto/...", "server", "server/internal/...", "smtpx/...", "store"}, why: "one file a command"},
