@@ -49,7 +49,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
 	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses on ports 25 465 587 2525, and loopback if the service listens there")
-	fs.StringVar(&c.HeloName, "helo-name", "", "name given in EHLO; default: the machine's name")
+	fs.StringVar(&c.HeloName, "helo-name", "", "name given in EHLO: a full host name, or an address as [192.0.2.1] or [IPv6:2001:db8::1]; default: the machine's name")
 	fs.StringVar(&c.TLSCert, "tls-cert", "", "PEM certificate of the service; read again when it changes")
 	fs.StringVar(&c.TLSKey, "tls-key", "", "PEM key of the certificate")
 	fs.StringVar(&c.ClientCA, "client-ca", "", "PEM authorities whose client certificates are required")

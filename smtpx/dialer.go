@@ -52,9 +52,9 @@ func (t Timeouts) withDefaults() Timeouts {
 
 // Dial opens a session: name lookup, TCP, TLS, greeting, EHLO, STARTTLS and login, all within r.Timeouts.Connect. A failure is an *[Error].
 func (d *Dialer) Dial(ctx context.Context, r Relay) (*Session, error) {
-	s, err := d.dial(ctx, r, nil)
-	if err != nil {
-		return nil, err
+	s, fault := d.dial(ctx, r, nil)
+	if fault != nil {
+		return nil, fault.clean()
 	}
 	return s, nil
 }
@@ -62,6 +62,11 @@ func (d *Dialer) Dial(ctx context.Context, r Relay) (*Session, error) {
 // dial is Dial with a trace of its steps for Probe.
 func (d *Dialer) dial(ctx context.Context, r Relay, tr *trace) (*Session, *Error) {
 	r.Timeouts = r.Timeouts.withDefaults()
+	host, err := Host(r.Host)
+	if err != nil {
+		return nil, tr.begin(StepDNS).fail(&Error{Phase: PhaseDNS, Err: fmt.Errorf("host %w", err)}, r)
+	}
+	r.Host = host
 	ctx, cancel := context.WithTimeout(ctx, r.Timeouts.Connect)
 	defer cancel()
 	conn, fault := d.connect(ctx, r, tr)
@@ -208,9 +213,14 @@ func (s *Session) open(ctx context.Context, tr *trace) *Error {
 func (s *Session) ehlo(tr *trace) *Error {
 	done := tr.begin(StepEHLO)
 	t := s.relay.Timeouts.Command
-	rep, lines, err := s.command(t, "EHLO "+s.heloName())
+	name, err := s.heloName()
+	if err != nil {
+		s.sayQuit()
+		return done.fail(&Error{Phase: PhaseEHLO, Err: err}, s.relay)
+	}
+	rep, lines, err := s.command(t, "EHLO "+name)
 	if err == nil && (rep.Code == 500 || rep.Code == 502) {
-		rep, lines, err = s.command(t, "HELO "+s.heloName())
+		rep, lines, err = s.command(t, "HELO "+name)
 	}
 	if err != nil || rep.Code != 250 {
 		return done.fail(s.fault(PhaseEHLO, rep, err), s.relay)
@@ -321,21 +331,28 @@ func (s *Session) tlsFacts() map[string]string {
 	return f
 }
 
-// heloName is the configured name, the machine's if it is a full one, else the address literal (RFC 5321 4.1.1.1).
-func (s *Session) heloName() string {
-	if s.relay.HeloName != "" {
-		return s.relay.HeloName
+// heloName is the configured name, the machine's if it is a full one, else the address literal
+// (RFC 5321 4.1.1.1).
+func (s *Session) heloName() (string, error) {
+	if name := s.relay.HeloName; name != "" {
+		if a, err := netip.ParseAddr(name); err == nil && a.Zone() == "" {
+			return addressLiteral(a), nil // saved by a version that took an address without brackets
+		}
+		wire, err := HeloName(name)
+		if err != nil {
+			return "", fmt.Errorf("%w: %q %w", errHeloName, Clean(name, maxShown), err)
+		}
+		return wire, nil
 	}
-	if h, err := os.Hostname(); err == nil && strings.Contains(h, ".") && strings.Trim(h, ".") == h {
-		return h
+	if h, err := os.Hostname(); err == nil && strings.Contains(h, ".") {
+		if wire, err := HeloName(h); err == nil {
+			return wire, nil
+		}
 	}
 	if a, err := netip.ParseAddrPort(s.conn.LocalAddr().String()); err == nil {
-		if a.Addr().Is4() {
-			return "[" + a.Addr().String() + "]"
-		}
-		return "[IPv6:" + a.Addr().WithZone("").String() + "]"
+		return addressLiteral(a.Addr()), nil
 	}
-	return "localhost"
+	return "localhost", nil
 }
 
 // setConn replaces the transport and what was read ahead of it.

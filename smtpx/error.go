@@ -6,7 +6,9 @@ import (
 	"strings"
 )
 
-// Error is a fault with the phase it happened in. Its text never holds a password or a message's content.
+// Error is a fault with the phase it happened in. Its text never holds a password or a
+// message's content. It is printable and at most 1 KiB, whatever a relay, a certificate or a
+// name server said.
 type Error struct {
 	Phase     Phase
 	Reply     Reply
@@ -24,7 +26,7 @@ func (e *Error) Error() string {
 	if e.Err != nil {
 		fmt.Fprintf(&b, ": %v", e.Err)
 	}
-	return b.String()
+	return Clean(b.String(), maxText)
 }
 
 func (e *Error) Unwrap() error { return e.Err }
@@ -55,6 +57,7 @@ var (
 	errReplyTooLong = errors.New("the answer is longer than 64 KiB, or a line of it longer than 4 KiB")
 	errSurplus      = errors.New("the server answered more than it was asked")
 	errClosed       = errors.New("the connection is closed")
+	errHeloName     = errors.New("helo_name")
 	// ErrNotAllowed: the destination is outside what the service may dial.
 	ErrNotAllowed = errors.New("destination is not allowed")
 )

@@ -38,6 +38,8 @@ func hint(e *Error, r Relay) string {
 		return "the server does not speak TLS on this port: use ENCRYPTION_STARTTLS (usual port 587) or the TLS port (usual 465)"
 	case errors.Is(e.Err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("nothing listens on port %d of this host: check host and port", r.Port)
+	case errors.Is(e.Err, errHeloName), e.Phase == PhaseEHLO && e.Reply.Code == 501:
+		return "set helo_name to this machine's full host name, or to its address as [192.0.2.1] or [IPv6:2001:db8::1]"
 	case errors.Is(e.Err, errProtocol) && e.Phase == PhaseGreeting:
 		return "what listens there does not speak SMTP: check the port"
 	case errors.Is(e.Err, errNoAuth) && r.Encryption == EncryptionNone:

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"time"
-	"unicode/utf8"
 )
 
 // StepKind names a step of opening a session, and of asking about a recipient.
@@ -58,9 +57,6 @@ type ProbeResult struct {
 	Err     *Error // of the step that failed
 }
 
-// maxShown bounds relay text in a report: enough for a person, too little to read out a service that is not SMTP.
-const maxShown = 200
-
 // Probe opens a session exactly as a send does and reports every step. DATA is never said. ctx bounds the whole; its last moment is kept back so that
 // the step's own error arrives instead of the caller's.
 func Probe(ctx context.Context, d *Dialer, r Relay, opt ProbeOptions) ProbeResult {
@@ -95,10 +91,10 @@ func Probe(ctx context.Context, d *Dialer, r Relay, opt ProbeOptions) ProbeResul
 	for i := range steps {
 		if fault != nil && steps[i].Outcome == StepFailed {
 			steps[i].Hint = fault.Hint // after the whole dial, which knows about timeouts
-			steps[i].Detail = cut(fault.Error())
+			steps[i].Detail = Clean(fault.Error(), maxShown)
 		}
 	}
-	return ProbeResult{Success: fault == nil, Steps: steps, Err: fault}
+	return ProbeResult{Success: fault == nil, Steps: steps, Err: fault}.clean()
 }
 
 // ask says MAIL FROM and RCPT TO and takes it back.
@@ -135,19 +131,7 @@ func (s *Session) probeFault(p Phase, rep Reply, err error) *Error {
 	return s.fault(p, rep, err)
 }
 
-func shown(rep Reply) string { return cut(rep.String()) }
-
-// cut keeps the first maxShown octets, and no half of a letter: what is not UTF-8 cannot be answered.
-func cut(s string) string {
-	if len(s) <= maxShown {
-		return s
-	}
-	n := maxShown
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n]
-}
+func shown(rep Reply) string { return Clean(rep.String(), maxShown) }
 
 // trace collects the steps of a probe. A nil trace collects nothing, which is what a send uses.
 type trace struct {
@@ -176,7 +160,7 @@ func (t *trace) skip(k StepKind, why string) {
 // fail ends a step with a fault and hands it on.
 func (d doneFunc) fail(e *Error, r Relay) *Error {
 	withHint(e, r)
-	d(StepFailed, cut(e.Error()), e.Reply.Code, nil)
+	d(StepFailed, Clean(e.Error(), maxShown), e.Reply.Code, nil)
 	return e
 }
 

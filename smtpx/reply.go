@@ -4,13 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"strings"
-	"unicode"
 )
 
 const (
 	maxLine  = 4 << 10  // RFC 5321 4.5.3.1.5 obliges servers to 512 octets; real ones exceed it
 	maxReply = 64 << 10 // all lines of one reply
-	maxText  = 1 << 10  // what is kept of it
 )
 
 // replyReader reads replies with a limit on lines and on the whole: a hostile server must not be able to fill the memory. Deadlines are the
@@ -56,7 +54,7 @@ func (r replyReader) read() (Reply, []string, error) {
 			default:
 				return rep, nil, errProtocol
 			}
-			text = printable(line[4:])
+			text = Clean(string(line[4:]), maxLine)
 		}
 		lines = append(lines, text)
 		if !more {
@@ -89,7 +87,7 @@ func finishReply(rep *Reply, lines []string) {
 			break
 		}
 	}
-	rep.Text = strings.ToValidUTF8(rep.Text, "?")
+	rep.Text = Clean(rep.Text, maxText)
 }
 
 func digit(c byte) bool { return c >= '0' && c <= '9' }
@@ -106,21 +104,6 @@ func isEnhanced(s string, code int) bool {
 		}
 	}
 	return true
-}
-
-// printable replaces control characters, C1 among them (U+009B begins a terminal's escape sequence), so that a relay's text can be shown and logged.
-func printable(b []byte) string {
-	for _, c := range b {
-		if c < ' ' || c >= 0x7f {
-			return strings.Map(func(r rune) rune {
-				if unicode.IsControl(r) {
-					return ' '
-				}
-				return r
-			}, strings.ToValidUTF8(string(b), "?"))
-		}
-	}
-	return string(b)
 }
 
 // remoteID reads the relay's own id out of its answer to the dot: Postfix "queued as 4F2A1", Exim "id=1abc-...", Sendmail "x7AB Message accepted".

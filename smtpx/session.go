@@ -132,8 +132,12 @@ func (s *Session) readReply(d time.Duration) (Reply, []string, error) {
 
 // command sends one line and reads its reply.
 func (s *Session) command(d time.Duration, line string) (Reply, []string, error) {
+	b := append([]byte(line), crlf...)
+	if !s.oneLine(b) {
+		return Reply{}, nil, errUnsafe
+	}
 	s.setDeadline(d)
-	if _, err := s.conn.Write(append([]byte(line), '\r', '\n')); err != nil {
+	if _, err := s.conn.Write(b); err != nil {
 		return Reply{}, nil, err
 	}
 	return s.readReply(d)
@@ -345,7 +349,7 @@ func (s *Session) finish(tr *transfer, o Outcome) {
 	tr.t, tr.rcpt = nil, nil
 	s.spare = tr
 	if t.Done != nil {
-		t.Done(o)
+		t.Done(o.clean())
 	}
 }
 

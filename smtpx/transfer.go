@@ -120,12 +120,19 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	if reset {
 		b = append(b, "RSET\r\n"...)
 	}
+	from := len(b)
 	b = s.appendMail(b, t)
+	safe := s.oneLine(b[from:])
 	for _, to := range t.To {
+		from = len(b)
 		b = appendRcpt(b, to)
+		safe = safe && s.oneLine(b[from:])
 	}
 	b = append(b, "DATA\r\n"...)
 	s.flight = b
+	if !safe { // a held mail is not concerned
+		return s.end(rejectedAll(tr, &Error{Phase: PhaseMail, Err: errUnsafe}))
+	}
 	if s.held != nil {
 		if !s.flushHeld(ctx, b) {
 			return s.end(notTried(tr, s.deadFault(PhaseMail)))

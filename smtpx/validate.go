@@ -17,7 +17,7 @@ type Violation struct{ Field, Description string }
 // Attachment is a file, or with a ContentID an inline image.
 type Attachment struct {
 	Filename    string
-	ContentType string // "" = by the file name's ending
+	ContentType string // "" = by the ending of the file name, from a table of the service's own
 	ContentID   string
 	Content     []byte
 	Stored      *Content // in place of Content: what the AttachmentEncoder made of it, from an upload
@@ -113,10 +113,8 @@ func (m *Message) Validate() []Violation {
 		default:
 			line(at("filename"), a.Filename, 4*MaxFilename)
 		}
-		if a.ContentType != "" {
-			if _, err := mediaType(a); err != nil {
-				bad(at("content_type"), "%v", err)
-			}
+		if _, err := mediaType(a); err != nil { // also where the type is filled in here
+			bad(at("content_type"), "%v", err)
 		}
 		if a.ContentID != "" {
 			switch {
@@ -161,12 +159,7 @@ func denied(canon string) bool {
 func mediaType(a Attachment) (string, error) {
 	ct := a.ContentType
 	if ct == "" {
-		if i := strings.LastIndexByte(a.Filename, '.'); i >= 0 {
-			ct = mime.TypeByExtension(strings.ToLower(a.Filename[i:]))
-		}
-		if ct == "" {
-			ct = "application/octet-stream"
-		}
+		ct = guessType(&a)
 	}
 	if _, is := control(ct); is || len(ct) > 200 || !ascii(ct) {
 		return "", fmt.Errorf("is not a media type")

@@ -594,7 +594,8 @@ type Attachment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED unless content_id is set. Name the recipient sees: at most 255 characters, any Unicode, no path, no control characters.
 	Filename string `protobuf:"bytes,1,opt,name=filename,proto3" json:"filename,omitempty"`
-	// Media type, such as "application/pdf". Default: by the file name's ending, else application/octet-stream.
+	// Media type, such as "application/pdf". Default: by the ending of the file name, from a table of
+	// the service's own, else application/octet-stream. Text says charset=utf-8 only where its bytes are that.
 	ContentType string `protobuf:"bytes,2,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
 	// Set = inline: the HTML body shows it by "cid:<content_id>". 1 to 128 characters
 	// `[A-Za-z0-9._@+-]`, used once in a mail, and html is required.

@@ -562,7 +562,8 @@ type Smtp struct {
 	Password string `protobuf:"bytes,6,opt,name=password,proto3" json:"password,omitempty"`
 	// OUTPUT_ONLY. A password is stored.
 	HasPassword bool `protobuf:"varint,7,opt,name=has_password,json=hasPassword,proto3" json:"has_password,omitempty"`
-	// Name given in EHLO; default: the host name of the service's machine.
+	// Name given in EHLO: a full host name, or an address as [192.0.2.1] or [IPv6:2001:db8::1].
+	// Default: the host name of the machine.
 	HeloName string `protobuf:"bytes,8,opt,name=helo_name,json=heloName,proto3" json:"helo_name,omitempty"`
 	// PEM certificates trusted besides the system's, for a server with a private CA. At most 64 KiB.
 	CaPem string `protobuf:"bytes,9,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`

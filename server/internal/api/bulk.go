@@ -209,7 +209,10 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 		}
 		own.From, own.To, own.Cc, own.ReplyTo, own.MessageID, own.Date = f.From, f.To, f.Cc, f.ReplyTo, f.MessageID, f.Date
 		pieces, err := smtpx.Compose(own)
-		return pieces, own.Subject, err
+		if err != nil { // nothing that was checked makes one; whatever does is about this item alone
+			c.Bad("message", "%v", err)
+		}
+		return pieces, own.Subject, c.Err()
 	}
 	t, vs := smtpx.NewTemplate(own)
 	violations(c, "message.", vs)

@@ -103,8 +103,16 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	if s.SMTP != nil {
 		sealed = s.SMTP.SealedPassword
 	}
-	s.SMTP = &store.SMTP{Host: x.GetHost(), Port: int(x.GetPort()), Encryption: string(encryptionOf[x.GetEncryption()]), Auth: string(authOf[x.GetAuth()]),
-		Username: x.GetUsername(), SealedPassword: sealed, HeloName: x.GetHeloName(), CAPEM: x.GetCaPem(), AllowPlaintextAuth: x.GetAllowPlaintextAuth(),
+	host, err := smtpx.Host(x.GetHost()) // as A-labels: the form that is looked up and that a certificate carries
+	if err != nil {
+		host = x.GetHost()
+	}
+	helo, err := smtpx.HeloName(x.GetHeloName())
+	if err != nil {
+		helo = x.GetHeloName()
+	}
+	s.SMTP = &store.SMTP{Host: host, Port: int(x.GetPort()), Encryption: string(encryptionOf[x.GetEncryption()]), Auth: string(authOf[x.GetAuth()]),
+		Username: x.GetUsername(), SealedPassword: sealed, HeloName: helo, CAPEM: x.GetCaPem(), AllowPlaintextAuth: x.GetAllowPlaintextAuth(),
 		Timeout: x.GetTimeout().AsDuration()}
 }
 

@@ -352,7 +352,7 @@ func (e *Engine) quarantine(j *job, p any) *store.Settlement {
 	if j.marked {
 		j.unknownAfterCrash(now)
 	}
-	s, _ := j.verdict(now, store.Limits{}, fmt.Sprintf("quarantined: the service panicked while it sent this mail: %.200v", p), true)
+	s, _ := j.verdict(now, store.Limits{}, "quarantined: the service panicked while it sent this mail: "+smtpx.Clean(fmt.Sprint(p), 200), true)
 	return s
 }
 

@@ -30,6 +30,13 @@ func New(keys *seal.Ring, localhost, helo string) (*Outbound, error) {
 	if err != nil || port < 1 || port > 65535 {
 		return nil, fmt.Errorf("localhost-smtp: %q has no port from 1 to 65535", localhost)
 	}
+	if helo != "" {
+		wire, err := smtpx.HeloName(helo)
+		if err != nil {
+			return nil, fmt.Errorf("helo-name: %q %w", helo, err)
+		}
+		helo = wire
+	}
 	return &Outbound{keys: keys, host: h, port: port, helo: helo}, nil
 }
 

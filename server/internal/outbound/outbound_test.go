@@ -106,3 +106,15 @@ func TestBadLocalhost(t *testing.T) {
 		}
 	}
 }
+
+// TestHeloName: a name for EHLO that is none stops the service at its start.
+func TestHeloName(t *testing.T) {
+	for _, helo := range []string{"fe80::1%x\r\nRSET", "x y", "[::1]", "_"} {
+		if _, err := New(nil, "127.0.0.1:25", helo); err == nil || !strings.HasPrefix(err.Error(), "helo-name:") {
+			t.Errorf("%q: %v", helo, err)
+		}
+	}
+	if o, err := New(nil, "127.0.0.1:25", "bücher.example"); err != nil || o.helo != "xn--bcher-kva.example" {
+		t.Errorf("%+v, %v", o, err)
+	}
+}

@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"unicode"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// smuggledHelo is a name for EHLO that brings commands and a mail of its own.
+const smuggledHelo = "fe80::1%x\r\nMAIL FROM:<ceo@bank.example>\r\nRCPT TO:<victim@y.example>\r\nDATA\r\nFrom: ceo@bank.example\r\n\r\nsmuggled\r\n.\r\nNOOP"
+
+// TestHeloNameIsNoWayIn: a name for EHLO with commands in it is refused by Create, Update and Test. One that an earlier version has saved makes nothing leave
+// either, in php mode or in daemon mode, and Test and the health of the mail server say what to do.
+func TestHeloNameIsNoWayIn(t *testing.T) {
+	each(t, func(t *testing.T, s *service) {
+		relay := (&smtpxtest.Server{}).Start(t)
+		conf := func(name string, mode pb.Mode) *pb.MailServer {
+			return &pb.MailServer{Name: name, Type: pb.MailServer_TYPE_SMTP, Mode: mode, From: "a@x.example",
+				Smtp: &pb.Smtp{Host: "127.0.0.1", Port: int32(relay.Port()), Encryption: pb.Smtp_ENCRYPTION_NONE, HeloName: smuggledHelo}}
+		}
+		s.addServer("php", pb.Mode_MODE_PHP, relay.Port())
+		s.addServer("daemon", pb.Mode_MODE_DAEMON, relay.Port())
+		_, created := s.admin.CreateMailServer(timeout(t), &pb.CreateMailServerRequest{MailServer: conf("new", pb.Mode_MODE_PHP)})
+		_, tested := s.admin.TestMailServer(timeout(t), &pb.TestMailServerRequest{MailServer: conf("", pb.Mode_MODE_UNSPECIFIED)})
+		_, updated := s.admin.UpdateMailServer(timeout(t), &pb.UpdateMailServerRequest{MailServer: &pb.MailServer{Name: "php", Smtp: &pb.Smtp{HeloName: smuggledHelo}}})
+		for what, err := range map[string]error{"Create": created, "Test": tested, "Update": updated} {
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(fmt.Sprint(status.Convert(err).Details()), "smtp.helo_name") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+
+		s.stop()
+		db := s.database()
+		for _, name := range []string{"php", "daemon"} {
+			saved := fmt.Sprintf(`{"host":"127.0.0.1","port":%d,"encryption":"none","helo_name":%q}`, relay.Port(), smuggledHelo)
+			if _, err := db.Exec("update mail_server set smtp = $1 where name = $2", saved, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = db.Close()
+		s.run()
+		r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: "php"}, Message: message("b@y.example")})
+		if r.mail.Status != pb.MailStatus_MAIL_STATUS_FAILED {
+			t.Errorf("php mode: %v", r.mail)
+		}
+		queued := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: "daemon"}, Message: message("b@y.example")})
+		s.batch()
+		if m := s.mail(queued.id); m.Status != pb.MailStatus_MAIL_STATUS_QUEUED {
+			t.Errorf("daemon mode: %v", m)
+		}
+		for _, name := range []string{"php", "daemon"} {
+			res, err := s.admin.TestMailServer(timeout(t), &pb.TestMailServerRequest{Name: name})
+			if err != nil || res.Success || !strings.Contains(res.Message, "helo_name") {
+				t.Errorf("%s: %v %v", name, res, err)
+			}
+		}
+		if h := s.health("daemon"); !strings.Contains(h.GetSuspendedReason(), "helo_name") || strings.ContainsFunc(h.SuspendedReason, unicode.IsControl) {
+			t.Errorf("health: %v", h)
+		}
+		for _, l := range relay.Lines() {
+			if l != "QUIT" {
+				t.Errorf("the relay heard %q", l)
+			}
+		}
+		if n := len(relay.Mails()); n != 0 {
+			t.Errorf("%d mails left", n)
+		}
+	})
+}
+
+// TestLongFaultIsKeptShort: a relay that offers 60 KB of login mechanisms costs each recipient of a mail a short text.
+func TestLongFaultIsKeptShort(t *testing.T) {
+	each(t, func(t *testing.T, s *service) {
+		offer := "250-x\r\n" + strings.Repeat("250-AUTH "+strings.Repeat("XOAUTHX ", 500)+"\r\n", 15) + "250 8BITMIME\r\n"
+		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+			if c.Verb == "EHLO" {
+				return &smtpxtest.Action{Reply: offer}
+			}
+			return nil
+		}}).Start(t)
+		yes := true
+		s.addServer("main", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) {
+			m.Smtp.Username, m.Smtp.Password, m.Smtp.AllowPlaintextAuth = "u", "p", &yes
+		})
+		var to []string
+		for i := range 500 {
+			to = append(to, fmt.Sprintf("r%d@y.example", i))
+		}
+		r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: "main"}, Message: message(to...)})
+		if r.mail.Status != pb.MailStatus_MAIL_STATUS_FAILED || len(r.mail.LastError) > 2<<10 {
+			t.Errorf("%v, last error of %d octets", r.mail.Status, len(r.mail.LastError))
+		}
+		if n := s.count("select max(length(cast(progress as text))) from due"); n > 1<<20 {
+			t.Errorf("the journal row has %d octets", n)
+		}
+		if _, err := s.dispatch.ListDueOutMails(timeout(t), &pb.ListDueOutMailsRequest{PageSize: 1}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestEveryFileCanBeComposed: a file is taken or refused when its mail is handed in, whatever it is called. One item of a batch or a stream never ends the others.
+func TestEveryFileCanBeComposed(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	s := start(t, storetest.SQLiteDSN(t))
+	s.addServer("main", pb.Mode_MODE_DAEMON, relay.Port())
+	options := &pb.BatchOptions{Options: &pb.SendOptions{MailServer: "main"}}
+	want := 0
+	for _, name := range []string{"forward.eml", "page.mht", "x.mime", "x.mbox", "x.unheard-of", "x"} {
+		msg := message("a@y.example")
+		msg.Attachments = []*pb.Attachment{{Filename: name, Content: []byte("x")}}
+		s.mustSend(&pb.SendRequest{Options: options.Options, Message: msg})
+		if res := s.mustSendAll(options, &pb.BatchItem{Message: message("b@y.example")}, &pb.BatchItem{Message: msg}, &pb.BatchItem{Message: message("c@y.example")}); res.Accepted != 3 {
+			t.Errorf("SendBatch, %s: %v", name, res)
+		}
+		if _, err := s.stream(timeout(t), options, &pb.BatchItem{Message: message("b@y.example")}, &pb.BatchItem{Message: msg}, &pb.BatchItem{Message: message("c@y.example")}); err != nil {
+			t.Errorf("SendStream, %s: %v", name, err)
+		}
+		want += 7
+	}
+	if n := s.count("select count(*) from mail"); n != want {
+		t.Errorf("%d mails were taken, want %d", n, want)
+	}
+}
