@@ -62,11 +62,13 @@ func (d *Dialer) Dial(ctx context.Context, r Relay) (*Session, error) {
 // dial is Dial with a trace of its steps for Probe.
 func (d *Dialer) dial(ctx context.Context, r Relay, tr *trace) (*Session, *Error) {
 	r.Timeouts = r.Timeouts.withDefaults()
-	host, err := Host(r.Host)
-	if err != nil {
-		return nil, tr.begin(StepDNS).fail(&Error{Phase: PhaseDNS, Err: fmt.Errorf("host %w", err)}, r)
+	if !ascii(r.Host) {
+		host, err := Host(r.Host)
+		if err != nil {
+			return nil, tr.begin(StepDNS).fail(&Error{Phase: PhaseDNS, Err: fmt.Errorf("host %w", err)}, r)
+		}
+		r.Host = host
 	}
-	r.Host = host
 	ctx, cancel := context.WithTimeout(ctx, r.Timeouts.Connect)
 	defer cancel()
 	conn, fault := d.connect(ctx, r, tr)

@@ -420,7 +420,9 @@ func TestEndlessRelays(t *testing.T) {
 						}
 					})
 				}
-				if o := dial(t, relay(healthy)).Send(context.Background(), tx(2)); statuses(o) != "AA" {
+				quiet := relay(healthy)
+				quiet.Timeouts = smtpx.Timeouts{} // a loaded machine answers late
+				if o := dial(t, quiet).Send(context.Background(), tx(2)); statuses(o) != "AA" {
 					t.Errorf("%s: a healthy relay meanwhile: %s (%v)", name, statuses(o), o.Err)
 				}
 				wg.Wait()
