@@ -1,34 +1,8 @@
 // Package engine sends mail: it claims what is due, delivers it through relays, records what became of every recipient, and rescues what a
 // dead replica left behind. It knows neither gRPC nor SQL.
 //
-// # States and who may change them
-//
-// A mail is in the due-out journal (queued, sending, deferred, held, failed, unknown, partially sent) or in the archive (sent, cancelled). A
-// mail is "sending" exactly while a replica owns its row. Only the owner may change an owned mail, and every such write is conditional on the
-// ownership, so a replica that was taken for dead changes nothing. Mails without an owner are changed by people (retry, cancel, hold, release,
-// resolve, delete of the mail server with force) and by claims.
-//
-//	queued, deferred, partially sent --claim--> sending            batch, when due
-//	(new, php mode) ------------------------> sending              born owned by the replica that took it
-//	sending --> sent (archive)                                     every recipient accepted
-//	sending --> deferred / partially sent, due later               some recipients may still succeed; not while a php-mode caller waits
-//	sending --> failed / partially sent, parked                    refused for good, out of attempts or expired; php-mode caller: any failure
-//	sending --> unknown, parked                                    no reply after the dot: invoices, work orders, every kind through a mail server
-//	                                                               that holds all, php-mode callers
-//	sending --> deferred with possible_duplicate                   no reply after the dot: other kinds in the batch
-//	sending --> what it was                                        nothing was decided: relay down, replica stopping
-//	(new, with hold) ---------------------> held                   its sender asked for it, whatever the mode
-//	queued, deferred, partially sent --hold--> held                with a due time only; that is kept beside it
-//	held --release--> queued, deferred, partially sent             at the due time it had; its mail server must be usable
-//	unknown --resolve--> sent (archive)                            a person's word: delivered, and every other recipient is accepted
-//	unknown --resolve--> failed, partially sent, unknown, parked   delivered or not delivered, and something else is not
-//	unknown --resolve--> deferred / partially sent, due now        send it again, with possible_duplicate
-//	all but sending, sent, cancelled --retry--> queued, deferred, partially sent, due now; unknown ones by id only, with possible_duplicate
-//	all but sending, sent, cancelled --cancel--> cancelled (archive)
-//	queued, deferred, partially sent --delete of the mail server with force--> held
-//
-// A person's word is per recipient and written with its reason into the result and the audit log. A recipient that is left unknown while another one
-// is sent to again stays with the person (Held in its result), whatever the kind: this package never tries it by itself.
+// What a mail may become is decided in package lifecycle; this package finds out how an attempt ended, and writes what that makes of the mail. Every such
+// write is conditional on the ownership of the row, so a replica that was taken for dead changes nothing.
 //
 // # What a crash at each point does
 //

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -369,39 +370,37 @@ func (d *drain) nextPage(last []*store.Claimed) int {
 
 // setAside settles what must not be sent.
 func (d *drain) setAside(j *job, now time.Time) bool {
-	reason := ""
-	switch {
-	case j.mail.ExpireTime != nil && !now.Before(*j.mail.ExpireTime):
-		reason = "expired: its expire_time had passed before it could be sent"
-		d.note(delivery.Counts{Expired: 1})
-	case j.mail.Crashes >= poisonCrashes:
-		reason = "quarantined: the service died several times while it held this mail"
-		d.note(delivery.Counts{Failed: 1})
-	case len(j.todo) == 0:
-		s, outcome := j.verdict(now, d.server.Limits, "", true)
-		d.count(s, outcome)
-		d.record(s)
-		return true
-	default:
-		return false
+	end, unsendable := j.Unsendable(now)
+	if unsendable {
+		d.settle(j, end, "")
 	}
-	s, _ := j.verdict(now, d.server.Limits, reason, true)
-	d.record(s)
-	return true
+	return unsendable
 }
 
 // release gives a job back to the journal untouched, with the reason.
 func (d *drain) release(j *job) {
+	end, why := lifecycle.Stopped, ""
 	d.mu.Lock()
 	if d.fault != nil {
-		j.fault = d.fault.Error()
+		end, why = lifecycle.NoSession, d.fault.Error()
 	}
 	d.mu.Unlock()
-	s, _ := j.verdict(d.e.now(), d.server.Limits, "", false)
-	d.note(delivery.Counts{Released: 1})
-	d.record(s)
+	d.finish(j, end, why)
+}
+
+// finish settles a job whose attempt has ended, and lets go of what it holds.
+func (d *drain) finish(j *job, end lifecycle.End, why string) {
+	j.over = true
+	d.settle(j, end, why)
 	d.e.unload(j)
 	d.jobs.settled(j)
+}
+
+// settle records what became of the mail, and counts it.
+func (d *drain) settle(j *job, end lifecycle.End, why string) {
+	v := j.Finish(end, why, d.server.Limits, d.e.now())
+	d.note(counts(v))
+	d.record(v.Settlement)
 }
 
 // record hands a result over.
@@ -416,22 +415,22 @@ func (d *drain) note(c delivery.Counts) {
 	d.mu.Unlock()
 }
 
-// count notes a verdict.
-func (d *drain) count(s *store.Settlement, outcome string) {
-	var c delivery.Counts
-	switch outcome {
-	case "sent":
-		c.Sent = 1
-	case "partial":
-		c.Partial = 1
-	case "deferred":
-		c.Deferred = 1
-	case "unknown":
-		c.Unknown = 1
-	case "server":
-		c.Released = 1
-	default:
-		c.Failed = 1
+// counts is a verdict as a pass counts it.
+func counts(v lifecycle.Verdict) delivery.Counts {
+	if v.End == lifecycle.Expire {
+		return delivery.Counts{Expired: 1}
 	}
-	d.note(c)
+	switch v.Outcome {
+	case lifecycle.Sent:
+		return delivery.Counts{Sent: 1}
+	case lifecycle.Partial:
+		return delivery.Counts{Partial: 1}
+	case lifecycle.Deferred:
+		return delivery.Counts{Deferred: 1}
+	case lifecycle.Unknown:
+		return delivery.Counts{Unknown: 1}
+	case lifecycle.ServerFault:
+		return delivery.Counts{Released: 1}
+	}
+	return delivery.Counts{Failed: 1}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
-	"github.com/maildispatch/maildispatch/store"
 )
 
 // Config is what an engine needs. Journal and Dial are required.
@@ -264,41 +264,43 @@ func (e *Engine) isStopping() bool {
 
 // gate is the dot gate for a job: a durable mark by this replica under a fresh lease, or no dot.
 func (e *Engine) gate(ctx context.Context, j *job) error {
-	if !e.lease.held(j.owner) {
+	if !e.lease.held(j.Owner) {
 		return errLeaseLost
 	}
 	if !gated {
 		return nil
 	}
 	select {
-	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleMark, Quick: j.quick}):
+	case a := <-e.journal.Settle(j.Mark()):
 		if a.Err != nil {
 			return fmt.Errorf("mark before the dot: %w", a.Err)
 		}
 		if !a.Mine {
-			j.lost = true
-			return errLeaseLost
+			return lifecycle.ErrLost
 		}
-		j.marked = true
+		j.DotMayLeave()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if !e.lease.held(j.owner) {
+	if !e.lease.held(j.Owner) {
 		return errLeaseLost
 	}
 	return nil
 }
 
-// beginSuspect records that this owner is about to handle a mail whose owner died before, so that its own death would count. Of all the mails that a dead
-// process held, only those that it was at can have killed it; the first death cannot tell them apart.
+// beginSuspect records that this owner is about to handle a mail whose owner died before.
+// lifecycle.ErrLost: the mail is another replica's.
 func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
-	if j.mail.Crashes == 0 || j.begun {
+	s := j.BeginSuspect()
+	if s == nil || j.begun {
 		return nil
 	}
 	select {
-	case a := <-e.journal.Settle(&store.Settlement{ID: j.mail.ID, Owner: j.owner, Kind: store.SettleBegin, Crashes: j.mail.Crashes + 1}):
-		j.lost = a.Err == nil && !a.Mine
-		j.begun = a.Err == nil && a.Mine
+	case a := <-e.journal.Settle(s):
+		if a.Err == nil && !a.Mine {
+			return lifecycle.ErrLost
+		}
+		j.begun = a.Err == nil
 		return a.Err
 	case <-ctx.Done():
 		return ctx.Err()
@@ -320,7 +322,7 @@ func (e *Engine) load(ctx context.Context, j *job) error {
 		}
 		j.weight = w
 	}
-	raw, err := e.journal.LoadRaw(ctx, j.mail)
+	raw, err := e.journal.LoadRaw(ctx, j.Mail)
 	if err != nil {
 		e.unload(j)
 		return err
@@ -331,7 +333,7 @@ func (e *Engine) load(ctx context.Context, j *job) error {
 
 // room takes what a large mail needs of the byte budget, false when that is not there just now.
 func (e *Engine) room(j *job) bool {
-	if j.mail.SizeBytes < largeMail || j.attended || j.weight > 0 {
+	if j.Mail.SizeBytes < largeMail || j.Interactive || j.weight > 0 {
 		return true
 	}
 	w := e.weigh(j)
@@ -341,7 +343,7 @@ func (e *Engine) room(j *job) bool {
 	return j.weight > 0
 }
 
-func (e *Engine) weigh(j *job) int64 { return min(copiesHeld*j.mail.SizeBytes, e.cfg.MaxBytes) }
+func (e *Engine) weigh(j *job) int64 { return min(copiesHeld*j.Mail.SizeBytes, e.cfg.MaxBytes) }
 
 // shed lets go of a message that will be loaded again: what only waits must not keep others from being sent.
 func (e *Engine) shed(j *job) {
@@ -361,5 +363,5 @@ func (e *Engine) unload(j *job) {
 		e.handBytes.Release(j.handed)
 		j.handed = 0
 	}
-	j.raw, j.mail.Raw = nil, nil
+	j.raw, j.Mail.Raw = nil, nil
 }

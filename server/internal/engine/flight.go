@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -153,14 +154,13 @@ func (f *flight) leaveUnknown(detail string, observe func(delivery.Event) error)
 	f.mu.Lock()
 	pending := append([]int(nil), f.pending...)
 	f.mu.Unlock()
-	m := newMailView(f.sub.Mail)
+	m := lifecycle.Unanswered(f.sub.Mail, detail)
 	for _, p := range pending {
 		r := store.RecipientResult{Status: store.RecipientUnknown, Detail: detail, Attempt: 1, Time: now}
 		if err := observe(delivery.Event{MailID: m.ID, Time: now, Recipient: &delivery.Recipient{Recipient: m.Recipients[p], Result: r}}); err != nil {
 			return err
 		}
 	}
-	m.Status, m.LastError = store.MailUnknown, detail
 	return observe(delivery.Event{MailID: m.ID, Time: now, Completed: m})
 }
 
@@ -177,104 +177,96 @@ func (f *flight) run() {
 	if cutAlready {
 		cut()
 	}
-	j := newJob(m.Claimed(f.sub.Server.HoldUnknown), m.Owner, f.e.now())
-	j.quick = true
-	j.attended = true
+	j := f.job()
 	if err := f.e.load(ctx, j); err != nil {
-		if ctx.Err() == nil {
-			j.fault = "read the message: " + err.Error()
-		}
-	} else {
-		f.add(delivery.Event{MailID: m.ID, Time: j.started, Attempt: &store.Attempt{Number: 1, Start: j.started, Server: m.MailServer}})
-		if f.guarded(ctx, j) {
-			return
-		}
+		f.finish(j, lifecycle.Unreadable, "read the message: "+err.Error())
+		return
 	}
-	f.finish(j)
+	f.add(delivery.Event{MailID: m.ID, Time: j.Started, Attempt: &store.Attempt{Number: 1, Start: j.Started, Server: m.MailServer}})
+	end, why := f.guarded(ctx, j)
+	f.finish(j, end, why)
 }
 
-// guarded delivers, and survives what a single mail may do to the process. true: it did, and the mail is settled.
-func (f *flight) guarded(ctx context.Context, j *job) (quarantined bool) {
+// job is the flight's mail as a job: its caller waits.
+func (f *flight) job() *job {
+	m := f.sub.Mail
+	j := newJob(m.Claimed(f.sub.Server.HoldUnknown), m.Owner, f.e.now())
+	j.Interactive = true
+	return j
+}
+
+// guarded delivers, and survives what a single mail may do to the process. It returns how the attempt
+// ended and what more there is to say about it.
+func (f *flight) guarded(ctx context.Context, j *job) (end lifecycle.End, why string) {
 	defer func() {
-		p := recover()
-		if p == nil {
-			return
+		if p := recover(); p != nil {
+			f.e.log.Error("panic while sending a mail: quarantined", "mail_id", j.Mail.ID, "panic", p, "stack", string(debug.Stack()))
+			end, why = lifecycle.Panicked, panicText(p)
 		}
-		f.e.log.Error("panic while sending a mail: quarantined", "mail_id", j.mail.ID, "panic", p, "stack", string(debug.Stack()))
-		quarantined = true
-		f.settle(f.sub.Mail, f.e.quarantine(j, p))
-		f.e.unload(j)
 	}()
-	if f.ration(ctx, j) {
-		f.deliver(ctx, j)
+	if why := f.ration(ctx); why != "" {
+		return lifecycle.NoSession, why
 	}
-	return false
+	return f.deliver(ctx, j)
 }
 
 // rationWait is how long a php-mode mail waits for its mail server's limit per minute; a caller is better told than kept longer.
 const rationWait = 10 * time.Second
 
-// ration takes one mail out of the mail server's limits, false when there is none to be had in time.
-func (f *flight) ration(ctx context.Context, j *job) bool {
+// ration takes one mail out of the mail server's limits. It says why there is none to be had in time.
+func (f *flight) ration(ctx context.Context) (why string) {
 	lim := f.sub.Server.Limits
 	for lim.MailsPerMinute > 0 || lim.MailsPerDay > 0 {
 		n, next, err := f.e.journal.TakeQuota(ctx, f.sub.Server.Name, 1, int(lim.MailsPerMinute), int(lim.MailsPerDay))
 		wait := next.Sub(f.e.now())
 		switch {
 		case err != nil:
-			j.fault = "read the mail server's limits: " + err.Error()
-			return false
+			return "read the mail server's limits: " + err.Error()
 		case n > 0:
-			return true
+			return ""
 		case wait > rationWait:
-			j.fault = "the mail server's limit is reached; the next mail may leave at " + next.UTC().Format(time.RFC3339)
-			return false
+			return "the mail server's limit is reached; the next mail may leave at " + next.UTC().Format(time.RFC3339)
 		}
 		select {
 		case <-time.After(max(wait, 5*time.Millisecond)):
 		case <-ctx.Done():
-			j.fault = "the mail server's limit was reached until the caller's time ran out"
-			return false
+			return "the mail server's limit was reached until the caller's time ran out"
 		}
 	}
-	return true
+	return ""
 }
 
 // deliver runs the attempt's transactions until every recipient is decided or the attempt is over.
-func (f *flight) deliver(ctx context.Context, j *job) {
+func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why string) {
 	p := f.e.relays.Of(f.sub.Server)
-	for next := stepNext; next != stepOver; {
+	for {
 		session, err := p.Get(ctx, f.sub.Server)
-		if err != nil {
-			if j.fault = err.Error(); errors.Is(err, context.Canceled) {
-				j.fault = "no connection to the mail server came free in time"
-			}
-			return
+		switch {
+		case errors.Is(err, context.Canceled):
+			return lifecycle.NoSession, "no connection to the mail server came free in time"
+		case err != nil:
+			return lifecycle.NoSession, err.Error()
 		}
-		next = f.transact(ctx, session, j)
-		if next == stepNext {
-			s := j.progress()
-			s.Quick = true
-			f.e.quick.record(s, nil)
-		}
-		if ctx.Err() != nil {
-			next = stepOver
+		next, end := f.transact(ctx, session, j)
+		if next == lifecycle.StepNext {
+			f.e.quick.record(j.Progress(), nil)
 		}
 		p.Put(session)
+		switch {
+		case next == lifecycle.StepOver:
+			return end, ""
+		case ctx.Err() != nil:
+			return lifecycle.Stopped, ""
+		}
 	}
 }
 
-// transact runs one transaction and reports its results.
-func (f *flight) transact(ctx context.Context, s Session, j *job) step {
-	positions := append([]int(nil), j.chunk()...)
-	to := make([]string, len(positions))
-	for i, p := range positions {
-		to[i] = j.mail.Recipients[p].Mailbox
-	}
-	j.submitted = true
-	next := stepOver
+// transact runs one transaction and reports its results. Without an outcome the relay is at fault.
+func (f *flight) transact(ctx context.Context, s Session, j *job) (next lifecycle.Step, end lifecycle.End) {
+	positions := j.Next()
+	next, end = lifecycle.StepOver, lifecycle.RelayFault
 	err := s.Submit(ctx, &smtpx.Transaction{
-		From: j.mail.From, To: to, Raw: j.raw, UTF8: j.mail.UTF8,
+		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
 		Gate: func(ctx context.Context) error {
 			if err := f.e.gate(ctx, j); err != nil {
 				return err
@@ -287,17 +279,14 @@ func (f *flight) transact(ctx context.Context, s Session, j *job) step {
 		},
 		Done: func(o smtpx.Outcome) {
 			f.setPending(nil)
-			if j.lost {
-				return
-			}
-			next = j.step(positions, o, f.e.now())
+			next, end = j.After(positions, o, f.e.now()), j.End()
 			f.report(j, positions)
 		},
 	})
 	if err == nil {
 		_ = s.Flush(ctx) // Done has the outcome; a dead session is found by Usable
 	}
-	return next
+	return next, end
 }
 
 func (f *flight) setPending(positions []int) {
@@ -309,37 +298,35 @@ func (f *flight) setPending(positions []int) {
 // report emits the results of the positions that were decided.
 func (f *flight) report(j *job, positions []int) {
 	for _, p := range positions {
-		if r := j.results[p]; r.Attempt == j.attemptNumber() {
-			f.add(delivery.Event{MailID: j.mail.ID, Time: r.Time, Recipient: &delivery.Recipient{Recipient: j.mail.Recipients[p], Result: r}})
+		if r, now := j.Result(p); now {
+			f.add(delivery.Event{MailID: j.Mail.ID, Time: r.Time, Recipient: &delivery.Recipient{Recipient: j.Mail.Recipients[p], Result: r}})
 		}
 	}
 }
 
 // finish settles the mail and completes the stream once that is durable.
-func (f *flight) finish(j *job) {
+func (f *flight) finish(j *job, end lifecycle.End, why string) {
 	defer f.e.unload(j)
-	m := f.sub.Mail
-	if j.lost {
+	switch reason := f.caller.cutReason(); {
+	case end == lifecycle.Lost:
 		f.complete(nil, false)
 		return
+	case end == lifecycle.Panicked:
+	case reason != "":
+		end, why = lifecycle.CutByCaller, reason
+	case f.e.workCtx.Err() != nil:
+		end = lifecycle.Stopped
 	}
-	open := append([]int(nil), j.todo...)
-	reason := f.caller.cutReason()
-	if reason == "" && f.e.workCtx.Err() != nil && !j.counts {
-		// Cut because the service stops: nobody was told a result, so the mail goes back and the batch sends it.
-		j.submitted = false
-		s, _ := j.verdict(f.e.now(), f.sub.Server.Limits, "", false)
-		f.settle(m, s)
-		return
+	open := j.Open()
+	v := j.Finish(end, why, f.sub.Server.Limits, f.e.now())
+	if v.Outcome != lifecycle.ServerFault { // what is not accepted is given up: the caller is told
+		f.report(j, open)
 	}
-	s, _ := j.verdict(f.e.now(), f.sub.Server.Limits, reason, true) // what is not accepted is given up: the caller is told
-	f.report(j, open)
-	f.settle(m, s)
+	f.settle(v.Settlement)
 }
 
-func (f *flight) settle(m *store.NewMail, s *store.Settlement) {
+func (f *flight) settle(s *store.Settlement) {
 	settled := make(chan bool, 1)
-	s.Quick = true
 	f.e.quick.record(s, func(mine bool) { settled <- mine })
 	select {
 	case mine := <-settled:
@@ -358,24 +345,15 @@ func (f *flight) settle(m *store.NewMail, s *store.Settlement) {
 // complete ends the stream with the mail as it is recorded.
 func (f *flight) complete(s *store.Settlement, mine bool) {
 	now := f.e.now()
-	m := newMailView(f.sub.Mail)
-	if !mine || s == nil {
+	var m *store.Mail
+	if mine && s != nil {
+		m = lifecycle.Settled(f.sub.Mail, s, now)
+	} else {
 		// The journal belongs to somebody else now; what it says is the truth.
-		if got, err := f.e.journal.Mail(context.WithoutCancel(f.e.workCtx), store.Everything, m.ID); err == nil {
-			m = got
-		} else {
-			m.Status, m.LastError = store.MailUnknown, "the result could not be recorded; the journal will tell"
+		var err error
+		if m, err = f.e.journal.Mail(context.WithoutCancel(f.e.workCtx), store.Everything, f.sub.Mail.ID); err != nil {
+			m = lifecycle.Unanswered(f.sub.Mail, "the result could not be recorded; the journal will tell")
 		}
-		f.add(delivery.Event{MailID: m.ID, Time: now, Completed: m})
-		return
-	}
-	m.Status, m.Attempts, m.Progress, m.LastError = s.Status, s.Attempts, *s.Progress, s.LastError
-	m.PossibleDuplicate = s.PossibleDuplicate
-	switch s.Kind {
-	case store.SettleArchive:
-		m.Archived, m.FinishTime = true, &now
-	case store.SettleRetry:
-		m.DueTime = &s.RunAt
 	}
 	f.add(delivery.Event{MailID: m.ID, Time: now, Completed: m})
 }
@@ -389,7 +367,7 @@ func (f *flight) settleUnheard() {
 		res, err := f.e.journal.Enqueue(f.e.workCtx, f.sub.Mail)
 		if err == nil {
 			if res.Err == nil && !res.Duplicate {
-				f.finish(newJob(f.sub.Mail.Claimed(f.sub.Server.HoldUnknown), f.sub.Mail.Owner, f.e.now()))
+				f.finish(f.job(), lifecycle.CutByCaller, "")
 			}
 			return
 		}

@@ -25,10 +25,10 @@ func (l *line) len() int { return l.n }
 
 func (l *line) add(j *job) {
 	l.n++
-	ln := l.lane(j.mail.Priority)
-	t := ln.byTeam[j.mail.Team]
+	ln := l.lane(j.Mail.Priority)
+	t := ln.byTeam[j.Mail.Team]
 	if t == nil {
-		t = &turn{team: j.mail.Team}
+		t = &turn{team: j.Mail.Team}
 		ln.byTeam[t.team] = t
 		ln.turns = append(ln.turns, t)
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -20,14 +21,14 @@ func TestLine(t *testing.T) {
 		var l line
 		at := map[*job]int{}
 		for i, w := range strings.Fields(came) {
-			j := &job{mail: &store.Claimed{Team: w[:1], Priority: int16(w[1] - '0')}}
+			j := newJob(&store.Claimed{Team: w[:1], Priority: int16(w[1] - '0')}, 1, time.Time{})
 			at[j] = i
 			l.add(j)
 		}
 		var got []string
 		last := map[string]int{}
 		for j := l.next(); j != nil; j = l.next() {
-			w := j.mail.Team + string(rune('0'+j.mail.Priority))
+			w := j.Mail.Team + string(rune('0'+j.Mail.Priority))
 			if was, ok := last[w]; ok && was > at[j] {
 				t.Errorf("%s: a mail of %s was overtaken by a later one", came, w)
 			}

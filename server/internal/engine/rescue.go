@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 )
 
 const (
@@ -12,8 +12,6 @@ const (
 	rescuePage  = 200
 	forgetEvery = 10 * time.Minute
 	changesKept = 3 * 24 * time.Hour // what WatchMails promises
-	// poisonCrashes is how many owners in a row may die of a mail before it is put aside: the first held it, the others were at it.
-	poisonCrashes = 3
 )
 
 func (e *Engine) rescueLoop(ctx context.Context) {
@@ -55,10 +53,7 @@ func (e *Engine) rescue(ctx context.Context) {
 		}
 		now := e.now()
 		for _, c := range adopted {
-			j := newJob(c, me, now)
-			j.unknownAfterCrash(now)
-			s, _ := j.verdict(now, store.Limits{}, "", false)
-			e.rec.record(s, nil)
+			e.rec.record(lifecycle.Crash(c, me, now).Settlement, nil)
 		}
 		if released+len(adopted) < rescuePage {
 			return

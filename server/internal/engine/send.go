@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -85,13 +86,7 @@ func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(deliv
 	if err := observe(delivery.Event{MailID: m.ID, Time: now, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}); err != nil {
 		return err
 	}
-	due := m.RunAt
-	done := newMailView(m)
-	done.Status, done.DueTime = store.MailQueued, &due
-	if m.Held != "" {
-		done.Status, done.DueTime, done.ResumeTime, done.LastError = store.MailHeld, nil, &due, m.Held
-	}
-	return observe(delivery.Event{MailID: m.ID, Time: now, Completed: done})
+	return observe(delivery.Event{MailID: m.ID, Time: now, Completed: lifecycle.View(m)})
 }
 
 // replayPoll is how often a php-mode mail that another replica is sending is looked at.
@@ -135,16 +130,6 @@ func (e *Engine) replay(ctx context.Context, id uuid.UUID, observe func(delivery
 			}
 		}
 		return observe(delivery.Event{MailID: id, Time: e.now(), Completed: m})
-	}
-}
-
-// newMailView is what a fresh mail looks like to a reader.
-func newMailView(m *store.NewMail) *store.Mail {
-	return &store.Mail{
-		ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Reference: m.Reference, From: m.From, Subject: m.Subject,
-		MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels, RequestID: m.RequestID, Route: m.Route,
-		BatchID: m.BatchID, ResentFrom: m.ResentFrom, ResendReason: m.Reason,
-		Priority: m.Priority, CreateTime: m.CreateTime, ExpireTime: m.ExpireTime,
 	}
 }
 

@@ -7,10 +7,9 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/smtpx"
-	"github.com/maildispatch/maildispatch/store"
 )
 
 // worker sends a drain's mails over one session at a time. Everything but the drain's shared part belongs to its own goroutine, also the Done
@@ -39,8 +38,8 @@ func (w *worker) run(ctx context.Context) {
 			}
 		}
 		if w.e.isStopping() || w.d.broken() {
-			if j.submitted {
-				w.finish(j) // its attempt has begun: what is decided counts
+			if j.HasBegun() {
+				w.finish(j, lifecycle.Stopped, "") // what is decided counts
 			} else {
 				w.d.release(j)
 			}
@@ -141,8 +140,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		w.d.jobs.putBack(j)
 		return
 	}
-	if j.mail.Crashes >= poisonCrashes-1 {
-		// Alone among its like, so that the next death names the one and not all that happened to be under way.
+	if j.Alone() {
 		w.flush(ctx)
 		if w.session == nil {
 			w.again = append(w.again, j)
@@ -151,47 +149,40 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		select {
 		case w.d.isolate <- true:
 		case <-ctx.Done():
-			w.finish(j)
+			w.finish(j, lifecycle.Stopped, "")
 			return
 		}
 		defer func() { <-w.d.isolate }()
 		defer w.flush(ctx)
 	}
-	if err := w.e.beginSuspect(ctx, j); err != nil {
-		j.fault, j.later = "record that it is being sent: "+err.Error(), true
-		w.finish(j)
-		return
-	}
-	if j.lost {
+	switch err := w.e.beginSuspect(ctx, j); {
+	case errors.Is(err, lifecycle.ErrLost):
 		w.leaveIt(j)
+		return
+	case err != nil:
+		w.finish(j, lifecycle.Unreadable, "record that it is being sent: "+err.Error())
 		return
 	}
 	if j.raw == nil {
 		err, poison := w.load(ctx, j)
 		if poison != nil {
-			w.d.finishWith(j, w.e.quarantine(j, poison))
+			w.quarantine(j, poison)
 			return
 		}
 		if err != nil {
 			// Not the relay's fault and most often not the mail's: the database is away. It comes again in a little.
-			j.fault, j.later = "read the message: "+err.Error(), true
-			w.finish(j)
+			w.finish(j, lifecycle.Unreadable, "read the message: "+err.Error())
 			return
 		}
 	}
-	positions := append([]int(nil), j.chunk()...)
-	to := make([]string, len(positions))
-	for i, p := range positions {
-		to[i] = j.mail.Recipients[p].Mailbox
-	}
-	j.submitted = true
+	positions := j.Next()
 	w.pending++
 	w.served++
 	err := w.session.Submit(ctx, &smtpx.Transaction{
-		From: j.mail.From, To: to, Raw: j.raw, UTF8: j.mail.UTF8,
+		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
 		Gate: func(ctx context.Context) error {
 			err := w.e.gate(ctx, j)
-			if err != nil && ctx.Err() == nil && j.owner == w.e.lease.replica() {
+			if err != nil && ctx.Err() == nil && j.Owner == w.e.lease.replica() {
 				w.d.shut(err)
 			}
 			return err
@@ -207,7 +198,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 func (w *worker) load(ctx context.Context, j *job) (err error, poison any) {
 	defer func() {
 		if poison = recover(); poison != nil {
-			w.e.log.Error("panic while reading a mail: quarantined", "mail_id", j.mail.ID, "panic", poison, "stack", string(debug.Stack()))
+			w.e.log.Error("panic while reading a mail: quarantined", "mail_id", j.Mail.ID, "panic", poison, "stack", string(debug.Stack()))
 		}
 	}()
 	return w.e.load(ctx, j), nil
@@ -215,44 +206,37 @@ func (w *worker) load(ctx context.Context, j *job) (err error, poison any) {
 
 // outcome takes the truth about one transaction.
 func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
-	if j.lost {
+	next, end := j.After(positions, o, w.e.now()), j.End()
+	if end == lifecycle.Lost {
 		w.leaveIt(j)
 		return
 	}
-	next := j.step(positions, o, w.e.now())
-	w.d.temper(j.throttled, o.DotSent)
-	if next != stepOver && (w.e.isStopping() || w.d.broken()) {
-		next = stepOver
+	w.d.temper(lifecycle.Throttling(o), o.DotSent)
+	if next != lifecycle.StepOver && (w.e.isStopping() || w.d.broken()) {
+		next, end = lifecycle.StepOver, lifecycle.Stopped
 	}
 	switch next {
-	case stepFree:
+	case lifecycle.StepFree:
 		w.again = append(w.again, j)
-	case stepNext:
+	case lifecycle.StepNext:
 		// The next hundred recipients. What is known so far is recorded in the same commit as, or before, the next mark.
-		w.d.record(j.progress())
+		w.d.record(j.Progress())
 		w.again = append(w.again, j)
 	default:
-		w.finish(j)
+		w.finish(j, end, "")
 	}
 }
 
 // leaveIt leaves a mail to the replica that has taken it over.
 func (w *worker) leaveIt(j *job) {
 	j.over = true
-	w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.mail.ID)
+	w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.Mail.ID)
 	w.e.unload(j)
 	w.d.jobs.settled(j)
 }
 
-// finish settles the mail.
-func (w *worker) finish(j *job) {
-	j.over = true
-	s, outcome := j.verdict(w.e.now(), w.d.server.Limits, "", false)
-	w.d.count(s, outcome)
-	w.d.record(s)
-	w.e.unload(j)
-	w.d.jobs.settled(j)
-}
+// finish settles a mail whose attempt has ended.
+func (w *worker) finish(j *job, end lifecycle.End, why string) { w.d.finish(j, end, why) }
 
 // noSession notes that a worker could not open a session. With others open that only means the relay wants fewer connections; with none it is down.
 func (d *drain) noSession(err error) {
@@ -327,10 +311,10 @@ func (w *worker) guarded(ctx context.Context, j *job) {
 		if p == nil {
 			return
 		}
-		w.e.log.Error("panic while sending a mail: quarantined", "mail_id", j.mail.ID, "panic", p, "stack", string(debug.Stack()))
+		w.e.log.Error("panic while sending a mail: quarantined", "mail_id", j.Mail.ID, "panic", p, "stack", string(debug.Stack()))
 		w.abandon()
 		if !j.over {
-			w.d.finishWith(j, w.e.quarantine(j, p))
+			w.quarantine(j, p)
 		}
 	}()
 	w.submit(ctx, j)
@@ -346,21 +330,9 @@ func (w *worker) abandon() {
 	w.drop()
 }
 
-// quarantine is the settlement of a mail that made the service panic. What may have left is unknown.
-func (e *Engine) quarantine(j *job, p any) *store.Settlement {
-	now := e.now()
-	if j.marked {
-		j.unknownAfterCrash(now)
-	}
-	s, _ := j.verdict(now, store.Limits{}, "quarantined: the service panicked while it sent this mail: "+smtpx.Clean(fmt.Sprint(p), 200), true)
-	return s
-}
+// quarantine puts a mail aside that made the service panic.
+func (w *worker) quarantine(j *job, p any) { w.finish(j, lifecycle.Panicked, panicText(p)) }
 
-// finishWith settles a job that a worker could not.
-func (d *drain) finishWith(j *job, s *store.Settlement) {
-	j.over = true
-	d.note(delivery.Counts{Failed: 1})
-	d.record(s)
-	d.e.unload(j)
-	d.jobs.settled(j)
+func panicText(p any) string {
+	return "quarantined: the service panicked while it sent this mail: " + smtpx.Clean(fmt.Sprint(p), 200)
 }

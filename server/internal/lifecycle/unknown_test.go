@@ -1,7 +1,8 @@
-package engine
+package lifecycle
 
 import (
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -33,19 +34,19 @@ func TestUnknownRecipients(t *testing.T) {
 				now := time.Now()
 				m := &store.Claimed{Kind: tc.kind, HoldUnknown: tc.hold, PossibleDuplicate: true, Attempts: 1, MailServer: "ss",
 					Recipients: []store.Recipient{{Mailbox: "a@x.example"}, {Mailbox: "b@x.example"}}, Progress: store.Progress{Results: tc.results}}
-				j := newJob(m, 1, now)
-				if len(j.todo) != len(tc.todo) || j.todo[0] != tc.todo[0] {
-					t.Fatalf("tries %v, want %v", j.todo, tc.todo)
+				a := Begin(m, 1, now)
+				if !slices.Equal(a.Next(), tc.todo) {
+					t.Fatalf("tries %v, want %v", a.Next(), tc.todo)
 				}
 				o := smtpx.Outcome{DotSent: true}
-				for range j.todo {
+				for range a.Next() {
 					o.Recipients = append(o.Recipients, smtpx.RecipientOutcome{Status: status})
 				}
 				if status == smtpx.StatusUnknown {
 					o.Err = &smtpx.Error{Phase: smtpx.PhaseDot, Err: io.EOF}
 				}
-				j.step(append([]int(nil), j.todo...), o, now)
-				s, _ := j.verdict(now, store.Limits{}, "", false)
+				a.After(a.Next(), o, now)
+				s := a.Finish(a.End(), "", store.Limits{}, now).Settlement
 				if s.Kind != want || s.Kind == store.SettlePark && (s.Status != store.MailUnknown || s.LastError == "") || s.Kind == store.SettleRetry && !s.PossibleDuplicate {
 					t.Errorf("after %v: %+v", status, s)
 				}

@@ -1,4 +1,4 @@
-package engine
+package lifecycle
 
 import (
 	"errors"
@@ -155,9 +155,8 @@ type ruleAttempt struct {
 	mail    *store.Claimed
 	limits  store.Limits
 	caller  bool
-	job     *job
-	settled *store.Settlement
-	outcome string
+	attempt *Attempt
+	verdict *Verdict
 }
 
 var letters = map[byte]store.RecipientStatus{'p': store.RecipientPending, 'a': store.RecipientAccepted, 'r': store.RecipientRejected,
@@ -207,7 +206,8 @@ func parseAttempt(t *testing.T, words string) *ruleAttempt {
 		}
 		m.Progress.Results = append(m.Progress.Results, r)
 	}
-	a.job = newJob(m, 7, a.now)
+	a.attempt = Begin(m, 7, a.now)
+	a.attempt.Interactive = a.caller
 	return a
 }
 
@@ -248,41 +248,32 @@ func short(s string) string {
 
 // happens lets one event of a row happen to the attempt.
 func (a *ruleAttempt) happens(event string) {
-	j := a.job
-	finish := func(reason string, giveUp bool) { a.settled, a.outcome = j.verdict(a.now, a.limits, reason, giveUp) }
+	finish := func(end End, why string) {
+		v := a.attempt.Finish(end, why, a.limits, a.now)
+		a.verdict = &v
+	}
 	switch event {
-	case "release":
-		finish("", false)
-	case "no-session":
-		j.fault = "no connection"
-		finish("", true)
+	case "release", "no-session":
+		finish(NoSession, "no connection")
 	case "unreadable":
-		j.fault, j.later = "read the message: gone", true
-		finish("", a.caller)
+		finish(Unreadable, "read the message: gone")
 	case "stop":
-		if a.caller && !j.counts {
-			j.submitted = false
-		}
-		finish("", a.caller && j.counts)
+		finish(Stopped, "")
 	case "gone":
-		finish("deadline: the caller's time ran out before the mail left", true)
-	case "expired":
-		finish("expired: its expire_time had passed before it could be sent", true)
-	case "poison":
-		finish("quarantined: the service died several times while it held this mail", true)
-	case "nobody":
-		if len(j.todo) != 0 {
-			a.t.Errorf("somebody is left to be tried: %v", j.todo)
+		finish(CutByCaller, "deadline: the caller's time ran out before the mail left")
+	case "expired", "poison", "nobody":
+		end, unsendable := a.attempt.Unsendable(a.now)
+		if want := map[string]End{"expired": Expire, "poison": Poison, "nobody": NobodyLeft}[event]; !unsendable || end != want {
+			a.t.Errorf("unsendable: %v %v", unsendable, end)
 		}
-		finish("", true)
+		finish(end, "")
 	case "marked":
-		j.submitted, j.marked = true, true
+		a.attempt.DotMayLeave()
 	case "panic":
-		a.settled = (&Engine{cfg: Config{Now: func() time.Time { return a.now }}}).quarantine(j, "boom")
-		a.outcome = a.settled.Progress.Attempts[len(a.settled.Progress.Attempts)-1].Outcome
+		finish(Panicked, "quarantined: boom")
 	case "crash":
-		j.unknownAfterCrash(a.now)
-		finish("", false)
+		v := Crash(a.mail, 7, a.now)
+		a.verdict = &v
 	default:
 		a.transaction(event)
 	}
@@ -290,8 +281,7 @@ func (a *ruleAttempt) happens(event string) {
 
 // transaction lets the relay answer the next recipients.
 func (a *ruleAttempt) transaction(event string) {
-	j := a.job
-	positions := append([]int(nil), j.chunk()...)
+	positions := a.attempt.Next()
 	o := smtpx.Outcome{Recipients: make([]smtpx.RecipientOutcome, len(positions))}
 	all := func(r smtpx.RecipientOutcome) {
 		for i := range o.Recipients {
@@ -341,16 +331,16 @@ func (a *ruleAttempt) transaction(event string) {
 			}
 		}
 	}
-	j.submitted = true
-	j.step(positions, o, a.now)
+	a.attempt.After(positions, o, a.now)
 }
 
 // became writes down what the attempt made of the mail; one that goes on is over now, decided by the relay.
 func (a *ruleAttempt) became() string {
-	if a.settled == nil {
-		a.settled, a.outcome = a.job.verdict(a.now, a.limits, "", a.caller)
+	if a.verdict == nil {
+		v := a.attempt.Finish(a.attempt.End(), "", a.limits, a.now)
+		a.verdict = &v
 	}
-	s := a.settled
+	s := a.verdict.Settlement
 	if s.Owner != 7 || s.ID != a.mail.ID {
 		a.t.Errorf("the settlement is not of this claim: %+v", s)
 	}
@@ -358,10 +348,11 @@ func (a *ruleAttempt) became() string {
 	if s.Kind == store.SettleRetry {
 		words = append(words, "due="+a.due(s))
 	}
-	if h := s.Progress.Attempts; h[len(h)-1].Outcome != a.outcome {
-		a.t.Errorf("the history says %q, the verdict %q", h[len(h)-1].Outcome, a.outcome)
+	outcome := string(a.verdict.Outcome)
+	if h := s.Progress.Attempts; h[len(h)-1].Outcome != outcome {
+		a.t.Errorf("the history says %q, the verdict %q", h[len(h)-1].Outcome, outcome)
 	}
-	words = append(words, "outcome="+a.outcome, fmt.Sprintf("n=%d", s.Attempts))
+	words = append(words, "outcome="+outcome, fmt.Sprintf("n=%d", s.Attempts))
 	if s.Crashes > 0 {
 		words = append(words, fmt.Sprintf("crashes=%d", s.Crashes))
 	}

@@ -1,4 +1,4 @@
-package engine
+package lifecycle
 
 import (
 	"math/rand/v2"
@@ -12,8 +12,8 @@ const (
 	keptTries   = 20                 // attempts kept in a mail's history: the first and the newest
 )
 
-// backoff is the wait after attempt n (1 = the first) failed: 1 minute doubling to 4 hours, of which a random half is taken away so that mails
-// that failed together do not come back together.
+// backoff is the wait after attempt n (1 = the first) failed: 1 minute doubling to 4 hours, of which
+// a random half is taken away so that mails that failed together do not come back together.
 func backoff(n int) time.Duration {
 	d := longestWait
 	if n < 9 { // 2^8 minutes is the first beyond 4 hours

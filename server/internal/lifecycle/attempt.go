@@ -1,0 +1,288 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Attempt is one try to deliver a claimed mail, from its claim to its end.
+// One goroutine has it at a time: a worker of the batch, a php-mode send, or the recovery.
+type Attempt struct {
+	Mail    *store.Claimed
+	Owner   store.ReplicaID
+	Started time.Time
+	// Interactive: a php-mode caller waits and is told what becomes of the mail. What it was told has
+	// failed is not retried.
+	Interactive bool
+
+	results []store.RecipientResult // by position, as they stand now
+	todo    []int                   // positions that the attempt still has to try, in order
+	handed  int                     // transactions that a session was given and has answered
+	decided int                     // recipients that this attempt has decided
+	free    int                     // free tries left on a fresh connection
+	marked  bool                    // the dot of a transaction may have left
+	end     End                     // how the last transaction ended the attempt
+	fault   string                  // first fault of a transaction, for people
+	remote  string                  // last queue id that the relay gave
+}
+
+// freeTries is how often a mail is put on a fresh connection at once, because the connection it was
+// on had died before anything of it left.
+const freeTries = 2
+
+// ErrLost is what a gate returns when the mail belongs to another replica by now.
+var ErrLost = errors.New("the lease is lost or late: no dot may leave")
+
+// Begin is an attempt to deliver a mail that the batch has claimed, or that is born claimed.
+func Begin(m *store.Claimed, owner store.ReplicaID, now time.Time) *Attempt {
+	a := &Attempt{Mail: m, Owner: owner, Started: now, free: freeTries}
+	a.results = make([]store.RecipientResult, len(m.Recipients))
+	copy(a.results, m.Progress.Results)
+	for i := range a.results {
+		if a.results[i].Status == "" {
+			a.results[i].Status = store.RecipientPending
+		}
+		if needsSending(m, a.results[i]) {
+			a.todo = append(a.todo, i)
+		}
+	}
+	return a
+}
+
+// needsSending says whether a claimed mail's recipient is to be tried. An unknown one is tried only
+// where policy allows a flagged duplicate; one that a person is to send to again is pending.
+func needsSending(m *store.Claimed, r store.RecipientResult) bool {
+	switch r.Status {
+	case store.RecipientPending, store.RecipientDeferred:
+		return true
+	case store.RecipientUnknown:
+		return m.PossibleDuplicate && !holdsUnknown(m, r)
+	}
+	return false
+}
+
+// holdsUnknown says whether a recipient whose outcome is unknown waits for a person's word instead
+// of being sent to again: by the mail's kind, by its mail server, or because a person who resolved
+// others has left this one open.
+func holdsUnknown(m *store.Claimed, r store.RecipientResult) bool {
+	return m.Kind == store.KindInvoice || m.Kind == store.KindWorkOrder || m.HoldUnknown || r.Held
+}
+
+// Number is the attempt's number: 1 for the first that counts.
+func (a *Attempt) Number() int { return a.Mail.Attempts + 1 }
+
+// Left is how many recipients the attempt still has to try.
+func (a *Attempt) Left() int { return len(a.todo) }
+
+// Next is the positions of the recipients of the next transaction.
+func (a *Attempt) Next() []int {
+	return append([]int(nil), a.chunk()...)
+}
+
+func (a *Attempt) chunk() []int { return a.todo[:min(len(a.todo), smtpx.MaxRecipients)] }
+
+// Open is the positions that the attempt has not decided.
+func (a *Attempt) Open() []int { return append([]int(nil), a.todo...) }
+
+// Result is what is known of the recipient at a position, and whether this attempt has decided it.
+func (a *Attempt) Result(position int) (r store.RecipientResult, now bool) {
+	r = a.results[position]
+	return r, r.Attempt == a.Number()
+}
+
+// HasBegun says whether a session has answered a transaction of the attempt.
+func (a *Attempt) HasBegun() bool { return a.handed > 0 }
+
+// DotMayLeave notes that the gate lets a dot leave.
+func (a *Attempt) DotMayLeave() { a.marked = true }
+
+// End is how the last transaction ended the attempt; zero when the attempt can go on.
+func (a *Attempt) End() End { return a.end }
+
+// Step is what follows a transaction.
+type Step int
+
+const (
+	StepOver Step = iota // the attempt has ended: see Attempt.End
+	StepNext             // its next recipients, on the same session if that lives
+	StepFree             // the same recipients on a fresh connection, free of charge
+)
+
+// After writes the relay's answer to the transaction with the recipients at positions into the
+// attempt, and says how to go on.
+func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
+	before := len(a.todo)
+	a.handed++
+	throttled := Throttling(o)
+	a.fold(positions, o, throttled != "", now)
+	if throttled != "" && a.fault == "" {
+		a.fault = "throttled: " + throttled
+	}
+	switch {
+	case len(a.todo) == 0:
+		a.end = Decided
+	case o.Err != nil && o.Err.Phase == smtpx.PhaseGate && errors.Is(o.Err, ErrLost):
+		a.end = Lost
+	case o.Err != nil && o.Err.Phase == smtpx.PhaseGate:
+		a.end = GateCut
+	case throttled != "":
+		a.end = Throttled
+	case o.ServerDown && !o.DotSent && a.free > 0:
+		a.free--
+		return StepFree
+	case !(o.ServerDown && !o.DotSent) && len(a.todo) < before:
+		return StepNext
+	default:
+		a.end = RelayFault
+	}
+	return StepOver
+}
+
+// fold writes an outcome into the results. Recipients that were not tried stay in todo.
+func (a *Attempt) fold(positions []int, o smtpx.Outcome, throttled bool, now time.Time) {
+	if o.RemoteID != "" {
+		a.remote = o.RemoteID
+	}
+	if o.Err != nil && a.fault == "" {
+		a.fault = o.Err.Error()
+	}
+	var open []int
+	for i, p := range positions {
+		r, was := o.Recipients[i], a.results[p]
+		res := store.RecipientResult{Code: r.Reply.Code, Enhanced: r.Reply.Enhanced, Detail: r.Reply.Text, Attempt: a.Number(), Time: now}
+		switch r.Status {
+		case smtpx.StatusAccepted:
+			res.Status, res.RemoteID = store.RecipientAccepted, o.RemoteID
+		case smtpx.StatusRejected:
+			res.Status = store.RecipientRejected
+		case smtpx.StatusUnknown:
+			res.Status = store.RecipientUnknown
+		case smtpx.StatusDeferred:
+			if o.ServerDown && r.Reply.Code == 0 || r.Reply.Code == 421 || throttled {
+				open = append(open, p)
+				continue
+			}
+			res.Status = store.RecipientDeferred
+		default:
+			open = append(open, p)
+			continue
+		}
+		if res.Detail == "" && o.Err != nil {
+			res.Detail = o.Err.Error()
+		}
+		a.decided++
+		if was.Status == store.RecipientUnknown && res.Status != store.RecipientAccepted && res.Status != store.RecipientUnknown {
+			// A refusal now says nothing about the earlier copy: it stays unknown.
+			res.Status = store.RecipientUnknown
+			res.Detail = fmt.Sprintf("outcome of an earlier attempt is unknown; this one was refused: %d %s", r.Reply.Code, r.Reply.Text)
+		}
+		a.results[p] = res
+	}
+	a.todo = append(open, a.todo[len(positions):]...)
+}
+
+// Throttling is the relay's words when it says in a transaction that we are too fast, "" when it
+// does not.
+func Throttling(o smtpx.Outcome) string {
+	words := ""
+	for _, r := range o.Recipients {
+		if r.Status == smtpx.StatusDeferred && throttles(r) {
+			words = r.Reply.String()
+		}
+	}
+	return words
+}
+
+// throttles reports whether a reply slows the relay rather than refuses the mail: the enhanced
+// codes of policy (RFC 3463 3.8) with a temporary code. At RCPT that is greylisting, which is about
+// one recipient, unless the relay closes with 421.
+func throttles(r smtpx.RecipientOutcome) bool {
+	if !strings.HasPrefix(r.Reply.Enhanced, "4.7.") {
+		return false
+	}
+	switch r.Reply.Code {
+	case 421:
+		return true
+	case 450, 451, 452:
+		return r.Phase != smtpx.PhaseRcpt
+	}
+	return false
+}
+
+// leaveUnknown gives up on a transaction whose dot may have left and whose reply nobody read.
+// Which recipients it had needs no record: they are always the first MaxRecipients that need
+// sending and that no earlier transaction of the same attempt has decided.
+func (a *Attempt) leaveUnknown(why string, now time.Time) {
+	var left []int
+	for _, p := range a.todo {
+		if _, decided := a.Result(p); !decided {
+			left = append(left, p)
+		}
+	}
+	a.todo = left
+	for _, p := range a.chunk() {
+		a.results[p] = store.RecipientResult{Status: store.RecipientUnknown, Attempt: a.Number(), Time: now, Detail: why}
+	}
+	a.todo = a.todo[len(a.chunk()):]
+	a.decided++ // the attempt counts
+}
+
+// settlement is a write of this attempt's owner.
+func (a *Attempt) settlement(kind store.SettleKind) *store.Settlement {
+	return &store.Settlement{ID: a.Mail.ID, Owner: a.Owner, Kind: kind, Quick: a.Interactive}
+}
+
+// Mark says that the dot of the next transaction is about to leave.
+func (a *Attempt) Mark() *store.Settlement { return a.settlement(store.SettleMark) }
+
+// BeginSuspect says that this owner is about to handle a mail whose owner died before, so that its
+// own death would count; nil for any other mail. Of all the mails that a dead process held, only
+// those that it was at can have killed it; the first death cannot tell them apart.
+func (a *Attempt) BeginSuspect() *store.Settlement {
+	if a.Mail.Crashes == 0 {
+		return nil
+	}
+	s := a.settlement(store.SettleBegin)
+	s.Crashes = a.Mail.Crashes + 1
+	return s
+}
+
+// Progress says what is known between two transactions of one attempt. Should the process die now,
+// the journal has to say that some of the recipients have the mail.
+func (a *Attempt) Progress() *store.Settlement {
+	s := a.settlement(store.SettleProgress)
+	s.Attempts, s.PossibleDuplicate = a.Mail.Attempts, a.Mail.PossibleDuplicate
+	s.Progress = &store.Progress{Results: append([]store.RecipientResult(nil), a.results...), Attempts: a.Mail.Progress.Attempts}
+	if a.tally().accepted > 0 {
+		s.Status = store.MailPartiallySent
+	}
+	return s
+}
+
+// tally counts results by status; again are the unknown ones that policy sends to again.
+type tally struct{ accepted, open, rejected, unknown, again int }
+
+func (a *Attempt) tally() tally {
+	var t tally
+	for _, r := range a.results {
+		switch r.Status {
+		case store.RecipientAccepted:
+			t.accepted++
+		case store.RecipientRejected:
+			t.rejected++
+		case store.RecipientUnknown:
+			t.unknown++
+			if !holdsUnknown(a.Mail, r) {
+				t.again++
+			}
+		default:
+			t.open++
+		}
+	}
+	return t
+}

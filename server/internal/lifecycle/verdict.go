@@ -1,0 +1,257 @@
+package lifecycle
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// End is how an attempt ended.
+type End int
+
+const (
+	Decided     End = iota + 1 // the relay has answered for every recipient
+	RelayFault                 // the relay broke the connection or closed it: not the mail's fault
+	Throttled                  // the relay says that we are too fast: not the mail's fault
+	GateCut                    // the gate let no dot leave
+	NoSession                  // no connection could be had, or no mail may leave just now
+	Unreadable                 // the message, or what has to be recorded first, could not be had
+	Stopped                    // the service stops
+	CutByCaller                // the php-mode caller went away before the dot
+	Crashed                    // its owner died behind the mark; another replica has adopted the mail
+	Panicked                   // it made the service panic
+	Poison                     // too many owners died of it
+	Expire                     // its expire_time has passed
+	NobodyLeft                 // no recipient needs it any more
+	Lost                       // another replica has taken it over: nothing may be written
+)
+
+// Outcome is what an attempt made of a mail, as its history says it.
+type Outcome string
+
+const (
+	Sent        Outcome = "sent"     // every recipient has it
+	Partial     Outcome = "partial"  // some have it
+	Deferred    Outcome = "deferred" // nobody has it, and it will be tried again
+	Failed      Outcome = "failed"
+	Unknown     Outcome = "unknown" // no reply after the dot
+	ServerFault Outcome = "server"  // nothing was decided; it cost no attempt
+)
+
+// Verdict is what an attempt has made of a mail, and what is to be written.
+type Verdict struct {
+	*store.Settlement
+	Outcome Outcome
+	End     End
+}
+
+const (
+	crashText   = "the service stopped after this mail had begun to leave and before the relay's answer was recorded"
+	expiredText = "expired: its expire_time had passed before it could be sent"
+	poisonText  = "quarantined: the service died several times while it held this mail"
+	// PoisonCrashes is how many owners in a row may die of a mail before it is put aside: the first
+	// held it, the others were at it.
+	PoisonCrashes = 3
+)
+
+// Unsendable says whether a mail that was just claimed must not be sent, and why.
+func (a *Attempt) Unsendable(now time.Time) (End, bool) {
+	switch {
+	case Expired(a.Mail.ExpireTime, now):
+		return Expire, true
+	case a.Mail.Crashes >= PoisonCrashes:
+		return Poison, true
+	case len(a.todo) == 0:
+		return NobodyLeft, true
+	}
+	return 0, false
+}
+
+// Alone says whether a mail must be sent alone among its like, so that the next death names the one
+// and not all that happened to be under way.
+func (a *Attempt) Alone() bool { return a.Mail.Crashes >= PoisonCrashes-1 }
+
+// Crash ends the attempt of an owner that died behind the mark, for the replica me that has adopted
+// the mail.
+func Crash(m *store.Claimed, me store.ReplicaID, now time.Time) Verdict {
+	return Begin(m, me, now).Finish(Crashed, "the service stopped while this mail was being sent", store.Limits{}, now)
+}
+
+// reason is what an end says about the mail before any reply of a relay does, "" for the ends that
+// leave that to the replies. why is what the caller of Finish knows.
+func (e End) reason(why string) string {
+	switch e {
+	case CutByCaller, Panicked:
+		return why
+	case Expire:
+		return expiredText
+	case Poison:
+		return poisonText
+	}
+	return ""
+}
+
+// givesUp says whether an end parks whatever is not accepted: a caller is told, or the mail's time
+// has passed. A mail of a php-mode server that the batch sends (scheduled, retried by a person,
+// rescued) has no caller who is told, so it is retried like any other.
+func (a *Attempt) givesUp(end End) bool {
+	switch end {
+	case Panicked, Poison, Expire, NobodyLeft:
+		return true
+	case Stopped:
+		return a.Interactive && a.decided > 0 // before that nobody was told anything: the batch sends it
+	}
+	return a.Interactive
+}
+
+// survived says whether the mail was sent and the process lived on.
+func (a *Attempt) survived(end End) bool { return a.handed > 0 && end != GateCut }
+
+// Finish decides what becomes of the mail now that the attempt has ended. why says more than the
+// replies of the relay do, for people. The settlement carries the whole new progress.
+func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) Verdict {
+	if end == Crashed || end == Panicked && a.marked {
+		a.leaveUnknown(crashText, now)
+	}
+	gives, t := a.givesUp(end), a.tally()
+	counted := a.decided > 0 || gives
+	s := a.settlement(0)
+	s.Attempts, s.Crashes, s.PossibleDuplicate = a.Mail.Attempts, a.Mail.Crashes, a.Mail.PossibleDuplicate
+	if a.survived(end) {
+		s.Crashes = 0
+	}
+	if counted {
+		s.Attempts++
+	}
+	fault := firstOf(end.reason(why), a.firstRefusal(a.Number()), why, a.fault)
+	if gives {
+		for i := range a.results {
+			if r := &a.results[i]; r.Status == store.RecipientPending {
+				*r = store.RecipientResult{Status: store.RecipientDeferred, Detail: fault, Attempt: a.Number(), Time: now}
+			}
+		}
+	}
+	var outcome Outcome
+	old := !gives && a.tooOld(now, s.Attempts, lim)
+	repeat := t.again > 0 && !gives // flagged
+	switch {
+	case t.open == 0 && t.rejected == 0 && t.unknown == 0:
+		s.Kind, s.Status, outcome, fault = store.SettleArchive, store.MailSent, Sent, ""
+	case !counted && !(a.survived(end) && old):
+		s.Kind, s.Status, outcome = store.SettleRetry, a.waiting(t), ServerFault
+		s.RunAt = a.dueAgain(end, now)
+	case (t.open > 0 || repeat) && !gives && !old:
+		s.Kind, s.Status, outcome = store.SettleRetry, a.waiting(t), Deferred
+		if t.accepted > 0 {
+			outcome = Partial
+		}
+		s.RunAt = now.Add(backoff(s.Attempts))
+		if repeat {
+			s.PossibleDuplicate = true
+			outcome = Unknown
+		}
+		if a.Mail.ExpireTime != nil && s.RunAt.After(*a.Mail.ExpireTime) {
+			s.RunAt = *a.Mail.ExpireTime // looked at once more then, and put down as expired
+		}
+	case t.unknown > 0:
+		s.Kind, s.Status, outcome = store.SettlePark, store.MailUnknown, Unknown
+	case t.accepted > 0:
+		s.Kind, s.Status, outcome = store.SettlePark, store.MailPartiallySent, Partial
+	default:
+		s.Kind, s.Status, outcome = store.SettlePark, store.MailFailed, Failed
+	}
+	if s.Kind == store.SettlePark && fault == "" {
+		fault = a.firstRefusal(0) // all went well this time; an earlier attempt says why it stays
+	}
+	if old && s.Kind == store.SettlePark && fault != "" {
+		fault = "gave up: " + fault
+	}
+	for i := range a.results {
+		r := &a.results[i]
+		r.NextAttempt = time.Time{}
+		if s.Kind == store.SettleRetry && r.Status == store.RecipientDeferred {
+			r.NextAttempt = s.RunAt
+		}
+	}
+	s.LastError = fault
+	s.Progress = &store.Progress{Results: a.results, Attempts: a.history(now, outcome, fault)}
+	return Verdict{Settlement: s, Outcome: outcome, End: end}
+}
+
+// dueAgain is when a mail is due of which nothing was decided. It goes back as it was. Where a
+// session had been open the relay does not rest as a whole, so this mail waits a little by itself;
+// so does one that could not be read.
+func (a *Attempt) dueAgain(end End, now time.Time) time.Time {
+	switch {
+	case end == GateCut, end == Stopped && a.Interactive:
+	case end == Unreadable, a.handed > 0:
+		return now.Add(aLittle())
+	}
+	return a.Mail.RunAt
+}
+
+// waiting is the status of a mail that will be tried again.
+func (a *Attempt) waiting(t tally) store.MailStatus {
+	switch {
+	case t.accepted > 0:
+		return store.MailPartiallySent
+	case a.decided > 0 || a.Mail.Attempts > 0:
+		return store.MailDeferred
+	}
+	return store.MailQueued
+}
+
+// firstRefusal is the first reply that refused a recipient in an attempt, 0 for any, for the mail's
+// last_error.
+func (a *Attempt) firstRefusal(attempt int) string {
+	for i, r := range a.results {
+		if attempt != 0 && r.Attempt != attempt || r.Status == store.RecipientAccepted || r.Status == store.RecipientPending {
+			continue
+		}
+		if r.Code == 0 {
+			return fmt.Sprintf("%s: %s", a.Mail.Recipients[i].Mailbox, r.Detail)
+		}
+		return fmt.Sprintf("%s: %d %s", a.Mail.Recipients[i].Mailbox, r.Code, r.Detail)
+	}
+	return ""
+}
+
+func firstOf(texts ...string) string {
+	for _, s := range texts {
+		if s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+func (a *Attempt) tooOld(now time.Time, attempts int, lim store.Limits) bool {
+	if lim.MaxAttempts > 0 && attempts >= int(lim.MaxAttempts) {
+		return true
+	}
+	first := a.Started
+	if len(a.Mail.Progress.Attempts) > 0 {
+		first = a.Mail.Progress.Attempts[0].Start
+	}
+	return now.Sub(first) > lifetime
+}
+
+// history is the mail's attempts with this one added. Attempts that were the relay's fault and
+// follow one another are one entry, else a relay that is down over a weekend would push out
+// everything else.
+func (a *Attempt) history(now time.Time, outcome Outcome, fault string) []store.Attempt {
+	old := a.Mail.Progress.Attempts
+	try := store.Attempt{Number: a.Number(), Start: a.Started, End: now, Server: a.Mail.MailServer, Outcome: string(outcome), Detail: fault, RemoteID: a.remote}
+	if n := len(old); n > 0 && old[n-1].Outcome == string(ServerFault) && outcome == ServerFault {
+		try.Start = old[n-1].Start
+		old = old[:n-1]
+	}
+	h := make([]store.Attempt, 0, len(old)+1)
+	if len(old) >= keptTries {
+		h = append(h, old[0])
+		old = old[len(old)-keptTries+2:]
+	}
+	h = append(h, old...)
+	return append(h, try)
+}
