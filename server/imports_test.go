@@ -21,7 +21,8 @@ type importRule struct {
 var importRules = []importRule{
 	{pkg: "proto/...", may: []string{"proto/..."}, why: "the schema knows nobody"},
 	{pkg: "store/...", may: []string{"store/..."}, tests: []string{"store/storetest"}, why: "a database knows neither SMTP nor gRPC"},
-	{pkg: "smtpx/...", may: []string{"smtpx/..."}, tests: []string{"smtpx/smtpxtest"}, why: "an SMTP client, of use without the rest"},
+	{pkg: "smtpx", tests: []string{"smtpx/message", "smtpx/smtpxtest"}, why: "an SMTP client, of use without the rest; what it sends is bytes"},
+	{pkg: "smtpx/message", why: "makes bytes of a message; knows no connection"},
 	{pkg: "client/...", may: []string{"client/...", "proto/..."}, tests: []string{"client/clienttest"}, why: "what callers' programs link"},
 
 	{pkg: "server/internal/apierr", may: []string{"proto/..."}, why: "errors as callers hear them"},

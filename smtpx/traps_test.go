@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
@@ -292,43 +293,6 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// TestT6n_OneMessageManyGoroutines: composing reads and never writes what it is given, so one message may be composed by many at once (the race detector looks).
-func TestT6n_OneMessageManyGoroutines(t *testing.T) {
-	from, err := smtpx.ParseAddress("Zoë <a@x.example>")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &smtpx.Message{Subject: "s", Text: "dear {{a}}", HTML: "<p>{{a}}</p>", Headers: map[string]string{"X-B": "b", "X-A": "a"},
-		Attachments: []smtpx.Attachment{{Filename: "a.pdf", Content: make([]byte, 100<<10)}}}
-	tp, vs := smtpx.NewTemplate(m)
-	if len(vs) > 0 {
-		t.Fatal(vs)
-	}
-	m.From, m.MessageID = from, "1@x.example"
-	f := &smtpx.Fill{From: from, MessageID: "1@x.example", Headers: map[string]string{"X-C": "c"}, Variables: map[string]string{"a": "x\r\ny"}}
-	var wg sync.WaitGroup
-	composed, filled := make([]string, 8), make([]string, 8)
-	for i := range composed {
-		wg.Go(func() {
-			for range 20 {
-				ps, err := smtpx.Compose(m)
-				qs, vs, ferr := tp.Compose(f)
-				if err != nil || ferr != nil || len(vs) > 0 {
-					t.Error(err, ferr, vs)
-					return
-				}
-				composed[i], filled[i] = string(smtpx.Join(ps)), string(smtpx.Join(qs))
-			}
-		})
-	}
-	wg.Wait()
-	for i := range composed {
-		if composed[i] != composed[0] || filled[i] != filled[0] {
-			t.Fatal("the same message gives other bytes")
-		}
-	}
-}
-
 // allocated is how much f allocates in all.
 func allocated(f func()) int {
 	var before, after runtime.MemStats
@@ -340,18 +304,18 @@ func allocated(f func()) int {
 
 // TestT8_MemoryOfALargeFile: composing allocates the encoded file once, sending nothing up to the gate; the library's own composer took ten times.
 func TestT8_MemoryOfALargeFile(t *testing.T) {
-	from, err := smtpx.ParseAddress("a@x.example")
+	from, err := message.ParseAddress("a@x.example")
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &smtpx.Message{From: from, Subject: "s", Text: "t", MessageID: "1@x.example", Attachments: []smtpx.Attachment{{Filename: "a.pdf", Content: make([]byte, 16<<20)}}}
-	var ps []smtpx.Piece
+	m := &message.Message{From: from, Subject: "s", Text: "t", MessageID: "1@x.example", Attachments: []message.Attachment{{Filename: "a.pdf", Content: make([]byte, 16<<20)}}}
+	var ps []message.Piece
 	composing := allocated(func() {
-		if ps, err = smtpx.Compose(m); err != nil {
+		if ps, err = message.Compose(m); err != nil {
 			t.Fatal(err)
 		}
 	})
-	size := smtpx.Size(ps)
+	size := message.Size(ps)
 	if composing > size+size/8 {
 		t.Errorf("composing %d bytes allocates %d", size, composing)
 	}
@@ -362,7 +326,7 @@ func TestT8_MemoryOfALargeFile(t *testing.T) {
 	defer sink.Close()
 	s := dial(t, smtpx.Relay{Host: "127.0.0.1", Port: sink.Port(), Encryption: smtpx.EncryptionNone})
 	x := tx(1)
-	x.Raw = smtpx.Join(ps)
+	x.Raw = message.Join(ps)
 	// Up to the gate; behind it blocks of one size leave, and the sink would be measured too.
 	sending := allocated(func() {
 		x.Gate = func(context.Context) error { return errors.New("enough") }
@@ -373,23 +337,6 @@ func TestT8_MemoryOfALargeFile(t *testing.T) {
 	t.Logf("%d bytes: composing allocates %d, sending %d", size, composing, sending)
 	if sending > size/8 {
 		t.Errorf("sending %d bytes allocates %d", size, sending)
-	}
-}
-
-// TestT6m_ManyReferences: thousands of cid: references cost no more than their bytes.
-func TestT6m_ManyReferences(t *testing.T) {
-	from, err := smtpx.ParseAddress("a@x.example")
-	if err != nil {
-		t.Fatal(err)
-	}
-	html := strings.Repeat(`<img src="cid:logo">`, 16_000)
-	m := &smtpx.Message{From: from, Subject: "s", Text: html, HTML: html, MessageID: "1@x.example", Attachments: []smtpx.Attachment{{ContentID: "logo", Content: []byte("png")}}}
-	begin := time.Now()
-	if _, err := smtpx.Compose(m); err != nil {
-		t.Fatal(err)
-	}
-	if d := time.Since(begin); d > 2*time.Second { // 6.2 s of CPU in the library
-		t.Errorf("took %v", d)
 	}
 }
 

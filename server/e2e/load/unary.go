@@ -8,6 +8,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 )
 
 // php measures php mode against the bare SMTP exchange: the same mails to the same sink over sessions without the service.
@@ -75,23 +76,23 @@ func (b *bench) bare(ctx context.Context, n, callers int) ([]time.Duration, time
 			return nil, 0, err
 		}
 	}
-	from, err := smtpx.ParseAddress("Load <load@load.example>")
+	from, err := message.ParseAddress("Load <load@load.example>")
 	if err != nil {
 		return nil, 0, err
 	}
 	return b.parallel(ctx, n, callers, func(ctx context.Context, caller, i int) (time.Duration, error) {
 		m := b.body.message(i)
-		to, err := smtpx.ParseAddress(m.To[0])
+		to, err := message.ParseAddress(m.To[0])
 		if err != nil {
 			return 0, err
 		}
-		pieces, err := smtpx.Compose(&smtpx.Message{From: from, To: []smtpx.Address{to}, Subject: m.Subject, Text: m.Text, HTML: m.Html,
-			MessageID: smtpx.NewMessageID(strconv.Itoa(i), from), Date: smtpx.Stamp(time.Now())})
+		pieces, err := message.Compose(&message.Message{From: from, To: []message.Address{to}, Subject: m.Subject, Text: m.Text, HTML: m.Html,
+			MessageID: message.NewMessageID(strconv.Itoa(i), from), Date: message.Stamp(time.Now())})
 		if err != nil {
 			return 0, err
 		}
 		begin := time.Now()
-		o := sessions[caller].Send(ctx, &smtpx.Transaction{From: from.Mailbox, To: []string{to.Mailbox}, Raw: smtpx.Join(pieces)})
+		o := sessions[caller].Send(ctx, &smtpx.Transaction{From: from.Mailbox, To: []string{to.Mailbox}, Raw: message.Join(pieces)})
 		if o.Recipients[0].Status != smtpx.StatusAccepted {
 			return 0, fmt.Errorf("bare mail %d was not accepted: %v", i, o.Err)
 		}

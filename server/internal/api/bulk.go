@@ -14,7 +14,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
-	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -25,7 +25,7 @@ type bulk struct {
 	shared   *pb.MailMessage // nil: everything stands in the items
 	id       string
 	draft    draft // without recipients
-	template *smtpx.Template
+	template *message.Template
 	contents contents
 	sum      []byte // of the options and the shared message
 	routed   time.Time
@@ -47,8 +47,8 @@ func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
 		msg := content(m)
 		msg.ReplyTo = replyTo(&c, "options.message.", &b.draft, m.ReplyTo)
 		gone = a.uploads(ctx, &c, "options.message.", b.send.GetTeam(), m, msg)
-		var vs []smtpx.Violation
-		b.template, vs = smtpx.NewTemplate(msg)
+		var vs []message.Violation
+		b.template, vs = message.NewTemplate(msg)
 		violations(&c, "options.message.", vs)
 	}
 	err := c.Err()
@@ -150,7 +150,7 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 	if err != nil {
 		return nil, err
 	}
-	f := &smtpx.Fill{From: from, To: to, Cc: cc, ReplyTo: reply, MessageID: m.MessageID, Date: smtpx.Stamp(d.now), Variables: it.Variables}
+	f := &message.Fill{From: from, To: to, Cc: cc, ReplyTo: reply, MessageID: m.MessageID, Date: message.Stamp(d.now), Variables: it.Variables}
 	pieces, subject, err := b.pieces(ctx, &c, &d, msg, f)
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 }
 
 // pieces composes an item: through the shared template where the item brings no body or file of its own, else as a mail of its own.
-func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.MailMessage, f *smtpx.Fill) ([]smtpx.Piece, string, error) {
+func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.MailMessage, f *message.Fill) ([]message.Piece, string, error) {
 	if b.template != nil && msg.Text == "" && msg.Html == "" && len(msg.Attachments) == 0 {
 		f.Subject, f.Headers = msg.Subject, msg.Headers
 		return through(c, b.template, f)
@@ -190,7 +190,7 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 		maps.Copy(merged.Headers, msg.Headers)
 		merged.Attachments = append(merged.Attachments, msg.Attachments...)
 		if f.ReplyTo == nil && b.shared.ReplyTo != "" {
-			addr, err := smtpx.ParseAddress(b.shared.ReplyTo)
+			addr, err := message.ParseAddress(b.shared.ReplyTo)
 			if err != nil {
 				return nil, "", err
 			}
@@ -208,19 +208,19 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 			return nil, "", firstOf(err, gone)
 		}
 		own.From, own.To, own.Cc, own.ReplyTo, own.MessageID, own.Date = f.From, f.To, f.Cc, f.ReplyTo, f.MessageID, f.Date
-		pieces, err := smtpx.Compose(own)
+		pieces, err := message.Compose(own)
 		if err != nil { // nothing that was checked makes one; whatever does is about this item alone
 			c.Bad("message", "%v", err)
 		}
 		return pieces, own.Subject, c.Err()
 	}
-	t, vs := smtpx.NewTemplate(own)
+	t, vs := message.NewTemplate(own)
 	violations(c, "message.", vs)
 	if err := c.Err(); err != nil || gone != nil {
 		return nil, "", firstOf(err, gone)
 	}
 	pieces, subject, err := through(c, t, f)
-	return smtpx.Own(pieces), subject, err
+	return message.Own(pieces), subject, err
 }
 
 func firstOf(errs ...error) error {
@@ -233,7 +233,7 @@ func firstOf(errs ...error) error {
 }
 
 // through composes by a template.
-func through(c *apierr.Check, t *smtpx.Template, f *smtpx.Fill) ([]smtpx.Piece, string, error) {
+func through(c *apierr.Check, t *message.Template, f *message.Fill) ([]message.Piece, string, error) {
 	pieces, vs, err := t.Compose(f)
 	for _, v := range vs {
 		field := v.Field

@@ -13,7 +13,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
-	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -120,7 +120,7 @@ func filter(c *apierr.Check, prefix string, f *pb.MailFilter) (out store.MailFil
 	line(c, prefix+"batch_id", f.BatchId, 64)
 	checkPairs(c, prefix+"labels", f.Labels)
 	if f.Recipient != "" {
-		to, err := smtpx.ParseAddress(f.Recipient)
+		to, err := message.ParseAddress(f.Recipient)
 		if err != nil {
 			c.Bad(prefix+"recipient", "%v", err)
 		}

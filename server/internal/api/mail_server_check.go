@@ -12,6 +12,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 )
 
 var (
@@ -93,7 +94,7 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 	}
 	if m.From == "" {
 		c.Bad(f("from"), "is required")
-	} else if _, err := smtpx.ParseAddress(m.From); err != nil {
+	} else if _, err := message.ParseAddress(m.From); err != nil {
 		c.Bad(f("from"), "%v", err)
 	}
 	checkPairs(c, f("annotations"), m.Annotations)
@@ -108,7 +109,7 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 		limit("max_attempts", int64(l.MaxAttempts), 1000)
 		limit("mails_per_minute", int64(l.MailsPerMinute), 1000000)
 		limit("mails_per_day", int64(l.MailsPerDay), 100000000)
-		limit("max_mail_bytes", l.MaxMailBytes, smtpx.MaxMailBytesCap)
+		limit("max_mail_bytes", l.MaxMailBytes, message.MaxMailBytesCap)
 	}
 	switch {
 	case m.Type == pb.MailServer_TYPE_LOCALHOST && m.Smtp != nil:

@@ -13,7 +13,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
-	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -80,7 +80,7 @@ func (a *API) reissue(m *store.NewMail) error {
 	if err != nil {
 		return err
 	}
-	from, err := smtpx.ParseAddress(m.From)
+	from, err := message.ParseAddress(m.From)
 	if err != nil {
 		return err
 	}
@@ -88,8 +88,8 @@ func (a *API) reissue(m *store.NewMail) error {
 		return errors.New("the stored message does not begin with its own header")
 	}
 	now := a.Now().UTC().Truncate(time.Microsecond)
-	m.ID, m.MessageID, m.CreateTime, m.RunAt = id, smtpx.NewMessageID(id.String(), from), now, now
-	head, err := smtpx.Reissue(m.Raw[0].Data, m.MessageID, smtpx.Stamp(now))
+	m.ID, m.MessageID, m.CreateTime, m.RunAt = id, message.NewMessageID(id.String(), from), now, now
+	head, err := message.Reissue(m.Raw[0].Data, m.MessageID, message.Stamp(now))
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func pick(c *apierr.Check, all []store.Recipient, only []string) []store.Recipie
 	var out []store.Recipient
 	known := map[string]bool{}
 	for _, x := range all {
-		key := smtpx.Address{Mailbox: x.Mailbox}.Key()
+		key := message.Address{Mailbox: x.Mailbox}.Key()
 		known[key] = true
 		if slices.Contains(only, key) {
 			out = append(out, x)

@@ -11,7 +11,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
-	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -66,13 +66,13 @@ func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.Re
 
 // addresses reads addresses to be compared without case.
 func addresses(c *apierr.Check, field string, in []string) []string {
-	if len(in) > smtpx.MaxPerMail {
-		c.Bad(field, "has more than %d entries", smtpx.MaxPerMail)
+	if len(in) > message.MaxPerMail {
+		c.Bad(field, "has more than %d entries", message.MaxPerMail)
 		return nil
 	}
 	out := make([]string, len(in))
 	for i, s := range in {
-		addr, err := smtpx.ParseAddress(s)
+		addr, err := message.ParseAddress(s)
 		if err != nil {
 			c.Bad(fmt.Sprintf("%s[%d]", field, i), "%v", err)
 		}
@@ -99,7 +99,7 @@ func unknowns(m *store.Mail, named []string) (at []int, err error) {
 	}
 	position := map[string]int{}
 	for p, rcpt := range m.Recipients {
-		position[smtpx.Address{Mailbox: rcpt.Mailbox}.Key()] = p
+		position[message.Address{Mailbox: rcpt.Mailbox}.Key()] = p
 	}
 	var c apierr.Check
 	var known *apierr.Error

@@ -15,7 +15,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
-	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -58,7 +58,7 @@ const routeTries = 3
 type draft struct {
 	server   *store.MailServer
 	route    string
-	message  *smtpx.Message
+	message  *message.Message
 	rcpts    []store.Recipient
 	utf8     bool
 	now      time.Time
@@ -104,7 +104,7 @@ func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft,
 	return d, nil
 }
 
-func violations(c *apierr.Check, prefix string, vs []smtpx.Violation) {
+func violations(c *apierr.Check, prefix string, vs []message.Violation) {
 	for _, v := range vs {
 		c.Bad(prefix+v.Field, "%s", v.Description)
 	}
@@ -155,25 +155,25 @@ func (a *API) checkOptions(c *apierr.Check, prefix string, d *draft, o *pb.SendO
 }
 
 // recipients turns addresses into d's recipients and returns those that are shown; one given twice is kept once, where it came first.
-func recipients(c *apierr.Check, prefix string, d *draft, m *pb.MailMessage) (to, cc []smtpx.Address) {
+func recipients(c *apierr.Check, prefix string, d *draft, m *pb.MailMessage) (to, cc []message.Address) {
 	n := len(m.To) + len(m.Cc) + len(m.Bcc)
 	switch {
 	case n == 0:
 		c.Bad(prefix+"to", "no recipient: give at least one in to, cc or bcc")
 		return nil, nil
-	case n > 2*smtpx.MaxPerMail:
-		c.Bad(prefix+"to", "more than %d recipients over to, cc and bcc", smtpx.MaxPerMail)
+	case n > 2*message.MaxPerMail:
+		c.Bad(prefix+"to", "more than %d recipients over to, cc and bcc", message.MaxPerMail)
 		return nil, nil
 	}
 	seen := make(map[string]bool, n)
 	d.rcpts = make([]store.Recipient, 0, n)
-	read := func(field, kind string, in []string) []smtpx.Address {
-		var out []smtpx.Address
+	read := func(field, kind string, in []string) []message.Address {
+		var out []message.Address
 		for i, s := range in {
-			if len(d.rcpts) > smtpx.MaxPerMail {
+			if len(d.rcpts) > message.MaxPerMail {
 				return out
 			}
-			addr, err := smtpx.ParseAddress(s)
+			addr, err := message.ParseAddress(s)
 			if err != nil {
 				c.Bad(fmt.Sprintf("%s%s[%d]", prefix, field, i), "%v", err)
 				continue
@@ -190,17 +190,17 @@ func recipients(c *apierr.Check, prefix string, d *draft, m *pb.MailMessage) (to
 	}
 	to, cc = read("to", "", m.To), read("cc", "cc", m.Cc)
 	read("bcc", "bcc", m.Bcc)
-	if len(d.rcpts) > smtpx.MaxPerMail {
-		c.Bad(prefix+"to", "more than %d recipients over to, cc and bcc", smtpx.MaxPerMail)
+	if len(d.rcpts) > message.MaxPerMail {
+		c.Bad(prefix+"to", "more than %d recipients over to, cc and bcc", message.MaxPerMail)
 	}
 	return to, cc
 }
 
-func replyTo(c *apierr.Check, prefix string, d *draft, s string) *smtpx.Address {
+func replyTo(c *apierr.Check, prefix string, d *draft, s string) *message.Address {
 	if s == "" {
 		return nil
 	}
-	addr, err := smtpx.ParseAddress(s)
+	addr, err := message.ParseAddress(s)
 	if err != nil {
 		c.Bad(prefix+"reply_to", "%v", err)
 	}
@@ -209,16 +209,16 @@ func replyTo(c *apierr.Check, prefix string, d *draft, s string) *smtpx.Address 
 }
 
 // content is what a message says, without its addresses.
-func content(m *pb.MailMessage) *smtpx.Message {
-	msg := &smtpx.Message{Subject: m.Subject, Text: m.Text, HTML: m.Html, Headers: m.Headers}
+func content(m *pb.MailMessage) *message.Message {
+	msg := &message.Message{Subject: m.Subject, Text: m.Text, HTML: m.Html, Headers: m.Headers}
 	for _, x := range m.Attachments {
-		msg.Attachments = append(msg.Attachments, smtpx.Attachment{Filename: x.GetFilename(), ContentType: x.GetContentType(), ContentID: x.GetContentId(), Content: x.GetContent()})
+		msg.Attachments = append(msg.Attachments, message.Attachment{Filename: x.GetFilename(), ContentType: x.GetContentType(), ContentID: x.GetContentId(), Content: x.GetContent()})
 	}
 	return msg
 }
 
 // uploads puts uploaded files into the attachments that name them. The error says that one is not there; it comes after what is wrong with the request.
-func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string, m *pb.MailMessage, msg *smtpx.Message) error {
+func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string, m *pb.MailMessage, msg *message.Message) error {
 	var gone error
 	for i, x := range m.Attachments {
 		if x.GetUploadId() == "" {
@@ -246,7 +246,7 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 			at.Filename = cmp.Or(at.Filename, "upload") // as above
 			continue
 		}
-		at.Stored = &smtpx.Content{Sum: u.Content.Sum, Size: u.Content.Size}
+		at.Stored = &message.Content{Sum: u.Content.Sum, Size: u.Content.Size}
 		at.Filename, at.ContentType = cmp.Or(at.Filename, u.Filename), cmp.Or(at.ContentType, u.ContentType)
 	}
 	return gone
@@ -297,8 +297,8 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 	if err := d.fits(estimate(d.message)); err != nil {
 		return nil, err // before composing, so that what is too large costs nothing
 	}
-	d.message.From, d.message.MessageID, d.message.Date = from, m.MessageID, smtpx.Stamp(m.CreateTime)
-	pieces, err := smtpx.Compose(d.message)
+	d.message.From, d.message.MessageID, d.message.Date = from, m.MessageID, message.Stamp(m.CreateTime)
+	pieces, err := message.Compose(d.message)
 	if err != nil {
 		return nil, err
 	}
@@ -317,8 +317,8 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 }
 
 // newMail is a mail of the draft with a new id, still without content, and its sender.
-func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, smtpx.Address, error) {
-	from, err := smtpx.ParseAddress(d.server.From)
+func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, message.Address, error) {
+	from, err := message.ParseAddress(d.server.From)
 	if err != nil {
 		return nil, from, fmt.Errorf("sender of mail server %s: %w", d.server.Name, err)
 	}
@@ -327,7 +327,7 @@ func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, smtpx.Address, error
 		return nil, from, err
 	}
 	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Priority: d.priority, Reference: o.GetReference(), From: from.Mailbox,
-		MessageID: smtpx.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire}
+		MessageID: message.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire}
 	if o.GetHold() {
 		m.Held = "held: its sender asked for it"
 	}
@@ -335,7 +335,7 @@ func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, smtpx.Address, error
 }
 
 // estimate is about how large a message becomes: base64 makes 4 of 3.
-func estimate(m *smtpx.Message) int64 {
+func estimate(m *message.Message) int64 {
 	n := int64(len(m.Text) + len(m.HTML))
 	for _, x := range m.Attachments {
 		n += int64(len(x.Content)) * 4 / 3
@@ -350,7 +350,7 @@ func estimate(m *smtpx.Message) int64 {
 func (d *draft) fits(size int64) error {
 	limit := d.server.Limits.MaxMailBytes
 	if limit == 0 {
-		limit = smtpx.MaxMailBytes
+		limit = message.MaxMailBytes
 	}
 	if size > limit {
 		return tooLarge(size, limit, d.server.Name)
@@ -359,10 +359,10 @@ func (d *draft) fits(size int64) error {
 }
 
 // contents are the store's view of content that mails share: one for each, so that it is stored once.
-type contents map[*smtpx.Content]*store.Content
+type contents map[*message.Content]*store.Content
 
 // carry gives a mail its bytes.
-func carry(m *store.NewMail, pieces []smtpx.Piece, shared contents) {
+func carry(m *store.NewMail, pieces []message.Piece, shared contents) {
 	m.Raw = make([]store.Piece, len(pieces))
 	for i, p := range pieces {
 		m.SizeBytes += int64(p.Len())

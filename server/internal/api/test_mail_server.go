@@ -12,6 +12,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -46,7 +47,7 @@ func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (
 	checkDuration(&c, "timeout", r.Timeout, time.Second, testTimeoutMax)
 	var probe smtpx.ProbeOptions
 	if r.ProbeRecipient != "" {
-		to, err := smtpx.ParseAddress(r.ProbeRecipient)
+		to, err := message.ParseAddress(r.ProbeRecipient)
 		if err != nil {
 			c.Bad("probe_recipient", "%v", err)
 		}
@@ -70,7 +71,7 @@ func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (
 		config.Outcome, config.Detail, config.Hint = pb.TestStep_OUTCOME_FAILED, fault.Error(), fault.Hint
 		return &pb.TestMailServerResponse{Message: "config: " + fault.Error(), Steps: []*pb.TestStep{config}}, nil
 	}
-	if from, err := smtpx.ParseAddress(s.From); err == nil {
+	if from, err := message.ParseAddress(s.From); err == nil {
 		probe.From = from.Mailbox
 	}
 	timeout := testTimeout

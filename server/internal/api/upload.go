@@ -14,7 +14,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
-	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -24,7 +24,7 @@ const mostUpload = 18 << 20
 // spool keeps an upload in a file of its own, encoded as it will stand in mails, and sums up both forms: what it is stored by is known only at its end.
 type spool struct {
 	file    *os.File
-	encoder *smtpx.AttachmentEncoder
+	encoder *message.AttachmentEncoder
 	plain   hash.Hash
 	encoded hash.Hash
 	size    int64
@@ -41,7 +41,7 @@ func newSpool() (*spool, error) {
 		return nil, err
 	}
 	s := &spool{file: f, plain: sha256.New(), encoded: sha256.New()}
-	s.encoder = smtpx.NewAttachmentEncoder(writerFunc(func(b []byte) (int, error) {
+	s.encoder = message.NewAttachmentEncoder(writerFunc(func(b []byte) (int, error) {
 		s.encoded.Write(b)
 		s.stored += int64(len(b))
 		return f.Write(b)
@@ -73,7 +73,7 @@ func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttach
 	checkTeam(&c, "header.team", h.Team)
 	checkRequestID(&c, "header.request_id", h.RequestId)
 	if h.Filename != "" || h.ContentType != "" {
-		probe := smtpx.Message{Attachments: []smtpx.Attachment{{Filename: h.Filename, ContentType: h.ContentType}}}
+		probe := message.Message{Attachments: []message.Attachment{{Filename: h.Filename, ContentType: h.ContentType}}}
 		if probe.Attachments[0].Filename == "" {
 			probe.Attachments[0].Filename = "upload"
 		}

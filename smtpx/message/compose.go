@@ -1,4 +1,4 @@
-package smtpx
+package message
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package smtpx
+package message
 
 import (
 	"bytes"
@@ -119,7 +119,7 @@ func composed(t *testing.T, m *Message) []byte {
 // checkWire: only CRLF, no long line, no NUL, only ASCII.
 func checkWire(t *testing.T, raw []byte) {
 	t.Helper()
-	if bareLineEnd(raw) {
+	if rest := bytes.ReplaceAll(raw, []byte("\r\n"), nil); bytes.ContainsAny(rest, "\r\n\x00") {
 		t.Fatalf("bare line end or NUL in %q", raw)
 	}
 	if !bytes.HasSuffix(raw, []byte("\r\n")) {
