@@ -15,6 +15,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
+type attemptRule struct{ name, mail, events, want string }
+
 // attemptRules says what becomes of a mail after an attempt. A row is written in words:
 //
 //	mail: the kind; caller (a php-mode caller waits), holds-all (its mail server holds every
@@ -27,7 +29,7 @@ import (
 //	transactions; the others say how the attempt ended without the relay.
 //	want: what is written, the status, the outcome in the history, the recipients; due is
 //	"before" (as it was), "soon" (5 to 15 s), "backoff1" (after attempt 1), "expiry".
-var attemptRules = []struct{ name, mail, events, want string }{
+var attemptRules = []attemptRule{
 	// One attempt, every answer.
 	{"accepted", "bulk p", "a", "archive sent outcome=sent n=1 a"},
 	{"accepted, php", "invoice caller p", "a", "archive sent outcome=sent n=1 a"},
@@ -137,16 +139,27 @@ var attemptRules = []struct{ name, mail, events, want string }{
 func TestAttemptRules(t *testing.T) {
 	for _, row := range attemptRules {
 		t.Run(row.name, func(t *testing.T) {
-			a := parseAttempt(t, row.mail)
-			for _, event := range strings.Fields(row.events) {
-				a.happens(event)
-			}
-			if got := a.became(); got != row.want {
+			if got := row.run(t).became(); got != row.want {
 				t.Errorf("a mail (%s) after (%s)\n got %s\nwant %s", row.mail, row.events, got, row.want)
 			}
 		})
 	}
 }
+
+// run makes the row's mail and lets its events happen. An attempt that goes on is over at their end.
+func (row attemptRule) run(t *testing.T) *ruleAttempt {
+	a := parseAttempt(t, row.mail)
+	for _, event := range strings.Fields(row.events) {
+		a.happens(event)
+	}
+	if a.verdict == nil {
+		v := a.attempt.Finish(a.attempt.End(), "", a.limits, a.now)
+		a.verdict = &v
+	}
+	return a
+}
+
+func (row attemptRule) verdict(t *testing.T) *Verdict { return row.run(t).verdict }
 
 // ruleAttempt drives the rules with the words of a row.
 type ruleAttempt struct {
@@ -334,12 +347,8 @@ func (a *ruleAttempt) transaction(event string) {
 	a.attempt.After(positions, o, a.now)
 }
 
-// became writes down what the attempt made of the mail; one that goes on is over now, decided by the relay.
+// became writes down what the attempt made of the mail.
 func (a *ruleAttempt) became() string {
-	if a.verdict == nil {
-		v := a.attempt.Finish(a.attempt.End(), "", a.limits, a.now)
-		a.verdict = &v
-	}
 	s := a.verdict.Settlement
 	if s.Owner != 7 || s.ID != a.mail.ID {
 		a.t.Errorf("the settlement is not of this claim: %+v", s)

@@ -1,4 +1,4 @@
-package lifecycle_test
+package lifecycle
 
 import (
 	"errors"
@@ -10,9 +10,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/store"
 )
+
+type personRule struct{ name, mail, word, want string }
 
 // personRules says what a person's word makes of a mail that nobody is sending. A row is written
 // in words:
@@ -22,7 +23,7 @@ import (
 //	rejected, deferred, unknown, Unknown (left to a person).
 //	want: what is written, the status, when it is due (now, before = at the time it had), or that
 //	the word is refused.
-var personRules = []struct{ name, mail, word, want string }{
+var personRules = []personRule{
 	{"retry a failed one", "failed n=1 r", "retry", "retry deferred due=now n=1 p"},
 	{"retry one that failed without an attempt", "failed n=0 d", "retry", "retry queued due=now n=0 p"},
 	{"retry a partial one", "partially_sent n=1 ar", "retry", "retry partially_sent due=now n=1 ap"},
@@ -72,19 +73,24 @@ var personRules = []struct{ name, mail, word, want string }{
 func TestPersonRules(t *testing.T) {
 	for _, row := range personRules {
 		t.Run(row.name, func(t *testing.T) {
-			if got := says(t, row.mail, row.word); got != row.want {
+			if got := row.becomes(t); got != row.want {
 				t.Errorf("a mail (%s) of which a person says %s\n got %s\nwant %s", row.mail, row.word, got, row.want)
 			}
 		})
 	}
 }
 
-// says lets a person's word loose on the mail that words describe, and describes what is written.
-func says(t *testing.T, words, word string) string {
-	now := time.Now().UTC().Truncate(time.Microsecond)
-	before := now.Add(time.Hour)
-	m := &store.Mail{ID: uuid.New(), MailServer: "ss", LastError: "was"}
-	fields := strings.Fields(words)
+// ruleTime is when people speak in the rows; dueTime is when the mails are due.
+var (
+	ruleTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	dueTime  = ruleTime.Add(time.Hour)
+)
+
+// says makes the row's mail and lets its word loose on it.
+func (row personRule) says(t *testing.T) (m *store.Mail, c *store.Change, err error) {
+	now, before := ruleTime, dueTime
+	m = &store.Mail{ID: uuid.New(), MailServer: "ss", LastError: "was"}
+	fields := strings.Fields(row.mail)
 	m.Status = store.MailStatus(fields[0])
 	for _, w := range fields[1 : len(fields)-1] {
 		key, value, _ := strings.Cut(w, "=")
@@ -109,40 +115,44 @@ func says(t *testing.T, words, word string) string {
 			'd': store.RecipientDeferred, 'u': store.RecipientUnknown, 'U': store.RecipientUnknown}[c]
 		m.Progress.Results = append(m.Progress.Results, store.RecipientResult{Status: status, Held: c == 'U', Attempt: m.Attempts, Detail: "was"})
 	}
-	var c *store.Change
-	var err error
 	var unknown []int
 	for i, r := range m.Progress.Results {
 		if r.Status == store.RecipientUnknown {
 			unknown = append(unknown, i)
 		}
 	}
-	word, first := strings.CutSuffix(word, "-first")
+	word, first := strings.CutSuffix(row.word, "-first")
 	if first {
 		unknown = unknown[:1]
 	}
 	switch word {
 	case "retry":
-		c, err = lifecycle.Retry(m, true, now)
+		c, err = Retry(m, true, now)
 	case "retry-by-filter":
-		c, err = lifecycle.Retry(m, false, now)
+		c, err = Retry(m, false, now)
 	case "cancel":
-		c = lifecycle.Cancel(m, "")
+		c = Cancel(m, "")
 	case "hold":
-		c, err = lifecycle.Hold(m, "")
+		c, err = Hold(m, "")
 	case "release":
-		c, err = lifecycle.Release(m, now)
+		c, err = Release(m, now)
 	case "delivered":
-		c, err = lifecycle.Resolve(m, unknown, lifecycle.Delivered, "I asked", now)
+		c, err = Resolve(m, unknown, Delivered, "I asked", now)
 	case "not-delivered":
-		c, err = lifecycle.Resolve(m, unknown, lifecycle.NotDelivered, "I asked", now)
+		c, err = Resolve(m, unknown, NotDelivered, "I asked", now)
 	case "resend":
-		c, err = lifecycle.Resolve(m, unknown, lifecycle.Resend, "I asked", now)
+		c, err = Resolve(m, unknown, Resend, "I asked", now)
 	default:
 		t.Fatalf("unknown word %q", word)
 	}
+	return m, c, err
+}
+
+// becomes describes what is written.
+func (row personRule) becomes(t *testing.T) string {
+	m, c, err := row.says(t)
 	if err != nil {
-		var refusal lifecycle.Refusal
+		var refusal Refusal
 		if !errors.As(err, &refusal) || refusal == "" {
 			t.Errorf("refused without a reason: %v", err)
 		}
@@ -152,9 +162,9 @@ func says(t *testing.T, words, word string) string {
 	at := func(key string, at time.Time) {
 		switch {
 		case at.IsZero():
-		case at.Equal(now):
+		case at.Equal(ruleTime):
 			out = append(out, key+"=now")
-		case at.Equal(before):
+		case at.Equal(dueTime):
 			out = append(out, key+"=before")
 		default:
 			out = append(out, key+"="+at.String())

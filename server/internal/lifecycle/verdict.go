@@ -27,6 +27,11 @@ const (
 	Lost                       // another replica has taken it over: nothing may be written
 )
 
+func (e End) String() string {
+	return [...]string{"", "decided", "relay fault", "throttled", "gate cut", "no session", "unreadable", "stopped", "cut by caller", "crashed",
+		"panicked", "poison", "expired", "nobody left", "lost"}[e]
+}
+
 // Outcome is what an attempt made of a mail, as its history says it.
 type Outcome string
 
