@@ -12,7 +12,7 @@ test-all: ## everything a change has to pass: .ci/run, as root on Debian
 test-full: ## the fault tests at full size, as root: up to 3 hours
 	MAILDISPATCH_TEST_FULL=1 go test -tags root -count=1 -timeout 3h -v ./server/e2e
 
-lint: ## format, vet, the schema
+lint: ## format, vet, staticcheck, the schema
 	.ci/lint
 
 proto: ## generate the Go of the schema

@@ -44,7 +44,7 @@ type Config struct {
 // Flags declares the flags of serve on fs, with what the environment says as defaults. Values that do not parse are reported by Validate or by fs.Parse.
 func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:50051", "address to listen on; port 0 picks one")
-	fs.StringVar(&c.Database, "database", "sqlite:maildispatch.db", "sqlite:PATH, or postgres://user@host/db?sslmode=...")
+	fs.StringVar(&c.Database, "database", "sqlite:maildispatch.db", "sqlite:PATH, or postgres://user@host/db?sslmode=verify-full")
 	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")

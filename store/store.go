@@ -95,7 +95,7 @@ func CheckDSN(dsn string) error {
 			return nil
 		}
 	}
-	return errors.New("database: write sqlite:PATH or postgres://user@host/db?sslmode=...")
+	return errors.New("database: write sqlite:PATH or postgres://user@host/db?sslmode=verify-full")
 }
 
 // Close flushes what was handed over and closes the database.

@@ -205,15 +205,6 @@ func TestValidation(t *testing.T) {
 
 const uuidOfNobody = "00000000-0000-7000-8000-000000000000"
 
-func watch(s *service, r *pb.WatchMailsRequest) error {
-	stream, err := s.dispatch.WatchMails(timeout(s.t), r)
-	if err != nil {
-		return err
-	}
-	_, err = stream.Recv()
-	return err
-}
-
 func second[T any](_ T, err error) error { return err }
 
 func download(s *service, id string) error {

@@ -20,10 +20,6 @@ func (u usage) since(v usage) usage {
 	return usage{u.service - v.service, u.database - v.database, u.load - v.load}
 }
 
-func (u usage) plus(v usage) usage {
-	return usage{u.service + v.service, u.database + v.database, u.load + v.load}
-}
-
 // tick is the unit of CPU times in /proc: USER_HZ, which is 100 on every architecture that Go runs on.
 const tick = 10 * time.Millisecond
 

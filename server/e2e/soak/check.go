@@ -22,7 +22,6 @@ type checker struct {
 	unflagged    int
 	flagged      int
 	samples      [][3]float64 // minutes, rss, heap
-	tables       string
 
 	mu     sync.Mutex
 	faults []string

@@ -164,7 +164,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		return
 	}
 	if j.raw == nil {
-		err, poison := w.load(ctx, j)
+		poison, err := w.load(ctx, j)
 		if poison != nil {
 			w.quarantine(j, poison)
 			return
@@ -195,13 +195,13 @@ func (w *worker) submit(ctx context.Context, j *job) {
 }
 
 // load brings the message in; a mail that makes that panic leaves the session and the mails on it alone.
-func (w *worker) load(ctx context.Context, j *job) (err error, poison any) {
+func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 	defer func() {
 		if poison = recover(); poison != nil {
 			w.e.log.Error("panic while reading a mail: quarantined", "mail_id", j.Mail.ID, "panic", poison, "stack", string(debug.Stack()))
 		}
 	}()
-	return w.e.load(ctx, j), nil
+	return nil, w.e.load(ctx, j)
 }
 
 // outcome takes the truth about one transaction.

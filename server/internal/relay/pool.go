@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -14,8 +13,6 @@ const (
 	poolSweep = time.Second
 	slotPoll  = 200 * time.Millisecond // how often a slot is looked for that other replicas hold
 )
-
-var errNoConnection = errors.New("no connection is free")
 
 // Relay is everything about one mail server's connections in this process: how many there are, against the mail server's limit, and the open sessions that
 // php-mode mails hand to each other. A php-mode mail waits here only for mails of the same mail server in php mode: of a php-mode server's connections the
