@@ -27,7 +27,8 @@ type Violation struct {
 	Description string
 }
 
-// Violations lists everything that is wrong with a request that was refused with ReasonValidationFailed.
+// Violations lists what is wrong with a request that was refused with ReasonValidationFailed: the
+// first 50 things. The text of the error says how many more there are.
 func Violations(err error) []Violation {
 	var vs []Violation
 	for bad := range details[*errdetails.BadRequest](err) {

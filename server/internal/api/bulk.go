@@ -110,11 +110,9 @@ func (b *bulk) mail(ctx context.Context, it *pb.BatchItem) (*store.NewMail, *pb.
 	return nil, rejection(at, it.RequestId, e), nil
 }
 
-const mostViolations = 100
-
 func rejection(at int64, requestID string, e *apierr.Error) *pb.BatchRejection {
 	r := &pb.BatchRejection{Position: at, RequestId: requestID, Reason: e.Reason, Message: e.Text}
-	for _, v := range e.Violations[:min(len(e.Violations), mostViolations)] {
+	for _, v := range e.Violations {
 		r.Violations = append(r.Violations, &pb.BatchRejection_Violation{Field: v.Field, Description: v.Text})
 	}
 	return r
@@ -268,6 +266,16 @@ func tooManyItems(format string, args ...any) error {
 	return c.Err()
 }
 
+// maxMessageItems is how many items one message of a stream may bring.
+const maxMessageItems = 10_000
+
+func checkItems(items []*pb.BatchItem) error {
+	if len(items) > maxMessageItems {
+		return tooManyItems("has more than %d entries in one message", maxMessageItems)
+	}
+	return nil
+}
+
 // inItem turns a rejection into the error of a call that takes all or nothing.
 func inItem(r *pb.BatchRejection) *apierr.Error {
 	code := codes.InvalidArgument
@@ -287,9 +295,7 @@ func allRejected(rs []*pb.BatchRejection) error {
 	var c apierr.Check
 	for _, r := range rs {
 		for _, v := range r.Violations {
-			if len(c.Violations()) < mostViolations {
-				c.Bad(fmt.Sprintf("items[%d].%s", r.Position, v.Field), "%s", v.Description)
-			}
+			c.Bad(fmt.Sprintf("items[%d].%s", r.Position, v.Field), "%s", v.Description)
 		}
 	}
 	if err := c.Err(); err != nil {

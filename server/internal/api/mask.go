@@ -17,6 +17,9 @@ var (
 	outputOnly = map[string]bool{"etag": true, "create_time": true, "update_time": true, "delete_time": true, "health": true, "smtp.has_password": true}
 )
 
+// maxPaths is how many paths a mask may have.
+const maxPaths = 64
+
 // overlay writes changes into m. Without a mask: every present field. "*": everything that may be changed. Else: the named paths, absent ones being cleared.
 // An immutable field may be given only as it is.
 func overlay(c *apierr.Check, m, changes *pb.MailServer, mask *fieldmaskpb.FieldMask) {
@@ -27,6 +30,10 @@ func overlay(c *apierr.Check, m, changes *pb.MailServer, mask *fieldmaskpb.Field
 		c.Bad("mail_server.team", "cannot be changed")
 	}
 	paths := mask.GetPaths()
+	if len(paths) > maxPaths {
+		c.Bad("update_mask", "has more than %d paths", maxPaths)
+		return
+	}
 	if len(paths) == 0 {
 		overlayPresent(m.ProtoReflect(), changes.ProtoReflect(), "")
 		return

@@ -121,6 +121,9 @@ func (a *API) openBatch(ctx context.Context, o *pb.BatchOptions) (*batch, error)
 
 // take checks and composes items, and commits what has gathered.
 func (b *batch) take(items []*pb.BatchItem, size int64) error {
+	if err := checkItems(items); err != nil {
+		return err
+	}
 	strict := b.opts.GetStrict()
 	if strict {
 		b.request += size

@@ -120,6 +120,9 @@ func (a *API) openStream(ctx context.Context, o *pb.BatchOptions) (*bulk, error)
 
 // take checks and composes items and has them sent or gathers them for a commit.
 func (s *itemStream) take(items []*pb.BatchItem) error {
+	if err := checkItems(items); err != nil {
+		return err
+	}
 	for _, it := range items {
 		if s.next >= mostItems {
 			return tooManyItems("a stream takes at most %d: begin another with the same batch_id", mostItems)

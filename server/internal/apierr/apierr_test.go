@@ -104,6 +104,40 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestStatusIsSmall: whatever a caller gives and whoever puts it into an error, the status stays
+// below what the most modest client takes as trailers.
+func TestStatusIsSmall(t *testing.T) {
+	long := strings.Repeat("\xff\u00fc", 50_000)
+	metadata := map[string]string{}
+	for i := range 1000 {
+		metadata[fmt.Sprint(i, long)] = long
+	}
+	var many, few Check
+	for i := range 100_000 {
+		many.Bad(fmt.Sprintf("message.to[%d]", i), "%s", long)
+	}
+	few.Bad(long, "%s", long)
+	var short Check
+	for i := range 1000 {
+		short.Bad(fmt.Sprintf("a[%d]", i), "is bad")
+	}
+	whole := NotFound(pb.ReasonMailServerNotFound, long, long)
+	whole.State, whole.Metadata, whole.RetryAfter = Precondition(pb.ReasonMailsPending, long, "%s", long).State, metadata, time.Hour
+	for name, err := range map[string]error{"many violations": many.Err(), "few": few.Err(), "short ones": short.Err(), "everything": whole} {
+		st := status.Convert(err)
+		b, err := proto.Marshal(st.Proto())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := 3*len(st.Message()) + 4*len(b)/3; n >= 6000 || len(st.Details()) == 0 {
+			t.Errorf("%s: %d octets with %d details, want less than 6000 and some", name, n, len(st.Details()))
+		}
+	}
+	if n := len(short.Violations()); n != 50 || !strings.HasSuffix(short.Err().Error(), "(and 999 more)") {
+		t.Errorf("got %d violations and %q, want 50 and how many more", n, short.Err())
+	}
+}
+
 func TestAs(t *testing.T) {
 	mine := New(codes.Aborted, pb.ReasonETagMismatch, "changed")
 	for _, err := range []error{mine, fmt.Errorf("update: %w", mine), errors.Join(errors.New("x"), mine)} {

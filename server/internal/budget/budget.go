@@ -6,6 +6,8 @@ package budget
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	_ "google.golang.org/grpc/encoding/proto" // the codec that decodes
 	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
@@ -24,6 +27,7 @@ import (
 const (
 	heap    = 400 << 20 // of all large messages under way
 	factor  = 16        // estimated heap for each byte of a message; measured: 6 to 8 at its peak, and as much again until it is collected
+	unary   = 1 << 20   // of a unary request: none has content
 	small   = 256 << 10 // messages below are not counted
 	wire    = 320 << 20 // bytes that have come and are not decoded; beyond, nothing new is read
 	patient = 5 * time.Second
@@ -34,6 +38,7 @@ const (
 type Budget struct {
 	heap    *semaphore.Weighted
 	pool    pool
+	faults  sync.Map
 	patient time.Duration // how long a large message waits for room
 }
 
@@ -44,7 +49,7 @@ func New() *Budget {
 
 // Options are what a server needs for it, beside the interceptor.
 func (b *Budget) Options() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}), experimental.BufferPool(&b.pool)}
+	return []grpc.ServerOption{grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto"), &b.faults}), experimental.BufferPool(&b.pool)}
 }
 
 // Stream makes the messages of a stream wait for room. What a message takes is given back when the next one is asked for, or the call is over.
@@ -85,7 +90,7 @@ func (s *stream) RecvMsg(m any) error {
 		}
 		s.weight.Store(n)
 	}
-	return e.codec.Unmarshal(e.data, m)
+	return decode(e.data, m)
 }
 
 func overloaded() error {
@@ -96,24 +101,63 @@ func overloaded() error {
 
 // envelope takes a message as it came.
 type envelope struct {
-	codec encoding.CodecV2
+	taken bool
 	data  mem.BufferSlice
 }
 
-// codec is the ordinary one, but for envelopes.
-type codec struct{ encoding.CodecV2 }
+// codec is the ordinary one, but that it cuts off what lies beyond the limits of repeated fields,
+// and that it keeps a fault for the interceptor: grpc's own word for a unary request that cannot
+// be decoded is INTERNAL, which is a fault of the service.
+type codec struct {
+	encoding.CodecV2
+	faults *sync.Map // of errors by unary request, until the interceptor asks
+}
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	e, ok := v.(*envelope)
-	if !ok {
-		return c.CodecV2.Unmarshal(data, v)
+	if e, ok := v.(*envelope); ok {
+		if e.taken {
+			return errors.New("a second message where one belongs") // grpc looks whether there is one, and says it in its own words
+		}
+		data.Ref()
+		e.taken, e.data = true, data
+		return nil
 	}
-	if e.codec != nil {
-		return errors.New("a second message where one belongs") // grpc looks whether there is one, and says it in its own words
+	err := error(nil)
+	if data.Len() > unary {
+		err = apierr.New(codes.InvalidArgument, pb.ReasonValidationFailed, "the request has %d bytes; at most %d are taken where there is no content", data.Len(), unary)
+	} else {
+		err = decode(data, v)
 	}
-	data.Ref()
-	e.codec, e.data = c.CodecV2, data
+	if err != nil {
+		c.faults.Store(v, err)
+	}
 	return nil
+}
+
+// decode reads a message of a caller.
+func decode(data mem.BufferSlice, v any) error {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return fmt.Errorf("a %T is no message", v)
+	}
+	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer buf.Free()
+	b := buf.ReadOnlyData()
+	if p := planOf(m.ProtoReflect().Descriptor()); p != nil && !p.within(b) {
+		b = p.cut(b)
+	}
+	if err := proto.Unmarshal(b, m); err != nil {
+		return apierr.Wrap(err, codes.InvalidArgument, pb.ReasonValidationFailed, "the request is not a %s", m.ProtoReflect().Descriptor().Name())
+	}
+	return nil
+}
+
+// Unary refuses requests that could not be decoded.
+func (b *Budget) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	if err, bad := b.faults.LoadAndDelete(req); bad {
+		return nil, err.(error)
+	}
+	return h(ctx, req)
 }
 
 // pool counts what is out: mostly what connections have read and nobody has decoded.

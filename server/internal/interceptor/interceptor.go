@@ -130,7 +130,7 @@ func internal(id string) error {
 // the memory of large messages. Tests use it too, so that they meet what callers meet.
 func Options(log *slog.Logger) []grpc.ServerOption {
 	large := budget.New()
-	return append(large.Options(), grpc.ChainUnaryInterceptor(Unary(log)), grpc.ChainStreamInterceptor(Stream(log), large.Stream))
+	return append(large.Options(), grpc.ChainUnaryInterceptor(Unary(log), large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream))
 }
 
 // Unary wraps unary calls.

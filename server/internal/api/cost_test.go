@@ -1,0 +1,242 @@
+package api_test
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net/url"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// rawCodec sends bytes as they are and takes no notice of answers.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
+}
+func (rawCodec) Unmarshal(mem.BufferSlice, any) error { return nil }
+func (rawCodec) Name() string                         { return "proto" }
+
+// raw calls a method with the bytes of a request and returns the call's error.
+func (r *rig) raw(c context.Context, method string, request []byte) error {
+	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+	st, err := r.conn.NewStream(c, desc, method, grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallSendMsgSize(64<<20))
+	if err != nil {
+		return err
+	}
+	if err := st.SendMsg(request); err != nil && err != io.EOF {
+		return err
+	}
+	if err := st.CloseSend(); err != nil {
+		return err
+	}
+	for {
+		if err := st.RecvMsg(nil); err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// cost is what something took of this process.
+type cost struct {
+	cpu   time.Duration
+	alloc int64
+}
+
+func measure(f func()) cost {
+	var before, after runtime.MemStats
+	cpu := func() time.Duration {
+		var u syscall.Rusage
+		_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	runtime.ReadMemStats(&before)
+	began := cpu()
+	f()
+	took := cpu() - began
+	runtime.ReadMemStats(&after)
+	return cost{took, int64(after.TotalAlloc - before.TotalAlloc)}
+}
+
+// cheapest measures f several times and keeps the least: other tests share the process.
+func cheapest(f func()) cost {
+	least := measure(f)
+	for range 4 {
+		c := measure(f)
+		least.cpu, least.alloc = min(least.cpu, c.cpu), min(least.alloc, c.alloc)
+	}
+	return least
+}
+
+// trailer is how many octets a status is in the trailers of a call: its message percent-encoded,
+// its details in base64.
+func trailer(err error) int {
+	st := status.Convert(err)
+	b, _ := proto.Marshal(st.Proto()) // it came over the wire
+	return len(url.PathEscape(st.Message())) + base64.RawStdEncoding.EncodedLen(len(b))
+}
+
+func marshal(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+const (
+	methodSend   = "/maildispatch.v1.Dispatch/Send"
+	methodBatch  = "/maildispatch.v1.Dispatch/SendBatch"
+	methodRetry  = "/maildispatch.v1.Dispatch/RetryMails"
+	methodList   = "/maildispatch.v1.Dispatch/ListDueOutMails"
+	methodUpdate = "/maildispatch.v1.MailServerAdmin/UpdateMailServer"
+)
+
+// hostile are requests that are small on the wire and would be large in memory.
+func hostile(t testing.TB) map[string]struct {
+	method string
+	bytes  []byte
+	says   string // of what the answer has to speak
+} {
+	many := func(n int, f func(i int) string) (out []string) {
+		for i := range n {
+			out = append(out, f(i))
+		}
+		return out
+	}
+	headers, variables, labels := map[string]string{}, map[string]string{}, map[string]string{}
+	for i := range 300_000 {
+		headers[fmt.Sprintf("b%d!", i)] = ""
+	}
+	for i := range 100_000 {
+		variables[fmt.Sprintf("v%d", i)], labels[fmt.Sprintf("l%d", i)] = "", ""
+	}
+	statuses := make([]pb.MailStatus, 1_000_000)
+	for i := range statuses {
+		statuses[i] = pb.MailStatus_MAIL_STATUS_FAILED
+	}
+	message := message("a@y.example")
+	attached := proto.CloneOf(message)
+	attached.Attachments = make([]*pb.Attachment, 1_000_000)
+	for i := range attached.Attachments {
+		attached.Attachments[i] = &pb.Attachment{}
+	}
+	// The same as many times the field "message", with one attachment each: merged they are one.
+	var merged []byte
+	part := marshal(t, &pb.SendRequest{Message: &pb.MailMessage{Attachments: []*pb.Attachment{{}}}})
+	for range 200_000 {
+		merged = append(merged, part...)
+	}
+	headed := proto.CloneOf(message)
+	headed.Headers = headers
+	wrong := proto.CloneOf(message)
+	wrong.To = many(1000, func(i int) string { return strings.Repeat("ü", 900) + fmt.Sprint(i) })
+	item := func(i *pb.BatchItem) []byte { return marshal(t, &pb.SendBatchRequest{Items: []*pb.BatchItem{i}}) }
+	items := &pb.SendBatchRequest{Items: make([]*pb.BatchItem, 1_000_000)}
+	for i := range items.Items {
+		items.Items[i] = &pb.BatchItem{}
+	}
+	type request = struct {
+		method string
+		bytes  []byte
+		says   string
+	}
+	return map[string]request{
+		"attachments":         {methodSend, marshal(t, &pb.SendRequest{Message: attached}), "attachments"},
+		"attachments, merged": {methodSend, merged, "attachments"},
+		"headers":             {methodSend, marshal(t, &pb.SendRequest{Message: headed}), "headers"},
+		"recipients": {methodSend, marshal(t, &pb.SendRequest{Message: &pb.MailMessage{To: many(1_000_000, func(int) string { return "" })}}),
+			"message.to"},
+		"wrong recipients": {methodSend, marshal(t, &pb.SendRequest{Message: wrong}), "message.to"},
+		"labels":           {methodSend, marshal(t, &pb.SendRequest{Message: message, Options: &pb.SendOptions{Labels: labels}}), "labels"},
+		"mask": {methodUpdate, marshal(t, &pb.UpdateMailServerRequest{MailServer: &pb.MailServer{Name: "main"},
+			UpdateMask: &fieldmaskpb.FieldMask{Paths: many(500_000, func(int) string { return "" })}}), "update_mask"},
+		"ids":       {methodRetry, marshal(t, &pb.RetryMailsRequest{Ids: many(500_000, func(int) string { return "" })}), "ids"},
+		"statuses":  {methodList, marshal(t, &pb.ListDueOutMailsRequest{Filter: &pb.MailFilter{Statuses: statuses}}), "statuses"},
+		"items":     {methodBatch, marshal(t, items), "items"},
+		"variables": {methodBatch, item(&pb.BatchItem{Message: message, Variables: variables}), ""},
+	}
+}
+
+// TestRequestsThatCostMore: what a request of few bytes costs is bounded before anything is done
+// with it, and so is what is answered.
+func TestRequestsThatCostMore(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.server("main", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { yes := true; m.IsDefault = &yes })
+	for name, x := range hostile(t) {
+		t.Run(name, func(t *testing.T) {
+			var err error
+			c := cheapest(func() { err = r.raw(ctx(t), x.method, x.bytes) })
+			t.Logf("%d bytes of request: %v of CPU, %d KiB allocated, %d bytes of trailer", len(x.bytes), c.cpu, c.alloc>>10, trailer(err))
+			if x.says != "" && (status.Code(err) != codes.InvalidArgument || !strings.Contains(status.Convert(err).Message(), x.says)) {
+				t.Errorf("got %v, want INVALID_ARGUMENT that speaks of %s", err, x.says)
+			}
+			if trailer(err) >= 6000 {
+				t.Errorf("the status has %d octets, want less than 6 KB", trailer(err))
+			}
+			// The request itself is there twice: in the connection and in one piece.
+			if limit := int64(10<<20) + 2*int64(len(x.bytes)); c.alloc > limit {
+				t.Errorf("%d KiB were allocated for %d KiB of request", c.alloc>>10, len(x.bytes)>>10)
+			}
+			if c.cpu > slowed*50*time.Millisecond {
+				t.Errorf("it took %v of CPU, want less than 50ms", c.cpu)
+			}
+		})
+	}
+}
+
+// TestViolationsThatFitEveryClient: some clients take 8 KiB of headers in all, and a client whose
+// limit is passed loses its connection with every call on it.
+func TestViolationsThatFitEveryClient(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	for _, n := range []int{1, 49, 50, 51, 400, 1000} {
+		req := &pb.SendRequest{Message: &pb.MailMessage{}}
+		for i := range n {
+			req.Message.To = append(req.Message.To, fmt.Sprintf("not an address %d", i))
+		}
+		_, err := r.send(ctx(t), req)
+		if status.Code(err) != codes.InvalidArgument || trailer(err) >= 6000 {
+			t.Errorf("%d bad recipients: %v in %d octets, want INVALID_ARGUMENT in less than 6 KB", n, status.Code(err), trailer(err))
+		}
+		if want := fmt.Sprintf("(and %d more)", n-1); n > 1 && !strings.HasSuffix(status.Convert(err).Message(), want) {
+			t.Errorf("%d bad recipients: got %q, want it to end with %q", n, status.Convert(err).Message(), want)
+		}
+	}
+}
+
+// TestGarbage: bytes that are no message are the caller's fault and no error of the service.
+func TestGarbage(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	garbage := []byte("\xff\xff\xff\xff garbage")
+	for _, m := range []string{methodSend, methodBatch, methodRetry, methodUpdate, "/maildispatch.v1.Dispatch/SendStream",
+		"/maildispatch.v1.Dispatch/UploadAttachment", "/maildispatch.v1.Dispatch/WatchMails"} {
+		if err := r.raw(ctx(t), m, garbage); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: got %v, want INVALID_ARGUMENT", m, err)
+		}
+	}
+	if err := r.raw(ctx(t), methodRetry, make([]byte, 2<<20)); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("2 MiB of a unary request: got %v, want INVALID_ARGUMENT", err)
+	}
+	if log := r.log.String(); strings.Contains(log, "level=ERROR") {
+		t.Errorf("the log speaks of errors:\n%s", log)
+	}
+}
