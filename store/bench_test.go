@@ -58,10 +58,10 @@ func cycle(b *testing.B, s *store.Store, body []byte) time.Duration {
 		}
 		var answers []<-chan store.Settled
 		for _, c := range cs {
-			answers = append(answers, s.Settle(&store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleMark}))
+			answers = append(answers, s.Settle(&store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleMark}))
 		}
 		for _, c := range cs {
-			answers = append(answers, s.Settle(&store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 1,
+			answers = append(answers, s.Settle(&store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 1,
 				Progress: &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientAccepted, Code: 250, Attempt: 1, Time: begin}}}}))
 		}
 		for _, a := range answers {

@@ -136,7 +136,7 @@ func TestCounts(t *testing.T) {
 			if c.Team != "red" {
 				continue
 			}
-			st := &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 1, PossibleDuplicate: red == 0}
+			st := &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 1, PossibleDuplicate: red == 0}
 			switch red++; red {
 			case 3:
 				st.Kind, st.Status = store.SettlePark, store.MailFailed

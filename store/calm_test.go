@@ -64,7 +64,7 @@ func TestCalm(t *testing.T) {
 			t.Errorf("calm %v: %d statements of bulk at once, want %d", calm, n, want)
 		}
 		select {
-		case a := <-s.Settle(&store.Settlement{ID: urgent.ID, Owner: me, Kind: store.SettleMark, Quick: true}):
+		case a := <-s.Settle(&store.Settlement{ID: urgent.ID, Owner: me, Claim: store.BornClaim, Kind: store.SettleMark, Quick: true}):
 			if a.Err != nil || !a.Mine {
 				t.Errorf("quick mark: %+v", a)
 			}

@@ -89,7 +89,7 @@ func TestChanges(t *testing.T) {
 						return
 					}
 					for _, c := range cs {
-						st := &store.Settlement{ID: c.ID, Owner: r, Attempts: c.Attempts + 1, RunAt: time.Now().Add(-time.Hour)}
+						st := &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Attempts: c.Attempts + 1, RunAt: time.Now().Add(-time.Hour)}
 						switch rand.IntN(4) {
 						case 0:
 							st.Kind, st.Status = store.SettleRetry, store.MailDeferred

@@ -95,7 +95,8 @@ func TestBadRowsFailAlone(t *testing.T) {
 	})
 }
 
-// TestSettledAgain: a write whose answer was lost is recognised when it is handed over again, and never taken for another.
+// TestSettledAgain: a result is written once. Handed over again under its token it is answered like the first time; nothing else is taken for it, and
+// nothing is written.
 func TestSettledAgain(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
@@ -108,40 +109,25 @@ func TestSettledAgain(t *testing.T) {
 			m := newMail(name, func(m *store.NewMail) { m.Owner = r })
 			enqueue(t, s, m)
 			st := first
-			st.ID, st.Owner, st.Progress = m.ID, r, &store.Progress{}
-			if !settle(t, s, &st) {
-				t.Fatalf("%s refused", name)
-			}
-			if settle(t, s, &st) {
-				t.Errorf("%s: taken twice without saying that it comes again", name)
-			}
-			again := st
-			again.Again = true
-			if !settle(t, s, &again) {
-				t.Errorf("%s: not recognised", name)
+			st.ID, st.Owner, st.Claim, st.Progress = m.ID, r, store.BornClaim, &store.Progress{}
+			for range 3 {
+				if !settle(t, s, &st) {
+					t.Fatalf("%s refused", name)
+				}
 			}
 			for what, change := range map[string]func(*store.Settlement){
-				"status": func(st *store.Settlement) {
-					st.Status = map[bool]store.MailStatus{true: store.MailCancelled, false: store.MailFailed}[name == "archive"]
-				},
 				"mark":    func(st *store.Settlement) { st.Kind = store.SettleMark },
 				"results": func(st *store.Settlement) { st.Kind = store.SettleProgress },
 				"mail":    func(st *store.Settlement) { st.ID = uuid.New() },
+				"claim":   func(st *store.Settlement) { st.Claim++ },
 			} {
-				x := again
+				x := st
 				if change(&x); settle(t, s, &x) {
 					t.Errorf("%s: another %s is taken for the same write", name, what)
 				}
 			}
-			if name == "archive" {
-				continue
-			}
-			x := again
-			if x.Attempts = 1; settle(t, s, &x) {
-				t.Errorf("%s: another attempt is taken for the same write", name)
-			}
-			if x.Kind = store.SettleArchive; settle(t, s, &x) {
-				t.Errorf("%s: an unfinished mail is taken for a finished one", name)
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != first.Status || got.Attempts != 2 || got.Owner != 0 {
+				t.Errorf("%s: %+v %v", name, got, err)
 			}
 		}
 		// Claimed by somebody else since: not ours, whatever it says.
@@ -150,8 +136,97 @@ func TestSettledAgain(t *testing.T) {
 		if err != nil || len(cs) != 1 {
 			t.Fatal(cs, err)
 		}
-		if settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: r, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: at, Attempts: 2, Again: true}) {
-			t.Error("another owner's mail is taken for one's own")
+		for _, claim := range []int64{store.BornClaim, cs[0].Claim} {
+			if settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: r, Claim: claim, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: at, Attempts: 2}) {
+				t.Error("another owner's mail is taken for one's own")
+			}
+		}
+	})
+}
+
+// TestLateWrite: a write that is repeated when its owner has the mail once more does nothing to that later claim: its mark stands, and its result counts.
+// So does one of a person, or of a rescue, in between.
+func TestLateWrite(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		claim := func() *store.Claimed {
+			t.Helper()
+			cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority)
+			if err != nil || len(cs) != 1 {
+				t.Fatal(cs, err)
+			}
+			return cs[0]
+		}
+		for _, late := range []store.Settlement{
+			{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)},
+			{Kind: store.SettlePark, Status: store.MailFailed, LastError: "550 no"},
+			{Kind: store.SettleArchive, Status: store.MailSent},
+			{Kind: store.SettleProgress, Status: store.MailPartiallySent},
+			{Kind: store.SettleBegin, Crashes: 9},
+			{Kind: store.SettleMark},
+		} {
+			m := newMail("ss")
+			enqueue(t, s, m)
+			one := claim()
+			back := store.Settlement{ID: m.ID, Owner: r, Claim: one.Claim, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)}
+			if !settle(t, s, &back) {
+				t.Fatal("not given back")
+			}
+			two := claim()
+			if two.Claim <= one.Claim {
+				t.Fatalf("claim %d after %d", two.Claim, one.Claim)
+			}
+			mark := &store.Settlement{ID: m.ID, Owner: r, Claim: two.Claim, Kind: store.SettleMark}
+			if late.Kind != store.SettleMark && !settle(t, s, mark) {
+				t.Fatal("mark refused")
+			}
+			late.ID, late.Owner, late.Claim, late.Progress = m.ID, r, one.Claim, &store.Progress{}
+			if settle(t, s, &late) {
+				t.Errorf("kind %d: a late write is taken for one of the claim that stands", late.Kind)
+			}
+			var row struct {
+				Owner   int64
+				Marked  bool
+				Crashes int
+			}
+			for what, out := range map[string]any{"coalesce(owner, 0)": &row.Owner, "data_at is not null": &row.Marked, "crashes": &row.Crashes} {
+				if err := s.Get(out, "select "+what+" from due where id = ?", m.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if row.Owner != int64(r) || row.Marked != (late.Kind != store.SettleMark) || row.Crashes != 0 {
+				t.Errorf("kind %d: a late write changed the claim that stands: %+v", late.Kind, row)
+			}
+			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: two.Claim, Kind: store.SettleArchive, Status: store.MailSent}) {
+				t.Errorf("kind %d: the result is refused", late.Kind)
+			}
+		}
+	})
+}
+
+// TestLostOwnershipIsTold: whoever lost a mail to a rescue, or to an orderly end, is never told that its result was written.
+func TestLostOwnershipIsTold(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		for _, end := range []string{"rescued", "unregistered"} {
+			r := register(t, s)
+			m := newMail(end, func(m *store.NewMail) { m.Owner = r })
+			enqueue(t, s, m)
+			if end == "rescued" {
+				if err := s.Renew(ctx, r, -time.Second); err != nil {
+					t.Fatal(err)
+				}
+				if n, _, err := s.Recover(ctx, register(t, s), 10); err != nil || n != 1 {
+					t.Fatal(n, err)
+				}
+			} else if err := s.Unregister(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			for _, kind := range []store.SettleKind{store.SettleArchive, store.SettlePark, store.SettleRetry} {
+				st := resultWith(m.ID, r, kind, "late")
+				if settle(t, s, st) {
+					t.Errorf("%s: kind %d is taken for written", end, kind)
+				}
+			}
 		}
 	})
 }
@@ -168,7 +243,7 @@ func TestRecoverInPages(t *testing.T) {
 		enqueue(t, s, ms...)
 		var answers []<-chan store.Settled
 		for i, m := range ms[:marked] {
-			answers = append(answers, s.Settle(&store.Settlement{ID: m.ID, Owner: dead[i%3], Kind: store.SettleMark}))
+			answers = append(answers, s.Settle(&store.Settlement{ID: m.ID, Owner: dead[i%3], Claim: store.BornClaim, Kind: store.SettleMark}))
 		}
 		for _, a := range answers {
 			if r := <-a; r.Err != nil || !r.Mine {
@@ -218,7 +293,7 @@ func TestUnregister(t *testing.T) {
 		r := register(t, s)
 		free, marked := newMail("ss", func(m *store.NewMail) { m.Owner = r }), newMail("ss", func(m *store.NewMail) { m.Owner = r })
 		enqueue(t, s, free, marked)
-		if !settle(t, s, &store.Settlement{ID: marked.ID, Owner: r, Kind: store.SettleMark}) {
+		if !settle(t, s, &store.Settlement{ID: marked.ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleMark}) {
 			t.Fatal("mark refused")
 		}
 		begin, err := s.LastChange(ctx)
@@ -430,7 +505,7 @@ func TestDatabaseAway(t *testing.T) {
 	kept := newMail("ss", func(m *store.NewMail) { m.Owner = r })
 	enqueue(t, s, kept)
 	line.cut()
-	st := &store.Settlement{ID: kept.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent}
+	st := &store.Settlement{ID: kept.ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleArchive, Status: store.MailSent}
 	lost := newMail("ss")
 	for name, call := range map[string]func() error{
 		"ping":    func() error { return s.Ping(ctx) },
@@ -457,9 +532,7 @@ func TestDatabaseAway(t *testing.T) {
 		}
 	}
 	line.listen(t, line.addr)
-	again := *st
-	again.Again = true
-	until(t, "the write is taken that failed", func() bool { a := <-s.Settle(&again); return a.Err == nil && a.Mine })
+	until(t, "the write is taken that failed", func() bool { a := <-s.Settle(st); return a.Err == nil && a.Mine })
 	until(t, "new mail is taken", func() bool { r, err := s.Enqueue(ctx, lost); return err == nil && r.Err == nil })
 	if m, err := s.Mail(ctx, store.Everything, kept.ID); err != nil || m.Status != store.MailSent {
 		t.Errorf("%+v %v", m, err)

@@ -232,7 +232,7 @@ func TestHoldUnknown(t *testing.T) {
 			if err != nil || len(cs) != 1 || cs[0].HoldUnknown != want {
 				t.Fatalf("claim of %s: %+v %v", server, cs, err)
 			}
-			settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: dead, Kind: store.SettleMark})
+			settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: dead, Claim: cs[0].Claim, Kind: store.SettleMark})
 		}
 		if _, err := s.UpdateServer(ctx, store.Everything, "plain", 0, store.Audit{}, func(m *store.MailServer) error { m.HoldUnknown = true; return nil }); err != nil {
 			t.Fatal(err)

@@ -3,8 +3,8 @@
 // It promises
 //   - what a method reported as written is durable: committed with fsync on both databases;
 //   - rules live in constraints: one default mail server per team, one mail per (team, request_id), finished time exactly in final states;
-//   - every write to a mail that is being sent is conditional on its owner: a replica that lost its lease is told so ([ErrStale], or
-//     Mine == false) and changes nothing;
+//   - every write to a mail that is being sent is conditional on its owner and on the token of that ownership, which no two claims of a mail share: a replica
+//     that lost its lease is told so ([ErrStale], or Mine == false) and changes nothing, and a write that comes late or twice changes nothing;
 //   - team scope is part of every statement that a caller's request reaches;
 //   - content that several mails share is stored once and read once.
 //

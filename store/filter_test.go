@@ -75,7 +75,7 @@ func journals(t *testing.T, s *store.Store) []journalMail {
 	}
 	enqueue(t, s, ms...)
 	for _, m := range all {
-		st := &store.Settlement{ID: m.ID, Owner: r, Status: m.status, RunAt: time.Now().Add(time.Hour), Progress: &store.Progress{}}
+		st := &store.Settlement{ID: m.ID, Owner: r, Claim: store.BornClaim, Status: m.status, RunAt: time.Now().Add(time.Hour), Progress: &store.Progress{}}
 		switch {
 		case m.status == store.MailSending:
 			continue
@@ -302,7 +302,7 @@ func TestPagesInAnyOrderOfInsertion(t *testing.T) {
 				if i == 1 {
 					at = len(ms) - 2 - k
 				}
-				done[at] = s.Settle(&store.Settlement{ID: ms[at].ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent})
+				done[at] = s.Settle(&store.Settlement{ID: ms[at].ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleArchive, Status: store.MailSent})
 			}
 		}
 		for i, d := range done {

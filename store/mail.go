@@ -148,8 +148,11 @@ func (m *NewMail) Claimed(holdUnknown bool) *Claimed {
 	m.pack()
 	return &Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
 		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
-		ExpireTime: m.ExpireTime, HoldUnknown: holdUnknown, Raw: m.inline, Layout: m.layout}
+		ExpireTime: m.ExpireTime, HoldUnknown: holdUnknown, Raw: m.inline, Layout: m.layout, Claim: BornClaim}
 }
+
+// BornClaim is the token of a mail that is born owned.
+const BornClaim = 1
 
 // Enqueued answers one NewMail.
 type Enqueued struct {
@@ -182,6 +185,9 @@ type Claimed struct {
 	HoldUnknown       bool // its mail server holds mail of every kind whose outcome is unknown
 	Marked            bool // only from Adopt: the dot may have left for the first MaxRecipients pending recipients
 
+	// Claim is the token of this ownership: every write of its owner carries it, and none counts under another one. Each claim and each adoption raises it.
+	Claim int64
+
 	Raw    []byte // the whole message, or nil when it has shared pieces: see Store.LoadRaw
 	Layout []byte // how Raw is made of pieces; nil = Raw is whole
 }
@@ -198,10 +204,11 @@ const (
 	SettleBegin                          // Crashes only: what it counts if this owner dies as well
 )
 
-// Settlement is one conditional write to a mail owned by Owner.
+// Settlement is one conditional write to a mail that Owner has under the token Claim.
 type Settlement struct {
 	ID                uuid.UUID
 	Owner             ReplicaID
+	Claim             int64
 	Kind              SettleKind
 	Status            MailStatus
 	RunAt             time.Time
@@ -210,11 +217,11 @@ type Settlement struct {
 	Progress          *Progress
 	PossibleDuplicate bool
 	LastError         string
-	Again             bool // handed over before, with an error as answer: it may have been written
 	Quick             bool // somebody waits for it: not behind what the batch hands over
 }
 
-// Settled answers a Settlement. Mine == false: the lease was lost, nothing was written.
+// Settled answers a Settlement. Mine == false: the mail is not the owner's under this token any more, nothing was written. A result that is handed over a
+// second time is written once and answered like the first time, until somebody else has the mail.
 type Settled struct {
 	Mine bool
 	Err  error

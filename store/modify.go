@@ -371,10 +371,10 @@ func (s *Store) applySQLite(ctx context.Context, tx *sqlx.Tx, changes []change) 
 			return err
 		}
 		if c.Kind == SettleArchive {
-			if _, err := remove.ExecContext(ctx, x.m.ID); err != nil {
+			if _, err := archive.ExecContext(ctx, now, c.Status, c.Attempts, c.PossibleDuplicate, c.LastError, string(b), x.m.ID); err != nil {
 				return err
 			}
-			if _, err := archive.ExecContext(ctx, x.m.ID, x.m.Team, x.m.MailServer, now, c.Status, c.Attempts, c.PossibleDuplicate, c.LastError, string(b)); err != nil {
+			if _, err := remove.ExecContext(ctx, x.m.ID); err != nil {
 				return err
 			}
 			continue

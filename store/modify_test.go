@@ -136,8 +136,8 @@ func TestModifyAmongSenders(t *testing.T) {
 					}
 					var answers []<-chan store.Settled
 					for i, c := range cs {
-						answers = append(answers, s.Settle(&store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleMark}))
-						st := &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: time.Now().Add(-time.Hour), Attempts: 1}
+						answers = append(answers, s.Settle(&store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleMark}))
+						st := &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: time.Now().Add(-time.Hour), Attempts: 1}
 						if i%3 == 0 {
 							st.Kind, st.Status = store.SettleArchive, store.MailSent
 						}

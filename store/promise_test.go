@@ -39,7 +39,7 @@ func TestClaimIsFair(t *testing.T) {
 				if c.Priority <= 10 {
 					t.Errorf("priority %d", c.Priority)
 				}
-				settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Hour)})
+				settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Hour)})
 			}
 		}
 		cs, err := s.Claim(ctx, r, "ss", 30, store.AnyPriority)
@@ -203,7 +203,7 @@ func TestDeathBetweenTransactions(t *testing.T) {
 			status store.MailStatus // handed over
 			want   store.MailStatus // without its owner
 		}{{nothing, "", store.MailQueued}, {some, store.MailPartiallySent, store.MailPartiallySent}} {
-			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Kind: store.SettleProgress, Status: c.status, Progress: c.p}) {
+			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: tokenOf(t, s, m.ID), Kind: store.SettleProgress, Status: c.status, Progress: c.p}) {
 				t.Fatal("progress refused")
 			}
 			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != store.MailSending {
@@ -255,16 +255,16 @@ func TestDeathsAreCounted(t *testing.T) {
 		}
 		die(crashes(map[uuid.UUID]int{}))
 		r := crashes(map[uuid.UUID]int{held.ID: 1, begun.ID: 1})
-		if !settle(t, s, &store.Settlement{ID: begun.ID, Owner: r, Kind: store.SettleBegin, Crashes: 2}) {
+		if !settle(t, s, &store.Settlement{ID: begun.ID, Owner: r, Claim: tokenOf(t, s, begun.ID), Kind: store.SettleBegin, Crashes: 2}) {
 			t.Fatal("begin refused")
 		}
-		if settle(t, s, &store.Settlement{ID: held.ID, Owner: r + 77, Kind: store.SettleBegin, Crashes: 9}) {
+		if settle(t, s, &store.Settlement{ID: held.ID, Owner: r + 77, Claim: tokenOf(t, s, held.ID), Kind: store.SettleBegin, Crashes: 9}) {
 			t.Fatal("a stale owner began")
 		}
 		die(r)
 		r = crashes(map[uuid.UUID]int{held.ID: 1, begun.ID: 2})
 		for _, m := range []*store.NewMail{held, begun} {
-			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)}) {
+			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: tokenOf(t, s, m.ID), Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)}) {
 				t.Fatal("retry refused")
 			}
 		}
@@ -307,7 +307,7 @@ func TestClaimIsNotHeardOf(t *testing.T) {
 			}
 			// The same for what is adopted: it is r's word that has to be heard last.
 			for id := range known {
-				if !settle(t, s, &store.Settlement{ID: id, Owner: r, Kind: store.SettleMark}) {
+				if !settle(t, s, &store.Settlement{ID: id, Owner: r, Claim: tokenOf(t, s, id), Kind: store.SettleMark}) {
 					t.Fatal("mark refused")
 				}
 			}
@@ -328,7 +328,7 @@ func TestClaimIsNotHeardOf(t *testing.T) {
 			}
 			p.Cut(nil)
 			for id := range adopted {
-				if !settle(t, s, &store.Settlement{ID: id, Owner: next, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: time.Now().Add(-time.Second)}) {
+				if !settle(t, s, &store.Settlement{ID: id, Owner: next, Claim: tokenOf(t, s, id), Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: time.Now().Add(-time.Second)}) {
 					t.Fatal("retry refused")
 				}
 			}

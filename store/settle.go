@@ -59,7 +59,6 @@ func (s *Store) flushDistinct(ops []*settleOp) {
 func (s *Store) writeDistinct(ctx context.Context, ops []*settleOp) {
 	var mine map[uuid.UUID]bool
 	var err error
-	again := false // an earlier try may have been committed
 	for try := 0; ; try++ {
 		if s.dialect == postgres {
 			mine, err = s.settlePostgres(ctx, ops)
@@ -70,7 +69,6 @@ func (s *Store) writeDistinct(ctx context.Context, ops []*settleOp) {
 		if err == nil || try == 3 || !(retryable(err) || lost) {
 			break
 		}
-		again = again || lost
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Duration(50<<try) * time.Millisecond):
@@ -85,8 +83,8 @@ func (s *Store) writeDistinct(ctx context.Context, ops []*settleOp) {
 		switch {
 		case err != nil:
 			a.Err = s.fault(err)
-		case !a.Mine && (again || op.s.Again):
-			a.Mine, a.Err = s.wasSettled(ctx, op.s)
+		case !a.Mine:
+			a.Mine, a.Err = s.writtenBefore(ctx, op.s)
 		}
 		op.done <- a
 	}
@@ -115,34 +113,20 @@ func (s *Store) settleApart(ctx context.Context, ops []*settleOp, err error) {
 // RefusedResults is how many results were stored with plain words because the database refused their data, since Open.
 func (s *Store) RefusedResults() int64 { return s.refused.Load() }
 
-// wasSettled looks whether a write whose answer was lost had been made after all.
-func (s *Store) wasSettled(ctx context.Context, st *Settlement) (bool, error) {
-	if st.Kind == SettleArchive {
-		var status MailStatus
-		err := s.q.get("archive_settled").GetContext(ctx, &status, st.ID)
-		if err = s.notFound(err); errors.Is(err, ErrNotFound) {
-			return false, nil
-		}
-		return err == nil && status == st.Status, err
-	}
+// writtenBefore says whether a result that is not the owner's to write any more was written by it under this token: the answer to an earlier try was lost.
+func (s *Store) writtenBefore(ctx context.Context, st *Settlement) (bool, error) {
 	if st.Kind == SettleMark || st.Kind == SettleProgress || st.Kind == SettleBegin {
-		return false, nil // these repeat without harm: not returned means not ours
+		return false, nil // these leave the mail its owner's
 	}
-	var row struct {
-		Status   MailStatus
-		Attempts int
-		Owner    *int64
-	}
-	err := s.q.get("due_settled").GetContext(ctx, &row, st.ID)
-	if err = s.notFound(err); errors.Is(err, ErrNotFound) {
-		return false, nil
-	}
-	return err == nil && row.Owner == nil && row.Status == st.Status && row.Attempts == st.Attempts, err
+	var n int
+	err := s.q.get("settled_under").GetContext(ctx, &n, st.ID, st.Claim, st.ID, st.Claim)
+	return n > 0, s.fault(err)
 }
 
 // settleRow is a settlement as the statement reads it. A finished mail has only the fields that are always there.
 type settleRow struct {
 	ID       uuid.UUID  `json:"id"`
+	Claim    int64      `json:"c"`
 	Kind     SettleKind `json:"k,omitempty"`
 	Status   MailStatus `json:"status,omitempty"`
 	RunAt    *int64     `json:"run_at,omitempty"`
@@ -155,20 +139,19 @@ type settleRow struct {
 
 func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
 	var finished, changed []settleRow
-	// Marks are half of all: they go without JSON.
-	marks := make([]byte, 0, 64+40*len(ops))
-	marks = append(marks, '{')
+	// Marks are half of all, and small: no reflection for them.
+	marks := append(make([]byte, 0, 64+64*len(ops)), '[')
 	mine := make(map[uuid.UUID]bool, len(ops))
 	for _, op := range ops {
 		st := op.s
 		mine[st.ID] = true
-		r := settleRow{ID: st.ID, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: storable(st.LastError)}
+		r := settleRow{ID: st.ID, Claim: st.Claim, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: storable(st.LastError)}
 		switch st.Kind {
 		case SettleMark:
 			if len(marks) > 1 {
 				marks = append(marks, ',')
 			}
-			marks = append(marks, st.ID.String()...)
+			marks = fmt.Appendf(marks, `{"id":"%s","c":%d}`, st.ID, st.Claim)
 		case SettleArchive:
 			finished = append(finished, r)
 		default:
@@ -190,7 +173,7 @@ func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.U
 	}
 	var lost []uuid.UUID
 	owner := int64(ops[0].s.Owner)
-	if err := s.q.get("settle").SelectContext(ctx, &lost, f, x, string(append(marks, '}')), owner, owner, owner); err != nil {
+	if err := s.q.get("settle").SelectContext(ctx, &lost, f, x, string(append(marks, ']')), owner, owner, owner); err != nil {
 		return nil, err
 	}
 	for _, id := range lost {
@@ -246,21 +229,21 @@ func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUI
 			var err error
 			switch st.Kind {
 			case SettleMark:
-				err = exec(st.ID, "settle_mark", now, st.ID, owner)
+				err = exec(st.ID, "settle_mark", now, st.ID, owner, st.Claim)
 			case SettleBegin:
-				err = exec(st.ID, "settle_begin", st.Crashes, st.ID, owner)
+				err = exec(st.ID, "settle_begin", st.Crashes, st.ID, owner, st.Claim)
 			case SettleProgress:
-				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner)
+				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner, st.Claim)
 			case SettleArchive:
-				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, storable(st.LastError), progress, st.ID, owner); err == nil && mine[st.ID] {
-					err = exec(st.ID, "settle_delete", st.ID, owner)
+				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, storable(st.LastError), progress, st.ID, owner, st.Claim); err == nil && mine[st.ID] {
+					err = exec(st.ID, "settle_delete", st.ID, owner, st.Claim)
 				}
 			default:
 				var runAt any
 				if st.Kind == SettleRetry {
 					runAt = s.t(&st.RunAt)
 				}
-				err = exec(st.ID, "settle_update", st.Status, runAt, st.Crashes, st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner)
+				err = exec(st.ID, "settle_update", st.Status, runAt, st.Crashes, st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner, st.Claim)
 			}
 			if err != nil {
 				return err

@@ -60,6 +60,15 @@ func register(t testing.TB, s *store.Store) store.ReplicaID {
 	return r
 }
 
+// tokenOf is the claim token of an unfinished mail.
+func tokenOf(t testing.TB, s *store.Store, id uuid.UUID) (claim int64) {
+	t.Helper()
+	if err := s.Get(&claim, "select claim from due where id = ?", id); err != nil {
+		t.Fatal(err)
+	}
+	return claim
+}
+
 func settle(t testing.TB, s *store.Store, st *store.Settlement) bool {
 	t.Helper()
 	a := <-s.Settle(st)
@@ -262,41 +271,43 @@ func TestClaimSettleJournals(t *testing.T) {
 		}
 		// Stale owners change nothing.
 		for k := store.SettleMark; k <= store.SettleRetry; k++ {
-			if settle(t, s, &store.Settlement{ID: c.ID, Owner: r + 77, Kind: k, Status: store.MailSent, RunAt: time.Now(), Progress: &store.Progress{}}) && k != store.SettleRetry {
+			if settle(t, s, &store.Settlement{ID: c.ID, Owner: r + 77, Claim: c.Claim, Kind: k, Status: store.MailSent, RunAt: time.Now(), Progress: &store.Progress{}}) && k != store.SettleRetry {
 				t.Fatalf("a stale write of kind %d was taken", k)
 			}
 		}
-		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleMark}) {
+		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleMark}) {
 			t.Fatal("mark refused")
 		}
 		p := &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientAccepted, Code: 250, RemoteID: "Q1", Time: time.Now().UTC().Truncate(time.Microsecond)}, {Status: store.RecipientPending}}}
-		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleProgress, Progress: p}) {
+		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleProgress, Progress: p}) {
 			t.Fatal("progress refused")
 		}
 		p.Results[1].Status = store.RecipientDeferred
 		at := time.Now().Add(-time.Second)
-		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleRetry, Status: store.MailPartiallySent, RunAt: at, Attempts: 1, Progress: p, LastError: "later"}) {
+		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleRetry, Status: store.MailPartiallySent, RunAt: at, Attempts: 1, Progress: p, LastError: "later"}) {
 			t.Fatal("retry refused")
 		}
 		cs, err = s.Claim(ctx, r, "ss", 10, store.AnyPriority)
 		if err != nil || len(cs) != 1 || cs[0].Attempts != 1 || cs[0].Progress.Results[0].RemoteID != "Q1" || !cs[0].Progress.Results[0].Time.Equal(p.Results[0].Time) {
 			t.Fatalf("second claim: %+v %v", cs, err)
 		}
+		first := c.Claim
+		c = cs[0]
 		p.Results[1].Status = store.RecipientAccepted
-		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 2, Progress: p, PossibleDuplicate: true}) {
+		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 2, Progress: p, PossibleDuplicate: true}) {
 			t.Fatal("archive refused")
 		}
-		if settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettlePark, Status: store.MailFailed, Progress: p}) {
+		if settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: first, Kind: store.SettlePark, Status: store.MailFailed, Progress: p}) {
 			t.Fatal("a finished mail was settled again")
 		}
-		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 2, Progress: p, Again: true}) {
+		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 2, Progress: p}) {
 			t.Fatal("a repeated write is not recognised")
 		}
 		m, err := s.Mail(ctx, store.Everything, c.ID)
 		if err != nil || m.Status != store.MailSent || !m.Archived || m.FinishTime == nil || !m.PossibleDuplicate || m.Attempts != 2 || m.Progress.Results[1].Status != store.RecipientAccepted || m.Labels["c"] != "x" {
 			t.Fatalf("archived: %+v %v", m, err)
 		}
-		if !settle(t, s, &store.Settlement{ID: ms[1].ID, Owner: r, Kind: store.SettlePark, Status: store.MailFailed, Attempts: 1, Progress: p, LastError: "550 no"}) {
+		if !settle(t, s, &store.Settlement{ID: ms[1].ID, Owner: r, Claim: tokenOf(t, s, ms[1].ID), Kind: store.SettlePark, Status: store.MailFailed, Attempts: 1, Progress: p, LastError: "550 no"}) {
 			t.Fatal("park refused")
 		}
 		// Every field of the filter, on both journals.
@@ -400,7 +411,7 @@ func TestRecover(t *testing.T) {
 		if err != nil || len(cs) != 2 {
 			t.Fatalf("claim: %v %v (a mail born owned must not be claimed)", cs, err)
 		}
-		settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: dead, Kind: store.SettleMark})
+		settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: dead, Claim: cs[0].Claim, Kind: store.SettleMark})
 		me := register(t, s)
 		if s.Dialect() == "postgres" {
 			if n, ad, err := s.Recover(ctx, me, 10); err != nil || n+len(ad) != 0 {
@@ -417,17 +428,17 @@ func TestRecover(t *testing.T) {
 		if err := s.Renew(ctx, dead, time.Minute); !errors.Is(err, store.ErrStale) {
 			t.Fatalf("the dead renew: %v", err)
 		}
-		if settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: dead, Kind: store.SettleArchive, Status: store.MailSent}) {
+		if settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: dead, Claim: cs[0].Claim, Kind: store.SettleArchive, Status: store.MailSent}) {
 			t.Fatal("the dead settle")
 		}
-		if !settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: me, Kind: store.SettlePark, Status: store.MailUnknown, Attempts: 1, Progress: &store.Progress{}}) {
+		if !settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: me, Claim: adopted[0].Claim, Kind: store.SettlePark, Status: store.MailUnknown, Attempts: 1, Progress: &store.Progress{}}) {
 			t.Fatal("the adopter cannot settle")
 		}
 		cs, err = s.Claim(ctx, me, "ss", 10, store.AnyPriority)
 		if err != nil || len(cs) != 2 || cs[0].Crashes != 1 {
 			t.Fatalf("requeued: %v %v", cs, err)
 		}
-		settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: me, Kind: store.SettleMark})
+		settle(t, s, &store.Settlement{ID: cs[0].ID, Owner: me, Claim: cs[0].Claim, Kind: store.SettleMark})
 		if err := s.Unregister(ctx, me); err != nil {
 			t.Fatal(err)
 		}
@@ -562,7 +573,7 @@ func TestPagesWithInserts(t *testing.T) {
 		r := register(t, s)
 		cs, _ := s.Claim(ctx, r, "ss", 25, store.AnyPriority)
 		for _, c := range cs {
-			settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Kind: store.SettleArchive, Status: store.MailSent})
+			settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleArchive, Status: store.MailSent})
 		}
 		clear(seen)
 		after = store.Cursor{}

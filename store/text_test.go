@@ -35,7 +35,7 @@ var hostile = map[string]string{"a NUL": "a\x00b", "invalid UTF-8": "a\xff\xfe\x
 
 // resultWith is a result with text in every field that a relay's words reach.
 func resultWith(id uuid.UUID, r store.ReplicaID, kind store.SettleKind, text string) *store.Settlement {
-	st := &store.Settlement{ID: id, Owner: r, Kind: kind, Attempts: 1, LastError: text, Progress: &store.Progress{
+	st := &store.Settlement{ID: id, Owner: r, Claim: store.BornClaim, Kind: kind, Attempts: 1, LastError: text, Progress: &store.Progress{
 		Results:  []store.RecipientResult{{Status: store.RecipientRejected, Code: 550, Enhanced: text, Detail: text, RemoteID: text}, {Status: store.RecipientAccepted, Code: 250}},
 		Attempts: []store.Attempt{{Number: 1, Server: "ss", Outcome: "partial", Detail: text, RemoteID: text}}}}
 	switch kind {

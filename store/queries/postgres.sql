@@ -20,10 +20,11 @@ with u as materialized (
   on conflict do nothing
   returning id
 ), d as (
-  insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, last_error)
+  insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
   select id, u.team, u.mail_server, u.priority, case when u.held is null then 'queued' else 'held' end,
     case when u.held is null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
-    case when u.held is not null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end, u.owner, coalesce(u.held, '')
+    case when u.held is not null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end, u.owner,
+    case when u.owner is null then 0 else 1 end, coalesce(u.held, '')
   from u join m using (id)
 ), t as (
   insert into term (term, mail_id)
@@ -62,13 +63,13 @@ with recursive p as (
 ), c as (
   select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l) r where rank <= (select n from share)
 ), q as (
-  update due set owner = ? where due.id = any (array(select id from c))
-  returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+  update due set owner = ?, claim = due.claim + 1 where due.id = any (array(select id from c))
+  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 ), ch as (
   insert into change (mail_id, status) select id, 'sending' from q
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));
@@ -82,13 +83,15 @@ select id, owner from due where id = any (array(select value::uuid from json_arr
 -- coalesce: not by due_owner, whose dead entries are many and which the planner takes for any condition that null does not meet. case: a condition that the
 -- planner expects half of the rows to meet, not one in two hundred, for which it would compare every row of one list with every row of the other.
 with f as materialized (
-  select * from json_to_recordset(?::json) as f(id uuid, status text, attempts smallint, progress json, dup boolean, err text)
+  select * from json_to_recordset(?::json) as f(id uuid, c bigint, status text, attempts smallint, progress json, dup boolean, err text)
 ), x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, k integer, status text, run_at bigint, attempts smallint, crashes smallint, progress json, dup boolean, err text)
+  select * from json_to_recordset(?::json) as x(id uuid, c bigint, k integer, status text, run_at bigint, attempts smallint, crashes smallint, progress json, dup boolean, err text)
 ), m as materialized (
-  select unnest(?::uuid[]) as id
+  select * from json_to_recordset(?::json) as m(id uuid, c bigint)
 ), mk as (
-  update due q set data_at = now() where q.id = any (array(select id from m)) and coalesce(q.owner, 0) = ? returning q.id
+  update due q set data_at = now() from m
+  where q.id = any (array(select id from m)) and q.id = m.id and case when q.owner = ? and q.claim = m.c then true else false end
+  returning q.id
 ), up as (
   update due q set status = case when x.k in (2, 6) then coalesce(x.status, q.status) else x.status end,
     run_at = case when x.k in (2, 6) then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
@@ -96,13 +99,15 @@ with f as materialized (
     crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end,
     attempts = case when x.k = 6 then q.attempts else x.attempts end, progress = case when x.k = 6 then q.progress else x.progress end,
     possible_duplicate = case when x.k = 6 then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
-  from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? then true else false end
+  from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c then true else false end
   returning q.id, x.k, q.status
 ), de as (
-  delete from due q where q.id = any (array(select id from f)) and coalesce(q.owner, 0) = ? returning q.id, q.team, q.mail_server
+  delete from due q using f
+  where q.id = any (array(select id from f)) and q.id = f.id and case when q.owner = ? and q.claim = f.c then true else false end
+  returning q.id, q.team, q.mail_server, q.claim, f.status, f.attempts, f.dup, f.err, f.progress
 ), ar as (
-  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
-  select de.id, de.team, de.mail_server, now(), f.status, f.attempts, f.dup, f.err, f.progress from de join f on f.id = de.id
+  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+  select id, team, mail_server, now(), status, attempts, dup, err, progress, claim from de
   returning id, status
 ), ch as (
   insert into change (mail_id, status) select id, status from up where k not in (2, 6) union all select id, status from ar
@@ -142,10 +147,10 @@ with x as materialized (
   from x where d.id = any (array(select id from x where not done)) and d.id = x.id and case when d.owner is null then true else false end
   returning d.id, d.status
 ), de as (
-  delete from due d where d.id = any (array(select id from x where done)) and d.owner is null returning d.id, d.team, d.mail_server
+  delete from due d where d.id = any (array(select id from x where done)) and d.owner is null returning d.id, d.team, d.mail_server, d.claim
 ), ar as (
-  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
-  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress from de join x on x.id = de.id
+  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress, de.claim from de join x on x.id = de.id
   returning id, status
 ), ch as (
   insert into change (mail_id, status) select id, status from up union all select id, status from ar
@@ -167,7 +172,7 @@ update replica set alive_until = 'epoch' where alive_until < now() and alive_unt
 -- name: recover_unmarked
 -- due_owner
 with r as (
-  update due set owner = null, crashes = greatest(crashes, 1)
+  update due set owner = null, claim = claim + 1, crashes = greatest(crashes, 1)
   where data_at is null and owner in (select id from replica where alive_until = 'epoch')
   returning id, status
 )
@@ -178,11 +183,11 @@ insert into change (mail_id, status) select id, status from r;
 with c as materialized (
   select id from due where data_at is not null and owner in (select id from replica where alive_until = 'epoch') limit ? for update skip locked
 ), q as (
-  update due set owner = ?, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
-  returning due.id, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+  update due set owner = ?, claim = due.claim + 1, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
+  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));

@@ -12,7 +12,8 @@ select count(*) from mail_server where name = ? and version = ?;
 
 -- name: enqueue_due
 -- primary key
-insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, last_error) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
+insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: enqueue_term
 -- none is looked up; in the order of the primary key, so that a batch walks through it once
@@ -47,42 +48,43 @@ with recursive p(team, priority) as (
     order by x.run_at limit (select n from share))
   where p.team is not null and p.priority > ?4
 )
-update due set owner = ?5 where id in (
+update due set owner = ?5, claim = claim + 1 where id in (
   select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l) where rank <= (select n from share))
 returning id;
 
 -- name: claimed
 -- primary keys
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, 0) as hold_unknown
 from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
 -- name: settle_mark
 -- primary key
-update due set data_at = ? where id = ? and owner = ?;
+update due set data_at = ? where id = ? and owner = ? and claim = ?;
 
 -- name: settle_begin
 -- primary key
-update due set crashes = ? where id = ? and owner = ?;
+update due set crashes = ? where id = ? and owner = ? and claim = ?;
 
 -- name: settle_update
 -- primary key
 update due set status = ?, run_at = ?, owner = null, data_at = null, crashes = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
-where id = ? and owner = ?;
+where id = ? and owner = ? and claim = ?;
 
 -- name: settle_progress
 -- primary key
-update due set data_at = null, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner = ?;
+update due set data_at = null, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
+where id = ? and owner = ? and claim = ?;
 
 -- name: settle_archive
 -- primary key
-insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result)
-select id, team, mail_server, ?, ?, ?, ?, ?, ? from due where id = ? and owner = ?;
+insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+select id, team, mail_server, ?, ?, ?, ?, ?, ?, claim from due where id = ? and owner = ? and claim = ?;
 
 -- name: settle_delete
 -- primary key
-delete from due where id = ? and owner = ?;
+delete from due where id = ? and owner = ? and claim = ?;
 
 -- name: modify_servers (read)
 -- primary key
@@ -108,7 +110,8 @@ delete from due where id = ? and owner is null;
 
 -- name: archive_insert
 -- primary key
-insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) values (?, ?, ?, ?, ?, ?, ?, ?, ?);
+insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+select id, team, mail_server, ?, ?, ?, ?, ?, ?, claim from due where id = ? and owner is null;
 
 -- name: replica_register
 -- primary key
@@ -128,12 +131,12 @@ update replica set alive_until = 0 where alive_until < ? and alive_until > 0;
 
 -- name: recover_unmarked
 -- due_owner
-update due set owner = null, crashes = max(crashes, 1)
+update due set owner = null, claim = claim + 1, crashes = max(crashes, 1)
 where data_at is null and owner in (select id from replica where alive_until = 0);
 
 -- name: recover_marked
 -- due_owner
-update due set owner = ?, crashes = max(crashes, 1) where id in (
+update due set owner = ?, claim = claim + 1, crashes = max(crashes, 1) where id in (
   select id from due where data_at is not null and owner in (select id from replica where alive_until = 0) limit ?)
 returning id;
 

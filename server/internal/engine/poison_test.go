@@ -80,7 +80,7 @@ func TestThreeCrashes(t *testing.T) {
 				t.Errorf("after %d deaths %+v", crash, c)
 			}
 			if c.ID == poison.ID && crash > 0 && crash < 3 {
-				if a := <-r.store.Settle(&store.Settlement{ID: c.ID, Owner: id, Kind: store.SettleBegin, Crashes: c.Crashes + 1}); a.Err != nil || !a.Mine {
+				if a := <-r.store.Settle(&store.Settlement{ID: c.ID, Owner: id, Claim: c.Claim, Kind: store.SettleBegin, Crashes: c.Crashes + 1}); a.Err != nil || !a.Mine {
 					t.Fatalf("%+v", a)
 				}
 			}
@@ -190,7 +190,7 @@ func TestSuspectsGoAlone(t *testing.T) {
 				t.Fatalf("%d %v", len(cs), err)
 			}
 			for _, c := range cs {
-				if a := <-st.Settle(&store.Settlement{ID: c.ID, Owner: dead, Kind: store.SettleBegin, Crashes: death + 1}); a.Err != nil || !a.Mine {
+				if a := <-st.Settle(&store.Settlement{ID: c.ID, Owner: dead, Claim: c.Claim, Kind: store.SettleBegin, Crashes: death + 1}); a.Err != nil || !a.Mine {
 					t.Fatalf("%+v", a)
 				}
 			}

@@ -89,7 +89,6 @@ func (r *recorder) finish(ctx context.Context, rec recording) {
 			return
 		}
 		wait = min(wait*2, 2*time.Second)
-		rec.s.Again = true
 		rec.answer = r.journal.Settle(rec.s)
 	}
 }

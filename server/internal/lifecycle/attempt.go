@@ -234,7 +234,7 @@ func (a *Attempt) leaveUnknown(why string, now time.Time) {
 
 // settlement is a write of this attempt's owner.
 func (a *Attempt) settlement(kind store.SettleKind) *store.Settlement {
-	return &store.Settlement{ID: a.Mail.ID, Owner: a.Owner, Kind: kind, Quick: a.Interactive}
+	return &store.Settlement{ID: a.Mail.ID, Owner: a.Owner, Claim: a.Mail.Claim, Kind: kind, Quick: a.Interactive}
 }
 
 // Mark says that the dot of the next transaction is about to leave.
