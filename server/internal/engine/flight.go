@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,7 +27,7 @@ type flight struct {
 	events  []delivery.Event
 	changed chan struct{} // closed and replaced at each change
 	done    bool
-	pending []int // positions behind a dot that has no reply yet
+	known   []store.RecipientResult // what the relay has said so far, by position
 }
 
 // callers knows whether anybody still waits for a flight, and cuts it before the dot when nobody does.
@@ -75,7 +76,7 @@ func (c *callers) cutReason() string {
 }
 
 func newFlight(e *Engine, sub *delivery.Submission) *flight {
-	return &flight{e: e, sub: sub, changed: make(chan struct{}), caller: callers{waiting: 1, cut: func() {}}}
+	return &flight{e: e, sub: sub, changed: make(chan struct{}), known: make([]store.RecipientResult, len(sub.Mail.Recipients)), caller: callers{waiting: 1, cut: func() {}}}
 }
 
 func (f *flight) add(ev delivery.Event) {
@@ -87,17 +88,18 @@ func (f *flight) add(ev delivery.Event) {
 	f.changed = make(chan struct{})
 }
 
+// accepted tells that the mail is durable.
+func (f *flight) accepted() {
+	m := f.sub.Mail
+	f.add(delivery.Event{MailID: m.ID, Time: f.e.now(), Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}})
+}
+
 // watch tells observe everything from the beginning until completed.
 func (f *flight) watch(ctx context.Context, duplicate bool, observe func(delivery.Event) error) error {
 	if duplicate {
 		f.caller.join()
 	}
-	over, ending, began := ctx.Done(), f.e.workCtx.Done(), time.Now()
-	var late <-chan time.Time
-	for i := 0; ; {
-		f.mu.Lock()
-		events, changed, done := f.events[i:], f.changed, f.done
-		f.mu.Unlock()
+	tell := func(events []delivery.Event) error {
 		for _, ev := range events {
 			if ev.Accepted != nil && duplicate {
 				a := *ev.Accepted
@@ -109,17 +111,25 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 				return err
 			}
 		}
-		i += len(events)
-		if done {
-			return nil
+		return nil
+	}
+	over, ending, began := ctx.Done(), f.e.workCtx.Done(), time.Now()
+	var late <-chan time.Time
+	for i := 0; ; {
+		f.mu.Lock()
+		events, changed, done := f.events[i:], f.changed, f.done
+		f.mu.Unlock()
+		if err := tell(events); err != nil || done {
+			return err
 		}
+		i += len(events)
 		select {
 		case <-changed:
 		case <-over:
 			over = nil
 			f.caller.gone(callerGone(ctx))
 			if f.pastDot() {
-				return f.leaveUnknown("the mail has left and the relay had not answered when the caller's time ran out; the journal will be completed by the reply", observe)
+				return tell(f.unanswered(i, "the mail has left and the relay had not answered when the caller's time ran out; the journal will be completed by the reply"))
 			}
 			// Cut before the dot: the end is a moment away, and the caller should hear it.
 			t := time.NewTimer(cutWait(time.Since(began)))
@@ -128,7 +138,7 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 		case <-ending:
 			ending = nil // before the dot the flight is being cut, and its end is a moment away
 			if f.pastDot() {
-				return f.leaveUnknown("the mail has left and the relay had not answered when the service stopped; the journal will say what becomes of it", observe)
+				return tell(f.unanswered(i, "the mail has left and the relay had not answered when the service stopped; the journal will say what becomes of it"))
 			}
 		case <-late:
 			return ctx.Err()
@@ -148,20 +158,24 @@ func (f *flight) pastDot() bool {
 	return f.caller.pastDot
 }
 
-// leaveUnknown tells a caller who cannot wait any longer that the mail has left and the relay has not answered yet. The journal will say more.
-func (f *flight) leaveUnknown(detail string, observe func(delivery.Event) error) error {
+// unanswered is what a caller hears last who has heard seen events and cannot wait any longer: what
+// has happened since, unknown for every recipient of which nothing is known, and the mail as it is
+// known now. The journal will say more.
+func (f *flight) unanswered(seen int, why string) []delivery.Event {
 	now := f.e.now()
 	f.mu.Lock()
-	pending := append([]int(nil), f.pending...)
-	f.mu.Unlock()
-	m := lifecycle.Unanswered(f.sub.Mail, detail)
-	for _, p := range pending {
-		r := store.RecipientResult{Status: store.RecipientUnknown, Detail: detail, Attempt: 1, Time: now}
-		if err := observe(delivery.Event{MailID: m.ID, Time: now, Recipient: &delivery.Recipient{Recipient: m.Recipients[p], Result: r}}); err != nil {
-			return err
+	defer f.mu.Unlock()
+	events := slices.Clone(f.events[seen:])
+	if f.done {
+		return events
+	}
+	m := lifecycle.Unanswered(f.sub.Mail, f.known, why, now)
+	for p, r := range m.Progress.Results {
+		if f.known[p].Status == "" {
+			events = append(events, delivery.Event{MailID: m.ID, Time: now, Recipient: &delivery.Recipient{Recipient: m.Recipients[p], Result: r}})
 		}
 	}
-	return observe(delivery.Event{MailID: m.ID, Time: now, Completed: m})
+	return append(events, delivery.Event{MailID: m.ID, Time: now, Completed: m})
 }
 
 // run delivers the mail. It owns the job.
@@ -271,14 +285,12 @@ func (f *flight) transact(ctx context.Context, s Session, j *job) (next lifecycl
 			if err := f.e.gate(ctx, j); err != nil {
 				return err
 			}
-			f.setPending(positions)
 			if !f.caller.passDot() {
 				return errors.New(f.caller.cutReason())
 			}
 			return nil
 		},
 		Done: func(o smtpx.Outcome) {
-			f.setPending(nil)
 			next, end = j.After(positions, o, f.e.now()), j.End()
 			f.report(j, positions)
 		},
@@ -289,16 +301,13 @@ func (f *flight) transact(ctx context.Context, s Session, j *job) (next lifecycl
 	return next, end
 }
 
-func (f *flight) setPending(positions []int) {
-	f.mu.Lock()
-	f.pending = positions
-	f.mu.Unlock()
-}
-
 // report emits the results of the positions that were decided.
 func (f *flight) report(j *job, positions []int) {
 	for _, p := range positions {
 		if r, now := j.Result(p); now {
+			f.mu.Lock()
+			f.known[p] = r
+			f.mu.Unlock()
 			f.add(delivery.Event{MailID: j.Mail.ID, Time: r.Time, Recipient: &delivery.Recipient{Recipient: j.Mail.Recipients[p], Result: r}})
 		}
 	}
@@ -349,10 +358,14 @@ func (f *flight) complete(s *store.Settlement, mine bool) {
 	if mine && s != nil {
 		m = lifecycle.Settled(f.sub.Mail, s, now)
 	} else {
-		// The journal belongs to somebody else now; what it says is the truth.
+		// The journal belongs to somebody else now; what it says is the truth, once it says how the mail ended.
 		var err error
-		if m, err = f.e.journal.Mail(context.WithoutCancel(f.e.workCtx), store.Everything, f.sub.Mail.ID); err != nil {
-			m = lifecycle.Unanswered(f.sub.Mail, "the result could not be recorded; the journal will tell")
+		m, err = f.e.journal.Mail(context.WithoutCancel(f.e.workCtx), store.Everything, f.sub.Mail.ID)
+		if err != nil || m.Status == store.MailSending {
+			for _, ev := range f.unanswered(len(f.events), "the result could not be recorded; the journal will tell") {
+				f.add(ev)
+			}
+			return
 		}
 	}
 	f.add(delivery.Event{MailID: m.ID, Time: now, Completed: m})
@@ -367,6 +380,7 @@ func (f *flight) settleUnheard() {
 		res, err := f.e.journal.Enqueue(f.e.workCtx, f.sub.Mail)
 		if err == nil {
 			if res.Err == nil && !res.Duplicate {
+				f.accepted() // a caller with the same request_id may have joined
 				f.finish(f.job(), lifecycle.CutByCaller, "")
 			}
 			return

@@ -61,7 +61,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		e.flights.remove(f)
 		return e.replay(ctx, res.ID, observe)
 	}
-	f.add(delivery.Event{MailID: m.ID, Time: now, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}})
+	f.accepted()
 	e.work.Add(1)
 	go func() {
 		defer e.work.Done()

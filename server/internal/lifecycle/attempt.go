@@ -118,6 +118,7 @@ const (
 func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 	before := len(a.todo)
 	a.handed++
+	a.marked = false // the next transaction has a dot of its own
 	throttled := Throttling(o)
 	a.fold(positions, o, throttled != "", now)
 	if throttled != "" && a.fault == "" {

@@ -108,6 +108,9 @@ var attemptRules = []attemptRule{
 	{"it made the service panic before the dot", "bulk p", "panic", "park failed outcome=failed n=1 d"},
 	{"it made the service panic behind the mark", "bulk p", "marked panic", "park unknown outcome=unknown n=1 u"},
 
+	{"it made the service panic between two transactions", "bulk p*150", "marked a*100 panic", "park partially_sent outcome=partial n=1 a*100d*50"},
+	{"it made the service panic behind the second mark", "bulk p*150", "marked a*100 marked panic", "park unknown outcome=unknown n=1 a*100u*50"},
+
 	// The owner died behind the mark.
 	{"adopted", "bulk p", "crash", "retry deferred due=backoff1 outcome=unknown n=1 dup u"},
 	{"adopted, invoice", "invoice p", "crash", "park unknown outcome=unknown n=1 u"},
@@ -131,6 +134,8 @@ var attemptRules = []attemptRule{
 	{"five days old, unknown by policy", "bulk dup began=-121h n=20 u", "u", "park unknown outcome=unknown n=21 dup u"},
 	{"five days old, the relay is down", "bulk began=-121h n=20 d", "release", "retry deferred due=before outcome=server n=20 d"},
 	{"five days old, the relay breaks", "bulk began=-121h n=20 d", "broken broken broken", "park failed outcome=failed n=20 d"},
+	{"five days old, the relay breaks, nobody was ever tried", "bulk began=-121h n=0 p", "broken broken broken", "park failed outcome=failed n=0 d"},
+	{"five days old, adopted", "bulk began=-121h n=20 p*150", "crash", "park unknown outcome=unknown n=21 u*100d*50"},
 	{"max_attempts", "bulk max=2 n=1 d", "d", "park failed outcome=failed n=2 d"},
 	{"max_attempts not reached", "bulk max=3 n=1 d", "d", "retry deferred due=backoff2 outcome=deferred n=2 d"},
 }
@@ -160,6 +165,49 @@ func (row attemptRule) run(t *testing.T) *ruleAttempt {
 }
 
 func (row attemptRule) verdict(t *testing.T) *Verdict { return row.run(t).verdict }
+
+// TestProgress: what is written between two transactions keeps the flag of a possible duplicate, the
+// number of attempts, and says that some have the mail.
+func TestProgress(t *testing.T) {
+	for _, row := range []struct{ name, mail, events, want string }{
+		{"some have it", "bulk p*150", "a*100", "partially_sent n=0 a*100p*50"},
+		{"nobody has it", "bulk p*150", "r*100", "n=0 r*100p*50"},
+		{"an earlier copy may have arrived", "bulk dup n=1 u*100p*50", "a*100", "partially_sent n=1 dup a*100p*50"},
+		{"no reply, not flagged before it is sent again", "bulk p*150", "u*100", "n=0 u*100p*50"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			a := parseAttempt(t, row.mail)
+			for _, event := range strings.Fields(row.events) {
+				a.happens(event)
+			}
+			s := a.attempt.Progress()
+			var words []string
+			if s.Status != "" {
+				words = append(words, string(s.Status))
+			}
+			words = append(words, fmt.Sprintf("n=%d", s.Attempts))
+			if s.PossibleDuplicate {
+				words = append(words, "dup")
+			}
+			if got := strings.Join(append(words, spelled(s.Progress.Results)), " "); got != row.want || s.Kind != store.SettleProgress {
+				t.Errorf("a mail (%s) between two transactions (%s)\n got %s\nwant %s", row.mail, row.events, got, row.want)
+			}
+		})
+	}
+}
+
+// spelled writes results as the rows do.
+func spelled(rs []store.RecipientResult) string {
+	var b strings.Builder
+	for _, r := range rs {
+		c := r.Status[0]
+		if r.Held {
+			c -= 'a' - 'A'
+		}
+		b.WriteByte(c)
+	}
+	return short(b.String())
+}
 
 // ruleAttempt drives the rules with the words of a row.
 type ruleAttempt struct {
@@ -368,13 +416,7 @@ func (a *ruleAttempt) became() string {
 	if s.PossibleDuplicate {
 		words = append(words, "dup")
 	}
-	var rs strings.Builder
 	for _, r := range s.Progress.Results {
-		c := r.Status[0]
-		if r.Held {
-			c -= 'a' - 'A'
-		}
-		rs.WriteByte(c)
 		if r.Status == store.RecipientDeferred && !r.NextAttempt.Equal(s.RunAt) {
 			a.t.Errorf("a deferred recipient's next attempt is %v, the mail's %v", r.NextAttempt, s.RunAt)
 		}
@@ -382,7 +424,7 @@ func (a *ruleAttempt) became() string {
 	if s.Kind == store.SettlePark && s.LastError == "" {
 		a.t.Error("nothing says why it is not sent")
 	}
-	return strings.Join(append(words, short(rs.String())), " ")
+	return strings.Join(append(words, spelled(s.Progress.Results)), " ")
 }
 
 // due is when the mail is due again, in the words of the rows.

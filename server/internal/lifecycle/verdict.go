@@ -54,6 +54,7 @@ type Verdict struct {
 const (
 	crashText   = "the service stopped after this mail had begun to leave and before the relay's answer was recorded"
 	expiredText = "expired: its expire_time had passed before it could be sent"
+	stoppedText = "the service stopped before it was sent to everybody"
 	poisonText  = "quarantined: the service died several times while it held this mail"
 	// PoisonCrashes is how many owners in a row may die of a mail before it is put aside: the first
 	// held it, the others were at it.
@@ -130,12 +131,8 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 		s.Attempts++
 	}
 	fault := firstOf(end.reason(why), a.firstRefusal(a.Number()), why, a.fault)
-	if gives {
-		for i := range a.results {
-			if r := &a.results[i]; r.Status == store.RecipientPending {
-				*r = store.RecipientResult{Status: store.RecipientDeferred, Detail: fault, Attempt: a.Number(), Time: now}
-			}
-		}
+	if end == Stopped && fault == "" {
+		fault = stoppedText
 	}
 	var outcome Outcome
 	old := !gives && a.tooOld(now, s.Attempts, lim)
@@ -169,15 +166,18 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 	if s.Kind == store.SettlePark && fault == "" {
 		fault = a.firstRefusal(0) // all went well this time; an earlier attempt says why it stays
 	}
-	if old && s.Kind == store.SettlePark && fault != "" {
-		fault = "gave up: " + fault
-	}
 	for i := range a.results {
 		r := &a.results[i]
+		if s.Kind == store.SettlePark && r.Status == store.RecipientPending { // nobody is about to try it any more
+			*r = store.RecipientResult{Status: store.RecipientDeferred, Detail: fault, Attempt: a.Number(), Time: now}
+		}
 		r.NextAttempt = time.Time{}
 		if s.Kind == store.SettleRetry && r.Status == store.RecipientDeferred {
 			r.NextAttempt = s.RunAt
 		}
+	}
+	if old && s.Kind == store.SettlePark && fault != "" {
+		fault = "gave up: " + fault
 	}
 	s.LastError = fault
 	s.Progress = &store.Progress{Results: a.results, Attempts: a.history(now, outcome, fault)}

@@ -36,10 +36,19 @@ func Settled(m *store.NewMail, s *store.Settlement, now time.Time) *store.Mail {
 	return v
 }
 
-// Unanswered is what a caller hears who cannot wait any longer for the relay's answer to a mail that
-// has left.
-func Unanswered(m *store.NewMail, why string) *store.Mail {
+// Unanswered is what a caller hears who cannot wait any longer for the end of a mail that may have
+// left. known is what the relay has said of its recipients so far, by position; of all others the
+// outcome is unknown, which it is also for those whose turn has not come: they are sent to without
+// the caller.
+func Unanswered(m *store.NewMail, known []store.RecipientResult, why string, now time.Time) *store.Mail {
 	v := View(m)
 	v.Status, v.DueTime, v.ResumeTime, v.LastError = store.MailUnknown, nil, nil, why
+	v.Progress.Results = make([]store.RecipientResult, len(m.Recipients))
+	copy(v.Progress.Results, known)
+	for i := range v.Progress.Results {
+		if r := &v.Progress.Results[i]; r.Status == "" || r.Status == store.RecipientPending {
+			*r = store.RecipientResult{Status: store.RecipientUnknown, Detail: why, Attempt: 1, Time: now}
+		}
+	}
 	return v
 }
