@@ -130,6 +130,35 @@ func TestMailWins(t *testing.T) {
 	})
 }
 
+// TestMailWinsWhenCut: a relay that refuses MAIL, says 503 to the rest of the flight and closes in
+// the middle of that has refused nobody but by what it said to MAIL.
+func TestMailWinsWhenCut(t *testing.T) {
+	for code, want := range map[string]string{"451 4.7.1 later": "DDD", "550 5.7.1 not you": "RRR"} {
+		for name, last := range map[string]struct {
+			verb string
+			nth  int
+		}{"first RCPT": {"RCPT", 1}, "second RCPT": {"RCPT", 2}, "last RCPT": {"RCPT", 3}} {
+			t.Run(code+" closes behind the "+name, func(t *testing.T) {
+				srv := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+					switch {
+					case c.Verb == "MAIL":
+						return &smtpxtest.Action{Reply: code + "\r\n", Refuse: true}
+					case c.Verb == "RCPT" || c.Verb == "DATA":
+						return &smtpxtest.Action{Reply: "503 5.5.1 need MAIL\r\n", Refuse: true, Close: c.Verb == last.verb && c.Nth == last.nth}
+					}
+					return nil
+				}}).Start(t)
+				o := dial(t, relay(srv)).Send(context.Background(), tx(3))
+				for _, r := range o.Recipients {
+					if statuses(o) != want || r.Phase != smtpx.PhaseMail || fmt.Sprint(r.Reply) != code {
+						t.Fatalf("got %s %+v, want %s by %q", statuses(o), r, want, code)
+					}
+				}
+			})
+		}
+	}
+}
+
 // TestGoodbyeIsTheEnd: after a 421 to any command nothing more is said, also where the relay does not close.
 func TestGoodbyeIsTheEnd(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {

@@ -166,10 +166,7 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	for i := range t.To {
 		rep, _, err := replyReader{s.br}.read()
 		if err != nil {
-			if mailRep.Code/100 != 2 && isEOF(err) {
-				tr.decide(mailRep, PhaseMail)
-			}
-			return s.cut(tr, PhaseRcpt, err)
+			return s.cutFlight(tr, PhaseRcpt, mailRep, err)
 		}
 		if rep.Code/100 == 3 {
 			return s.outOfStep(tr, PhaseRcpt, errProtocol) // DATA's, most likely
@@ -179,9 +176,19 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	}
 	dataRep, _, err := s.readReply(tm.Data)
 	if err != nil {
-		return s.cut(tr, PhaseData, err)
+		return s.cutFlight(tr, PhaseData, mailRep, err)
 	}
 	return s.afterData(tr, mailRep, dataRep, down)
+}
+
+// cutFlight is cut behind the answer to MAIL. When that was a refusal, what was said to RCPT only
+// follows from it (503, most often) and refuses nobody by itself.
+func (s *Session) cutFlight(tr *transfer, p Phase, mailRep Reply, err error) bool {
+	if mailRep.Code/100 != 2 && isEOF(err) {
+		clearAll(tr)
+		tr.decide(mailRep, PhaseMail)
+	}
+	return s.cut(tr, p, err)
 }
 
 // noteRcpt files the reply to the RCPT at position i. Replies are matched by position only.
