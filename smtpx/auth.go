@@ -104,7 +104,12 @@ var (
 	errNoMechanism   = errors.New("no login mechanism in common")
 )
 
-// beginAuth starts the login at the relay. LOGIN goes without the initial response the library sends: strict servers refuse it.
+// maxAuthLine is how long an AUTH command with an initial response may be (RFC 4954 4); a longer
+// response follows a challenge.
+const maxAuthLine = 512
+
+// beginAuth starts the login at the relay. LOGIN goes without the initial response that the
+// library sends, because strict servers refuse it; so does any that makes the line too long.
 func (c *libraryConn) beginAuth(line string) {
 	d := c.s.relay.Timeouts.Command
 	if name, ok := strings.CutPrefix(line, "AUTH LOGIN "); ok {
@@ -120,6 +125,14 @@ func (c *libraryConn) beginAuth(line string) {
 		}
 		c.authDone(rep, err)
 		return
+	}
+	if mech, initial, ok := strings.Cut(line[len("AUTH "):], " "); ok && len(line)+len(crlf) > maxAuthLine {
+		rep, _, err := c.s.command(d, "AUTH "+mech)
+		if err != nil || rep.Code != 334 {
+			c.authDone(rep, err)
+			return
+		}
+		line = initial // is the answer to the empty challenge
 	}
 	c.authLine(line)
 }

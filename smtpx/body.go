@@ -2,7 +2,8 @@ package smtpx
 
 import (
 	"bytes"
-	"io"
+	"context"
+	"time"
 )
 
 // The library hears of a stand-in for the message and never of its bytes: it would copy them twice and then write them octet by octet, which took half of all
@@ -21,17 +22,20 @@ var (
 	finalDot = []byte(".\r\n")
 )
 
-// writeBody writes raw dot-stuffed, the final dot, and next. buf is used for it and returned for the next body.
-func writeBody(w io.Writer, raw, next, buf []byte) ([]byte, error) {
+// writeBody writes raw dot-stuffed, the final dot, and next, by put. dot is the place of the
+// final dot in the block, -1 in a block without it: the dot and what comes behind it leave in
+// one block, whatever the edges of the others. buf is used for the blocks and returned for the
+// next body.
+func writeBody(raw, next, buf []byte, put func(block []byte, dot int) error) ([]byte, error) {
 	buf = buf[:0]
-	put := func(p []byte) error {
+	add := func(p []byte) error {
 		for len(p) > 0 {
 			n := min(len(p), bodyBlock-len(buf))
 			buf = append(buf, p[:n]...)
 			if p = p[n:]; len(buf) < bodyBlock {
 				break
 			}
-			if _, err := w.Write(buf); err != nil {
+			if err := put(buf, -1); err != nil {
 				return err
 			}
 			buf = buf[:0]
@@ -40,31 +44,65 @@ func writeBody(w io.Writer, raw, next, buf []byte) ([]byte, error) {
 	}
 	for rest, begins := raw, true; len(rest) > 0; begins = false {
 		if begins && rest[0] == '.' {
-			if err := put(finalDot[:1]); err != nil {
+			if err := add(finalDot[:1]); err != nil {
 				return buf, err
 			}
 		}
 		i := bytes.Index(rest, lineDot)
 		if i < 0 {
-			if err := put(rest); err != nil {
+			if err := add(rest); err != nil {
 				return buf, err
 			}
 			break
 		}
-		if err := put(rest[:i+2]); err != nil { // the line end and the dot that was there, and one more
+		if err := add(rest[:i+2]); err != nil { // the line end and the dot that was there, and one more
 			return buf, err
 		}
-		if err := put(finalDot[:1]); err != nil {
+		if err := add(finalDot[:1]); err != nil {
 			return buf, err
 		}
 		rest = rest[i+2:]
 	}
 	if !bytes.HasSuffix(raw, crlf) {
-		if err := put(crlf); err != nil {
+		if err := add(crlf); err != nil {
 			return buf, err
 		}
 	}
-	// The dot and what comes behind it leave in one write, whatever the edges of the blocks.
-	_, err := w.Write(append(append(buf, finalDot...), next...))
-	return buf[:0], err
+	dot := len(buf)
+	buf = append(append(buf, finalDot...), next...)
+	return buf[:0], put(buf, dot)
+}
+
+// minBodyRate is the slowest a relay may take a body, in octets a second over the whole of it.
+// Besides, no block may take longer than Timeouts.Block.
+const minBodyRate = 8 << 10
+
+// sendBody writes the held mail's body and dot, and next behind it. The gate is asked when
+// nothing but the block with the dot is left to write. gone says whether the dot may have left:
+// what the connection did not take of the block with the dot has not. gate is the gate's refusal,
+// err the connection's fault.
+func (s *Session) sendBody(ctx context.Context, t *Transaction, next []byte) (gone bool, gate, err error) {
+	began, sent := time.Now(), 0
+	s.block, err = writeBody(t.Raw, next, s.block, func(block []byte, dot int) error {
+		if dot >= 0 {
+			if t.Gate != nil {
+				asked := time.Now()
+				if gate = t.Gate(ctx); gate != nil {
+					return gate
+				}
+				began = began.Add(time.Since(asked)) // it is not the relay that was slow
+			}
+			s.setPastDot(true)
+		}
+		sent += len(block)
+		pace := s.relay.Timeouts.Block + time.Duration(sent)*time.Second/minBodyRate - time.Since(began)
+		s.setDeadline(min(s.relay.Timeouts.Block, pace))
+		n, err := s.conn.Write(block)
+		gone = dot >= 0 && n > dot
+		return err
+	})
+	if gate != nil {
+		err = nil
+	}
+	return gone, gate, err
 }

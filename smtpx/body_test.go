@@ -41,8 +41,17 @@ func TestWriteBody(t *testing.T) {
 		}
 		want.WriteString("MAIL FROM:<a@x.example>\r\n")
 		last := &lastWrite{w: &got}
-		if buf, err = writeBody(last, []byte(raw), []byte("MAIL FROM:<a@x.example>\r\n"), buf); err != nil {
-			t.Fatal(err)
+		dots := 0
+		buf, err = writeBody([]byte(raw), []byte("MAIL FROM:<a@x.example>\r\n"), buf, func(block []byte, dot int) error {
+			if dot >= 0 && !bytes.HasPrefix(block[dot:], []byte(".\r\nMAIL")) {
+				t.Errorf("%d octets %.40q: at the dot's place is %.10q", len(raw), raw, block[dot:])
+			}
+			dots += min(dot, 0) + 1
+			_, err := last.Write(block)
+			return err
+		})
+		if err != nil || dots != 1 {
+			t.Fatalf("%v, %d blocks with a dot", err, dots)
 		}
 		if !bytes.Equal(got.Bytes(), want.Bytes()) {
 			t.Errorf("%d octets %.40q: %d on the wire, not %d", len(raw), raw, got.Len(), want.Len())

@@ -226,3 +226,24 @@ func TestT4h_CertificateIsChecked(t *testing.T) {
 		t.Fatalf("TLS server on a plain configuration: %v (%s)", e, e.Hint)
 	}
 }
+
+// TestLongLogin: a response that would make the AUTH line too long follows the server's challenge (RFC 4954 4), and every line stays within its limit.
+func TestLongLogin(t *testing.T) {
+	for _, n := range []int{10, 350, 400, 1024} {
+		for _, mech := range []string{"PLAIN", "LOGIN", "CRAM-MD5"} {
+			password := strings.Repeat("p", n)
+			srv := (&smtpxtest.Server{Username: "user@x.example", Password: password, Mechanisms: []string{mech}}).Start(t)
+			r := relay(srv)
+			r.Username, r.Password, r.AllowPlaintextAuth = "user@x.example", password, true
+			s := dial(t, r)
+			if o := s.Send(context.Background(), tx(1)); statuses(o) != "A" {
+				t.Errorf("%s, %d octets: %s", mech, n, statuses(o))
+			}
+			for _, l := range srv.Lines() {
+				if strings.HasPrefix(l, "AUTH") && len(l) > 510 {
+					t.Errorf("%s, %d octets: an AUTH line of %d", mech, n, len(l))
+				}
+			}
+		}
+	}
+}

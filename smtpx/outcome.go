@@ -18,7 +18,7 @@ const (
 	PhaseAuth     Phase = "auth"
 	PhaseMail     Phase = "mail"
 	PhaseRcpt     Phase = "rcpt"
-	PhaseData     Phase = "data"
+	PhaseData     Phase = "data" // DATA, and the body up to its final dot
 	PhaseGate     Phase = "gate" // the gate refused: the dot did not leave
 	PhaseDot      Phase = "dot"  // after the final dot
 	PhaseQuit     Phase = "quit"
@@ -52,7 +52,7 @@ type RecipientOutcome struct {
 // Outcome is the whole truth about one transaction. Exactly one is delivered per transaction.
 type Outcome struct {
 	Recipients []RecipientOutcome
-	DotSent    bool      // the final dot may have left
+	DotSent    bool      // the final dot may have left; false where a break or a stall is known to have come before it
 	DotTime    time.Time // when the reply after the dot was read
 	RemoteID   string    // queue id read out of the reply after the dot, when it has one ("queued as 4F2A1", "id=1abc")
 	Err        *Error    // first fault of the transaction as a whole; nil when every recipient was decided by a reply
@@ -66,8 +66,10 @@ type Transaction struct {
 	Raw  []byte   // RFC 5322 message with CRLF line ends, not dot-stuffed; shared, never written to
 	UTF8 bool     // the message header needs SMTPUTF8 (addresses are looked at by the session itself)
 
-	// Gate is called once, immediately before the write that carries the final dot. Only when it returns nil may the dot leave. It
-	// may block (a durable mark is being committed) and must respect ctx. Not called when no recipient was accepted. nil = open.
+	// Gate is called once, immediately before the write that carries the final dot: the rest of a
+	// large body has been written by then. Only when it returns nil may the dot leave. It may block
+	// (a durable mark is being committed) and must respect ctx. It is not called when no recipient
+	// was accepted, or when the connection breaks before. nil = open.
 	Gate func(ctx context.Context) error
 	// Done receives the outcome exactly once, on the goroutine that called Submit or Flush, before that call's own return or
 	// during a later one.

@@ -3,6 +3,7 @@ package smtpx
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -101,6 +102,10 @@ func Probe(ctx context.Context, d *Dialer, r Relay, opt ProbeOptions) ProbeResul
 func (s *Session) ask(tr *trace, opt ProbeOptions) *Error {
 	tm := s.relay.Timeouts
 	t := &Transaction{From: opt.From, To: []string{opt.Recipient}, Raw: []byte("x")}
+	if why := s.unreachable(opt.Recipient); why != "" {
+		tr.skip(StepMailFrom, "the recipient cannot be asked about")
+		return tr.begin(StepRcptTo).fail(&Error{Phase: PhaseRcpt, Err: errors.New(why)}, s.relay)
+	}
 	done := tr.begin(StepMailFrom)
 	if fault := s.refuseLocally(t); fault != nil {
 		return done.fail(withHint(fault, s.relay), s.relay)

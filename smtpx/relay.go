@@ -42,6 +42,6 @@ type Timeouts struct {
 	Command time.Duration // MAIL, RSET, QUIT; default 60s
 	Rcpt    time.Duration // each RCPT flight; default 2m
 	Data    time.Duration // DATA to 354; default 2m
-	Block   time.Duration // each block of the body, with a floor of 1 KiB/s; default 3m
+	Block   time.Duration // each block of 64 KiB of the body, and all of it at 8 KiB/s or more; default 3m
 	Dot     time.Duration // the reply after the final dot; default 10m
 }

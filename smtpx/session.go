@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -169,15 +170,20 @@ func cleanNet(err error) error {
 // Submit hands over one mail. Its outcome comes through t.Done: now, where it is decided before the dot or the relay does not pipeline, else
 // during the next Submit or Flush. An error means the session is dead and every transaction handed over has had its Done.
 func (s *Session) Submit(ctx context.Context, t *Transaction) error {
-	tr := s.take(t)
 	if s.dead != nil {
+		tr := s.take(t)
 		s.finish(tr, notTried(tr, s.deadFault(PhaseMail)))
 		return s.dead
 	}
 	if fault := s.refuseLocally(t); fault != nil {
+		tr := s.take(t)
 		s.finish(tr, rejectedAll(tr, fault))
 		return nil
 	}
+	if t = s.reachable(t); t == nil {
+		return nil
+	}
+	tr := s.take(t)
 	defer s.watch(ctx)()
 	if s.held == nil && s.unread() {
 		s.kill(errSurplus)
@@ -368,17 +374,56 @@ func (s *Session) refuseLocally(t *Transaction) *Error {
 	case bareLineEnd(t.Raw):
 		return bad(PhaseData, "the message has a bare CR or LF, or a NUL")
 	}
-	utf8 := t.UTF8 || !ascii(t.From)
-	for _, to := range t.To {
-		if !wireSafe(to) {
-			return bad(PhaseRcpt, "a recipient is not a mailbox that may go into a command")
-		}
-		utf8 = utf8 || !ascii(to)
-	}
-	if utf8 && !s.smtputf8 {
-		return bad(PhaseMail, "the address needs SMTPUTF8, which the server does not offer")
+	if (t.UTF8 || !ascii(t.From)) && !s.smtputf8 {
+		return bad(PhaseMail, "the sender or the message needs SMTPUTF8, which the server does not offer")
 	}
 	return nil
+}
+
+// unreachable says why no command may name a recipient, "" when one may.
+func (s *Session) unreachable(to string) string {
+	switch {
+	case !wireSafe(to):
+		return "the recipient is not a mailbox that may go into a command"
+	case !ascii(to) && !s.smtputf8:
+		return "the address needs SMTPUTF8, which the server does not offer"
+	}
+	return ""
+}
+
+// reachable is t without the recipients that no command may name. They are refused, and they
+// alone: what one recipient needs is nobody else's refusal. nil: nobody is left.
+func (s *Session) reachable(t *Transaction) *Transaction {
+	first := slices.IndexFunc(t.To, func(to string) bool { return s.unreachable(to) != "" })
+	if first < 0 {
+		return t
+	}
+	c, all := *t, make([]RecipientOutcome, len(t.To))
+	c.To = nil
+	for i, to := range t.To {
+		if why := s.unreachable(to); why != "" {
+			all[i] = RecipientOutcome{Status: StatusRejected, Phase: PhaseRcpt, Reply: Reply{Text: why}}
+		} else {
+			c.To = append(c.To, to)
+		}
+	}
+	c.Done = func(o Outcome) {
+		for i, k := 0, 0; i < len(all); i++ {
+			if all[i].Status != StatusRejected {
+				all[i] = o.Recipients[k]
+				k++
+			}
+		}
+		o.Recipients = all
+		if t.Done != nil {
+			t.Done(o)
+		}
+	}
+	if len(c.To) == 0 {
+		c.Done(Outcome{Err: &Error{Phase: PhaseRcpt, Err: errors.New(all[0].Reply.Text)}})
+		return nil
+	}
+	return &c
 }
 
 // wireSafe is the strict pattern for what stands between < and >: a dot-atom, an @, a domain. Independent of ParseAddress on purpose.

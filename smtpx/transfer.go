@@ -357,6 +357,17 @@ func firstOf(a, b Reply, tr *transfer) Reply {
 	return a
 }
 
+// cutInBody is the outcome of a mail whose body the connection did not take to its end. No dot
+// has left, so the mail is refused, where the relay said so before it closed, or not tried.
+func (s *Session) cutInBody(tr *transfer, rep Reply, err, werr error) Outcome {
+	s.kill(werr)
+	if err != nil || rep.Code/100 < 4 {
+		return notTried(tr, s.deadFault(PhaseData))
+	}
+	tr.decide(rep, PhaseData)
+	return Outcome{Recipients: tr.rcpt, Err: &Error{Phase: PhaseData, Reply: rep, Temporary: rep.Code < 500}, ServerDown: rep.Code == 421}
+}
+
 // flushHeld lets the held mail go: gate, body and dot, and with them next (the commands of the next mail, nil for none) in one write; then its reply
 // is read and its outcome delivered. False: the session is dead, and nothing of next counts.
 func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
@@ -374,25 +385,24 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 		s.finish(tr, Outcome{Recipients: tr.rcpt, Err: s.deadFault(PhaseData), ServerDown: true})
 		return false
 	}
-	if g := tr.t.Gate; g != nil {
-		if err := g(ctx); err != nil {
-			s.kill(err)
-			s.finish(tr, notTried(tr, &Error{Phase: PhaseGate, Temporary: true, Err: err}))
-			return false
-		}
-	}
-	s.setPastDot(true)
 	defer s.setPastDot(false)
-	s.setDeadline(s.relay.Timeouts.Block + time.Duration(len(tr.t.Raw)/1024)*time.Second)
-	var werr error
-	s.block, werr = writeBody(s.conn, tr.t.Raw, next, s.block)
-	if werr == nil {
+	gone, gate, werr := s.sendBody(ctx, tr.t, next)
+	switch {
+	case gate != nil:
+		s.kill(gate)
+		s.finish(tr, notTried(tr, &Error{Phase: PhaseGate, Temporary: true, Err: gate}))
+		return false
+	case werr == nil:
 		s.setDeadline(s.relay.Timeouts.Dot)
-	} else {
+	default:
 		s.setDeadline(quitWait) // a relay that refuses in the middle of the body says why before it closes
 	}
 	s.inData = false
 	rep, _, err := replyReader{s.br}.read()
+	if !gone {
+		s.finish(tr, s.cutInBody(tr, rep, err, werr))
+		return false
+	}
 	o := Outcome{DotSent: true, DotTime: time.Now()}
 	if err != nil {
 		if werr != nil {

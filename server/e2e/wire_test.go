@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
+	"io"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"unicode"
 
@@ -128,5 +133,109 @@ func TestEveryFileCanBeComposed(t *testing.T) {
 	}
 	if n := s.count("select count(*) from mail"); n != want {
 		t.Errorf("%d mails were taken, want %d", n, want)
+	}
+}
+
+// cuttingRelay resets every connection some way into the body, as often as cuts says; then it takes mails. It returns its port and how many it took.
+func cuttingRelay(t *testing.T, cuts int64) (port int, taken *atomic.Int64) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	taken = &atomic.Int64{}
+	var left atomic.Int64
+	left.Store(cuts)
+	serve := func(c *net.TCPConn) {
+		defer c.Close()
+		_ = c.SetReadBuffer(64 << 10)
+		_, _ = io.WriteString(c, "220 relay\r\n") // the mail's result tells of every failure here
+		br := bufio.NewReader(c)
+		for {
+			line, err := br.ReadString('\n')
+			switch {
+			case err != nil:
+				return
+			case !strings.HasPrefix(line, "DATA"):
+				_, _ = io.WriteString(c, "250 ok\r\n")
+				continue
+			}
+			_, _ = io.WriteString(c, "354 go on\r\n")
+			if left.Add(-1) >= 0 {
+				_, _ = io.CopyN(io.Discard, br, 100<<10)
+				_ = c.SetLinger(0)
+				return
+			}
+			for line != ".\r\n" {
+				if line, err = br.ReadString('\n'); err != nil {
+					return
+				}
+			}
+			taken.Add(1)
+			_, _ = io.WriteString(c, "250 ok\r\n")
+		}
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(c.(*net.TCPConn))
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port, taken
+}
+
+// TestCutInTheBody: a connection that breaks in the body of a mail has delivered nothing, so nobody is in doubt: not even of an invoice, in either mode. The mail
+// is tried again on a fresh connection, and where that breaks as well the caller hears a failure and the queue keeps the mail.
+func TestCutInTheBody(t *testing.T) {
+	each(t, func(t *testing.T, s *service) {
+		large := message("a@y.example")
+		large.Attachments = []*pb.Attachment{{Filename: "a.pdf", Content: bytes.Repeat([]byte("x"), 7<<20)}}
+		for _, c := range []struct {
+			mode pb.Mode
+			cuts int64
+			want pb.MailStatus
+		}{
+			{pb.Mode_MODE_PHP, 1, pb.MailStatus_MAIL_STATUS_SENT},
+			{pb.Mode_MODE_PHP, 100, pb.MailStatus_MAIL_STATUS_FAILED},
+			{pb.Mode_MODE_DAEMON, 1, pb.MailStatus_MAIL_STATUS_SENT},
+			{pb.Mode_MODE_DAEMON, 100, pb.MailStatus_MAIL_STATUS_QUEUED},
+		} {
+			port, taken := cuttingRelay(t, c.cuts)
+			name := strings.ToLower(fmt.Sprintf("%s-%d", strings.TrimPrefix(c.mode.String(), "MODE_"), c.cuts))
+			s.addServer(name, c.mode, port)
+			r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: name, Kind: pb.Kind_KIND_INVOICE}, Message: large})
+			if c.mode == pb.Mode_MODE_DAEMON {
+				s.batch()
+			}
+			m := s.mail(r.id)
+			if m.Status != c.want || m.PossibleDuplicate || (taken.Load() == 1) != (c.want == pb.MailStatus_MAIL_STATUS_SENT) {
+				t.Errorf("%s: %v, possible duplicate %v, %s; arrived %d times", name, m.Status, m.PossibleDuplicate, m.LastError, taken.Load())
+			}
+		}
+		if n := s.count("select count(*) from due where data_at is not null"); n != 0 {
+			t.Errorf("%d marks are left", n)
+		}
+	})
+}
+
+// TestOneRecipientsNeed: a recipient that needs SMTPUTF8, where the relay has none, is refused alone.
+func TestOneRecipientsNeed(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	s := start(t, storetest.SQLiteDSN(t))
+	s.addServer("main", pb.Mode_MODE_PHP, relay.Port())
+	msg := message("good@y.example", "good2@y.example")
+	msg.Bcc = []string{"jörg@y.example"}
+	r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: "main"}, Message: msg})
+	got := map[string]pb.RecipientResult_Status{}
+	for _, x := range r.mail.Recipients {
+		got[x.Address] = x.Status
+	}
+	if r.mail.Status != pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT || got["good@y.example"] != pb.RecipientResult_STATUS_ACCEPTED ||
+		got["good2@y.example"] != pb.RecipientResult_STATUS_ACCEPTED || got["jörg@y.example"] != pb.RecipientResult_STATUS_REJECTED {
+		t.Errorf("%v %v", r.mail.Status, got)
 	}
 }

@@ -490,7 +490,14 @@ func (x *conn) auth(cmd Command) bool {
 	switch strings.ToUpper(mech) {
 	case "PLAIN":
 		b, _ := base64.StdEncoding.DecodeString(initial)
-		good = string(b) == "\x00"+x.s.Username+"\x00"+x.s.Password
+		response := string(b)
+		if initial == "" {
+			var ok bool
+			if response, ok = ask(""); !ok {
+				return false
+			}
+		}
+		good = response == "\x00"+x.s.Username+"\x00"+x.s.Password
 	case "LOGIN":
 		if initial != "" && x.s.StrictLogin {
 			x.out.WriteString("535 5.7.8 no initial response here\r\n")

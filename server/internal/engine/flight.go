@@ -262,7 +262,7 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 			return lifecycle.NoSession, err.Error()
 		}
 		next, end := f.transact(ctx, session, j)
-		if next == lifecycle.StepNext {
+		if next == lifecycle.StepNext || next == lifecycle.StepFree && j.HasStaleMark() {
 			f.e.quick.record(j.Progress(), nil)
 		}
 		p.Put(session)

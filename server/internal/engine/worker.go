@@ -217,6 +217,9 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 	}
 	switch next {
 	case lifecycle.StepFree:
+		if j.HasStaleMark() {
+			w.d.record(j.Progress())
+		}
 		w.again = append(w.again, j)
 	case lifecycle.StepNext:
 		// The next hundred recipients. What is known so far is recorded in the same commit as, or before, the next mark.

@@ -25,7 +25,8 @@ type Attempt struct {
 	handed  int                     // transactions that a session was given and has answered
 	decided int                     // recipients that this attempt has decided
 	free    int                     // free tries left on a fresh connection
-	marked  bool                    // the dot of a transaction may have left
+	marked  bool                    // the dot of the transaction that is under way may have left
+	stale   bool                    // the last transaction was marked, and its dot is known not to have left
 	end     End                     // how the last transaction ended the attempt
 	fault   string                  // first fault of a transaction, for people
 	remote  string                  // last queue id that the relay gave
@@ -101,6 +102,10 @@ func (a *Attempt) HasBegun() bool { return a.handed > 0 }
 // DotMayLeave notes that the gate lets a dot leave.
 func (a *Attempt) DotMayLeave() { a.marked = true }
 
+// HasStaleMark says whether the journal holds a mark for a dot that did not leave after all. The
+// next write of what is known takes it back: Progress where the attempt goes on, else its end.
+func (a *Attempt) HasStaleMark() bool { return a.stale }
+
 // End is how the last transaction ended the attempt; zero when the attempt can go on.
 func (a *Attempt) End() End { return a.end }
 
@@ -121,6 +126,7 @@ func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 	a.marked = false // the next transaction has a dot of its own
 	throttled := Throttling(o)
 	a.fold(positions, o, throttled != "", now)
+	a.marked, a.stale = false, a.marked && !o.DotSent
 	if throttled != "" && a.fault == "" {
 		a.fault = "throttled: " + throttled
 	}

@@ -107,6 +107,8 @@ var attemptRules = []attemptRule{
 	{"nobody is left to be tried", "bulk n=1 ar", "nobody", "park partially_sent outcome=partial n=2 ar"},
 	{"it made the service panic before the dot", "bulk p", "panic", "park failed outcome=failed n=1 d"},
 	{"it made the service panic behind the mark", "bulk p", "marked panic", "park unknown outcome=unknown n=1 u"},
+	{"it made the service panic after a marked dot that did not leave", "bulk p", "marked broken panic", "park failed outcome=failed n=1 d"},
+	{"150 recipients, it made the service panic between", "bulk p*150", "marked a*100 panic", "park partially_sent outcome=partial n=1 a*100d*50"},
 
 	{"it made the service panic between two transactions", "bulk p*150", "marked a*100 panic", "park partially_sent outcome=partial n=1 a*100d*50"},
 	{"it made the service panic behind the second mark", "bulk p*150", "marked a*100 marked panic", "park unknown outcome=unknown n=1 a*100u*50"},
@@ -445,4 +447,30 @@ func (a *ruleAttempt) due(s *store.Settlement) string {
 		}
 	}
 	return wait.String()
+}
+
+// TestStaleMark: a mark is out of date when the dot that it announced is known not to have left, and only then.
+func TestStaleMark(t *testing.T) {
+	now := time.Now()
+	refused := smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{{Status: smtpx.StatusNotTried}}, ServerDown: true, Err: &smtpx.Error{Phase: smtpx.PhaseData}}
+	unknown := smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{{Status: smtpx.StatusUnknown}}, DotSent: true, Err: &smtpx.Error{Phase: smtpx.PhaseDot}}
+	for _, c := range []struct {
+		name   string
+		marked bool
+		o      smtpx.Outcome
+		want   bool
+	}{
+		{"not marked, not sent", false, refused, false},
+		{"marked, not sent", true, refused, true},
+		{"marked, sent", true, unknown, false},
+	} {
+		a := Begin(&store.Claimed{Recipients: []store.Recipient{{Mailbox: "a@y.example"}}}, 1, now)
+		if c.marked {
+			a.DotMayLeave()
+		}
+		a.After([]int{0}, c.o, now)
+		if got := a.HasStaleMark(); got != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+	}
 }
