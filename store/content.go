@@ -250,15 +250,10 @@ func (s *Store) LoadRaw(ctx context.Context, c *Claimed) ([]byte, error) {
 
 // RawMail writes a mail's raw message to w. ErrNotFound, also outside the scope.
 func (s *Store) RawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer) (int64, error) {
-	var row struct {
-		Raw, Layout []byte
-		Team        string
-	}
-	if err := s.q.get("mail_raw").QueryRowxContext(ctx, id).Scan(&row.Raw, &row.Layout, &row.Team); err != nil {
+	var row struct{ Raw, Layout []byte }
+	all, teams := sc.args()
+	if err := s.q.get("mail_raw").QueryRowxContext(ctx, id, all, teams).Scan(&row.Raw, &row.Layout); err != nil {
 		return 0, s.notFound(err)
-	}
-	if !sc.sees(row.Team) {
-		return 0, ErrNotFound
 	}
 	var n int64
 	err := s.join(ctx, row.Raw, row.Layout, func(b []byte) error {

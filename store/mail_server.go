@@ -1,11 +1,23 @@
 package store
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Scope limits a statement to what a caller may see. The zero Scope sees nothing.
 type Scope struct {
 	All   bool
 	Teams []string // "" is the system
+}
+
+// args are the scope as a statement takes it: everything, or the teams as a JSON list.
+func (sc Scope) args() (all bool, teams string) {
+	if len(sc.Teams) == 0 {
+		return sc.All, "[]"
+	}
+	b, _ := json.Marshal(sc.Teams) // strings always can be
+	return sc.All, string(b)
 }
 
 // Everything is the scope of the service itself and of people without a team restriction.

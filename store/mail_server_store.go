@@ -3,9 +3,11 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -124,7 +126,9 @@ func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *
 	if m.RequestID != "" {
 		had, err := s.serverBy(ctx, nil, "server_by_request", m.Team, m.RequestID)
 		if err == nil {
-			if bytes.Equal(had.Fingerprint, m.Fingerprint) {
+			// Of mail servers that the first versions made the content is not known any more:
+			// their fingerprints covered the password and were taken away.
+			if bytes.Equal(had.Fingerprint, m.Fingerprint) || had.Fingerprint == nil && had.Name == m.Name {
 				return had, true, nil
 			}
 			return nil, false, ErrRequestIDReused
@@ -422,8 +426,21 @@ func (s *Store) audit(ctx context.Context, tx *sqlx.Tx, a Audit, team, target st
 	var detail map[string]any
 	if before != nil || after != nil {
 		detail = map[string]any{"before": before.public(), "after": after.public()}
+		if before != nil && after != nil {
+			detail["password_changed"] = !bytes.Equal(before.sealed(), after.sealed())
+		}
 	}
 	return s.auditDetail(ctx, tx, a, team, target, detail)
+}
+
+// Record writes an audit row by itself, for a call that changes nothing in the database. tested is
+// the configuration that was used, nil if none was.
+func (s *Store) Record(ctx context.Context, a Audit, team, target string, tested *MailServer) error {
+	var detail map[string]any
+	if tested != nil {
+		detail = map[string]any{"used": tested.public()}
+	}
+	return s.tx(ctx, func(tx *sqlx.Tx) error { return s.auditDetail(ctx, tx, a, team, target, detail) })
 }
 
 func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
@@ -439,6 +456,14 @@ func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, tar
 	return err
 }
 
+// sealed is the sealed password, which is another one each time that a password is given.
+func (m *MailServer) sealed() []byte {
+	if m.SMTP == nil {
+		return nil
+	}
+	return m.SMTP.SealedPassword
+}
+
 func (m *MailServer) public() map[string]any {
 	if m == nil {
 		return nil
@@ -447,7 +472,9 @@ func (m *MailServer) public() map[string]any {
 		"limits": m.Limits, "annotations": m.Annotations, "hold_unknown": m.HoldUnknown, "version": m.Version, "deleted": m.DeleteTime != nil}
 	if x := m.SMTP; x != nil {
 		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout}
-		p["ca_pem"] = x.CAPEM != ""
+		if p["ca_sha256"] = ""; x.CAPEM != "" {
+			p["ca_sha256"] = fmt.Sprintf("%x", sha256.Sum256([]byte(x.CAPEM)))
+		}
 		p["password_set"] = len(x.SealedPassword) > 0
 	}
 	return p

@@ -219,10 +219,28 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide
 		if err := s.applyChanges(ctx, tx, changes); err != nil {
 			return err
 		}
-		first := changes[0].m
-		return s.audit(ctx, tx, a, first.Team, strconv.Itoa(changed)+" mails from "+first.ID.String(), nil, nil)
+		return s.auditTeams(ctx, tx, a, changes)
 	})
 	return changed, failures, left, err
+}
+
+// auditTeams writes one row for each team whose mails were changed.
+func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []change) error {
+	of := map[string][]*Mail{}
+	var teams []string
+	for _, c := range changes {
+		if of[c.m.Team] == nil {
+			teams = append(teams, c.m.Team)
+		}
+		of[c.m.Team] = append(of[c.m.Team], c.m)
+	}
+	for _, team := range teams {
+		target := strconv.Itoa(len(of[team])) + " mails from " + of[team][0].ID.String()
+		if err := s.audit(ctx, tx, a, team, target, nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ModifyMail changes one due mail by a person's word and returns it as that left it; the audit row in the same transaction names it. Errors: ErrNotFound,

@@ -202,11 +202,9 @@ func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail,
 		Raw        []byte
 		Layout     []byte
 	}
-	if err := s.q.get("mail_copy").GetContext(ctx, &r, id); err != nil {
+	all, teams := sc.args()
+	if err := s.q.get("mail_copy").GetContext(ctx, &r, id, all, teams); err != nil {
 		return nil, s.notFound(err)
-	}
-	if !sc.sees(r.Team) {
-		return nil, ErrNotFound
 	}
 	m := &NewMail{Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,
 		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Route: r.Route, ResentFrom: r.ID}

@@ -63,10 +63,6 @@ select id, fingerprint from mail where team = ? and request_id = ?;
 -- primary key
 select count(*) from mail where id = ?;
 
--- name: mail_raw (read)
--- primary key
-select m.raw, m.layout, m.team from mail m where m.id = ?;
-
 -- name: content_chunks (read)
 -- primary key
 select data from content_chunk where hash = ? order by n;
@@ -140,8 +136,3 @@ update upload set expire_time = ? where id = ? and expire_time < ?;
 -- name: upload_forget
 -- upload_expire
 delete from upload where expire_time <= ?;
-
--- name: mail_copy (read)
--- primary key
-select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
-from mail where id = ?;

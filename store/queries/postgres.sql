@@ -271,3 +271,12 @@ from b join archive a on a.id = b.id group by 1;
 -- name: content_collect
 -- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
 delete from content c where not c.used and c.touched < ? and not exists (select 1 from upload u where u.hash = c.hash) returning c.hash;
+
+-- name: mail_raw (read)
+-- primary key; a mail of a team that the caller does not see is not read at all
+select m.raw, m.layout from mail m where m.id = ? and (?::bool or m.team in (select value from json_array_elements_text(?::json)));
+
+-- name: mail_copy (read)
+-- primary key; as mail_raw
+select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
+from mail where id = ? and (?::bool or team in (select value from json_array_elements_text(?::json)));

@@ -557,8 +557,8 @@ type Smtp struct {
 	Auth Smtp_Auth `protobuf:"varint,4,opt,name=auth,proto3,enum=maildispatch.v1.Smtp_Auth" json:"auth,omitempty"`
 	// Login name, at most 255 characters; empty = no login.
 	Username string `protobuf:"bytes,5,opt,name=username,proto3" json:"username,omitempty"`
-	// INPUT_ONLY. Password of username, at most 1024 characters. Sealed at rest, never returned. Changing host, port, encryption or username without
-	// giving it again drops it.
+	// INPUT_ONLY. Password of username, at most 1024 characters. Sealed at rest, never returned.
+	// Changing host, port, encryption, auth, username or ca_pem without giving it again drops it.
 	Password string `protobuf:"bytes,6,opt,name=password,proto3" json:"password,omitempty"`
 	// OUTPUT_ONLY. A password is stored.
 	HasPassword bool `protobuf:"varint,7,opt,name=has_password,json=hasPassword,proto3" json:"has_password,omitempty"`
@@ -566,6 +566,7 @@ type Smtp struct {
 	// Default: the host name of the machine.
 	HeloName string `protobuf:"bytes,8,opt,name=helo_name,json=heloName,proto3" json:"helo_name,omitempty"`
 	// PEM certificates trusted besides the system's, for a server with a private CA. At most 64 KiB.
+	// Only the certificates are kept, whatever else stands beside them.
 	CaPem string `protobuf:"bytes,9,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// Permits a login without TLS: anybody on the way can read the password.
 	AllowPlaintextAuth *bool `protobuf:"varint,10,opt,name=allow_plaintext_auth,json=allowPlaintextAuth,proto3,oneof" json:"allow_plaintext_auth,omitempty"`

@@ -33,6 +33,7 @@ type Store interface {
 	UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error)
 	SetDefault(ctx context.Context, sc store.Scope, name string, a store.Audit) (now, previous *store.MailServer, err error)
 	DefaultServer(ctx context.Context, team string) (*store.MailServer, error)
+	Record(ctx context.Context, a store.Audit, team, target string, tested *store.MailServer) error
 	LastChange(ctx context.Context) (store.Position, error)
 	Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error)
 	PutUpload(ctx context.Context, u *store.Upload, r io.ReadSeeker) (*store.Upload, bool, error)

@@ -102,6 +102,12 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 	if r.RequestId != "" {
 		in := proto.Clone(m).(*pb.MailServer)
 		in.Etag, in.CreateTime, in.UpdateTime, in.DeleteTime, in.Health = "", nil, nil, nil, nil
+		if in.Smtp != nil {
+			// A hash of the password would let whoever reads the database try passwords without
+			// the key, and the same request_id would say which of a caller's guesses is right.
+			in.Smtp.Password, in.Smtp.HasPassword = "", false
+			in.Smtp.CaPem = certificates(in.Smtp.CaPem)
+		}
 		s.Fingerprint = fingerprint(in)
 	}
 	if r.ValidateOnly {
@@ -272,6 +278,7 @@ func (a *API) SetDefaultMailServer(ctx context.Context, r *pb.SetDefaultMailServ
 
 // RunBatch implements the service.
 func (a *API) RunBatch(ctx context.Context, r *pb.RunBatchRequest) (*pb.RunBatchResponse, error) {
+	team := ""
 	if r.MailServer != "" {
 		m, err := a.server(ctx, "mail_server", r.MailServer)
 		switch {
@@ -282,6 +289,10 @@ func (a *API) RunBatch(ctx context.Context, r *pb.RunBatchRequest) (*pb.RunBatch
 		case m.Status != store.ServerAvailable:
 			return nil, a.fault(store.ErrServerUnavailable)
 		}
+		team = m.Team
+	}
+	if err := a.Store.Record(ctx, a.audit(ctx, "RunBatch", ""), team, r.MailServer, nil); err != nil {
+		return nil, a.fault(err)
 	}
 	n, err := a.Batch.RunBatch(ctx, r.MailServer, r.Wait)
 	if err != nil {

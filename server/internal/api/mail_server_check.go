@@ -1,7 +1,6 @@
 package api
 
 import (
-	"crypto/x509"
 	"regexp"
 	"strings"
 	"time"
@@ -151,7 +150,7 @@ func checkSMTP(c *apierr.Check, prefix string, x *pb.Smtp) {
 			c.Bad(f("helo_name"), "%v", err)
 		}
 	}
-	if x.CaPem != "" && (len(x.CaPem) > 64<<10 || !x509.NewCertPool().AppendCertsFromPEM([]byte(x.CaPem))) {
+	if x.CaPem != "" && (len(x.CaPem) > 64<<10 || certificates(x.CaPem) == "") {
 		c.Bad(f("ca_pem"), "holds no PEM certificate, or more than 64 KiB")
 	}
 	checkDuration(c, f("timeout"), x.Timeout, time.Second, 2*time.Minute)

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"strconv"
 	"time"
 
@@ -112,13 +114,28 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 		helo = x.GetHeloName()
 	}
 	s.SMTP = &store.SMTP{Host: host, Port: int(x.GetPort()), Encryption: string(encryptionOf[x.GetEncryption()]), Auth: string(authOf[x.GetAuth()]),
-		Username: x.GetUsername(), SealedPassword: sealed, HeloName: helo, CAPEM: x.GetCaPem(), AllowPlaintextAuth: x.GetAllowPlaintextAuth(),
+		Username: x.GetUsername(), SealedPassword: sealed, HeloName: helo, CAPEM: certificates(x.GetCaPem()), AllowPlaintextAuth: x.GetAllowPlaintextAuth(),
 		Timeout: x.GetTimeout().AsDuration()}
 }
 
-// sameLogin: the stored password may still be used, because it would go to the same place.
+// sameLogin: the stored password may still be used, because it would go to the same place in the
+// same way. The authorities belong to it: with one of their own, callers could take the host's
+// place and be told the password.
 func sameLogin(a, b *store.SMTP) bool {
-	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && a.Username == b.Username
+	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && a.Username == b.Username &&
+		a.Auth == b.Auth && certificates(a.CAPEM) == certificates(b.CAPEM)
+}
+
+// certificates keeps the certificates of a PEM text. Whatever else stands in it, such as a private
+// key beside its certificate, is not stored. "" when there is none.
+func certificates(text string) string {
+	var out []byte
+	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
+		if _, err := x509.ParseCertificate(block.Bytes); err == nil && block.Type == "CERTIFICATE" && len(block.Headers) == 0 {
+			out = append(out, pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes})...)
+		}
+	}
+	return string(out)
 }
 
 // health is what all replicas know of a mail server; nil where nothing was sent through it as it is configured now.

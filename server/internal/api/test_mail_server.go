@@ -65,6 +65,10 @@ func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (
 	if err != nil {
 		return nil, err
 	}
+	// Before it connects: a test gives a password to a host that may never have been saved.
+	if err := a.Store.Record(ctx, a.audit(ctx, "TestMailServer", ""), s.Team, s.Name, s); err != nil {
+		return nil, a.fault(err)
+	}
 	config := &pb.TestStep{Kind: pb.TestStep_KIND_CONFIG, Outcome: pb.TestStep_OUTCOME_OK, Detail: "the configuration makes sense"}
 	relay, fault := a.relayToTest(s, password, config)
 	if fault != nil {
@@ -116,7 +120,7 @@ func (a *API) toTest(ctx context.Context, r *pb.TestMailServerRequest) (*store.M
 func (a *API) relayToTest(s *store.MailServer, password string, config *pb.TestStep) (smtpx.Relay, *smtpx.Error) {
 	if s.SMTP != nil && s.SMTP.Username != "" && password == "" && len(s.SMTP.SealedPassword) == 0 {
 		return smtpx.Relay{}, &smtpx.Error{Phase: smtpx.PhaseAuth, Err: errors.New("there is a username but no password"),
-			Hint: "give the password; a stored one is dropped when host, port, encryption or username change"}
+			Hint: "give the password; a stored one is dropped when host, port, encryption, auth, username or ca_pem change"}
 	}
 	if x := s.SMTP; x != nil {
 		enc := smtpx.Encryption(x.Encryption)

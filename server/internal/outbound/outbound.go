@@ -40,8 +40,17 @@ func New(keys *seal.Ring, localhost, helo string) (*Outbound, error) {
 	return &Outbound{keys: keys, host: h, port: port, helo: helo}, nil
 }
 
-// place is what a password belongs to. Whoever changes one of these has to give the password again: else it could be sent to a host of their choice.
+// place is what a password belongs to. Whoever changes one of these has to give the password
+// again: else it could be sent to a host of their choice. The authorities are among them, because
+// they say who may be taken for the host, and so is the mechanism, because it says whether the
+// password is shown to it.
 func place(name string, x *store.SMTP) string {
+	return seal.Place("mail_server.password", name, x.Host, strconv.Itoa(x.Port), x.Encryption, x.Username, x.Auth, x.CAPEM)
+}
+
+// firstPlace is the place of passwords that were sealed before authorities and mechanism belonged
+// to it. They open until they are given anew.
+func firstPlace(name string, x *store.SMTP) string {
 	return seal.Place("mail_server.password", name, x.Host, strconv.Itoa(x.Port), x.Encryption, x.Username)
 }
 
@@ -55,7 +64,7 @@ func (o *Outbound) Relay(s *store.MailServer) (smtpx.Relay, error) {
 	password := ""
 	if s.SMTP != nil && len(s.SMTP.SealedPassword) > 0 {
 		var err error
-		if password, err = o.keys.Open(s.SMTP.SealedPassword, place(s.Name, s.SMTP)); err != nil {
+		if password, err = o.keys.Open(s.SMTP.SealedPassword, place(s.Name, s.SMTP), firstPlace(s.Name, s.SMTP)); err != nil {
 			return smtpx.Relay{}, &smtpx.Error{Phase: smtpx.PhaseAuth, Temporary: true, Err: err,
 				Hint: "give the password again, or start the service with the key file it was sealed with"}
 		}

@@ -1,12 +1,17 @@
 package outbound
 
 import (
+	"encoding/base64"
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/maildispatch/maildispatch/server/internal/seal"
 	"github.com/maildispatch/maildispatch/smtpx"
@@ -63,6 +68,9 @@ func TestPasswordStaysWithItsPlace(t *testing.T) {
 		"port":       func(s *store.MailServer) { s.SMTP.Port = 25 },
 		"encryption": func(s *store.MailServer) { s.SMTP.Encryption = "none" },
 		"user":       func(s *store.MailServer) { s.SMTP.Username = "" },
+		"mechanism":  func(s *store.MailServer) { s.SMTP.Auth = "login" },
+		"authority":  func(s *store.MailServer) { s.SMTP.CAPEM = "evil" },
+		"version":    func(s *store.MailServer) { s.SMTP.SealedPassword[0] = 1 },
 		"secret":     func(s *store.MailServer) { s.SMTP.SealedPassword[5] ^= 1 },
 		"a piece":    func(s *store.MailServer) { s.SMTP.SealedPassword = s.SMTP.SealedPassword[:1] },
 	} {
@@ -83,6 +91,53 @@ func TestPasswordStaysWithItsPlace(t *testing.T) {
 	if _, err := outbound(t, "").Relay(s); !errors.Is(err, seal.ErrOpen) {
 		t.Errorf("another key opens it: %v", err)
 	}
+}
+
+// TestPasswordOfBefore: a password that was sealed before authorities and mechanism belonged to its
+// place opens, and only in the place that it was sealed for.
+func TestPasswordOfBefore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	key := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32)))
+	if err := os.WriteFile(path, []byte("1 "+key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := seal.LoadKeyFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := New(keys, "[::1]:2525", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, x := range map[string]struct {
+		change func(*store.MailServer)
+		opens  bool
+	}{
+		"as it was":       {func(*store.MailServer) {}, true},
+		"another host":    {func(s *store.MailServer) { s.SMTP.Host = "evil.example" }, false},
+		"as the new form": {func(s *store.MailServer) { s.SMTP.SealedPassword[0] = 2 }, false},
+	} {
+		s := server()
+		s.SMTP.SealedPassword = sealedAsVersion1(t, s)
+		x.change(s)
+		if got, err := o.Relay(s); (err == nil) != x.opens || x.opens && got.Password != "geheim" {
+			t.Errorf("%s: got %q, %v, want it to open: %v", name, got.Password, err, x.opens)
+		}
+	}
+}
+
+// sealedAsVersion1 is the password "geheim" as the first version sealed it, with key 1 of the test.
+func sealedAsVersion1(t *testing.T, s *store.MailServer) []byte {
+	t.Helper()
+	a, err := chacha20poly1305.NewX([]byte(strings.Repeat("k", 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := make([]byte, a.NonceSize())
+	out := append([]byte{1, 1}, nonce...)
+	x := s.SMTP
+	place := fmt.Sprintf("20:mail_server.password,%d:%s,%d:%s,3:587,%d:%s,%d:%s,", len(s.Name), s.Name, len(x.Host), x.Host, len(x.Encryption), x.Encryption, len(x.Username), x.Username)
+	return a.Seal(out, nonce, []byte("geheim"), []byte(place))
 }
 
 // TestLocalhost: the mail program of this machine is handed to without login and without TLS, whatever else stands there.

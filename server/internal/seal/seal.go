@@ -26,7 +26,9 @@ import (
 // ErrOpen: the secret is damaged, sealed for another place, or with a key that is not in the file. Which of these is not told.
 var ErrOpen = errors.New("the stored secret cannot be opened")
 
-const version = 1
+// version is the first octet of what Seal makes. Version 1 was sealed for a place that named less
+// of what a secret belongs to.
+const version = 2
 
 // Ring seals with its newest key and opens with any.
 type Ring struct {
@@ -53,9 +55,15 @@ func (r *Ring) Seal(secret, place string) []byte {
 	return a.Seal(out, nonce, []byte(secret), []byte(place))
 }
 
-// Open opens what was sealed for place.
-func (r *Ring) Open(sealed []byte, place string) (string, error) {
-	if len(sealed) < 2 || sealed[0] != version {
+// Open opens what was sealed for place. first is the same place as version 1 named it; a secret
+// that was sealed as version 1 opens for that one only.
+func (r *Ring) Open(sealed []byte, place, first string) (string, error) {
+	switch {
+	case len(sealed) < 2:
+		return "", ErrOpen
+	case sealed[0] == 1:
+		place = first
+	case sealed[0] != version:
 		return "", ErrOpen
 	}
 	a, ok := r.keys[sealed[1]]

@@ -25,7 +25,7 @@ func TestSealedSecretOpensOnlyInItsPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := again.Open(sealed, place); err != nil || got != "geheim" {
+	if got, err := again.Open(sealed, place, ""); err != nil || got != "geheim" {
 		t.Fatalf("%q %v", got, err)
 	}
 	for name, other := range map[string]string{
@@ -33,19 +33,19 @@ func TestSealedSecretOpensOnlyInItsPlace(t *testing.T) {
 		"host":      Place("one", "evil.example", "587", "starttls", "user"),
 		"ambiguity": Place("one", "mx.example587", "", "starttls", "user"),
 	} {
-		if got, err := r.Open(sealed, other); !errors.Is(err, ErrOpen) {
+		if got, err := r.Open(sealed, other, ""); !errors.Is(err, ErrOpen) {
 			t.Errorf("opened for another %s: %q %v", name, got, err)
 		}
 	}
 	for i := range sealed {
 		bad := append([]byte(nil), sealed...)
 		bad[i] ^= 1
-		if _, err := r.Open(bad, place); !errors.Is(err, ErrOpen) {
+		if _, err := r.Open(bad, place, ""); !errors.Is(err, ErrOpen) {
 			t.Errorf("opened with byte %d flipped: %v", i, err)
 		}
 	}
 	stranger, _ := ring(t)
-	if _, err := stranger.Open(sealed, place); !errors.Is(err, ErrOpen) {
+	if _, err := stranger.Open(sealed, place, ""); !errors.Is(err, ErrOpen) {
 		t.Errorf("opened with another key: %v", err)
 	}
 	if string(sealed) == string(r.Seal("geheim", place)) {
