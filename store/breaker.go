@@ -2,8 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -91,94 +89,4 @@ func (s *Store) clock(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
 	var t time.Time
 	err := s.q.in(ctx, tx, "clock").GetContext(ctx, &t)
 	return t.UTC(), err
-}
-
-// TakeSlot takes one of a mail server's limit connections over all replicas, false when none is free. On SQLite, which one process uses, the engine's own
-// count is enough and this always says yes.
-func (s *Store) TakeSlot(ctx context.Context, r ReplicaID, server string, limit int) (n int, ok bool, err error) {
-	if s.dialect == sqliteDia {
-		return 0, true, nil
-	}
-	for range slotTries {
-		err := s.q.get("slot_take").GetContext(ctx, &n, server, int64(r), limit, server)
-		switch {
-		case err == nil:
-			return n, true, nil
-		case !errors.Is(err, sql.ErrNoRows):
-			return 0, false, s.fault(err)
-		}
-		var free bool // or somebody was faster
-		if err := s.q.get("slot_free").GetContext(ctx, &free, limit, server); err != nil {
-			return 0, false, s.fault(err)
-		}
-		if !free {
-			return 0, false, nil
-		}
-	}
-	return 0, false, nil
-}
-
-// slotTries: each failed one means that another replica got the slot.
-const slotTries = 20
-
-// GiveSlot gives a slot back.
-func (s *Store) GiveSlot(ctx context.Context, r ReplicaID, server string, n int) error {
-	if s.dialect == sqliteDia {
-		return nil
-	}
-	_, err := s.q.get("slot_give").ExecContext(ctx, server, n, int64(r))
-	return s.fault(err)
-}
-
-// TakeQuota takes up to want mails out of a mail server's limits over all replicas, 0 = no limit. A minute's limit is a bucket of a tenth of it that fills
-// evenly, so that any minute sees at most 110 %; a day's limit is counted by UTC days. next says when there may be more, if not all was granted. A
-// negative want gives back what was not used.
-func (s *Store) TakeQuota(ctx context.Context, server string, want, perMinute, perDay int) (granted int, next time.Time, err error) {
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		granted, next = 0, time.Time{}
-		now, err := s.clock(ctx, tx)
-		if err != nil {
-			return err
-		}
-		room := max(1, float64(perMinute)/10)
-		if _, err := s.q.in(ctx, tx, "quota_make").ExecContext(ctx, server, room, s.t(&now), now.Format(time.DateOnly)); err != nil {
-			return err
-		}
-		if now, err = s.clock(ctx, tx); err != nil {
-			return err
-		}
-		var q struct {
-			Tokens     float64
-			RefilledAt dbTime `db:"refilled_at"`
-			Day        string
-			DayUsed    int `db:"day_used"`
-		}
-		if err := s.q.in(ctx, tx, "quota_lock").GetContext(ctx, &q, server); err != nil {
-			return err
-		}
-		today := now.Format(time.DateOnly)
-		if q.Day < today {
-			q.Day, q.DayUsed = today, 0
-		}
-		if perMinute > 0 {
-			q.Tokens = min(room, q.Tokens+max(0, now.Sub(q.RefilledAt.Time).Seconds())*float64(perMinute)/60)
-		}
-		granted = want
-		if perMinute > 0 && float64(granted) > q.Tokens {
-			granted = int(q.Tokens)
-			next = now.Add(time.Duration((float64(granted+1) - q.Tokens) / float64(perMinute) * float64(time.Minute)))
-		}
-		if perDay > 0 && granted > perDay-q.DayUsed {
-			granted = max(0, perDay-q.DayUsed)
-			next = now.Truncate(24 * time.Hour).Add(24 * time.Hour)
-		}
-		q.Tokens = min(room, q.Tokens-float64(granted))
-		q.DayUsed = max(0, q.DayUsed+granted)
-		_, err = s.q.in(ctx, tx, "quota_write").ExecContext(ctx, q.Tokens, s.t(&now), q.Day, q.DayUsed, server)
-		return err
-	})
-	if err != nil {
-		return 0, time.Time{}, err
-	}
-	return granted, next, nil
 }

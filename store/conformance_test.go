@@ -384,46 +384,6 @@ func TestSharedContentOverDays(t *testing.T) {
 	}
 }
 
-// TestQuotaIsOneForAll: callers at once never get more than a day's limit, and what is given back is there again.
-func TestQuotaIsOneForAll(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
-		take := func(want int) (total int64) {
-			var wg sync.WaitGroup
-			var got atomic.Int64
-			for range 12 {
-				wg.Go(func() {
-					n, _, err := s.TakeQuota(ctx, "ss", want, 0, 100)
-					if err != nil {
-						t.Error(err)
-					}
-					got.Add(int64(n))
-				})
-			}
-			wg.Wait()
-			return got.Load()
-		}
-		if n := take(15); n != 100 {
-			t.Errorf("%d taken of 100", n)
-		}
-		if n := take(-2); n != -24 {
-			t.Errorf("%d given back of 24", n)
-		}
-		if n := take(15); n != 24 {
-			t.Errorf("%d taken of 24", n)
-		}
-	})
-}
-
-// TestSlotsOnSQLite: one process counts for itself.
-func TestSlotsOnSQLite(t *testing.T) {
-	s := storetest.Open(t, storetest.SQLiteDSN(t))
-	for range 3 {
-		if n, ok, err := s.TakeSlot(ctx, 1, "ss", 1); err != nil || !ok || s.GiveSlot(ctx, 1, "ss", n) != nil {
-			t.Fatal(n, ok, err)
-		}
-	}
-}
-
 // TestFullSQLite: a database that cannot grow refuses new mail as full, loses nothing, and takes mail again when it can.
 func TestFullSQLite(t *testing.T) {
 	s := storetest.Open(t, storetest.SQLiteDSN(t))
@@ -525,7 +485,8 @@ func TestDatabaseAway(t *testing.T) {
 			_, err := s.ChangeBreaker(ctx, "ss", func(time.Time, *store.Breaker) bool { return true })
 			return err
 		},
-		"quota": func() error { _, _, err := s.TakeQuota(ctx, "ss", 1, 1, 1); return err },
+		"rate":  func() error { _, _, err := s.TakeRate(ctx, r, "ss", store.RateUse{Call: 1}, 1, 1, 1); return err },
+		"slots": func() error { _, err := s.HoldSlots(ctx, r, nil, 1); return err },
 	} {
 		if err := call(); !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s: %v", name, err)

@@ -41,6 +41,7 @@ func seed(t testing.TB, s *store.Store, n int) {
 	insert("breaker", "mail_server, version", "'s' || i, 1", min(n, 2000))
 	insert("quota", "mail_server, tokens, refilled_at, day, day_used", "'s' || i, 1, "+AT("i")+", '2022-01-08', 0", min(n, 2000))
 	insert("replica", "name, alive_until", "'r', case when i < 3 then "+AT("-1700000000")+" else "+AT("1000000000")+" end", min(n, 2000))
+	insert("rate_share", "mail_server, replica, call, granted, held", "'s' || (i % 500), i, 1, 1, 1", min(n, 2000))
 	insert("connection_slot", "mail_server, n, replica", "'s' || (i % 500), i, i", min(n, 2000))
 	insert("content", "hash, size, touched, used", blob+", 5, "+day+", i % 10 > 0", min(n, 5000))
 	insert("content_chunk", "hash, n, data", blob+", 0, "+blob, min(n, 5000))
@@ -72,13 +73,15 @@ func planArgs() map[string][]any {
 		"server_get": {"s1"}, "server_by_request": {"t1", "q1"}, "server_default": {"t1"}, "server_clear_default": {false, at, "t1", "s1"}, "server_pending": {"s1"},
 		"server_update": {"", "daemon", "available", false, "a@x.example", nil, nil, "{}", "{}", false, 1, at, nil, "s1"}, "server_hold": {"why", "s1"},
 		"replica_unregister": {1}, "replica_release": {1}, "replica_renew": {1, 1}, "replica_forget": {}, "change_release": {1}, "change_hold": {"s1"},
-		"recover_unmarked": {}, "recover_marked": {100, 1}, "slot_take": {"s1", 1, 4, "s1"}, "slot_free": {4, "s1"}, "slot_give": {"s1", 1, 1},
 		"mail_request": {"t1", "q2"}, "mail_exists": {id}, "mail_raw": {id, false, `["t1"]`}, "mail_copy": {id, false, `["t1"]`}, "settled_under": {id, 1, id, 1}, "due_count": {"s1"},
 		"content_chunks": {hash}, "content_touch": {"2022-01-08", true, hash}, "chunk_delete": {hash}, "content_collect": {"2022-01-09"},
 		"upload_get": {id, "t1", at}, "upload_by_request": {"t1", "q1"}, "upload_use": {at.AddDate(9, 0, 0), id, at.AddDate(9, 0, 0)}, "upload_forget": {at},
 		"breaker_lock": {"s1"}, "breaker_write": {1, 0, "", nil, nil, nil, nil, nil, "", "s1"}, "quota_lock": {"s1"}, "quota_write": {1.5, at, "2022-01-08", 0, "s1"},
 		"enqueue": {"[]", []byte{}}, "due_servers": {}, "claim": {"s1", "s1", 100, "s1", store.AnyPriority, 1},
 		"settle": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`, `[{"id":"00000001-0000-7000-8000-000000000003"}]`, `[{"id":"00000001-0000-7000-8000-000000000002"}]`, 1, 1, 1}, "owners": {list}, "modify_lock": {list}, "modify": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`},
+		"recover_unmarked": {}, "recover_marked": {100, 1},
+		"slot_take": {"s1", 1, 1, "{}", "s1", 1, 2, 4, 4, 1, "{}"}, "slot_free": {"s1", 1, 1, "{}", 4, 4}, "slot_give": {"s1", 1, 1, 1},
+		"slot_drop": {1, 1, "{s1}", "{1}"}, "slot_mine": {1}, "rate_share": {"s1", 1}, "rate_share_forget": {"s1"}, "rate_others": {"s1", 1, at},
 		"change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4"},
 	}
 }
@@ -153,7 +156,7 @@ func TestHundredThousand(t *testing.T) {
 			t.Run("statements on an empty database", func(t *testing.T) { plansOfStatements(t, s) })
 			seed(t, s, 50)
 			t.Run("statements on a small one", func(t *testing.T) { plansOfStatements(t, s) })
-			if err := s.Exec("truncate mail_server, breaker, quota, replica, connection_slot, content, content_chunk, upload, mail, due, archive, term, change restart identity cascade"); err != nil {
+			if err := s.Exec("truncate mail_server, breaker, quota, rate_share, replica, connection_slot, content, content_chunk, upload, mail, due, archive, term, change restart identity cascade"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -108,6 +108,24 @@ insert into quota (mail_server, tokens, refilled_at, day, day_used) values (?, ?
 -- primary key
 update quota set tokens = ?, refilled_at = ?, day = ?, day_used = ? where mail_server = ?;
 
+-- name: rate_share
+-- primary key
+select call, granted, held from rate_share where mail_server = ? and replica = ?;
+
+-- name: rate_share_write
+-- primary key
+insert into rate_share (mail_server, replica, call, granted, held) values (?, ?, ?, ?, ?)
+on conflict (mail_server, replica) do update set call = excluded.call, granted = excluded.granted, held = excluded.held;
+
+-- name: rate_share_forget
+-- primary key; what those held that are gone counts as used
+delete from rate_share where mail_server = ? and replica not in (select id from replica);
+
+-- name: rate_others
+-- primary key; one row a replica
+select coalesce(sum(x.held), 0) from rate_share x join replica r on r.id = x.replica
+where x.mail_server = ? and x.replica <> ? and r.alive_until > ?;
+
 -- name: change_forgotten (read)
 -- one row
 select xid, seq from change_forgotten;

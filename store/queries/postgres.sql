@@ -210,23 +210,45 @@ for update;
 select tokens, refilled_at, day::text, day_used from quota where mail_server = ? for update;
 
 -- name: slot_take
--- primary key; a slot of a replica that is not alive is free
-insert into connection_slot as c (mail_server, n, replica)
-select ?, g.n, ? from generate_series(1, ?::integer) g(n)
-where not exists (select 1 from connection_slot x join replica r on r.id = x.replica and r.alive_until > now() where x.mail_server = ? and x.n = g.n)
+-- primary key; free is what nobody alive has, and what the asking replica has and does not hold
+with busy as materialized (
+  select x.n from connection_slot x join replica r on r.id = x.replica and r.alive_until > now()
+  where x.mail_server = ? and not (x.replica = ? and x.token < ? and x.n <> all(?::integer[])))
+insert into connection_slot as c (mail_server, n, replica, token)
+select ?, g.n, ?, ? from generate_series(1, ?::integer) g(n)
+where g.n not in (select n from busy) and (select count(*) from busy) < ?
 order by g.n limit 1
-on conflict (mail_server, n) do update set replica = excluded.replica
+on conflict (mail_server, n) do update set replica = excluded.replica, token = excluded.token
 where not exists (select 1 from replica r where r.id = c.replica and r.alive_until > now())
+  or c.replica = excluded.replica and c.token < ? and c.n <> all(?::integer[])
 returning n;
 
 -- name: slot_free (read)
 -- primary key
-select exists (select 1 from generate_series(1, ?::integer) g(n)
-  where not exists (select 1 from connection_slot x join replica r on r.id = x.replica and r.alive_until > now() where x.mail_server = ? and x.n = g.n));
+with busy as materialized (
+  select x.n from connection_slot x join replica r on r.id = x.replica and r.alive_until > now()
+  where x.mail_server = ? and not (x.replica = ? and x.token < ? and x.n <> all(?::integer[])))
+select (select count(*) from busy) < ? and exists (select 1 from generate_series(1, ?::integer) g(n) where g.n not in (select n from busy));
 
 -- name: slot_give
 -- primary key
-delete from connection_slot where mail_server = ? and n = ? and replica = ?;
+delete from connection_slot where mail_server = ? and n = ? and replica = ? and token = ?;
+
+-- name: slot_drop
+-- a handful of rows
+delete from connection_slot c where c.replica = ? and c.token < ?
+  and not exists (select 1 from unnest(?::text[], ?::integer[]) h(mail_server, n) where h.mail_server = c.mail_server and h.n = c.n);
+
+-- name: slot_keep
+-- connection_slot's primary key decides what is new; a slot that somebody alive has stays theirs
+insert into connection_slot as c (mail_server, n, replica, token)
+select h.mail_server, h.n, ?, h.token from unnest(?::text[], ?::integer[], ?::bigint[]) h(mail_server, n, token) order by 1, 2
+on conflict (mail_server, n) do update set replica = excluded.replica, token = excluded.token
+where c.replica <> excluded.replica and not exists (select 1 from replica r where r.id = c.replica and r.alive_until > now());
+
+-- name: slot_mine
+-- a handful of rows
+select mail_server, n, token from connection_slot where replica = ?;
 
 -- name: change_release
 -- due_owner

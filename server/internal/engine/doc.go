@@ -20,11 +20,17 @@
 //
 // # Failures of the relay and failures of the mail
 //
-// A relay that cannot be reached, secured, logged in to, or says 421 costs no mail an attempt: its mails go back untouched and its breaker opens,
-// which all replicas share through the database (see breaker.go). A suspended relay is probed by one connection over all replicas after 1 s, 5 s, 30 s,
-// then 1 minute doubling to 15; php-mode callers hear of the suspension at once; after a success connections ramp up 1, 2, 4... A change of the
-// configuration starts afresh. A relay that says we are too fast (421, 450, 451, 452 with 4.7.x, at RCPT only 421) loses half its connections at each
-// such answer, and three in a row open the breaker; the mails wait a little and lose no attempt, but not beyond their lifetime.
+// A relay that cannot be reached, secured, logged in to, or says 421 costs no mail an attempt: its
+// mails go back untouched and its breaker opens, which all replicas share through the database (see
+// package relay). A success is a mail that was accepted or refused for itself, never a greeting.
+// A suspended relay is probed by one connection over all replicas after 1 s, 5 s, 30 s, then
+// 1 minute doubling to 15. The probe has a deadline of its own, so a caller who cannot wait for it
+// takes nothing away. php-mode callers hear of the suspension at once, but wait for a probe of this
+// process. After a success connections ramp up 1, 2, 4... A change of the configuration starts
+// afresh. A relay that refuses more connections beside those that stand gets no more for a while.
+// One that says we are too fast (421, 450, 451, 452 with 4.7.x, at RCPT only 421) loses half its
+// connections at each such answer, and three in a row open the breaker; the mails wait a little and
+// lose no attempt, but not beyond their lifetime.
 //
 // Temporary refusals (4yz) cost an attempt and back off from 1 minute, doubling to 4 hours, with jitter, for 5 days. Permanent refusals (5yz) are final
 // for that recipient and never stop the others. What a php-mode caller was told has failed is not retried by the service itself; a php-mode mail that the
@@ -44,7 +50,10 @@
 // handover.go). Of a php-mode server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits.
 // While a php-mode mail is under way in this process, each mail and each group of the batch, and the composing of bulk, wait for it, 20 ms at most (see
 // calm.go); for two seconds after the last one the batch's statements go one at a time and are small (store: Calm).
-// Limits per minute, per day and on connections hold over all replicas (store: quota, connection_slot).
+// Limits per minute, per day and on connections hold over all replicas. They are state: each replica
+// says again and again which connections it holds, and what it was granted, has used and still
+// holds of the limits, so a lost answer costs nothing. A mail is charged when its dot leaves or when
+// it is refused for itself; what did not leave comes back.
 //
 // # Clocks
 //

@@ -43,14 +43,12 @@ type drain struct {
 	stale  bool           // guarded by drains.mu: the configuration has changed, end soon
 	beside sync.WaitGroup // express runs; begun under drains.mu while the drain is listed
 
-	mu       sync.Mutex
-	counts   delivery.Counts
-	workers  int
-	alone    int   // rounds in which there were jobs and no worker could be hired
-	fault    error // no session can be had: the drain ends
-	cut      int   // connections taken off because the relay throttles
-	throttle int   // throttling answers in a row
-	waiting  []chan (<-chan struct{})
+	mu      sync.Mutex
+	counts  delivery.Counts
+	workers int
+	alone   int   // rounds in which there were jobs and no worker could be hired
+	fault   error // no session can be had: the drain ends
+	waiting []chan (<-chan struct{})
 
 	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
 
@@ -62,9 +60,19 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(fullPage), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
+	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(lineLength(e, s)), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
+}
+
+// lineLength is how many claimed jobs may wait for a worker. Where the mail server has limits they
+// are few: what is claimed is taken out of the limits, and what a process holds when it dies is
+// lost to them.
+func lineLength(e *Engine, s *store.MailServer) int {
+	if relay.Limited(s) {
+		return min(fullPage, perWorker*e.relays.MaxConnections(s))
+	}
+	return fullPage
 }
 
 func (d *drain) total() delivery.Counts {
@@ -112,7 +120,7 @@ func (d *drain) run(ctx context.Context) {
 // feed claims pages until nothing is due, the relay is down, or the engine stops.
 func (d *drain) feed(ctx context.Context) {
 	for page := firstPage; !d.e.isStopping() && !d.broken() && !d.jobs.isDead() && !d.outdated(); {
-		want, ok := d.ration(ctx, page)
+		want, ok := d.takeRate(ctx, page)
 		if !ok {
 			return
 		}
@@ -122,6 +130,7 @@ func (d *drain) feed(ctx context.Context) {
 		owner := d.e.lease.replica()
 		claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, store.AnyPriority)
 		if err != nil {
+			d.giveBack(want)
 			d.e.log.Error("batch: cannot claim", "mail_server", d.server.Name, "error", err)
 			select {
 			case <-time.After(claimRetry):
@@ -129,7 +138,7 @@ func (d *drain) feed(ctx context.Context) {
 			}
 			return // the next pass tries again
 		}
-		d.unused(want - len(claimed))
+		d.giveBack(want - len(claimed))
 		d.jobs.setHungry(len(claimed) < want)
 		if len(claimed) < want {
 			d.fed.Store(time.Now().UnixNano())
@@ -199,6 +208,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 	now := d.e.now()
 	for _, c := range claimed {
 		j := newJob(c, owner, now)
+		j.rated = d.limited()
 		if d.setAside(j, now) {
 			continue
 		}
@@ -216,16 +226,17 @@ func (d *drain) express(ctx context.Context) {
 	if least == store.AnyPriority || d.e.isStopping() || d.broken() {
 		return
 	}
-	want, ok := d.ration(ctx, firstPage)
+	want, ok := d.takeRate(ctx, firstPage)
 	if !ok || want == 0 {
 		return
 	}
 	owner := d.e.lease.replica()
 	claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, least)
 	if err != nil {
+		d.giveBack(want)
 		return // the feeder meets the same fault and tells
 	}
-	d.unused(want - len(claimed))
+	d.giveBack(want - len(claimed))
 	d.accept(claimed, owner, d.jobs.putNow)
 }
 
@@ -252,8 +263,7 @@ func (d *drain) staff() {
 func (d *drain) hire(n int) {
 	for {
 		d.mu.Lock()
-		most := max(1, d.e.relays.MaxConnections(d.server)-d.cut)
-		if d.workers >= min(n, most) || d.fault != nil {
+		if d.workers >= min(n, d.e.relays.MaxConnections(d.server)) || d.fault != nil {
 			d.mu.Unlock()
 			return
 		}
@@ -314,13 +324,12 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 	}
 }
 
-// ration asks the mail server's limits per minute and per day for up to page mails. It waits for a minute's limit; false ends the drain.
-func (d *drain) ration(ctx context.Context, page int) (int, bool) {
-	lim := d.server.Limits
+// takeRate asks the mail server's limits per minute and per day for up to page mails. It waits for a minute's limit; false ends the drain.
+func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	if !d.limited() {
 		return page, true
 	}
-	n, next, err := d.e.journal.TakeQuota(ctx, d.server.Name, page, int(lim.MailsPerMinute), int(lim.MailsPerDay))
+	n, next, err := d.relay.TakeRate(ctx, d.server, min(page, lineLength(d.e, d.server)))
 	if err != nil {
 		d.e.log.Error("batch: cannot read the limits", "mail_server", d.server.Name, "error", err)
 		return 0, false
@@ -344,18 +353,12 @@ func (d *drain) ration(ctx context.Context, page int) (int, bool) {
 	return 0, false
 }
 
-func (d *drain) limited() bool {
-	return d.server.Limits.MailsPerMinute > 0 || d.server.Limits.MailsPerDay > 0
-}
+func (d *drain) limited() bool { return relay.Limited(d.server) }
 
-// unused gives rations back that found no mail.
-func (d *drain) unused(n int) {
-	lim := d.server.Limits
-	if n <= 0 || !d.limited() {
-		return
-	}
-	if _, _, err := d.e.journal.TakeQuota(d.e.workCtx, d.server.Name, -n, int(lim.MailsPerMinute), int(lim.MailsPerDay)); err != nil {
-		d.e.log.Warn("batch: unused rations not given back", "mail_server", d.server.Name, "error", err)
+// giveBack gives back what was taken out of the limits and found no mail.
+func (d *drain) giveBack(n int) {
+	if n > 0 && d.limited() {
+		d.relay.GiveBack(n)
 	}
 }
 
@@ -398,6 +401,7 @@ func (d *drain) finish(j *job, end lifecycle.End, why string) {
 
 // settle records what became of the mail, and counts it.
 func (d *drain) settle(j *job, end lifecycle.End, why string) {
+	j.settleRate(d.relay)
 	v := j.Finish(end, why, d.server.Limits, d.e.now())
 	d.note(counts(v))
 	d.record(v.Settlement)

@@ -59,11 +59,11 @@ func (f *faulty) Renew(ctx context.Context, r store.ReplicaID, ttl time.Duration
 	return f.Journal.Renew(ctx, r, ttl)
 }
 
-func (f *faulty) GiveSlot(ctx context.Context, r store.ReplicaID, server string, n int) error {
+func (f *faulty) GiveSlot(ctx context.Context, r store.ReplicaID, s store.Slot) error {
 	if err := f.give.Load(); err != nil {
 		return *err
 	}
-	return f.Journal.GiveSlot(ctx, r, server, n)
+	return f.Journal.GiveSlot(ctx, r, s)
 }
 
 func dup(relay *smtpxtest.Server) map[string]int {

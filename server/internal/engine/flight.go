@@ -12,6 +12,7 @@ import (
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
+	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -218,25 +219,23 @@ func (f *flight) guarded(ctx context.Context, j *job) (end lifecycle.End, why st
 			end, why = lifecycle.Panicked, panicText(p)
 		}
 	}()
-	if why := f.ration(ctx); why != "" {
-		return lifecycle.NoSession, why
-	}
 	return f.deliver(ctx, j)
 }
 
 // rationWait is how long a php-mode mail waits for its mail server's limit per minute; a caller is better told than kept longer.
 const rationWait = 10 * time.Second
 
-// ration takes one mail out of the mail server's limits. It says why there is none to be had in time.
-func (f *flight) ration(ctx context.Context) (why string) {
-	lim := f.sub.Server.Limits
-	for lim.MailsPerMinute > 0 || lim.MailsPerDay > 0 {
-		n, next, err := f.e.journal.TakeQuota(ctx, f.sub.Server.Name, 1, int(lim.MailsPerMinute), int(lim.MailsPerDay))
+// takeRate takes one mail out of the mail server's limits. It says why there is none to be had in
+// time.
+func (f *flight) takeRate(ctx context.Context, r *relay.Relay, j *job) (why string) {
+	for relay.Limited(f.sub.Server) && !j.HasBegun() && !j.rated {
+		n, next, err := r.TakeRate(ctx, f.sub.Server, 1)
 		wait := next.Sub(f.e.now())
 		switch {
 		case err != nil:
 			return "read the mail server's limits: " + err.Error()
 		case n > 0:
+			j.rated = true
 			return ""
 		case wait > rationWait:
 			return "the mail server's limit is reached; the next mail may leave at " + next.UTC().Format(time.RFC3339)
@@ -253,6 +252,7 @@ func (f *flight) ration(ctx context.Context) (why string) {
 // deliver runs the attempt's transactions until every recipient is decided or the attempt is over.
 func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why string) {
 	p := f.e.relays.Of(f.sub.Server)
+	defer func() { j.settleRate(p) }()
 	for {
 		session, err := p.Get(ctx, f.sub.Server)
 		switch {
@@ -261,7 +261,11 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 		case err != nil:
 			return lifecycle.NoSession, err.Error()
 		}
-		next, end := f.transact(ctx, session, j)
+		if why := f.takeRate(ctx, p, j); why != "" {
+			p.Put(session)
+			return lifecycle.NoSession, why
+		}
+		next, end := f.transact(ctx, p, session, j)
 		if next == lifecycle.StepNext || next == lifecycle.StepFree && j.HasStaleMark() {
 			f.e.quick.record(j.Progress(), nil)
 		}
@@ -276,7 +280,7 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 }
 
 // transact runs one transaction and reports its results. Without an outcome the relay is at fault.
-func (f *flight) transact(ctx context.Context, s Session, j *job) (next lifecycle.Step, end lifecycle.End) {
+func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job) (next lifecycle.Step, end lifecycle.End) {
 	positions := j.Next()
 	next, end = lifecycle.StepOver, lifecycle.RelayFault
 	err := s.Submit(ctx, &smtpx.Transaction{
@@ -288,10 +292,14 @@ func (f *flight) transact(ctx context.Context, s Session, j *job) (next lifecycl
 			if !f.caller.passDot() {
 				return errors.New(f.caller.cutReason())
 			}
+			j.spend(r)
 			return nil
 		},
 		Done: func(o smtpx.Outcome) {
+			before := j.Left()
 			next, end = j.After(positions, o, f.e.now()), j.End()
+			shown, text := shows(o, j.Left() < before, next)
+			_ = r.Report(ctx, s, f.sub.Server, shown, text) // a suspension is what the next Get says
 			f.report(j, positions)
 		},
 	})

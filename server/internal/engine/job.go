@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
+	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -15,13 +16,37 @@ type job struct {
 	seq   int64 // its number in the drain's queue
 	over  bool  // it is settled, or another replica's
 	begun bool  // it is recorded that this owner is at it
+	rated bool  // it holds a mail of its mail server's limits
+	todo  int   // recipients that were to be tried when the attempt began
 
 	weight int64 // bytes taken from the engine's budget
 	handed int64 // bytes taken from the budget of what was handed over in memory
 }
 
 func newJob(c *store.Claimed, owner store.ReplicaID, now time.Time) *job {
-	return &job{Attempt: lifecycle.Begin(c, owner, now)}
+	j := &job{Attempt: lifecycle.Begin(c, owner, now)}
+	j.todo = j.Left()
+	return j
+}
+
+// spend says that the mail leaves now, whatever comes of it.
+func (j *job) spend(r *relay.Relay) {
+	if j.rated {
+		r.Spend(1)
+		j.rated = false
+	}
+}
+
+// settleRate says what became of what the job had taken out of the mail server's limits: it is used
+// when something was decided about the mail, and comes back when nothing left.
+func (j *job) settleRate(r *relay.Relay) {
+	if j.Left() < j.todo {
+		j.spend(r)
+	}
+	if j.rated {
+		r.GiveBack(1)
+		j.rated = false
+	}
 }
 
 // mailboxes are the addresses at the positions.

@@ -42,7 +42,7 @@ func TestNoConnectionFree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slot, ok, err := r.store.TakeSlot(ctx(t), other, "bulk", 1)
+	slot, ok, err := r.store.TakeSlot(ctx(t), other, store.SlotTake{MailServer: "bulk", Limit: 1, Token: 1, Settled: 1})
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
@@ -69,7 +69,7 @@ func TestNoConnectionFree(t *testing.T) {
 	if told != c.Claimed {
 		t.Errorf("%d mails were claimed, %d say why they did not leave", c.Claimed, told)
 	}
-	if err := r.store.GiveSlot(ctx(t), other, "bulk", slot); err != nil {
+	if err := r.store.GiveSlot(ctx(t), other, store.Slot{MailServer: "bulk", N: slot, Token: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if c := r.batch("bulk"); c.Sent != mails || len(relay.Mails()) != mails {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
@@ -17,7 +16,7 @@ import (
 type worker struct {
 	d       *drain
 	e       *Engine
-	permit  relay.Permit
+	permit  *relay.Permit
 	session Session
 	served  int    // transactions on this session
 	pending int    // handed over, outcome not known yet
@@ -50,19 +49,11 @@ func (w *worker) run(ctx context.Context) {
 		}
 		w.e.calm.wait(ctx)
 		w.guarded(ctx, j)
-		if w.surplus() {
+		if w.d.relay.Surplus(w.permit) {
 			w.flush(ctx)
 			return
 		}
 	}
-}
-
-// surplus says that this worker should end: a php-mode mail waits for its connection, or the relay wants fewer.
-func (w *worker) surplus() bool {
-	w.d.mu.Lock()
-	many := w.d.workers > max(1, w.e.relays.MaxConnections(w.d.server)-w.d.cut)
-	w.d.mu.Unlock()
-	return many || w.d.relay.YieldsTo()
 }
 
 // take returns a job that waits, nil if there is none just now.
@@ -86,7 +77,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	if w.session != nil {
 		return true
 	}
-	s, err := w.d.relay.Connect(ctx, w.d.server, w.d.force)
+	s, err := w.d.relay.Connect(ctx, w.permit, w.d.server, w.d.force)
 	if err != nil {
 		w.e.shed(j)
 		w.d.jobs.putBack(j)
@@ -94,7 +85,9 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 		return false
 	}
 	w.session, w.served = s, 0
-	w.d.probing.Do(func() { close(w.d.probed) })
+	if !w.d.relay.Probing(s) {
+		w.d.probing.Do(func() { close(w.d.probed) })
+	}
 	return true
 }
 
@@ -103,11 +96,9 @@ func (w *worker) drop() {
 	if w.session == nil {
 		return
 	}
-	if err := w.session.Close(); err != nil {
-		w.e.log.Debug("close session", "mail_server", w.d.server.Name, "error", err)
-	}
+	s := w.session
 	w.session = nil
-	w.d.relay.Closed()
+	w.d.relay.CloseSession(s)
 }
 
 func (w *worker) leave() {
@@ -182,12 +173,15 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
 		Gate: func(ctx context.Context) error {
 			err := w.e.gate(ctx, j)
+			if err == nil {
+				j.spend(w.d.relay)
+			}
 			if err != nil && ctx.Err() == nil && j.Owner == w.e.lease.replica() {
 				w.d.shut(err)
 			}
 			return err
 		},
-		Done: func(o smtpx.Outcome) { w.pending--; w.outcome(j, positions, o) },
+		Done: func(o smtpx.Outcome) { w.pending--; w.outcome(ctx, j, positions, o) },
 	})
 	if err != nil {
 		w.drop()
@@ -205,13 +199,20 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 }
 
 // outcome takes the truth about one transaction.
-func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
+func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.Outcome) {
+	before := j.Left()
 	next, end := j.After(positions, o, w.e.now()), j.End()
 	if end == lifecycle.Lost {
 		w.leaveIt(j)
 		return
 	}
-	w.d.temper(lifecycle.Throttling(o), o.DotSent)
+	shown, text := shows(o, j.Left() < before, next)
+	if err := w.d.relay.Report(ctx, w.session, w.d.server, shown, text); err != nil {
+		w.d.stop(err)
+	}
+	if shown == relay.Answered {
+		w.d.probing.Do(func() { close(w.d.probed) })
+	}
 	if next != lifecycle.StepOver && (w.e.isStopping() || w.d.broken()) {
 		next, end = lifecycle.StepOver, lifecycle.Stopped
 	}
@@ -233,6 +234,7 @@ func (w *worker) outcome(j *job, positions []int, o smtpx.Outcome) {
 // leaveIt leaves a mail to the replica that has taken it over.
 func (w *worker) leaveIt(j *job) {
 	j.over = true
+	j.settleRate(w.d.relay)
 	w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.Mail.ID)
 	w.e.unload(j)
 	w.d.jobs.settled(j)
@@ -243,7 +245,8 @@ func (w *worker) finish(j *job, end lifecycle.End, why string) { w.d.finish(j, e
 
 // noSession notes that a worker could not open a session. With others open that only means the relay wants fewer connections; with none it is down.
 func (d *drain) noSession(err error) {
-	down := d.relay.Down()
+	var suspended *relay.SuspendedError
+	down := d.relay.Down() || errors.As(err, &suspended)
 	stopped := errors.Is(err, context.Canceled)
 	d.mu.Lock()
 	if down && d.fault == nil && !stopped {
@@ -278,33 +281,23 @@ func (d *drain) stop(err error) bool {
 	return first
 }
 
-// throttleMost is how many throttling answers in a row, with nothing accepted between them, suspend the mail server.
-const throttleMost = 3
-
-// temper slows the mail server down when it says that we are too fast: half the connections at each such answer, one more for every accepted mail, and
-// after several in a row the breaker. The mails themselves are not to blame and wait a little.
-func (d *drain) temper(throttled string, accepted bool) {
-	d.mu.Lock()
-	if throttled == "" {
-		if accepted {
-			d.throttle, d.cut = 0, max(0, d.cut-1)
-		}
-		d.mu.Unlock()
-		return
+// shows is what a transaction has shown of the mail server.
+func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, string) {
+	text := ""
+	if o.Err != nil {
+		text = o.Err.Error()
 	}
-	d.throttle++
-	most := d.e.relays.MaxConnections(d.server)
-	d.cut = most - max(1, (most-d.cut)/2)
-	suspend := d.throttle == throttleMost && d.fault == nil
-	if suspend {
-		d.fault = errors.New("throttled: " + throttled)
+	switch throttled := lifecycle.Throttling(o); {
+	case throttled != "":
+		return relay.Throttled, throttled
+	case decided && !o.ServerDown:
+		return relay.Answered, ""
+	case !o.ServerDown || o.DotSent:
+		return relay.Nothing, ""
+	case next == lifecycle.StepFree:
+		return relay.Interrupted, text
 	}
-	d.mu.Unlock()
-	if suspend {
-		until := d.relay.Failed(d.e.workCtx, d.server, "throttled: "+throttled)
-		d.e.log.Warn("mail server throttles: suspended", "mail_server", d.server.Name, "answer", throttled, "next_try", until.UTC().Format(time.RFC3339))
-		d.jobs.kill()
-	}
+	return relay.Lost, text
 }
 
 // guarded submits, and survives what a single mail may do to the process: such a mail is put aside and the rest flows.

@@ -26,18 +26,27 @@ func (e *SuspendedError) Error() string {
 	return fmt.Sprintf("the mail server is suspended until %s: %s", e.RetryAt.UTC().Format(time.RFC3339), e.Reason)
 }
 
-// breakers is this process's view of the breakers that all replicas share through the database. A mail server is well until a session cannot be had; then it
-// is suspended, one replica probes it when its time has come, and after a success connections ramp up.
+// breakers is this process's view of the breakers that all replicas share through the database. A
+// mail server is well until a session cannot be had, or none takes a mail; then it is suspended,
+// one replica probes it when its time has come, and after a success connections ramp up.
 type breakers struct {
 	cfg *Config
 
-	mu      sync.Mutex
-	known   map[string]*store.Breaker
-	success map[string]time.Time // when a healthy mail server's success was last written
+	mu     sync.Mutex
+	byName map[string]*breaker
+}
+
+type breaker struct {
+	turn chan struct{} // held while the database changes it, so that known is never older than it was
+
+	// Guarded by breakers.mu.
+	known   *store.Breaker // nil: there is none
+	changes int64          // begun and ended by this process; tells whether a reading is of before
+	success time.Time      // when a healthy mail server's success was last written
 }
 
 func newBreakers(cfg *Config) *breakers {
-	return &breakers{cfg: cfg, known: map[string]*store.Breaker{}, success: map[string]time.Time{}}
+	return &breakers{cfg: cfg, byName: map[string]*breaker{}}
 }
 
 // run reads what other replicas have found out, until ctx ends.
@@ -54,92 +63,159 @@ func (bs *breakers) run(ctx context.Context) {
 	}
 }
 
+// refresh takes over what the database says, but for what was changed here since the reading began.
 func (bs *breakers) refresh(ctx context.Context) {
+	bs.mu.Lock()
+	before := make(map[string]int64, len(bs.byName))
+	for name, b := range bs.byName {
+		before[name] = b.changes
+	}
+	bs.mu.Unlock()
 	all, err := bs.cfg.Journal.Breakers(ctx)
 	if err != nil {
 		return // what is known stays; the claims of the batch tell about the database
 	}
 	bs.mu.Lock()
-	bs.known = all
-	bs.mu.Unlock()
+	defer bs.mu.Unlock()
+	for name := range all {
+		bs.of(name)
+	}
+	for name, b := range bs.byName {
+		if b.changes == before[name] {
+			b.known = all[name]
+		}
+	}
 }
 
+// of finds or makes a mail server's breaker. With mu held.
+func (bs *breakers) of(name string) *breaker {
+	b := bs.byName[name]
+	if b == nil {
+		b = &breaker{turn: make(chan struct{}, 1)}
+		bs.byName[name] = b
+	}
+	return b
+}
+
+// get returns what is known of the mail server as it is configured now, nil if nothing is.
 func (bs *breakers) get(s *store.MailServer) *store.Breaker {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	if b := bs.known[s.Name]; b != nil && b.Version == s.Version {
+	if b := bs.of(s.Name).known; b != nil && b.Version == s.Version {
 		return b
 	}
 	return nil
 }
 
+// change applies a rule in the database. When that is away the rule holds in this process alone.
 func (bs *breakers) change(ctx context.Context, s *store.MailServer, rule func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error) {
-	b, err := bs.cfg.Journal.ChangeBreaker(ctx, s.Name, rule)
-	if err != nil {
-		return nil, err
+	bs.mu.Lock()
+	b := bs.of(s.Name)
+	bs.mu.Unlock()
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	bs.mu.Lock()
-	bs.known[s.Name] = b
+	b.changes++
 	bs.mu.Unlock()
-	return b, nil
+	next, err := bs.cfg.Journal.ChangeBreaker(ctx, s.Name, rule)
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	b.changes++
+	if err != nil {
+		next = &store.Breaker{MailServer: s.Name, Version: s.Version}
+		if b.known != nil {
+			*next = *b.known
+		}
+		rule(bs.cfg.Now(), next)
+	}
+	b.known = next
+	return next, err
 }
 
-// allow says whether a session may be opened now. For a suspended mail server whose time has come it takes the one probe there is over all replicas; force
-// takes it before its time. The error is a *SuspendedError or the database's.
-func (bs *breakers) allow(ctx context.Context, s *store.MailServer, force bool) error {
+// allow says whether a session may be opened now, and whether it is the probe of a suspended mail
+// server: the one that all replicas together have when its time has come. force takes it before
+// its time. The error is a *SuspendedError or the database's.
+func (bs *breakers) allow(ctx context.Context, s *store.MailServer, force bool) (probe bool, err error) {
 	b := bs.get(s)
 	if b == nil || b.Failures == 0 {
-		return nil
+		return false, nil
 	}
 	now := bs.cfg.Now()
 	if !force && (now.Before(b.RetryAt) || now.Before(b.ProbeUntil)) {
-		return &SuspendedError{b.Reason, Later(b.RetryAt, b.ProbeUntil)}
+		return false, &SuspendedError{b.Reason, Later(b.RetryAt, b.ProbeUntil)}
 	}
 	ok := false
-	b, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool {
+	b, err = bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool {
 		ok = takeProbe(now, b, s.Version, force)
 		return ok
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !ok {
-		return &SuspendedError{b.Reason, Later(b.RetryAt, b.ProbeUntil)}
+		return false, &SuspendedError{b.Reason, Later(b.RetryAt, b.ProbeUntil)}
 	}
-	return nil
+	return b.Version == s.Version && b.Failures > 0, nil
 }
 
-// failed notes that no session could be had, and returns when the next try may be.
+// endProbe gives the probe back undecided.
+func (bs *breakers) endProbe(ctx context.Context, s *store.MailServer) {
+	_, err := bs.change(ctx, s, func(_ time.Time, b *store.Breaker) bool {
+		if b.Version != s.Version || b.Failures == 0 || b.ProbeUntil.IsZero() {
+			return false
+		}
+		b.ProbeUntil = time.Time{}
+		return true
+	})
+	if err != nil {
+		bs.cfg.Logger.Warn("breaker not written", "mail_server", s.Name, "error", err)
+	}
+}
+
+// failed notes that no session could be had, or that none takes a mail, and returns when the next
+// try may be.
 func (bs *breakers) failed(ctx context.Context, s *store.MailServer, reason string) time.Time {
 	b, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool { noteFailure(now, b, s.Version, reason); return true })
 	if err != nil {
 		bs.cfg.Logger.Warn("breaker not written", "mail_server", s.Name, "error", err)
+	}
+	if b == nil {
 		return bs.cfg.Now().Add(rest(1))
 	}
 	return b.RetryAt
 }
 
-// opened notes a session.
-func (bs *breakers) opened(ctx context.Context, s *store.MailServer) {
+// succeeded notes that a mail was answered, and reports whether that ended a suspension. A mail
+// server that is well is written down now and then.
+func (bs *breakers) succeeded(ctx context.Context, s *store.MailServer) bool {
 	now := bs.cfg.Now()
 	bs.mu.Lock()
-	b := bs.known[s.Name]
-	fresh := b != nil && b.Version == s.Version && b.Failures == 0 && now.Sub(bs.success[s.Name]) < successEvery
-	if !fresh {
-		bs.success[s.Name] = now
+	b := bs.of(s.Name)
+	known := b.known != nil && b.known.Version == s.Version
+	healed := known && b.known.Failures > 0
+	if known && !healed && now.Sub(b.success) < successEvery {
+		bs.mu.Unlock()
+		return false
 	}
+	b.success = now
 	bs.mu.Unlock()
-	if fresh {
-		return
-	}
 	if _, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool { noteSuccess(now, b, s.Version); return true }); err != nil {
 		bs.cfg.Logger.Warn("breaker not written", "mail_server", s.Name, "error", err)
 	}
+	return healed
 }
 
-// ramp is how many connections a mail server that has just recovered gets, most if it is past that.
+// ramp is how many connections a mail server gets: one while it is suspended, then 1, 2, 4... up to
+// most.
 func (bs *breakers) ramp(s *store.MailServer, most int) int {
 	b := bs.get(s)
+	if b != nil && b.Failures > 0 {
+		return 1
+	}
 	if b == nil || b.HealedAt.IsZero() {
 		return most
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maildispatch/maildispatch/store"
@@ -12,48 +13,58 @@ const (
 	idleLimit = 20 * time.Second // below what common relays allow an idle client (Postfix: 5 minutes, some providers: 30 s)
 	poolSweep = time.Second
 	slotPoll  = 200 * time.Millisecond // how often a slot is looked for that other replicas hold
+	writeTime = 5 * time.Second        // for a write of what was learned, which its caller does not bound
+	dialLimit = probeFor - 10*time.Second
 )
 
-// Relay is everything about one mail server's connections in this process: how many there are, against the mail server's limit, and the open sessions that
-// php-mode mails hand to each other. A php-mode mail waits here only for mails of the same mail server in php mode: of a php-mode server's connections the
-// batch gets at most half, and with one connection in all it gives way.
+// Relay is everything about one mail server's connections in this process: how many there are,
+// against the mail server's limits, and the open sessions that php-mode mails hand to each other. A
+// php-mode mail waits here only for mails of the same mail server in php mode: of a php-mode
+// server's connections the batch gets at most half, and with one connection in all it yields.
+//
+// Lock order: mu, then the locks of breakers and slots, which are leaves. No lock is held during a
+// statement or a command to the relay.
 type Relay struct {
 	rs   *Relays
 	name string
+	rate rate
 
-	mu      sync.Mutex
-	server  *store.MailServer // the newest configuration seen
-	open    int               // permits in use: a session each, or one that is being opened
-	batch   int               // of them the batch's
-	live    int               // sessions that stand
-	idle    []idleSession
-	waiters []*waiter
-	carried map[Session]*carried
+	mu       sync.Mutex        // guards everything below
+	server   *store.MailServer // the newest configuration seen
+	open     int               // permits in use: a session each, or one that is being opened
+	batch    int               // of them the batch's
+	leaving  int               // permits of the batch whose workers were told to end
+	standing map[Session]*standing
+	idle     []Session // php mode's, the one used last at the end
+	waiters  []*waiter
 
-	// slots orders what this process asks the database about connection slots, so that a slot that
-	// is given back once more cannot be one that was taken again meanwhile. Taken before mu.
-	slots sync.Mutex
-	owed  []Permit // guarded by slots: could not be given back yet
+	throttled   int       // throttling answers in a row
+	cut         int       // connections taken off because the relay throttles
+	refused     int       // sessions in a row that were refused beside sessions that stood
+	atMost      int       // connections until atMostUntil, after that
+	atMostUntil time.Time // zero: no such limit
 }
 
-type idleSession struct {
-	s     Session
-	since time.Time
-}
-
-// carried is what is known of a session in the pool's hands.
-type carried struct {
-	mails   int
+// standing is what is known of an open session.
+type standing struct {
+	permit  *Permit
 	version int64
-	permit  Permit
+	mails   int       // php mode's
+	since   time.Time // idle since then
+	proven  bool      // a mail was answered on it
+	probe   bool      // it was opened on a suspended mail server, and has no verdict yet
 }
 
-// Permit is the right to one connection.
+// Permit is the right to one connection. Its holder gives it back with Release.
 type Permit struct {
-	batch   bool
-	slot    int // over all replicas, where the mail server limits that
-	replica store.ReplicaID
-	slotted bool
+	batch bool
+	slot  store.Slot  // over all replicas, where the mail server limits that; see slots.held
+	lost  atomic.Bool // another replica has the slot by now: end soon
+
+	// Guarded by Relay.mu.
+	dialing   bool // a session is being opened on it
+	abandoned bool // its holder has gone meanwhile: it belongs to the goroutine that dials
+	leaving   bool
 }
 
 // waiter is a php-mode mail that waits for a session or for a permit, whichever comes first.
@@ -73,21 +84,34 @@ func (r *Relay) configure(s *store.MailServer) {
 	r.server = s
 	old := r.idle
 	r.idle = nil
+	r.throttled, r.cut, r.refused, r.atMostUntil = 0, 0, 0, time.Time{}
 	r.mu.Unlock()
 	for _, i := range old {
-		r.discard(i.s)
+		r.discard(i)
 	}
 }
 
-// limit is how many connections there may be now.
-func (r *Relay) limit() int {
-	return r.rs.breakers.ramp(r.server, r.rs.MaxConnections(r.server))
+// newest is the newest configuration seen.
+func (r *Relay) newest() *store.MailServer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.server
 }
 
-// Get returns a session for a php-mode mail, reused or new; it waits until ctx ends. Every get is followed by a put of the session, unless it failed.
+// limit is how many connections there may be now. With mu held.
+func (r *Relay) limit() int {
+	n := r.rs.breakers.ramp(r.server, r.rs.MaxConnections(r.server)-r.cut)
+	if !r.atMostUntil.IsZero() && r.rs.cfg.Now().Before(r.atMostUntil) {
+		n = min(n, r.atMost)
+	}
+	return max(1, n)
+}
+
+// Get returns a session for a php-mode mail, reused or new; it waits until ctx ends, but not for a
+// mail server that is suspended. Every Get is followed by a Put of the session, unless it failed.
 func (r *Relay) Get(ctx context.Context, s *store.MailServer) (Session, error) {
 	for {
-		session, w, err := r.find()
+		session, w, err := r.find(s)
 		if w != nil {
 			session, err = r.wait(ctx, w)
 		}
@@ -103,14 +127,22 @@ func (r *Relay) Get(ctx context.Context, s *store.MailServer) (Session, error) {
 	}
 }
 
-// find returns an idle session, or a permit (no session), or a place in the queue.
-func (r *Relay) find() (Session, *waiter, error) {
+// find returns an idle session, or a permit (no session), or a place in the queue. A caller hears at
+// once of a suspension, but waits for a probe of this process.
+func (r *Relay) find(s *store.MailServer) (Session, *waiter, error) {
+	b := r.rs.breakers.get(s)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if b != nil && b.Failures > 0 {
+		now := r.rs.cfg.Now()
+		if now.Before(b.RetryAt) || now.Before(b.ProbeUntil) && r.open == 0 {
+			return nil, nil, &SuspendedError{b.Reason, Later(b.RetryAt, b.ProbeUntil)}
+		}
+	}
 	if n := len(r.idle); n > 0 {
-		s := r.idle[n-1].s
+		session := r.idle[n-1]
 		r.idle = r.idle[:n-1]
-		return s, nil, nil
+		return session, nil, nil
 	}
 	if r.open < r.limit() && len(r.waiters) == 0 {
 		r.open++
@@ -139,16 +171,16 @@ func (r *Relay) wait(ctx context.Context, w *waiter) (Session, error) {
 	if g := <-w.c; g.session != nil { // granted while ctx ended
 		r.Put(g.session)
 	} else {
-		r.Release(Permit{})
+		r.Release(&Permit{})
 	}
 	return nil, ctx.Err()
 }
 
 // dial opens a session on a permit that was taken, for a php-mode mail.
 func (r *Relay) dial(ctx context.Context, s *store.MailServer) (Session, error) {
-	pm := Permit{}
+	pm := &Permit{}
 	for {
-		ok, err := r.slot(ctx, s, &pm)
+		ok, err := r.slot(ctx, s, pm)
 		if err != nil {
 			r.Release(pm)
 			return nil, err
@@ -163,14 +195,11 @@ func (r *Relay) dial(ctx context.Context, s *store.MailServer) (Session, error) 
 			return nil, ctx.Err()
 		}
 	}
-	session, err := r.Connect(ctx, s, false)
+	session, err := r.Connect(ctx, pm, s, false)
 	if err != nil {
 		r.Release(pm)
 		return nil, err
 	}
-	r.mu.Lock()
-	r.carried[session] = &carried{version: s.Version, permit: pm}
-	r.mu.Unlock()
 	return session, nil
 }
 
@@ -179,59 +208,99 @@ func (r *Relay) slot(ctx context.Context, s *store.MailServer, pm *Permit) (bool
 	if s.Limits.MaxConnections == 0 {
 		return true, nil
 	}
-	r.slots.Lock()
-	defer r.slots.Unlock()
-	if !r.payOwed() {
-		return false, nil // a slot that is owed may be the one that would be taken
-	}
-	pm.replica = r.rs.cfg.Replica()
-	n, ok, err := r.rs.cfg.Journal.TakeSlot(ctx, pm.replica, s.Name, int(s.Limits.MaxConnections))
-	pm.slot, pm.slotted = n, ok
-	return ok, err
+	return r.rs.slots.take(ctx, s.Name, int(s.Limits.MaxConnections), pm)
 }
 
-// Connect opens a session past the breaker and tells the breaker. A failure beside sessions that stand only means that the relay wants fewer connections.
-func (r *Relay) Connect(ctx context.Context, s *store.MailServer, force bool) (Session, error) {
-	if err := r.rs.breakers.allow(ctx, s, force); err != nil {
+// Connect opens a session past the breaker and tells the breaker. It does so on a goroutine and a
+// deadline of its own, so that what is learned about the mail server does not depend on how long a
+// caller can wait. When ctx ends first the permit goes with that goroutine; Release then does
+// nothing, and a session of php mode that comes late is there for the next.
+func (r *Relay) Connect(ctx context.Context, pm *Permit, s *store.MailServer, force bool) (Session, error) {
+	type answer struct {
+		session Session
+		err     error
+	}
+	c := make(chan answer, 1)
+	r.mu.Lock()
+	pm.dialing = true
+	r.mu.Unlock()
+	r.rs.spawn(func() {
+		session, err := r.openSession(pm, s, force)
+		r.mu.Lock()
+		pm.dialing = false
+		abandoned := pm.abandoned
+		if !abandoned {
+			c <- answer{session, err}
+		}
+		r.mu.Unlock()
+		switch {
+		case !abandoned:
+		case err != nil:
+			r.release(pm)
+		case pm.batch:
+			r.CloseSession(session)
+			r.release(pm)
+		default:
+			r.Put(session)
+		}
+	})
+	select {
+	case a := <-c:
+		return a.session, a.err
+	case <-ctx.Done():
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if pm.dialing {
+		pm.abandoned = true
+		return nil, ctx.Err()
+	}
+	a := <-c
+	return a.session, a.err
+}
+
+// openSession opens one session. A failure beside sessions that stand only means that the relay wants
+// fewer connections.
+func (r *Relay) openSession(pm *Permit, s *store.MailServer, force bool) (Session, error) {
+	ctx, cancel := context.WithTimeout(r.rs.base, dialLimit)
+	defer cancel()
+	probe, err := r.rs.breakers.allow(ctx, s, force)
+	if err != nil {
 		return nil, err
 	}
-	began := time.Now()
 	session, err := r.rs.cfg.Dial(ctx, s)
-	// What was learned is written down also when the caller has gone meanwhile.
-	bctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), breakerWrite)
-	defer cancel()
 	if err == nil {
 		r.mu.Lock()
-		r.live++
-		r.mu.Unlock()
-		r.rs.breakers.opened(bctx, s)
+		defer r.mu.Unlock()
+		r.standing[session] = &standing{permit: pm, version: s.Version, probe: probe}
+		if probe || len(r.standing) > 1 {
+			r.refused, r.atMostUntil = 0, time.Time{}
+		}
 		return session, nil
 	}
-	if ctx.Err() != nil && time.Since(began) < patience {
-		return nil, err // it was stopped: little was learned
+	if r.rs.base.Err() != nil {
+		return nil, err // we are stopping: nothing was learned
 	}
 	r.sweep(time.Time{}) // idle sessions that the relay has closed do not stand
 	r.mu.Lock()
-	down := r.live == 0
+	n := len(r.standing)
+	if n > 0 && !probe {
+		r.wantsFewer(n)
+	}
 	r.mu.Unlock()
-	if down {
-		until := r.rs.breakers.failed(bctx, s, err.Error())
+	if n == 0 || probe {
+		until := r.suspend(ctx, s, err.Error())
 		r.rs.cfg.Logger.Error("mail server is down: no session", "mail_server", s.Name, "error", err, "next_try", until.UTC().Format(time.RFC3339))
 	}
 	return nil, err
 }
 
-const (
-	breakerWrite = 5 * time.Second
-	patience     = 10 * time.Second // a relay that has not let us in for so long is down, also when the caller could not wait longer
-)
-
 // Put gives a session back: to the next who waits, or to the idle ones.
 func (r *Relay) Put(s Session) {
 	r.mu.Lock()
-	c := r.carried[s]
-	c.mails++
-	if !s.Usable() || c.mails >= r.rs.MailsPerConnection(r.server) || c.version != r.server.Version || r.rs.cfg.Stopping() || r.open > r.limit() {
+	st := r.standing[s]
+	st.mails++
+	if !s.Usable() || st.mails >= r.rs.MailsPerConnection(r.server) || st.version != r.server.Version || r.rs.cfg.Stopping() || r.open > r.limit() || st.permit.lost.Load() {
 		r.mu.Unlock()
 		r.discard(s)
 		return
@@ -241,55 +310,67 @@ func (r *Relay) Put(s Session) {
 		r.waiters = r.waiters[1:]
 		w.c <- grant{session: s}
 	} else {
-		r.idle = append(r.idle, idleSession{s, time.Now()})
+		st.since = time.Now()
+		r.idle = append(r.idle, s)
 	}
 	r.mu.Unlock()
 }
 
-// discard closes a session without making anybody wait for its QUIT; its permit is free only after that.
-func (r *Relay) discard(s Session) {
+// forget takes a session off the standing ones, and gives its probe back if that is undecided.
+func (r *Relay) forget(s Session) *Permit {
 	r.mu.Lock()
-	c := r.carried[s]
-	delete(r.carried, s)
-	r.live--
+	st := r.standing[s]
+	delete(r.standing, s)
+	server := r.server
 	r.mu.Unlock()
-	go func() {
-		_ = s.Close()
-		r.Release(c.permit)
-	}()
+	if st.probe {
+		ctx, cancel := context.WithTimeout(context.Background(), writeTime)
+		defer cancel()
+		r.rs.breakers.endProbe(ctx, server)
+	}
+	return st.permit
 }
 
-// Release gives a permit back.
-func (r *Relay) Release(pm Permit) {
-	if pm.slotted {
-		r.slots.Lock()
-		r.owed = append(r.owed, pm)
-		r.payOwed()
-		r.slots.Unlock()
+// discard closes a session without making anybody wait for its QUIT; its permit is free only after
+// that.
+func (r *Relay) discard(s Session) {
+	r.rs.spawn(func() {
+		pm := r.forget(s)
+		_ = s.Close()
+		r.release(pm)
+	})
+}
+
+// CloseSession closes a session of the batch, whose permit stays with its worker.
+func (r *Relay) CloseSession(s Session) {
+	if err := s.Close(); err != nil {
+		r.rs.cfg.Logger.Debug("close session", "mail_server", r.name, "error", err)
 	}
+	r.forget(s)
+}
+
+// Release gives a permit back, unless a goroutine that dials has it.
+func (r *Relay) Release(pm *Permit) {
+	r.mu.Lock()
+	mine := !pm.abandoned
+	r.mu.Unlock()
+	if mine {
+		r.release(pm)
+	}
+}
+
+func (r *Relay) release(pm *Permit) {
+	r.rs.slots.give(pm)
 	r.mu.Lock()
 	r.open--
 	if pm.batch {
 		r.batch--
 	}
+	if pm.leaving {
+		r.leaving--
+	}
 	r.serve()
 	r.mu.Unlock()
-}
-
-// payOwed gives back the slots that are owed, as many as the database takes now, and reports
-// whether none is left. With slots held.
-func (r *Relay) payOwed() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), breakerWrite)
-	defer cancel()
-	for len(r.owed) > 0 {
-		pm := r.owed[0]
-		if err := r.rs.cfg.Journal.GiveSlot(ctx, pm.replica, r.name, pm.slot); err != nil {
-			r.rs.cfg.Logger.Warn("connection slot not given back yet", "mail_server", r.name, "error", err)
-			return false
-		}
-		r.owed = r.owed[1:]
-	}
-	return true
 }
 
 // serve grants free permits to those who wait. With mu held.
@@ -303,8 +384,8 @@ func (r *Relay) serve() {
 }
 
 // TryBatch takes a permit for a worker of the batch, false when there is none for it now.
-func (r *Relay) TryBatch(ctx context.Context, s *store.MailServer) (Permit, bool) {
-	pm := Permit{batch: true}
+func (r *Relay) TryBatch(ctx context.Context, s *store.MailServer) (*Permit, bool) {
+	pm := &Permit{batch: true}
 	r.mu.Lock()
 	limit := r.limit()
 	share := limit
@@ -313,15 +394,15 @@ func (r *Relay) TryBatch(ctx context.Context, s *store.MailServer) (Permit, bool
 	}
 	if r.batch >= share || len(r.waiters) > 0 {
 		r.mu.Unlock()
-		return pm, false
+		return nil, false
 	}
 	var spare Session
 	if r.open >= limit {
-		if len(r.idle) == 0 {
+		if len(r.idle) == 0 || r.standing[r.idle[0]].probe {
 			r.mu.Unlock()
-			return pm, false
+			return nil, false
 		}
-		spare = r.idle[0].s
+		spare = r.idle[0]
 		r.idle = r.idle[1:]
 	}
 	r.open++
@@ -330,38 +411,53 @@ func (r *Relay) TryBatch(ctx context.Context, s *store.MailServer) (Permit, bool
 	if spare != nil {
 		r.discard(spare)
 	}
-	ok, err := r.slot(ctx, s, &pm)
+	ok, err := r.slot(ctx, s, pm)
 	if err != nil || !ok {
 		r.Release(pm)
-		return pm, false
+		return nil, false
 	}
 	return pm, true
 }
 
-// YieldsTo says that a worker of the batch should end because a php-mode mail waits and the batch has all there is.
-func (r *Relay) YieldsTo() bool {
+// Surplus says that a worker of the batch should end: a php-mode mail waits and the batch has all
+// there is, there are more connections than there may be now, or its slot is another replica's.
+func (r *Relay) Surplus(pm *Permit) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.waiters) > 0 && r.batch >= r.open
+	if !pm.leaving && (pm.lost.Load() || len(r.waiters) > 0 && r.batch >= r.open || r.open-r.leaving > r.limit()) {
+		pm.leaving = true
+		r.leaving++
+	}
+	return pm.leaving
 }
 
-// Closed notes that a worker's session is gone.
-func (r *Relay) Closed() {
+// Down reports whether no session stands.
+func (r *Relay) Down() bool {
 	r.mu.Lock()
-	r.live--
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	return len(r.standing) == 0
 }
 
-// sweep closes what has been idle since before t and what the relay has closed, and lets those in who wait for a ramp.
+// Probing reports whether a session is one on a suspended mail server that has no verdict yet:
+// until it has one there is no other.
+func (r *Relay) Probing(s Session) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	st := r.standing[s]
+	return st != nil && st.probe
+}
+
+// sweep closes what has been idle since before t and what the relay has closed, and lets those in
+// who wait for a ramp.
 func (r *Relay) sweep(t time.Time) {
 	r.mu.Lock()
 	var old []Session
 	keep := r.idle[:0]
-	for _, i := range r.idle {
-		if i.since.Before(t) || !i.s.Usable() {
-			old = append(old, i.s)
+	for _, s := range r.idle {
+		if r.standing[s].since.Before(t) || !s.Usable() {
+			old = append(old, s)
 		} else {
-			keep = append(keep, i)
+			keep = append(keep, s)
 		}
 	}
 	r.idle = keep

@@ -18,9 +18,10 @@ import (
 type Journal interface {
 	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
 	ChangeBreaker(ctx context.Context, server string, change func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error)
-	TakeSlot(ctx context.Context, r store.ReplicaID, server string, limit int) (n int, ok bool, err error)
-	GiveSlot(ctx context.Context, r store.ReplicaID, server string, n int) error
-	TakeQuota(ctx context.Context, server string, want, perMinute, perDay int) (granted int, next time.Time, err error)
+	TakeSlot(ctx context.Context, r store.ReplicaID, t store.SlotTake) (n int, ok bool, err error)
+	GiveSlot(ctx context.Context, r store.ReplicaID, s store.Slot) error
+	HoldSlots(ctx context.Context, r store.ReplicaID, held []store.Slot, settled int64) (lost []store.Slot, err error)
+	TakeRate(ctx context.Context, r store.ReplicaID, server string, use store.RateUse, want, perMinute, perDay int) (granted int, next time.Time, err error)
 }
 
 // Session is one logged-in connection to a relay; *smtpx.Session is the real one.
@@ -53,15 +54,32 @@ type Config struct {
 type Relays struct {
 	cfg      Config
 	breakers *breakers
+	slots    *slots
+	base     context.Context // of everything that no caller bounds; ends with Close
+	end      context.CancelFunc
 
-	mu     sync.Mutex
-	byName map[string]*Relay
+	mu      sync.Mutex // guards the rest; before the locks of a Relay
+	byName  map[string]*Relay
+	closed  bool
+	dialing sync.WaitGroup // goroutines that open or close a session; grows while not closed
+}
+
+// spawn runs f on a goroutine that Close waits for.
+func (rs *Relays) spawn(f func()) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.closed {
+		go f() // the grace is over
+		return
+	}
+	rs.dialing.Go(f)
 }
 
 // New makes the relays; nothing runs before Run.
 func New(cfg Config) *Relays {
 	rs := &Relays{cfg: cfg, byName: map[string]*Relay{}}
-	rs.breakers = newBreakers(&rs.cfg)
+	rs.breakers, rs.slots = newBreakers(&rs.cfg), newSlots(&rs.cfg)
+	rs.base, rs.end = context.WithCancel(context.Background())
 	return rs
 }
 
@@ -70,7 +88,7 @@ func (rs *Relays) Of(s *store.MailServer) *Relay {
 	rs.mu.Lock()
 	r := rs.byName[s.Name]
 	if r == nil {
-		r = &Relay{rs: rs, name: s.Name, server: s, carried: map[Session]*carried{}}
+		r = &Relay{rs: rs, name: s.Name, server: s, standing: map[Session]*standing{}, rate: rate{turn: make(chan struct{}, 1)}}
 		rs.byName[s.Name] = r
 	}
 	rs.mu.Unlock()
@@ -78,10 +96,12 @@ func (rs *Relays) Of(s *store.MailServer) *Relay {
 	return r
 }
 
-// Run reads what other replicas have found out and closes idle sessions, until ctx ends.
+// Run reads what other replicas have found out, tells them what this one holds, and closes idle
+// sessions, until ctx ends.
 func (rs *Relays) Run(ctx context.Context) {
 	var own sync.WaitGroup
 	own.Go(func() { rs.breakers.run(ctx) })
+	own.Go(func() { rs.tell(ctx) })
 	t := time.NewTicker(poolSweep)
 	defer t.Stop()
 	defer own.Wait()
@@ -92,19 +112,44 @@ func (rs *Relays) Run(ctx context.Context) {
 		case now := <-t.C:
 			for _, r := range rs.all() {
 				r.sweep(now.Add(-idleLimit))
-				r.slots.Lock()
-				r.payOwed()
-				r.slots.Unlock()
 			}
 		}
 	}
 }
 
+// tell writes down what this process holds of slots and rates, until ctx ends.
+func (rs *Relays) tell(ctx context.Context) {
+	t := time.NewTicker(tellEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		rs.slots.tell(ctx)
+		for _, r := range rs.all() {
+			r.tellRate(ctx, tellEvery)
+		}
+	}
+}
+
+// tellEvery is how soon the other replicas hear of what was given back.
+const tellEvery = time.Second
+
 // Refresh reads now what other replicas have found out.
 func (rs *Relays) Refresh(ctx context.Context) { rs.breakers.refresh(ctx) }
 
-// Close says QUIT on every idle session and waits for that.
+// Close ends what is being opened, says QUIT on every idle session, waits for that, and tells what
+// was not used of the rates. Nothing may use the relays any more.
 func (rs *Relays) Close() {
+	rs.end()
+	rs.mu.Lock()
+	rs.closed = true
+	rs.mu.Unlock()
+	rs.dialing.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), writeTime)
+	defer cancel()
 	var wg sync.WaitGroup
 	for _, r := range rs.all() {
 		r.mu.Lock()
@@ -112,8 +157,9 @@ func (rs *Relays) Close() {
 		r.idle = nil
 		r.mu.Unlock()
 		for _, i := range idle {
-			wg.Go(func() { _ = i.s.Close() })
+			wg.Go(func() { _ = i.Close() })
 		}
+		r.tellRate(ctx, 0)
 	}
 	wg.Wait()
 }
@@ -151,17 +197,4 @@ func (rs *Relays) Suspended(s *store.MailServer) *store.Breaker {
 		return nil
 	}
 	return b
-}
-
-// Failed suspends the mail server for a reason that is not about opening a session, and returns
-// when the next try may be.
-func (r *Relay) Failed(ctx context.Context, s *store.MailServer, reason string) time.Time {
-	return r.rs.breakers.failed(ctx, s, reason)
-}
-
-// Down reports whether no session stands.
-func (r *Relay) Down() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.live == 0
 }

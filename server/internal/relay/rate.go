@@ -1,0 +1,83 @@
+package relay
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// rate is this process's part of a mail server's limits per minute and per day. What it has used
+// and what it holds is told with each taking, and within a second where nothing is taken.
+type rate struct {
+	turn chan struct{} // held while the database is asked: calls go there in the order of their numbers
+
+	mu   sync.Mutex
+	use  store.RateUse
+	told store.RateUse // what the database knows
+	at   time.Time     // when it was told
+}
+
+// Limited reports whether a mail server has a limit per minute or per day.
+func Limited(s *store.MailServer) bool {
+	return s.Limits.MailsPerMinute > 0 || s.Limits.MailsPerDay > 0
+}
+
+// TakeRate takes up to want mails out of the mail server's limits; each of them has to be spent or
+// given back. next says when there may be more, if not all was granted.
+func (r *Relay) TakeRate(ctx context.Context, s *store.MailServer, want int) (granted int, next time.Time, err error) {
+	select {
+	case r.rate.turn <- struct{}{}:
+		defer func() { <-r.rate.turn }()
+	case <-ctx.Done():
+		return 0, next, ctx.Err()
+	}
+	r.rate.mu.Lock()
+	r.rate.use.Call++
+	use := r.rate.use
+	r.rate.mu.Unlock()
+	granted, next, err = r.rs.cfg.Journal.TakeRate(ctx, r.rs.cfg.Replica(), s.Name, use, want, int(s.Limits.MailsPerMinute), int(s.Limits.MailsPerDay))
+	r.rate.mu.Lock()
+	defer r.rate.mu.Unlock()
+	r.rate.at = time.Now()
+	if err != nil {
+		r.rate.told.Call = 0 // what was granted and not heard of has to come back
+		return 0, next, err
+	}
+	r.rate.use.Held += granted
+	use.Held += granted
+	r.rate.told = use
+	return granted, next, nil
+}
+
+// Spend says that n of the mails that were taken have left, or were refused for themselves.
+func (r *Relay) Spend(n int) {
+	r.rate.mu.Lock()
+	defer r.rate.mu.Unlock()
+	r.rate.use.Held -= n
+	r.rate.use.Used += int64(n)
+}
+
+// GiveBack says that n of the mails that were taken will not leave now.
+func (r *Relay) GiveBack(n int) {
+	r.rate.mu.Lock()
+	defer r.rate.mu.Unlock()
+	r.rate.use.Held -= n
+}
+
+// tellRate tells the database what was used and given back since the last taking, if anything was
+// and that is older than age.
+func (r *Relay) tellRate(ctx context.Context, age time.Duration) {
+	r.rate.mu.Lock()
+	same := r.rate.told == r.rate.use || time.Since(r.rate.at) < age
+	r.rate.mu.Unlock()
+	if same {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	if _, _, err := r.TakeRate(ctx, r.newest(), 0); err != nil {
+		r.rs.cfg.Logger.Warn("use of the mail server's limits not written yet", "mail_server", r.name, "error", err)
+	}
+}

@@ -1,0 +1,123 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Outcome is what a transaction says about the mail server.
+type Outcome int
+
+const (
+	// Nothing that is about the mail server.
+	Nothing Outcome = iota
+	// Answered: a mail was accepted, or refused for itself. Only that is a success; a greeting is none.
+	Answered
+	// Throttled: the relay says that we are too fast.
+	Throttled
+	// Interrupted: the connection was lost, or closed by the relay, before anything was decided; the
+	// mail is tried again on a fresh one.
+	Interrupted
+	// Lost: the same, and the mail has had its tries.
+	Lost
+)
+
+// maxThrottled is how many throttling answers in a row, with nothing accepted between them, suspend
+// the mail server.
+const maxThrottled = 3
+
+// Report says what a transaction on a session has shown. The error is not nil when the mail server
+// is suspended by that.
+func (r *Relay) Report(ctx context.Context, session Session, s *store.MailServer, o Outcome, text string) error {
+	switch o {
+	case Answered:
+		r.answered(ctx, session, s)
+	case Throttled:
+		return r.onThrottle(ctx, s, text)
+	case Interrupted, Lost:
+		return r.lost(ctx, session, s, o == Lost, text)
+	}
+	return nil
+}
+
+func (r *Relay) answered(ctx context.Context, session Session, s *store.MailServer) {
+	r.mu.Lock()
+	if st := r.standing[session]; st != nil {
+		st.proven, st.probe = true, false
+	}
+	r.throttled, r.cut = 0, max(0, r.cut-1)
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	defer cancel()
+	if r.rs.breakers.succeeded(ctx, s) {
+		r.mu.Lock()
+		r.serve() // it was suspended, and connections ramp up
+		r.mu.Unlock()
+	}
+}
+
+// onThrottle slows the mail server down when it says that we are too fast: half the connections at
+// each such answer, one more for every accepted mail, and after several in a row the breaker.
+func (r *Relay) onThrottle(ctx context.Context, s *store.MailServer, text string) error {
+	r.mu.Lock()
+	r.throttled++
+	most := r.rs.MaxConnections(s)
+	r.cut = most - max(1, (most-r.cut)/2)
+	suspend := r.throttled >= maxThrottled
+	if suspend {
+		r.throttled = 0
+	}
+	r.mu.Unlock()
+	if !suspend {
+		return nil
+	}
+	until := r.suspend(ctx, s, "throttled: "+text)
+	r.rs.cfg.Logger.Warn("mail server throttles: suspended", "mail_server", s.Name, "answer", text, "next_try", until.UTC().Format(time.RFC3339))
+	return errors.New("throttled: " + text)
+}
+
+// lost judges a session that ended before its first success. The mail server is down when no other
+// session has had one, and the mail its tries; a probe has one try.
+func (r *Relay) lost(ctx context.Context, session Session, s *store.MailServer, final bool, text string) error {
+	r.sweep(time.Time{}) // idle sessions that the relay has closed do not stand
+	r.mu.Lock()
+	st := r.standing[session]
+	proven, probe := st == nil || st.proven, st != nil && st.probe
+	if st != nil {
+		st.probe = false
+	}
+	others := 0
+	for other, x := range r.standing {
+		if other != session && x.proven {
+			others++
+		}
+	}
+	down := !proven && others == 0 && (final || probe)
+	if !proven && others > 0 && final {
+		r.wantsFewer(others)
+	}
+	r.mu.Unlock()
+	if !down {
+		return nil
+	}
+	until := r.suspend(ctx, s, text)
+	r.rs.cfg.Logger.Error("mail server is down: it lets us in and takes no mail", "mail_server", s.Name, "error", text, "next_try", until.UTC().Format(time.RFC3339))
+	return errors.New(text)
+}
+
+// suspend opens the breaker, and returns when the next try may be.
+func (r *Relay) suspend(ctx context.Context, s *store.MailServer, reason string) time.Time {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
+	defer cancel()
+	return r.rs.breakers.failed(ctx, s, reason)
+}
+
+// wantsFewer notes that the relay refuses more connections than the n that stand: for a while there
+// are no more, longer each time. With mu held.
+func (r *Relay) wantsFewer(n int) {
+	r.refused++
+	r.atMost, r.atMostUntil = max(1, n), r.rs.cfg.Now().Add(rest(r.refused))
+}
