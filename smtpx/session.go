@@ -64,6 +64,9 @@ type transfer struct {
 	t    *Transaction
 	rcpt []RecipientOutcome
 	ok   int // recipients accepted at RCPT
+
+	last   Reply // by which the relay ended the session or the transaction
+	lastAt Phase
 }
 
 // dotGrace is how long the reply after a dot is awaited once the call was cancelled. Cutting at once would only make an unknown outcome.
@@ -344,7 +347,7 @@ func (s *Session) take(t *Transaction) *transfer {
 	if tr == nil {
 		tr = &transfer{}
 	}
-	tr.t, tr.ok = t, 0
+	*tr = transfer{t: t}
 	tr.rcpt = make([]RecipientOutcome, len(t.To)) // handed out with the outcome, so never reused
 	return tr
 }

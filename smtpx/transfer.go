@@ -91,16 +91,50 @@ func (s *Session) end(o Outcome) bool {
 	return false
 }
 
-// broken ends s.cur when the connection died before its body: nothing of it left.
-func (s *Session) broken(tr *transfer, p Phase, err error) bool {
-	s.kill(err)
-	return s.end(Outcome{Recipients: tr.rcpt, Err: &Error{Phase: p, Temporary: true, Err: s.dead}, ServerDown: true})
+// heard keeps a reply by which the relay ends the session, or the transaction as a whole. Its
+// words then stand in the fault and with every recipient that got no answer of its own, whatever
+// becomes of the connection behind it. The first one counts.
+func (tr *transfer) heard(rep Reply, p Phase) {
+	if tr.last.Code == 0 && (rep.Code == 421 || p == PhaseMail && rep.Code/100 > 3) {
+		tr.last, tr.lastAt = rep, p
+	}
 }
 
-// outOfStep ends s.cur when a reply may have been given to the wrong command: nothing of the mail left, and nothing that was said about it counts.
+// lastWords is the fault of s.cur when its session is over: what the relay said last, else what
+// happened to the connection.
+func (s *Session) lastWords(tr *transfer, p Phase) *Error {
+	if tr.last.Code == 0 {
+		return s.deadFault(p)
+	}
+	for i := range tr.rcpt {
+		if r := &tr.rcpt[i]; r.Status == StatusNotTried {
+			*r = RecipientOutcome{Status: StatusNotTried, Phase: tr.lastAt, Reply: tr.last}
+		}
+	}
+	return &Error{Phase: tr.lastAt, Reply: tr.last, Temporary: tr.last.Code < 500}
+}
+
+// broken ends s.cur when the connection died before its body: nothing of it left.
+func (s *Session) broken(tr *transfer, p Phase, err error) bool {
+	if isEOF(err) { // a goodbye may lie unread before the end of the connection
+		if rep, _, rerr := s.readReply(time.Second); rerr == nil && rep.Code == 421 {
+			tr.heard(rep, p)
+		}
+	}
+	s.kill(err)
+	fault := s.lastWords(tr, p)
+	return s.end(Outcome{Recipients: tr.rcpt, Err: fault, ServerDown: true})
+}
+
+// outOfStep ends s.cur when a reply may have been given to the wrong command: nothing of the mail
+// left, and nothing that was said about it counts, but for a goodbye.
 func (s *Session) outOfStep(tr *transfer, p Phase, err error) bool {
 	s.kill(err)
-	return s.end(notTried(tr, s.deadFault(p)))
+	o := notTried(tr, s.deadFault(p))
+	if tr.last.Code == 421 {
+		o.Err = s.lastWords(tr, p)
+	}
+	return s.end(o)
 }
 
 // cut ends s.cur when the answers of a flight end early. A relay that closed has given those that came in their order. One that fell silent or garbled may
@@ -161,6 +195,7 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	if mailRep.Code/100 == 3 {
 		return s.outOfStep(tr, PhaseMail, errProtocol)
 	}
+	tr.heard(mailRep, PhaseMail)
 	down := mailRep.Code == 421
 	s.setDeadline(tm.Rcpt)
 	for i := range t.To {
@@ -172,6 +207,7 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 			return s.outOfStep(tr, PhaseRcpt, errProtocol) // DATA's, most likely
 		}
 		tr.noteRcpt(i, rep)
+		tr.heard(rep, PhaseRcpt)
 		down = down || rep.Code == 421
 	}
 	dataRep, _, err := s.readReply(tm.Data)
@@ -249,6 +285,7 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 			return s.outOfStep(tr, PhaseRcpt, errProtocol)
 		}
 		tr.noteRcpt(i, rep)
+		tr.heard(rep, PhaseRcpt)
 		if down = rep.Code == 421; down {
 			break
 		}
@@ -284,7 +321,7 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 		clearAll(tr)
 		tr.decide(mailRep, PhaseMail)
 		fault = &Error{Phase: PhaseMail, Reply: mailRep, Temporary: mailRep.Code < 500}
-	case tr.ok > 0 && dataRep.Code != 0:
+	case tr.ok > 0 && dataRep.Code != 0 && !waiting:
 		tr.decide(dataRep, PhaseData) // those who had been accepted at RCPT
 		fault = &Error{Phase: PhaseData, Reply: dataRep, Temporary: dataRep.Code < 500}
 	default:
@@ -292,9 +329,11 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 	}
 	switch {
 	case down:
-		s.kill(fmt.Errorf("the server closes the connection: %s", firstOf(dataRep, mailRep, tr)))
-		if fault == nil {
-			fault = &Error{Phase: PhaseRcpt, Temporary: true, Err: s.dead}
+		tr.heard(mailRep, PhaseMail)
+		tr.heard(dataRep, PhaseData)
+		s.kill(fmt.Errorf("the server closes the connection: %s", tr.last))
+		if words := s.lastWords(tr, PhaseRcpt); fault == nil {
+			fault = words
 		}
 	case waiting && mailRep.Code/100 != 2:
 		// The relay refused the sender and waits for a body all the same. A lone dot would be taken as an empty mail.
@@ -340,21 +379,6 @@ func clearAll(tr *transfer) {
 	for i := range tr.rcpt {
 		tr.rcpt[i] = RecipientOutcome{}
 	}
-}
-
-func firstOf(a, b Reply, tr *transfer) Reply {
-	if a.Code == 421 {
-		return a
-	}
-	if b.Code == 421 {
-		return b
-	}
-	for _, r := range tr.rcpt {
-		if r.Reply.Code == 421 {
-			return r.Reply
-		}
-	}
-	return a
 }
 
 // cutInBody is the outcome of a mail whose body the connection did not take to its end. No dot

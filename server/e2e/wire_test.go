@@ -239,3 +239,35 @@ func TestOneRecipientsNeed(t *testing.T) {
 		t.Errorf("%v %v", r.mail.Status, got)
 	}
 }
+
+// TestLastWordsAreKept: what a relay says before it closes stands in the mail's last error and with every recipient, in either mode.
+func TestLastWordsAreKept(t *testing.T) {
+	s := start(t, storetest.SQLiteDSN(t))
+	for _, ext := range [][]string{{"PIPELINING", "ENHANCEDSTATUSCODES"}, {"ENHANCEDSTATUSCODES"}} {
+		for _, verb := range []string{"MAIL", "RCPT", "DATA", "DOT"} {
+			for _, mode := range []pb.Mode{pb.Mode_MODE_PHP, pb.Mode_MODE_DAEMON} {
+				relay := (&smtpxtest.Server{Extensions: ext, On: func(c smtpxtest.Command) *smtpxtest.Action {
+					if c.Verb == verb {
+						return &smtpxtest.Action{Reply: "421 4.4.2 rate exceeded\r\n", Close: true}
+					}
+					return nil
+				}}).Start(t)
+				name := strings.ToLower(fmt.Sprintf("%s-%d-%s", verb, len(ext), strings.TrimPrefix(mode.String(), "MODE_")))
+				s.addServer(name, mode, relay.Port())
+				r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: name}, Message: message("a@y.example", "b@y.example")})
+				if mode == pb.Mode_MODE_DAEMON {
+					s.batch()
+				}
+				m := s.mail(r.id)
+				if !strings.Contains(m.LastError, "421 4.4.2 rate exceeded") && !strings.Contains(m.LastError, "421 rate exceeded") {
+					t.Errorf("%s: %v, last error %q", name, m.Status, m.LastError)
+				}
+				for _, x := range m.Recipients {
+					if x.SmtpCode != 421 || x.EnhancedCode != "4.4.2" || x.Detail != "rate exceeded" {
+						t.Errorf("%s: %v", name, x)
+					}
+				}
+			}
+		}
+	}
+}

@@ -123,10 +123,9 @@ const (
 func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 	before := len(a.todo)
 	a.handed++
-	a.marked = false // the next transaction has a dot of its own
 	throttled := Throttling(o)
 	a.fold(positions, o, throttled != "", now)
-	a.marked, a.stale = false, a.marked && !o.DotSent
+	a.marked, a.stale = false, a.marked && !o.DotSent // the next transaction has a dot of its own
 	if throttled != "" && a.fault == "" {
 		a.fault = "throttled: " + throttled
 	}
@@ -172,11 +171,13 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, throttled bool, now tim
 		case smtpx.StatusDeferred:
 			if o.ServerDown && r.Reply.Code == 0 || r.Reply.Code == 421 || throttled {
 				open = append(open, p)
+				a.keepWords(p, r.Reply)
 				continue
 			}
 			res.Status = store.RecipientDeferred
 		default:
 			open = append(open, p)
+			a.keepWords(p, r.Reply)
 			continue
 		}
 		if res.Detail == "" && o.Err != nil {
@@ -191,6 +192,15 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, throttled bool, now tim
 		a.results[p] = res
 	}
 	a.todo = append(open, a.todo[len(positions):]...)
+}
+
+// keepWords notes what the relay said last to a recipient that stays open: a goodbye, most often.
+// It decides nothing.
+func (a *Attempt) keepWords(position int, rep smtpx.Reply) {
+	r := &a.results[position]
+	if rep.Code >= 400 && r.Status != store.RecipientUnknown {
+		r.Code, r.Enhanced, r.Detail = rep.Code, rep.Enhanced, rep.Text
+	}
 }
 
 // Throttling is the relay's words when it says in a transaction that we are too fast, "" when it

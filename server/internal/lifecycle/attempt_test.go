@@ -474,3 +474,38 @@ func TestStaleMark(t *testing.T) {
 		}
 	}
 }
+
+// TestLastWordsAreKept: the reply by which a relay ended the session stands with every recipient, whether the mail is given up or waits, and in the mail's
+// last error. Where the mail ends for a reason of its own, that reason stands.
+func TestLastWordsAreKept(t *testing.T) {
+	now := time.Now()
+	rep := smtpx.Reply{Code: 421, Enhanced: "4.7.0", Text: "slow down"}
+	for _, status := range []smtpx.Status{smtpx.StatusNotTried, smtpx.StatusDeferred} {
+		for _, interactive := range []bool{true, false} {
+			for _, why := range []string{"", "deadline: over"} {
+				a := Begin(&store.Claimed{Recipients: []store.Recipient{{Mailbox: "a@y.example"}, {Mailbox: "b@y.example"}}}, 1, now)
+				a.Interactive, a.free = interactive, 0
+				r := smtpx.RecipientOutcome{Status: status, Phase: smtpx.PhaseMail, Reply: rep}
+				a.After([]int{0, 1}, smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{r, r}, ServerDown: true, Err: &smtpx.Error{Phase: smtpx.PhaseMail, Reply: rep, Temporary: true}}, now)
+				end, want := a.End(), store.RecipientResult{Status: store.RecipientPending, Code: 421, Enhanced: "4.7.0", Detail: "slow down"}
+				if why != "" && !interactive {
+					continue
+				} else if why != "" {
+					end, want = CutByCaller, store.RecipientResult{Status: store.RecipientDeferred, Detail: why}
+				} else if interactive {
+					want.Status = store.RecipientDeferred
+				}
+				v := a.Finish(end, why, store.Limits{}, now)
+				for _, got := range v.Progress.Results {
+					got.Attempt, got.Time, got.NextAttempt = 0, time.Time{}, time.Time{}
+					if got != want {
+						t.Errorf("interactive %v, %q: got %+v, want %+v", interactive, why, got, want)
+					}
+				}
+				if why == "" && (!strings.Contains(v.LastError, "421") || !strings.Contains(v.LastError, "slow down")) {
+					t.Errorf("interactive %v: last error %q", interactive, v.LastError)
+				}
+			}
+		}
+	}
+}

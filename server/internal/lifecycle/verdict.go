@@ -169,7 +169,11 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 	for i := range a.results {
 		r := &a.results[i]
 		if s.Kind == store.SettlePark && r.Status == store.RecipientPending { // nobody is about to try it any more
+			words := *r
 			*r = store.RecipientResult{Status: store.RecipientDeferred, Detail: fault, Attempt: a.Number(), Time: now}
+			if words.Code != 0 && end.reason(why) == "" { // the relay's last ones, see keepWords
+				r.Code, r.Enhanced, r.Detail = words.Code, words.Enhanced, words.Detail
+			}
 		}
 		r.NextAttempt = time.Time{}
 		if s.Kind == store.SettleRetry && r.Status == store.RecipientDeferred {
