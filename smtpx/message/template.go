@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html"
 	"maps"
@@ -24,8 +25,8 @@ const (
 	maxVariableName   = 63
 )
 
-// ErrTooLarge says that the values of a mail make it larger than any mail server takes.
-var ErrTooLarge = fmt.Errorf("the mail has more than %d bytes", MaxMailBytesCap)
+// ErrTooLarge says that the values of a mail make it larger than its mail server takes.
+var ErrTooLarge = errors.New("its values make the mail larger than its mail server takes")
 
 // Template is what the mails of a batch share, composed once. {{name}} in subject, text and html stands for the mail's variable of that name:
 // [A-Za-z_][A-Za-z0-9_]{0,62}, blanks allowed inside the braces. Two opening braces that begin no variable are refused, since a typing error must not go
@@ -74,6 +75,7 @@ type Fill struct {
 	MessageID string
 	Date      time.Time
 	Variables map[string]string // values; those that nothing uses are passed over
+	MaxBytes  int64             // of the raw message; 0 or more than MaxMailBytesCap = MaxMailBytesCap
 }
 
 // NewTemplate prepares what the mails of a batch share. Recipients, From, MessageID and Date of the message stay empty; they come with every Fill.
@@ -311,6 +313,19 @@ func (t *Template) Compose(f *Fill) ([]Piece, []Violation, error) {
 	if vs := t.violations(f); len(vs) > 0 {
 		return nil, vs, nil
 	}
+	// Encoding makes no value shorter, so what is too large by its values alone is not begun.
+	least, limit := t.size, MaxMailBytesCap
+	if f.MaxBytes > 0 {
+		limit = min(limit, int(f.MaxBytes))
+	}
+	for _, s := range t.segments {
+		if s.hole != nil {
+			least += len(f.Variables[s.hole.name])
+		}
+	}
+	if least > limit {
+		return nil, nil, ErrTooLarge
+	}
 	var b bytes.Buffer
 	b.Grow(1024 + len(t.tail))
 	t.header(&b, f)
@@ -328,7 +343,7 @@ func (t *Template) Compose(f *Fill) ([]Piece, []Violation, error) {
 			continue
 		}
 		from, v := b.Len(), f.Variables[s.hole.name]
-		if t.size+from+len(v) > MaxMailBytesCap {
+		if t.size+from+len(v) > limit {
 			return nil, nil, ErrTooLarge
 		}
 		if !s.hole.follows {
@@ -355,7 +370,7 @@ func (t *Template) Compose(f *Fill) ([]Piece, []Violation, error) {
 			ps = append(ps, Piece{Offset: from, Length: n})
 		}
 	}
-	if t.size+b.Len() > MaxMailBytesCap {
+	if t.size+b.Len() > limit {
 		return nil, nil, ErrTooLarge
 	}
 	own := b.Bytes()

@@ -30,6 +30,7 @@ type bulk struct {
 	sum      []byte // of the options and the shared message
 	routed   time.Time
 	next     int64 // position of the next item
+	composed int64 // bytes of the mails that they do not share
 }
 
 // openBulk checks and routes the options. Errors are Send's.
@@ -148,7 +149,7 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 	if err != nil {
 		return nil, err
 	}
-	f := &message.Fill{From: from, To: to, Cc: cc, ReplyTo: reply, MessageID: m.MessageID, Date: message.Stamp(d.now), Variables: it.Variables}
+	f := &message.Fill{From: from, To: to, Cc: cc, ReplyTo: reply, MessageID: m.MessageID, Date: message.Stamp(d.now), Variables: it.Variables, MaxBytes: d.limit()}
 	pieces, subject, err := b.pieces(ctx, &c, &d, msg, f)
 	if err != nil {
 		return nil, err
@@ -157,6 +158,9 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 	carry(m, pieces, b.contents)
 	if err := d.fits(m.SizeBytes); err != nil {
 		return nil, err
+	}
+	if b.composed += m.OwnBytes(); b.composed > maxComposed+b.next*maxComposedItem {
+		return nil, tooMuchComposed()
 	}
 	if it.RequestId != "" {
 		m.Fingerprint = b.fingerprint(it)
@@ -257,6 +261,19 @@ func (b *bulk) fingerprint(it *pb.BatchItem) []byte {
 	it.RequestId = id
 	sum := sha256.Sum256(body)
 	return sum[:]
+}
+
+// What a call may make of its items, beyond what they share: values that stand in many places make
+// gigabytes of a few kilobytes.
+const (
+	maxComposed     = 256 << 20
+	maxComposedItem = 64 << 10 // more for each item
+)
+
+// tooMuchComposed ends a call, as an error that is not the item's.
+func tooMuchComposed() error {
+	return apierr.New(codes.ResourceExhausted, pb.ReasonOverloaded, "the items of this call become more than %d MiB and %d KiB for each: begin another call",
+		maxComposed>>20, maxComposedItem>>10)
 }
 
 // tooManyItems ends a call: sent again, the same items would be too many again.

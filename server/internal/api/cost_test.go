@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -238,5 +239,66 @@ func TestGarbage(t *testing.T) {
 	}
 	if log := r.log.String(); strings.Contains(log, "level=ERROR") {
 		t.Errorf("the log speaks of errors:\n%s", log)
+	}
+}
+
+// TestValuesInManyPlaces: what values make of a small request is found out before it is encoded,
+// a call makes a bounded number of bytes, and a strict batch keeps a bounded number.
+func TestValuesInManyPlaces(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.server("main", pb.Mode_MODE_DAEMON)
+	r.server("large", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxMailBytes: 25 << 20} })
+	options := func(server string, places int, strict bool) *pb.BatchOptions {
+		return &pb.BatchOptions{Strict: strict, Options: &pb.SendOptions{MailServer: server}, Message: &pb.MailMessage{Subject: "s", Text: strings.Repeat("{{a}} ", places)}}
+	}
+	items := func(n, size int) (out []*pb.BatchItem) {
+		for range n {
+			out = append(out, &pb.BatchItem{Message: &pb.MailMessage{To: []string{"a@y.example"}}, Variables: map[string]string{"a": strings.Repeat("v", size)}})
+		}
+		return out
+	}
+	t.Run("too large by its values", func(t *testing.T) {
+		c := cheapest(func() {
+			res, err := r.batch(ctx(t), options("main", 490, false), items(1, 64<<10)...)
+			if err != nil || len(res.Rejections) != 1 || res.Rejections[0].Reason != "MAIL_TOO_LARGE" {
+				t.Errorf("got %v, %v, want it refused as MAIL_TOO_LARGE", res, err)
+			}
+		})
+		t.Logf("%v of CPU, %d KiB allocated", c.cpu, c.alloc>>10)
+		if c.alloc > 10<<20 || c.cpu > slowed*50*time.Millisecond {
+			t.Errorf("%d KiB and %v of CPU for a mail that is refused", c.alloc>>10, c.cpu)
+		}
+	})
+	t.Run("a strict batch", func(t *testing.T) {
+		_, err := r.batch(ctx(t), options("large", 300, true), items(20, 32<<10)...)
+		refused(t, "20 items of 10 MB each", err, codes.InvalidArgument, "VALIDATION_FAILED")
+		if n := r.counted("select count(*) from mail"); n != 0 {
+			t.Errorf("%d mails are stored of a strict batch that was refused", n)
+		}
+	})
+	t.Run("a call", func(t *testing.T) {
+		_, err := r.batch(ctx(t), func() *pb.BatchOptions { o := options("large", 300, false); o.ValidateOnly = true; return o }(), items(60, 32<<10)...)
+		refused(t, "60 items of 10 MB each", err, codes.ResourceExhausted, "OVERLOADED")
+	})
+}
+
+// counted is a number out of the database.
+func (r *rig) counted(query string) (n int) {
+	r.t.Helper()
+	if err := r.database().QueryRow(query).Scan(&n); err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+// TestHeadersAreBounded: a call with large headers is refused, and the others on its connection go on.
+func TestHeadersAreBounded(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	big := metadata.AppendToOutgoingContext(ctx(t), "x-big", strings.Repeat("x", 1<<20))
+	if _, err := r.admin.ListMailServers(big, &pb.ListMailServersRequest{}); err == nil {
+		t.Error("1 MiB of headers was taken")
+	}
+	if _, err := r.admin.ListMailServers(metadata.AppendToOutgoingContext(ctx(t), "x-own", strings.Repeat("x", 4<<10)), &pb.ListMailServersRequest{}); err != nil {
+		t.Errorf("a call with headers of 4 KiB: %v", err)
 	}
 }

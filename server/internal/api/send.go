@@ -219,7 +219,11 @@ func content(m *pb.MailMessage) *message.Message {
 
 // uploads puts uploaded files into the attachments that name them. The error says that one is not there; it comes after what is wrong with the request.
 func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string, m *pb.MailMessage, msg *message.Message) error {
+	if len(m.Attachments) > message.MaxAttachments {
+		return nil // said by the check of the message; nothing is asked for
+	}
 	var gone error
+	found := map[uuid.UUID]*store.Upload{} // each is asked for once
 	for i, x := range m.Attachments {
 		if x.GetUploadId() == "" {
 			continue
@@ -235,7 +239,12 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 			at.Filename = cmp.Or(at.Filename, "upload") // what it would have brought is not to be complained about
 			continue
 		}
-		u, err := a.Store.Upload(ctx, team, id)
+		u, known := found[id]
+		if !known {
+			if u, err = a.Store.Upload(ctx, team, id); err == nil {
+				found[id] = u
+			}
+		}
 		if err != nil {
 			if errors.Is(err, store.ErrNotFound) {
 				err = apierr.NotFound(pb.ReasonUploadNotFound, "upload", x.UploadId)
@@ -346,12 +355,17 @@ func estimate(m *message.Message) int64 {
 	return n
 }
 
+// limit is how many bytes the mail server takes.
+func (d *draft) limit() int64 {
+	if n := d.server.Limits.MaxMailBytes; n > 0 {
+		return n
+	}
+	return message.MaxMailBytes
+}
+
 // fits says whether the mail server takes so many bytes.
 func (d *draft) fits(size int64) error {
-	limit := d.server.Limits.MaxMailBytes
-	if limit == 0 {
-		limit = message.MaxMailBytes
-	}
+	limit := d.limit()
 	if size > limit {
 		return tooLarge(size, limit, d.server.Name)
 	}

@@ -25,7 +25,8 @@ const (
 	mostKept   = 1000                  // rejections in a summary
 
 	strictItems = 10000
-	strictBytes = 64 << 20
+	strictBytes = 64 << 20        // of requests, and of what is kept of them
+	strictIdle  = 5 * time.Minute // how long what is kept waits for the next message
 	mostItems   = 1_000_000
 )
 
@@ -57,6 +58,7 @@ func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, p
 	}()
 	flush := time.NewTimer(chunkWait)
 	defer flush.Stop()
+	heard := time.Now()
 	for {
 		select {
 		case r := <-in.c:
@@ -86,14 +88,19 @@ func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, p
 			}
 			err := b.take(r.msg.Items, r.size)
 			in.done(r)
+			heard = time.Now()
 			if err != nil {
 				return b.fail(err)
 			}
 		case <-flush.C:
-			if b != nil && !b.opts.GetStrict() {
+			switch {
+			case b == nil:
+			case !b.opts.GetStrict():
 				if err := b.commit(); err != nil {
 					return b.fail(err)
 				}
+			case time.Since(heard) > strictIdle:
+				return apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "a strict batch keeps its items for at most %v without hearing of more", strictIdle)
 			}
 			flush.Reset(chunkWait)
 		case <-a.Draining:
@@ -152,6 +159,9 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 		default:
 			b.mails, b.places = append(b.mails, m), append(b.places, at)
 			b.bytes += m.OwnBytes()
+			if strict && b.bytes > strictBytes {
+				return tooManyItems("become more than %d MiB, which is what a strict batch keeps until its end", strictBytes>>20)
+			}
 		}
 		if !strict && (len(b.mails) >= chunkItems || b.bytes >= chunkBytes) {
 			if err := b.commit(); err != nil {

@@ -24,6 +24,8 @@ import (
 const (
 	// Header carries the request id, both ways.
 	Header = "x-request-id"
+	// headerList is how many octets the headers of a call may have: ours and a caller's own few.
+	headerList = 16 << 10
 	// unaryLimit is the time of a unary call whose caller sets none.
 	unaryLimit = 30 * time.Second
 	// A fifth of the caller's time is kept back, between these two, so that our own word on what took too long arrives before the caller's clock ends
@@ -35,7 +37,7 @@ const (
 )
 
 // call is what both kinds share. do runs the handler with the prepared context.
-func call(ctx context.Context, log *slog.Logger, method string, unary bool, setHeader func(metadata.MD) error, do func(context.Context) error) (err error) {
+func call(ctx context.Context, log *slog.Logger, method string, limit time.Duration, setHeader func(metadata.MD) error, do func(context.Context) error) (err error) {
 	start := time.Now()
 	id := requestID(ctx)
 	_ = setHeader(metadata.Pairs(Header, id)) // fails only when the call is over already
@@ -61,7 +63,7 @@ func call(ctx context.Context, log *slog.Logger, method string, unary bool, setH
 		}
 		log.Log(ctx, level, "call", attrs...)
 	}()
-	ctx, cancel, err := bound(ctx, unary)
+	ctx, cancel, err := bound(ctx, limit)
 	if err != nil {
 		return err
 	}
@@ -83,12 +85,26 @@ func requestID(ctx context.Context) string {
 	return uuid.NewString()
 }
 
-// bound gives the handler a little less time than the caller has.
-func bound(ctx context.Context, unary bool) (context.Context, context.CancelFunc, error) {
+// ownTime is how long a unary call lasts whose caller sets no deadline; 0 = as long as it needs.
+func ownTime(req any) time.Duration {
+	switch r := req.(type) {
+	case *pb.RunBatchRequest:
+		if r.Wait {
+			return 0
+		}
+	case *pb.TestMailServerRequest:
+		return max(unaryLimit, r.Timeout.AsDuration()+5*time.Second) // the rest is for its own steps
+	}
+	return unaryLimit
+}
+
+// bound gives the handler a little less time than the caller has, and limit to one whose caller
+// says nothing; 0 is no limit.
+func bound(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc, error) {
 	t, ok := ctx.Deadline()
 	if !ok {
-		if unary {
-			ctx, cancel := context.WithTimeout(ctx, unaryLimit)
+		if limit > 0 {
+			ctx, cancel := context.WithTimeout(ctx, limit)
 			return ctx, cancel, nil
 		}
 		return ctx, func() {}, nil
@@ -130,13 +146,13 @@ func internal(id string) error {
 // the memory of large messages. Tests use it too, so that they meet what callers meet.
 func Options(log *slog.Logger) []grpc.ServerOption {
 	large := budget.New()
-	return append(large.Options(), grpc.ChainUnaryInterceptor(Unary(log), large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream))
+	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.ChainUnaryInterceptor(Unary(log), large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream))
 }
 
 // Unary wraps unary calls.
 func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
-		err = call(ctx, log, info.FullMethod, true, func(md metadata.MD) error { return grpc.SetHeader(ctx, md) }, func(ctx context.Context) error {
+		err = call(ctx, log, info.FullMethod, ownTime(req), func(md metadata.MD) error { return grpc.SetHeader(ctx, md) }, func(ctx context.Context) error {
 			var err error
 			resp, err = h(ctx, req)
 			return err
@@ -148,7 +164,7 @@ func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
 // Stream wraps streaming calls.
 func Stream(log *slog.Logger) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
-		return call(ss.Context(), log, info.FullMethod, false, ss.SetHeader, func(ctx context.Context) error {
+		return call(ss.Context(), log, info.FullMethod, 0, ss.SetHeader, func(ctx context.Context) error {
 			return h(srv, stream{ss, ctx})
 		})
 	}

@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 )
@@ -333,7 +335,7 @@ func TestShave(t *testing.T) {
 		mine := time.Now().Add(left)
 		ctx, cancel := context.WithDeadline(context.Background(), mine)
 		defer cancel()
-		bounded, cancelBounded, err := bound(ctx, true)
+		bounded, cancelBounded, err := bound(ctx, unaryLimit)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -349,9 +351,35 @@ func TestShave(t *testing.T) {
 func TestTooLittleTimeHasAReason(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), least/2)
 	defer cancel()
-	_, _, err := bound(ctx, true)
+	_, _, err := bound(ctx, unaryLimit)
 	e, is := apierr.As(err)
 	if !is || e.Code != codes.DeadlineExceeded || e.Reason != pb.ReasonDeadlineTooShort || !strings.Contains(e.Text, least.String()) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestOwnTime: a call that says how long it wants to last lasts so long, also without a deadline.
+func TestOwnTime(t *testing.T) {
+	for name, x := range map[string]struct {
+		req  any
+		want time.Duration
+	}{
+		"an ordinary call":           {&pb.GetMailRequest{}, unaryLimit},
+		"a batch nobody waits for":   {&pb.RunBatchRequest{}, unaryLimit},
+		"a batch that is waited for": {&pb.RunBatchRequest{Wait: true}, 0},
+		"a test":                     {&pb.TestMailServerRequest{}, unaryLimit},
+		"a long test":                {&pb.TestMailServerRequest{Timeout: durationpb.New(time.Minute)}, 65 * time.Second},
+	} {
+		if got := ownTime(x.req); got != x.want {
+			t.Errorf("%s: got %v, want %v", name, got, x.want)
+		}
+	}
+	ctx, cancel, err := bound(context.Background(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	if _, has := ctx.Deadline(); has {
+		t.Error("a call without a limit has a deadline")
 	}
 }
