@@ -1,9 +1,11 @@
 package storetest
 
 import (
+	"bytes"
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -14,6 +16,8 @@ type Proxy struct {
 	flows  *sync.Cond
 	stuck  bool
 	cut    func(answer bool, b []byte) bool
+	mute   func(startup, question []byte) bool
+	muted  chan struct{} // closed when mute has picked its connection
 }
 
 // NewProxy starts one and returns the DSN that leads through it.
@@ -64,6 +68,29 @@ func (p *Proxy) Cut(f func(answer bool, b []byte) bool) {
 	p.mu.Unlock()
 }
 
+// Mute silences one connection: the first on which pick says yes to a piece of a question, given the
+// piece that the connection began with, which holds its settings in plain text. The piece picked
+// and all that follow still reach PostgreSQL, TCP acknowledges everything, and no answer comes back.
+// All other connections are well. The channel is closed when it has happened.
+func (p *Proxy) Mute(pick func(startup, question []byte) bool) <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mute, p.muted = pick, make(chan struct{})
+	return p.muted
+}
+
+// picked says whether b makes its connection the mute one.
+func (p *Proxy) picked(startup, b []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mute == nil || !p.mute(startup, b) {
+		return false
+	}
+	p.mute = nil
+	close(p.muted)
+	return true
+}
+
 // passes waits while it is stuck, and says whether b goes through.
 func (p *Proxy) passes(answer bool, b []byte) bool {
 	p.mu.Lock()
@@ -81,14 +108,25 @@ func (p *Proxy) serve(client net.Conn) {
 		return
 	}
 	var wg sync.WaitGroup
+	var silent atomic.Bool
 	pump := func(from, to net.Conn, answer bool) {
 		defer client.Close()
 		defer server.Close()
 		buf := make([]byte, 64<<10)
+		var startup []byte
 		for {
 			n, err := from.Read(buf)
 			if !p.passes(answer, buf[:n]) {
 				return
+			}
+			if startup == nil {
+				startup = bytes.Clone(buf[:n])
+			}
+			if !answer && p.picked(startup, buf[:n]) {
+				silent.Store(true)
+			}
+			if answer && silent.Load() {
+				n = 0 // swallowed
 			}
 			if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
 				return

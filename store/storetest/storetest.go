@@ -214,6 +214,46 @@ func (c *Cluster) Stop(mode string) error {
 	return nil
 }
 
+// StartStandby makes and starts a hot standby that follows c.
+func (c *Cluster) StartStandby() (*Cluster, error) {
+	root, err := os.MkdirTemp("", "maildispatch-pg-")
+	if err != nil {
+		return nil, err
+	}
+	sb := &Cluster{cred: c.cred, set: c.set, Dir: filepath.Join(root, "data")}
+	if c.cred != nil {
+		if err := os.Chown(root, int(c.cred.Uid), int(c.cred.Gid)); err != nil {
+			return nil, err
+		}
+	}
+	if err := sb.run(root, "pg_basebackup", "-D", sb.Dir, "-h", "127.0.0.1", "-p", strconv.Itoa(c.Port), "-U", "postgres", "-R", "-X", "stream", "-c", "fast"); err != nil {
+		return nil, err
+	}
+	if sb.Port, err = freePort(); err != nil {
+		return nil, err
+	}
+	return sb, sb.Start()
+}
+
+// Promote makes a standby a server of its own that can be written.
+func (c *Cluster) Promote() error {
+	return c.run(filepath.Dir(c.Dir), "pg_ctl", "promote", "-w", "-D", c.Dir)
+}
+
+// run runs one of PostgreSQL's programs as the cluster's user.
+func (c *Cluster) run(folder, name string, args ...string) error {
+	path, err := program(name)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.SysProcAttr, cmd.Dir = c.attr(), folder
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, out)
+	}
+	return nil
+}
+
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
