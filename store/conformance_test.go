@@ -409,37 +409,6 @@ func TestFullSQLite(t *testing.T) {
 	enqueue(t, s, big)
 }
 
-// TestReadOnlyPostgres: so says a server whose disk is full or that has become a standby.
-func TestReadOnlyPostgres(t *testing.T) {
-	s := storetest.Open(t, storetest.PostgresDSN(t))
-	var name string
-	if err := s.Get(&name, "select current_database()"); err != nil {
-		t.Fatal(err)
-	}
-	turn := func(to string) { // this connection, and all new ones
-		t.Helper()
-		err := s.Exec("begin read write; set default_transaction_read_only = " + to + "; alter database " + name + " set default_transaction_read_only = " + to +
-			"; select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid(); commit")
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	turn("on")
-	until(t, "new mail is refused as full", func() bool {
-		_, err := s.Enqueue(ctx, newMail("ss"))
-		return errors.Is(err, store.ErrFull)
-	})
-	if _, err := s.ListDue(ctx, store.Everything, store.MailFilter{}, store.Cursor{}, 10); err != nil {
-		t.Errorf("reading: %v", err)
-	}
-	turn("off")
-	m := newMail("ss")
-	until(t, "new mail is taken again", func() bool {
-		res, err := s.Enqueue(ctx, m)
-		return err == nil && res.Err == nil && !res.Duplicate
-	})
-}
-
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)

@@ -165,8 +165,9 @@ func (s *Store) day(t time.Time) any {
 	return t.UTC().Format(time.DateOnly)
 }
 
-// content reads shared content through the cache; many who want the same at once read it once.
-func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
+// content reads shared content through the cache, with the statement of the engine or of people; many
+// who want the same at once read it once.
+func (s *Store) content(ctx context.Context, statement, hash string) ([]byte, error) {
 	b, err := hex.DecodeString(hash)
 	if err != nil || len(b) != 32 {
 		return nil, fmt.Errorf("bad content hash %q", hash)
@@ -175,9 +176,9 @@ func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
 	if d, ok := s.cache.get(sum); ok {
 		return d, nil
 	}
-	d, err, _ := s.reading.Do(hash, func() (any, error) {
+	d, err, _ := s.reading.Do(statement+hash, func() (any, error) {
 		var chunks [][]byte
-		if err := s.q.get("content_chunks").SelectContext(ctx, &chunks, sum[:]); err != nil {
+		if err := s.q.get(statement).SelectContext(ctx, &chunks, sum[:]); err != nil {
 			return nil, s.fault(err)
 		}
 		data := bytes.Join(chunks, nil)
@@ -198,8 +199,8 @@ var (
 	errShort   = errors.New("the stored message is too short")
 )
 
-func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) error) error {
-	return joinPieces(inline, layout, func(hash string) ([]byte, error) { return s.content(ctx, hash) }, w)
+func (s *Store) join(ctx context.Context, statement string, inline, layout []byte, w func([]byte) error) error {
+	return joinPieces(inline, layout, func(hash string) ([]byte, error) { return s.content(ctx, statement, hash) }, w)
 }
 
 // joinPieces writes a message's pieces in their order.
@@ -244,7 +245,7 @@ func (s *Store) LoadRaw(ctx context.Context, c *Claimed) ([]byte, error) {
 		return c.Raw, nil
 	}
 	out := make([]byte, 0, c.SizeBytes)
-	err := s.join(ctx, c.Raw, c.Layout, func(b []byte) error { out = append(out, b...); return nil })
+	err := s.join(ctx, "content_chunks", c.Raw, c.Layout, func(b []byte) error { out = append(out, b...); return nil })
 	return out, err
 }
 
@@ -256,7 +257,7 @@ func (s *Store) RawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer
 		return 0, s.notFound(err)
 	}
 	var n int64
-	err := s.join(ctx, row.Raw, row.Layout, func(b []byte) error {
+	err := s.join(ctx, "content_look", row.Raw, row.Layout, func(b []byte) error {
 		k, err := w.Write(b)
 		n += int64(k)
 		return err

@@ -132,7 +132,7 @@ var errRefused = errors.New("one of the mails was refused")
 // insertAll is one transaction; errRefused: it was taken back, and the answers say why.
 func (s *Store) insertAll(ctx context.Context, ms []*NewMail, ops []*enqueueOp) ([]Enqueued, error) {
 	out := make([]Enqueued, len(ms))
-	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+	err := s.workTx(ctx, func(tx *sqlx.Tx) error {
 		answers := make(map[*NewMail]Enqueued, len(ms))
 		refused := false
 		for i := 0; i < len(ops); {

@@ -189,3 +189,10 @@ func (s *Store) WriteTerms(yes bool) { s.noTerms = !yes }
 
 // RecipientTerm is what term holds of a recipient.
 func RecipientTerm(mailbox string) string { return recipientTerm(mailbox) }
+
+// OneConnection leaves each pool one connection. Nothing may be going on.
+func (s *Store) OneConnection() {
+	for _, db := range []*sqlx.DB{s.write, s.lease, s.own, s.look, s.read} {
+		db.SetMaxOpenConns(1)
+	}
+}

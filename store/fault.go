@@ -35,33 +35,84 @@ func dataFault(err error) bool {
 	return false
 }
 
-// fault sorts an error into the sentinels of this package. The cause stays wrapped for the log.
+// SQLSTATEs that fault and the connections look at.
+const (
+	readOnlyTransaction   = "25006" // the server is a standby, or default_transaction_read_only is on
+	featureNotSupported   = "0A000" // of our statements only in recovery, or after a table they read was altered
+	idleTransactionEnded  = "25P03"
+	tooManyConnectionsNow = "53300"
+	lockNotAvailable      = "55P03" // lock_timeout
+	queryCanceled         = "57014" // statement_timeout, or a context that ended
+)
+
+// endsConnection says whether an error is about the connection: on another one the same statement may
+// work.
+func endsConnection(err error) bool {
+	var pe *pq.Error
+	if !errors.As(err, &pe) {
+		return false // the line itself says when it is broken
+	}
+	switch c := pe.Code; {
+	case c == queryCanceled:
+		return false
+	case c == readOnlyTransaction, c == featureNotSupported, c == idleTransactionEnded:
+		return true
+	default:
+		return c.Class() == "57" || c.Class() == "08"
+	}
+}
+
+// changedNothing says whether a statement that ended its connection certainly did nothing.
+func changedNothing(err error) bool {
+	var pe *pq.Error
+	return errors.As(err, &pe) && (pe.Code == readOnlyTransaction || pe.Code == featureNotSupported)
+}
+
+// tooManyConnections: the server has no place for one more.
+func tooManyConnections(err error) bool {
+	var pe *pq.Error
+	return errors.As(err, &pe) && pe.Code == tooManyConnectionsNow
+}
+
+// lockTimeout: a lock was not had within lock_timeout.
+func lockTimeout(err error) bool {
+	var pe *pq.Error
+	return errors.As(err, &pe) && pe.Code == lockNotAvailable
+}
+
+// fault turns an error into one of the sentinels of this package, with the cause wrapped for the log.
 func (s *Store) fault(err error) error {
 	if err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrFull) {
 		return err
 	}
-	var pe *pq.Error
-	var se *sqlite.Error
-	var ne net.Error
+	var (
+		pe *pq.Error
+		se *sqlite.Error
+		ne net.Error
+		ce *connectError
+	)
 	switch {
+	case errors.As(err, &ce):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, sql.ErrNoRows):
 		return err
 	case errors.As(err, &pe):
 		switch {
-		case pe.Code.Class() == "53" || pe.Code == "25006": // insufficient resources (disk full), read-only transaction
-			return fmt.Errorf("%w: %w", ErrFull, err)
-		case pe.Code.Class() == "57" || pe.Code.Class() == "08": // operator intervention, connection
+		case endsConnection(err), tooManyConnections(err), pe.Code == queryCanceled:
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case pe.Code.Class() == "53": // disk full, out of memory
+			return fmt.Errorf("%w: %w", ErrFull, err)
 		}
 	case errors.As(err, &se):
 		switch se.Code() & 0xff {
-		case 13, 8: // full, read-only
+		case 13: // full
 			return fmt.Errorf("%w: %w", ErrFull, err)
-		case 5, 6, 10, 14: // busy, locked, io error, cannot open
+		case 5, 6, 8, 10, 14: // busy, locked, read-only, io error, cannot open
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &ne),
-		errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone), errors.Is(err, io.EOF),
+		errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &ne), errors.Is(err, syscall.ECONNREFUSED),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 )
 
 // The invariants of a database, of which an inspection finds every breach:
@@ -84,7 +85,7 @@ func (in *Inspector) open(ctx context.Context, dsn string) error {
 		in.s.dialect = sqliteDia
 		return in.s.readSQLite(ctx, file)
 	}
-	return in.s.openPostgres(ctx, dsn)
+	return in.s.openPostgres(ctx, dsn, Pools{}, pq.TargetSessionAttrsAny)
 }
 
 // current refuses a schema that the statements do not know.
@@ -198,13 +199,17 @@ type ReplicaState struct {
 	Owned      int
 }
 
+// inspectStatement is how long one statement of an inspection may take.
+const inspectStatement = 6 * time.Hour
+
 // Inspect looks at everything once.
 func (in *Inspector) Inspect(ctx context.Context, opt InspectOptions) (*Inspection, error) {
 	opts := &sql.TxOptions{ReadOnly: true} // a snapshot on SQLite
 	if in.s.dialect == postgres {
 		opts.Isolation = sql.LevelRepeatableRead
 	}
-	tx, err := in.s.read.BeginTxx(ctx, opts)
+	// A scan of millions of rows takes longer than any statement of the service may.
+	tx, err := in.s.read.BeginTxx(patient(ctx, inspectStatement), opts)
 	if err != nil {
 		return nil, in.s.fault(err)
 	}
@@ -228,10 +233,6 @@ type look struct {
 func (l *look) all(opt InspectOptions) error {
 	l.now = micro(l.in.s.now())
 	if l.in.s.dialect == postgres {
-		// A scan of millions of rows takes longer than any statement of the service may.
-		if _, err := l.tx.ExecContext(l.ctx, "set local statement_timeout = 0"); err != nil {
-			return err
-		}
 		if err := l.tx.GetContext(l.ctx, &l.now, "select clock_timestamp()"); err != nil {
 			return err
 		}

@@ -302,7 +302,7 @@ func (s *Store) UpdateServer(ctx context.Context, sc Scope, name string, ifVersi
 // DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless forced: then the mail that nobody is sending is held. Failed and
 // unknown mail does not count as unfinished: it waits for a person, not for the mail server.
 func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersion int64, force bool, a Audit) (out *MailServer, held int, err error) {
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		held = 0
 		m, err := s.lockServer(ctx, tx, sc, name, ifVersion)
 		if err != nil {

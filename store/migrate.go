@@ -2,10 +2,10 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -14,17 +14,26 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
-// migrate brings the schema up to date. On PostgreSQL an advisory lock lets any number of replicas start at once.
-func migrate(ctx context.Context, d dialect, db *sql.DB) error {
-	dir, err := fs.Sub(migrations, "migrations/"+string(d))
+// The migrations wait this long for a lock of a table, so that what waits behind them does not wait
+// longer, and try again this often.
+const (
+	migrationLock  = 5 * time.Second
+	migrationTries = 60
+)
+
+// migrate brings the schema up to date. On PostgreSQL an advisory lock lets any number of replicas
+// start at once, and the migrations have connections of their own, whose statements may take as long
+// as an index takes to be built.
+func (s *Store) migrate(ctx context.Context) error {
+	dir, err := fs.Sub(migrations, "migrations/"+string(s.dialect))
 	if err != nil {
 		return err
 	}
-	gd := goose.DialectPostgres
+	gd, db := goose.DialectSQLite3, s.write.DB
 	var opts []goose.ProviderOption
-	if d == sqliteDia {
-		gd = goose.DialectSQLite3
-	} else {
+	if s.dialect == postgres {
+		gd, db = goose.DialectPostgres, s.migrations()
+		defer db.Close()
 		l, err := lock.NewPostgresSessionLocker()
 		if err != nil {
 			return err
@@ -35,8 +44,18 @@ func migrate(ctx context.Context, d dialect, db *sql.DB) error {
 	if err != nil {
 		return fmt.Errorf("database: migrations: %w", err)
 	}
-	if _, err := p.Up(ctx); err != nil {
-		return fmt.Errorf("database: migrate: %w", err)
+	for try := 1; ; try++ {
+		if _, err = p.Up(ctx); err == nil {
+			return nil
+		}
+		if !lockTimeout(err) || try == migrationTries {
+			return fmt.Errorf("database: migrate: %w", err)
+		}
+		s.log.Warn("a migration waits for a table", "try", try, "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
 	}
-	return nil
 }

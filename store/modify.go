@@ -193,7 +193,7 @@ func decideAll(ms []*Mail, servers map[string]*MailServer, decide Decide) (chang
 // modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those that it could not lock: somebody sends or
 // has finished them, or a younger transaction has changed them.
 func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide Decide) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		changed, left = 0, nil
 		locked, err := s.lockDue(ctx, tx, ids)
 		if err != nil {
@@ -254,7 +254,7 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 		return nil, ErrFinished
 	}
 	var out *Mail
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		locked, err := s.lockDue(ctx, tx, []uuid.UUID{id})
 		if err != nil {
 			return err

@@ -15,11 +15,16 @@ import (
 // ErrLocked: another process has the SQLite database open.
 var ErrLocked = errors.New("another process uses this database")
 
-const sqliteReaders = 4
+// Reading connections: for lists, counts, watchers and downloads, and for the engine, which never
+// waits for those.
+const (
+	sqliteReaders    = 4
+	sqliteOwnReaders = 2
+)
 
 func init() { sqlx.BindDriver("sqlite", sqlx.QUESTION) }
 
-// openSQLite opens the file with one writing and four reading connections. A lock file beside it keeps a second process out: replicas need PostgreSQL.
+// openSQLite opens the file with one writing and six reading connections. A lock file beside it keeps a second process out: replicas need PostgreSQL.
 // synchronous=FULL: a commit that was reported survives a power cut; with group commit it costs nothing that can be measured. The caches are outside Go's
 // heap and its limit: 32 MiB for the writer, which also claims, and 16 for each reader.
 func (s *Store) openSQLite(ctx context.Context, path string) error {
@@ -49,6 +54,13 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	}
 	s.read.SetMaxOpenConns(sqliteReaders)
 	s.read.SetMaxIdleConns(sqliteReaders)
+	if s.own, err = sqliteDB(abs, "ro", "cache_size(-4096)"); err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	s.own.SetMaxOpenConns(sqliteOwnReaders)
+	s.own.SetMaxIdleConns(sqliteOwnReaders)
+	s.look, s.lease = s.read, s.write
+	s.working = make(chan struct{}, 1)
 	return nil
 }
 

@@ -14,10 +14,10 @@ var queries embed.FS
 
 // statement is a named statement as its file has it.
 type statement struct {
-	name    string
-	reading bool   // may run on a reading connection
-	index   string // the line under the name: which index serves it
-	text    string // with ? for its parameters
+	name  string
+	pool  string // where it runs outside of transactions: "" (write), read, look or lease
+	index string // the line under the name: which index serves it
+	text  string // with ? for its parameters
 }
 
 // readStatements reads what a dialect's files hold: those for both, and its own.
@@ -41,7 +41,7 @@ func statementsOf(file string) ([]statement, error) {
 		head, text, _ := strings.Cut(part, "\n")
 		name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
 		index, _, _ := strings.Cut(text, "\n")
-		out = append(out, statement{name, kind == "(read)", strings.TrimPrefix(index, "-- "), strings.TrimSuffix(strings.TrimSpace(text), ";")})
+		out = append(out, statement{name, strings.Trim(kind, "()"), strings.TrimPrefix(index, "-- "), strings.TrimSuffix(strings.TrimSpace(text), ";")})
 	}
 	return out, nil
 }
@@ -74,25 +74,26 @@ func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt
 	return tx.StmtxContext(ctx, q.writing[name])
 }
 
-// prepare prepares every statement, reading ones on the reading pool.
-func prepare(ctx context.Context, d dialect, read, write *sqlx.DB) (statements, error) {
-	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, dialect: d}
-	all, err := readStatements(d)
+// prepare prepares every statement on its pool, and on the writing one for use inside transactions.
+func prepare(ctx context.Context, s *Store) (statements, error) {
+	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, dialect: s.dialect}
+	all, err := readStatements(s.dialect)
 	if err != nil {
 		return q, err
 	}
+	pools := map[string]*sqlx.DB{"": s.write, "read": s.own, "look": s.look, "lease": s.lease}
 	for _, x := range all {
-		db := write
-		if x.reading {
-			db = read
+		db, ok := pools[x.pool]
+		if !ok {
+			return q, fmt.Errorf("database: statement %s is for the pool %q, which does not exist", x.name, x.pool)
 		}
 		st, err := db.PreparexContext(ctx, db.Rebind(x.text))
 		if err != nil {
 			return q, fmt.Errorf("database: statement %s: %w", x.name, err)
 		}
 		q.prepared[x.name], q.writing[x.name] = st, st
-		if db != write {
-			if q.writing[x.name], err = write.PreparexContext(ctx, write.Rebind(x.text)); err != nil {
+		if db != s.write {
+			if q.writing[x.name], err = s.write.PreparexContext(ctx, s.write.Rebind(x.text)); err != nil {
 				return q, fmt.Errorf("database: statement %s: %w", x.name, err)
 			}
 		}

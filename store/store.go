@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -18,6 +20,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Now is the clock for times that people read, and for everything on SQLite; nil = time.Now.
 	Now func() time.Time
+	// Pools are the connections to PostgreSQL.
+	Pools Pools
 }
 
 // Store is an open database. All methods may be called from any goroutine.
@@ -25,10 +29,21 @@ type Store struct {
 	log     *slog.Logger
 	now     func() time.Time
 	dialect dialect
-	write   *sqlx.DB // SQLite: one connection
-	read    *sqlx.DB // PostgreSQL: another pool, see openPostgres
-	q       statements
-	unlock  func() error
+
+	// The pools. A transaction holds a connection of write and asks for no other while it does. Only
+	// Open and Close set them.
+	write *sqlx.DB // mail under way, and transactions; SQLite: one connection
+	lease *sqlx.DB // Register and Renew; SQLite: write
+	own   *sqlx.DB // the engine's reading statements; PostgreSQL: write
+	look  *sqlx.DB // people's named reading statements
+	read  *sqlx.DB // lists and counts
+	// working holds a value for each transaction of people and of cleaning, so that enough of write
+	// is left for mail.
+	working    chan struct{}
+	migrations func() *sql.DB // opens the connections of the migrations; nil = those of write
+
+	q      statements
+	unlock func() error
 
 	enqueue []*coalescer[*enqueueOp]
 	settle  *coalescer[*settleOp]
@@ -66,19 +81,15 @@ func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 	case strings.HasPrefix(dsn, "sqlite:"):
 		err = s.openSQLite(ctx, strings.TrimPrefix(dsn, "sqlite:"))
 	case strings.HasPrefix(dsn, "postgres://"), strings.HasPrefix(dsn, "postgresql://"):
-		err = s.openPostgres(ctx, dsn)
+		err = s.openPostgres(ctx, dsn, opt.Pools, pq.TargetSessionAttrsReadWrite)
 	default:
 		err = CheckDSN(dsn)
 	}
 	if err == nil {
-		err = migrate(ctx, s.dialect, s.write.DB)
+		err = s.migrate(ctx)
 	}
 	if err == nil {
-		read := s.read
-		if s.dialect == postgres {
-			read = s.write // with the settings of named statements
-		}
-		s.q, err = prepare(ctx, s.dialect, read, s.write)
+		s.q, err = prepare(ctx, s)
 	}
 	if err != nil {
 		s.closeDBs()
@@ -110,11 +121,12 @@ func (s *Store) Close() error {
 
 func (s *Store) closeDBs() error {
 	var errs []error
-	if s.read != nil && s.read != s.write {
-		errs = append(errs, s.read.Close())
-	}
-	if s.write != nil {
-		errs = append(errs, s.write.Close())
+	closed := map[*sqlx.DB]bool{nil: true}
+	for _, db := range []*sqlx.DB{s.read, s.look, s.own, s.lease, s.write} {
+		if !closed[db] {
+			closed[db] = true
+			errs = append(errs, db.Close())
+		}
 	}
 	if s.unlock != nil {
 		errs = append(errs, s.unlock())
@@ -179,7 +191,20 @@ func (d dbTime) ptr() *time.Time {
 	return &t
 }
 
-// tx runs f in a transaction, again on serialization faults.
+// workTx is tx for what people and cleaning ask for: a few at a time, with more time for each
+// statement than mail under way has.
+func (s *Store) workTx(ctx context.Context, f func(tx *sqlx.Tx) error) error {
+	select {
+	case s.working <- struct{}{}:
+		defer func() { <-s.working }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return s.tx(patient(ctx, workStatement), f)
+}
+
+// tx runs f in a transaction, again on serialization faults. f asks the database for nothing but
+// through tx: it holds a connection already, and when all who hold one want another, nobody gets any.
 func (s *Store) tx(ctx context.Context, f func(tx *sqlx.Tx) error) error {
 	for try := 0; ; try++ {
 		err := s.txOnce(ctx, f)

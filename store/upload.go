@@ -63,7 +63,7 @@ func (s *Store) PutUpload(ctx context.Context, u *Upload, r io.ReadSeeker) (*Upl
 	put := *u
 	put.ExpireTime = now.Add(uploadLife)
 	var first *uploadRow
-	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+	err := s.workTx(ctx, func(tx *sqlx.Tx) error {
 		first = nil
 		if _, err := r.Seek(0, io.SeekStart); err != nil {
 			return err
@@ -156,7 +156,7 @@ func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload,
 func (s *Store) ForgetUploads(ctx context.Context) (uploads, contents int, err error) {
 	now := micro(s.now())
 	before := s.day(now.Add(-contentRest))
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		res, err := s.q.in(ctx, tx, "upload_forget").ExecContext(ctx, s.t(&now))
 		if err != nil {
 			return err

@@ -1,4 +1,6 @@
--- Statements that both databases take as they stand. Each names the index that serves it. (read) runs on a reading connection.
+-- Statements that both databases take as they stand. Each names the index that serves it. In brackets
+-- stands which connections run it outside of transactions: (read) the engine's reading ones, (look)
+-- those for what people look at, (lease) the lease's own.
 
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
@@ -67,6 +69,10 @@ select count(*) from mail where id = ?;
 -- primary key
 select data from content_chunk where hash = ? order by n;
 
+-- name: content_look (look)
+-- primary key
+select data from content_chunk where hash = ? order by n;
+
 -- name: content_touch
 -- primary key
 update content set touched = ?, used = used or ? where hash = ?;
@@ -83,7 +89,7 @@ insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothin
 -- primary keys; a claim that ended without its owner's word has a higher number than the owner knows
 select count(*) from (select 1 from due where id = ? and owner is null and claim = ? union all select 1 from archive where id = ? and claim = ?) x;
 
--- name: due_count (read)
+-- name: due_count (look)
 -- due_server
 select count(*) from due where mail_server = ?;
 
@@ -126,7 +132,7 @@ delete from rate_share where mail_server = ? and replica not in (select id from 
 select coalesce(sum(x.held), 0) from rate_share x join replica r on r.id = x.replica
 where x.mail_server = ? and x.replica <> ? and r.alive_until > ?;
 
--- name: change_forgotten (read)
+-- name: change_forgotten (look)
 -- one row
 select xid, seq from change_forgotten;
 
@@ -139,11 +145,11 @@ delete from content_chunk where hash = ?;
 insert into upload (id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id, create_time, expire_time)
 values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
 
--- name: upload_get (read)
+-- name: upload_get (look)
 -- primary key
 select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time from upload where id = ? and team = ? and expire_time > ?;
 
--- name: upload_by_request (read)
+-- name: upload_by_request (look)
 -- upload_request
 select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time from upload where team = ? and request_id = ?;
 

@@ -157,11 +157,11 @@ with x as materialized (
 )
 select (select count(*) from up) + (select count(*) from ar);
 
--- name: replica_register
+-- name: replica_register (lease)
 -- primary key
 insert into replica (name, alive_until) values (?, now() + ? * interval '1 microsecond') returning id;
 
--- name: replica_renew
+-- name: replica_renew (lease)
 -- primary key; epoch = somebody has taken it for dead
 update replica set alive_until = now() + ? * interval '1 microsecond' where id = ? and alive_until > 'epoch';
 
@@ -258,11 +258,11 @@ insert into change (mail_id, status) select id, status from due where owner = ? 
 -- one of two: due_ready, or due_server where most of the mail server's mail waits
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
 
--- name: change_horizon (read)
+-- name: change_horizon (look)
 -- none
 select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
 
--- name: change_read (read)
+-- name: change_read (look)
 -- primary key
 select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;
 
@@ -279,7 +279,7 @@ with old as materialized (
 )
 select count(*) from gone;
 
--- name: batch_count (read)
+-- name: batch_count (look)
 -- mail_batch, then the primary keys of due and archive; one statement, so that a mail that moves meanwhile is counted once
 with b as (select id, create_time from mail where batch_id = ? and team = ?)
 select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
@@ -294,11 +294,11 @@ from b join archive a on a.id = b.id group by 1;
 -- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
 delete from content c where not c.used and c.touched < ? and not exists (select 1 from upload u where u.hash = c.hash) returning c.hash;
 
--- name: mail_raw (read)
+-- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
 select m.raw, m.layout from mail m where m.id = ? and (?::bool or m.team in (select value from json_array_elements_text(?::json)));
 
--- name: mail_copy (read)
+-- name: mail_copy (look)
 -- primary key; as mail_raw
 select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
 from mail where id = ? and (?::bool or team in (select value from json_array_elements_text(?::json)));

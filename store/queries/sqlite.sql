@@ -113,7 +113,7 @@ delete from due where id = ? and owner is null;
 insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
 select id, team, mail_server, ?, ?, ?, ?, ?, ?, claim from due where id = ? and owner is null;
 
--- name: replica_register
+-- name: replica_register (lease)
 -- primary key
 insert into replica (name, alive_until) values (?, ?) returning id;
 
@@ -121,7 +121,7 @@ insert into replica (name, alive_until) values (?, ?) returning id;
 -- one process by definition: whoever was there before is dead
 update replica set alive_until = 0;
 
--- name: replica_renew
+-- name: replica_renew (lease)
 -- primary key; 0 = somebody has taken it for dead
 update replica set alive_until = ? where id = ? and alive_until > 0;
 
@@ -152,11 +152,11 @@ select mail_server, version, failures, reason, retry_at, probe_until, healed_at,
 -- primary key; the one writer is the lock
 select tokens, refilled_at, day, day_used from quota where mail_server = ?;
 
--- name: change_horizon (read)
+-- name: change_horizon (look)
 -- primary key
 select max(coalesce((select max(seq) from change), 0), (select seq from change_forgotten));
 
--- name: change_read (read)
+-- name: change_read (look)
 -- primary key; xid is always 0, seq is the position
 select xid, seq, mail_id, status, time from change where ?1 is not null and seq > ?2 and seq <= ?3 order by seq limit ?4;
 
@@ -169,7 +169,7 @@ update change_forgotten set seq = max(seq, coalesce((
 -- primary key
 delete from change where seq <= (select seq from change_forgotten);
 
--- name: batch_count (read)
+-- name: batch_count (look)
 -- mail_batch, then the primary keys of due and archive; one statement, so that a mail that moves meanwhile is counted once
 with b as (select id, create_time from mail where batch_id = ? and team = ?)
 select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
@@ -184,11 +184,11 @@ from b join archive a on a.id = b.id group by 1;
 -- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
 delete from content where not used and touched < ? and not exists (select 1 from upload u where u.hash = content.hash) returning hash;
 
--- name: mail_raw (read)
+-- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
 select m.raw, m.layout from mail m where m.id = ? and (? or m.team in (select value from json_each(?)));
 
--- name: mail_copy (read)
+-- name: mail_copy (look)
 -- primary key; as mail_raw
 select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
 from mail where id = ? and (? or team in (select value from json_each(?)));

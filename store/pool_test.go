@@ -1,0 +1,124 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"io"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// TestOneConnection calls every method with one connection in each pool: one that holds a connection
+// and asks for another would wait for itself for ever.
+func TestOneConnection(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		s.OneConnection()
+		c, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		var (
+			audit = store.Audit{Actor: "me"}
+			mails []*store.NewMail
+			r     store.ReplicaID
+			cs    []*store.Claimed
+			up    = &store.Upload{ID: uuid.Must(uuid.NewV7()), Team: "sales", Filename: "f", ContentType: "text/plain", SizeBytes: 4}
+		)
+		sum := sha256.Sum256([]byte("file"))
+		up.SHA256, up.Content = sum[:], store.Content{Sum: sum, Size: 4}
+		for range 6 {
+			mails = append(mails, newMail("ss"))
+		}
+		second := func(_ any, err error) error { return err }
+		calls := []struct {
+			name string
+			call func() error
+		}{
+			{"CreateServer", func() error {
+				_, _, err := s.CreateServer(c, &store.MailServer{Name: "ss", Team: "sales", Type: store.TypeLocalhost, Mode: store.ModeDaemon, Status: store.ServerAvailable}, audit)
+				return err
+			}},
+			{"Server", func() error { return second(s.Server(c, store.Everything, "ss")) }},
+			{"Servers", func() error { return second(s.Servers(c, store.Everything, store.ServerFilter{}, "", 5)) }},
+			{"UpdateServer", func() error {
+				return second(s.UpdateServer(c, store.Everything, "ss", 0, audit, func(m *store.MailServer) error { m.DisplayName = "x"; return nil }))
+			}},
+			{"SetDefault", func() error { _, _, err := s.SetDefault(c, store.Everything, "ss", audit); return err }},
+			{"DefaultServer", func() error { return second(s.DefaultServer(c, "sales")) }},
+			{"Register", func() (err error) { r, err = s.Register(c, "r", time.Minute); return err }},
+			{"Renew", func() error { return s.Renew(c, r, time.Minute) }},
+			{"PutUpload", func() error { _, _, err := s.PutUpload(c, up, bytes.NewReader([]byte("file"))); return err }},
+			{"Upload", func() error { return second(s.Upload(c, "sales", up.ID)) }},
+			{"Enqueue", func() error { return second(s.Enqueue(c, mails[0])) }},
+			{"EnqueueBatch", func() error { return second(s.EnqueueBatch(c, mails[1:3])) }},
+			{"EnqueueAll", func() error { return second(s.EnqueueAll(c, mails[3:])) }},
+			{"DueServers", func() error { return second(s.DueServers(c)) }},
+			{"Modify", func() error {
+				_, _, _, err := s.Modify(c, store.Everything, nil, &store.MailFilter{}, false, audit, func(m *store.Mail) (*store.Change, error) {
+					return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: m.CreateTime}, nil
+				})
+				return err
+			}},
+			{"ModifyMail", func() error {
+				return second(s.ModifyMail(c, store.Everything, mails[0].ID, audit, func(m *store.Mail) (*store.Change, error) {
+					return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: m.CreateTime}, nil
+				}))
+			}},
+			{"Claim", func() (err error) { cs, err = s.Claim(c, r, "ss", 2, store.AnyPriority); return err }},
+			{"LoadRaw", func() error { return second(s.LoadRaw(c, cs[0])) }},
+			{"Settle", func() error {
+				return (<-s.Settle(&store.Settlement{ID: cs[0].ID, Owner: r, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: time.Now()})).Err
+			}},
+			{"RawMail", func() error { return second(s.RawMail(c, store.Everything, mails[0].ID, io.Discard)) }},
+			{"CopyMail", func() error { return second(s.CopyMail(c, store.Everything, mails[0].ID)) }},
+			{"Mail", func() error { return second(s.Mail(c, store.Everything, mails[0].ID)) }},
+			{"ListDue", func() error { return second(s.ListDue(c, store.Everything, store.MailFilter{}, store.Cursor{}, 5)) }},
+			{"ListArchive", func() error {
+				return second(s.ListArchive(c, store.Everything, store.MailFilter{}, store.Cursor{}, 5))
+			}},
+			{"CountDue", func() error { return second(s.CountDue(c, "ss")) }},
+			{"CountBatch", func() error { s.CountBatch(c, store.Everything, "sales", "b"); return nil }},
+			{"CountQueue", func() error { return second(s.CountQueue(c, store.Everything, nil, "")) }},
+			{"Breakers", func() error { return second(s.Breakers(c)) }},
+			{"ChangeBreaker", func() error {
+				return second(s.ChangeBreaker(c, "ss", func(_ time.Time, b *store.Breaker) bool { b.Failures++; return true }))
+			}},
+			{"TakeSlot", func() error { _, _, err := s.TakeSlot(c, r, "ss", 2); return err }},
+			{"GiveSlot", func() error { return s.GiveSlot(c, r, "ss", 1) }},
+			{"TakeQuota", func() error { _, _, err := s.TakeQuota(c, "ss", 1, 10, 10); return err }},
+			{"LastChange", func() error { return second(s.LastChange(c)) }},
+			{"Changes", func() error {
+				_, _, _, err := s.Changes(c, store.Everything, store.MailFilter{}, store.Position{}, 5)
+				return err
+			}},
+			{"ForgetChanges", func() error { return second(s.ForgetChanges(c, time.Hour)) }},
+			{"ForgetUploads", func() error { _, _, err := s.ForgetUploads(c); return err }},
+			{"Recover", func() error { _, _, err := s.Recover(c, r, 5); return err }},
+			{"DeleteServer", func() error { _, _, err := s.DeleteServer(c, store.Everything, "ss", 0, true, audit); return err }},
+			{"UndeleteServer", func() error { return second(s.UndeleteServer(c, store.Everything, "ss", audit)) }},
+			{"Unregister", func() error { return s.Unregister(c, r) }},
+			{"Ping", func() error { return s.Ping(c) }},
+			{"Now", func() error { return second(s.Now(c)) }},
+		}
+		called := map[string]bool{
+			"Close": true, "Dialect": true, "Calm": true, "RefusedResults": true, // ask nothing
+			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, // of tests
+		}
+		for _, x := range calls {
+			called[x.name] = true
+			if err := x.call(); err != nil {
+				t.Errorf("%s: %v", x.name, err)
+			}
+		}
+		for m := range reflect.TypeFor[*store.Store]().Methods() {
+			if !called[m.Name] {
+				t.Errorf("%s is not called: add it", m.Name)
+			}
+		}
+	})
+}
