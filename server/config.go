@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +22,7 @@ import (
 type Config struct {
 	Listen        string        // host:port; port 0 picks one
 	Database      string        // sqlite:PATH or postgres://...
+	Connections   store.Pools   // to PostgreSQL
 	BatchInterval time.Duration // 0 = the batch never rests
 	KeyFile       string        // seals passwords
 	LocalhostSMTP string        // where TYPE_LOCALHOST servers hand over
@@ -45,6 +45,9 @@ type Config struct {
 func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:50051", "address to listen on; port 0 picks one")
 	fs.StringVar(&c.Database, "database", "sqlite:maildispatch.db", "sqlite:PATH, or postgres://user@host/db?sslmode=verify-full")
+	fs.IntVar(&c.Connections.Mail, "database-mail-connections", store.DefaultPools.Mail, "PostgreSQL connections for mail under way, at most; the lease has one more")
+	fs.IntVar(&c.Connections.Work, "database-work-connections", store.DefaultPools.Work, "PostgreSQL connections for longer changes, such as holding a batch, at most")
+	fs.IntVar(&c.Connections.Read, "database-read-connections", store.DefaultPools.Read, "PostgreSQL connections for lists, counts, watchers and downloads, at most")
 	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
@@ -84,6 +87,8 @@ func (c *Config) Validate() error {
 		return errors.New("tls-cert and tls-key go together")
 	case c.ClientCA != "" && c.TLSCert == "":
 		return errors.New("client-ca needs tls-cert and tls-key")
+	case c.Connections.Mail < 1 || c.Connections.Work < 1 || c.Connections.Read < 2:
+		return errors.New("database-mail-connections and database-work-connections are at least 1, database-read-connections at least 2")
 	case c.BatchInterval < 0:
 		return errors.New("batch-interval: is negative")
 	case c.ShutdownGrace < 0:
@@ -149,29 +154,11 @@ func (c *Config) keyFile() string {
 	return c.KeyFile
 }
 
-// database is the database without its password, which the driver takes in the user part and as a parameter.
-func (c *Config) database() string {
-	if c.sqlite() != "" {
-		return c.Database
-	}
-	u, err := url.Parse(c.Database)
-	if err != nil {
-		return "(unreadable)"
-	}
-	q := u.Query()
-	for k := range q {
-		if strings.Contains(strings.ToLower(k), "password") {
-			q.Set(k, "xxxxx")
-			u.RawQuery = q.Encode()
-		}
-	}
-	return u.Redacted()
-}
-
 // String is the configuration in force, one line a flag, without secrets.
 func (c *Config) String() string {
 	var b strings.Builder
-	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", c.database()}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
+	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", store.RedactDSN(c.Database)}, {"database-mail-connections", c.Connections.Mail},
+		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
 		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
 		{"client-ca", c.ClientCA}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])

@@ -59,13 +59,13 @@ func TestOneConnection(t *testing.T) {
 			{"EnqueueAll", func() error { return second(s.EnqueueAll(c, mails[3:])) }},
 			{"DueServers", func() error { return second(s.DueServers(c)) }},
 			{"Modify", func() error {
-				_, _, _, err := s.Modify(c, store.Everything, nil, &store.MailFilter{}, false, audit, func(m *store.Mail) (*store.Change, error) {
+				_, _, _, err := s.Modify(c, store.Everything, nil, &store.MailFilter{}, false, audit, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 					return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: m.CreateTime}, nil
 				})
 				return err
 			}},
 			{"ModifyMail", func() error {
-				return second(s.ModifyMail(c, store.Everything, mails[0].ID, audit, func(m *store.Mail) (*store.Change, error) {
+				return second(s.ModifyMail(c, store.Everything, mails[0].ID, audit, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 					return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: m.CreateTime}, nil
 				}))
 			}},
