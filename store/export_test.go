@@ -196,3 +196,21 @@ func (s *Store) OneConnection() {
 		db.SetMaxOpenConns(1)
 	}
 }
+
+// Hold runs a statement in a transaction and ends it when release is closed.
+func (s *Store) Hold(statement string, release <-chan struct{}) error {
+	tx, err := s.read.Beginx() // not one of the connections that are tried
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(statement)
+	<-release
+	return errors.Join(err, tx.Rollback())
+}
+
+// Locked says whether a table is locked against everybody.
+func (s *Store) Locked(table string) bool {
+	var n int
+	err := s.write.Get(&n, "select count(*) from pg_locks where relation = $1::regclass and mode = 'AccessExclusiveLock' and granted", table)
+	return err == nil && n > 0
+}

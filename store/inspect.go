@@ -53,7 +53,7 @@ type Inspector struct {
 	st map[string]string
 }
 
-// OpenInspector opens dsn for reading. The schema has to be this program's, or a later one that tolerates it.
+// OpenInspector opens dsn for reading. The schema has to be this program's.
 func OpenInspector(ctx context.Context, dsn string) (*Inspector, error) {
 	in := &Inspector{s: &Store{now: time.Now}, st: map[string]string{}}
 	err := in.open(ctx, dsn)
@@ -102,6 +102,9 @@ func (in *Inspector) current(ctx context.Context) error {
 	var have int
 	if err := in.s.read.GetContext(ctx, &have, "select coalesce(max(version_id), 0) from goose_db_version where is_applied"); err != nil {
 		return fmt.Errorf("database: this is none of maildispatch's, or `maildispatchd migrate` has never run: %w", err)
+	}
+	if have > want {
+		return newerSchema(int64(have), int64(want))
 	}
 	if have < want {
 		return fmt.Errorf("database: its schema is at %d and this program's at %d: run `maildispatchd migrate`", have, want)

@@ -21,10 +21,16 @@ const (
 	migrationTries = 60
 )
 
+// newerSchema: a later program has changed the schema.
+func newerSchema(have, known int64) error {
+	return fmt.Errorf("database: the database is of a newer version (%d), this binary knows %d: run the newer one, "+
+		"or say --allow-unsafe-database to go back to this one", have, known)
+}
+
 // migrate brings the schema up to date. On PostgreSQL an advisory lock lets any number of replicas
 // start at once, and the migrations have connections of their own, whose statements may take as long
 // as an index takes to be built.
-func (s *Store) migrate(ctx context.Context) error {
+func (s *Store) migrate(ctx context.Context, allowNewer bool) error {
 	dir, err := fs.Sub(migrations, "migrations/"+string(s.dialect))
 	if err != nil {
 		return err
@@ -45,7 +51,15 @@ func (s *Store) migrate(ctx context.Context) error {
 		return fmt.Errorf("database: migrations: %w", err)
 	}
 	for try := 1; ; try++ {
-		if _, err = p.Up(ctx); err == nil {
+		have, known, err := p.GetVersions(ctx)
+		switch {
+		case err != nil:
+		case have > known && !allowNewer:
+			return newerSchema(have, known)
+		default:
+			_, err = p.Up(ctx)
+		}
+		if err == nil {
 			return nil
 		}
 		if !lockTimeout(err) || try == migrationTries {

@@ -107,7 +107,7 @@ func TestOneConnection(t *testing.T) {
 		}
 		called := map[string]bool{
 			"Close": true, "Dialect": true, "Calm": true, "RefusedResults": true, // ask nothing
-			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, // of tests
+			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, // of tests
 		}
 		for _, x := range calls {
 			called[x.name] = true

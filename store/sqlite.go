@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/jmoiron/sqlx"
 )
@@ -24,7 +23,7 @@ const (
 
 func init() { sqlx.BindDriver("sqlite", sqlx.QUESTION) }
 
-// openSQLite opens the file with one writing and six reading connections. A lock file beside it keeps a second process out: replicas need PostgreSQL.
+// openSQLite opens the file with one writing and six reading connections. Its lock keeps a second process out: replicas need PostgreSQL.
 // synchronous=FULL: a commit that was reported survives a power cut; with group commit it costs nothing that can be measured. The caches are outside Go's
 // heap and its limit: 32 MiB for the writer, which also claims, and 16 for each reader.
 func (s *Store) openSQLite(ctx context.Context, path string) error {
@@ -32,11 +31,11 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if path == "" || path == ":memory:" {
 		return errors.New("database: sqlite: needs the path of a file")
 	}
-	abs, err := filepath.Abs(path)
+	abs, err := resolveSQLite(path)
 	if err != nil {
-		return fmt.Errorf("database: %w", err)
+		return err
 	}
-	if s.unlock, err = lockFile(abs + ".lock"); err != nil {
+	if s.unlock, err = lockSQLite(path, abs); err != nil {
 		return err
 	}
 	if s.write, err = sqliteDB(abs, "", "page_size(8192)", "journal_mode(WAL)", "cache_size(-16384)"); err != nil {
@@ -86,20 +85,4 @@ func sqliteDB(abs, mode string, pragmas ...string) (*sqlx.DB, error) {
 		q.Set("mode", mode)
 	}
 	return sqlx.Open("sqlite", "file:"+(&url.URL{Path: abs}).EscapedPath()+"?"+q.Encode())
-}
-
-// lockFile takes an exclusive lock that ends with the process, however it ends.
-func lockFile(path string) (func() error, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("database: %w", err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close() // nothing was written
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("database: %w: %s is locked; SQLite serves one process, use PostgreSQL for several", ErrLocked, path)
-		}
-		return nil, fmt.Errorf("database: lock %s: %w", path, err)
-	}
-	return f.Close, nil
 }

@@ -20,6 +20,9 @@ type Options struct {
 	Logger *slog.Logger
 	// Now is the clock for times that people read, and for everything on SQLite; nil = time.Now.
 	Now func() time.Time
+	// AllowUnsafe opens a PostgreSQL server that loses what it has confirmed when its machine stops,
+	// and a database whose schema is newer than this program.
+	AllowUnsafe bool
 	// Pools are the connections to PostgreSQL.
 	Pools Pools
 }
@@ -85,8 +88,11 @@ func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 	default:
 		err = CheckDSN(dsn)
 	}
+	if err == nil && s.dialect == postgres {
+		err = s.checkPostgres(ctx, opt.AllowUnsafe)
+	}
 	if err == nil {
-		err = s.migrate(ctx)
+		err = s.migrate(ctx, opt.AllowUnsafe)
 	}
 	if err == nil {
 		s.q, err = prepare(ctx, s)
