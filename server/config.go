@@ -23,6 +23,7 @@ type Config struct {
 	Listen        string        // host:port; port 0 picks one
 	Database      string        // sqlite:PATH or postgres://...
 	Connections   store.Pools   // to PostgreSQL
+	AllowUnsafe   bool          // of store.Options
 	BatchInterval time.Duration // 0 = the batch never rests
 	KeyFile       string        // seals passwords
 	LocalhostSMTP string        // where TYPE_LOCALHOST servers hand over
@@ -48,6 +49,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.IntVar(&c.Connections.Mail, "database-mail-connections", store.DefaultPools.Mail, "PostgreSQL connections for mail under way, at most; the lease has one more")
 	fs.IntVar(&c.Connections.Work, "database-work-connections", store.DefaultPools.Work, "PostgreSQL connections for longer changes, such as holding a batch, at most")
 	fs.IntVar(&c.Connections.Read, "database-read-connections", store.DefaultPools.Read, "PostgreSQL connections for lists, counts, watchers and downloads, at most")
+	fs.BoolVar(&c.AllowUnsafe, "allow-unsafe-database", false, "use a PostgreSQL server with fsync or full_page_writes off, or a database that a newer version has migrated")
 	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
@@ -158,7 +160,8 @@ func (c *Config) keyFile() string {
 func (c *Config) String() string {
 	var b strings.Builder
 	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", store.RedactDSN(c.Database)}, {"database-mail-connections", c.Connections.Mail},
-		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
+		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read},
+		{"allow-unsafe-database", c.AllowUnsafe}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
 		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
 		{"client-ca", c.ClientCA}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])

@@ -68,7 +68,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections})
+	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe})
 	if err != nil {
 		_ = l.Close() // nothing came in yet
 		return nil, err

@@ -87,7 +87,7 @@ func migrate(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	s, err := store.Open(ctx, c.Database, store.Options{})
+	s, err := store.Open(ctx, c.Database, store.Options{AllowUnsafe: c.AllowUnsafe})
 	if err != nil {
 		return err
 	}
