@@ -102,6 +102,7 @@ func TestOneConnection(t *testing.T) {
 			{"DeleteServer", func() error { _, _, err := s.DeleteServer(c, store.Everything, "ss", 0, true, audit); return err }},
 			{"UndeleteServer", func() error { return second(s.UndeleteServer(c, store.Everything, "ss", audit)) }},
 			{"Unregister", func() error { return s.Unregister(c, r) }},
+			{"Record", func() error { return s.Record(c, audit, "sales", "ss", nil) }},
 			{"Ping", func() error { return s.Ping(c) }},
 			{"Now", func() error { return second(s.Now(c)) }},
 		}
