@@ -88,7 +88,10 @@ func TestOneConnection(t *testing.T) {
 			{"ChangeBreaker", func() error {
 				return second(s.ChangeBreaker(c, "ss", func(_ time.Time, b *store.Breaker) bool { b.Failures++; return true }))
 			}},
-			{"TakeSlot", func() error { _, _, err := s.TakeSlot(c, r, store.SlotTake{MailServer: "ss", Limit: 2, Token: 1}); return err }},
+			{"TakeSlot", func() error {
+				_, _, err := s.TakeSlot(c, r, store.SlotTake{MailServer: "ss", Limit: 2, Token: 1})
+				return err
+			}},
 			{"GiveSlot", func() error { return s.GiveSlot(c, r, store.Slot{MailServer: "ss", N: 1, Token: 1}) }},
 			{"HoldSlots", func() error { return second(s.HoldSlots(c, r, nil, 2)) }},
 			{"TakeRate", func() error { _, _, err := s.TakeRate(c, r, "ss", store.RateUse{}, 1, 10, 10); return err }},
