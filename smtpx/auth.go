@@ -20,63 +20,92 @@ const (
 	authOver              // refused: "*" and QUIT follow, the relay hears none of it
 )
 
-// login opens the library's client and logs in, if the configuration says so.
+// login opens the library's client and logs in, if the configuration says so. A mechanism that
+// the relay offers and then does not know (RFC 4954 6: 504, 534, and what others say in its
+// place) is followed by the next; any other refusal ends the login.
 func (s *Session) login(tr *trace) *Error {
 	r := &s.relay
+	if r.Username == "" || r.Auth == AuthNone {
+		tr.skip(StepAuth, "no login configured")
+		client, err := s.library("").Connect()
+		if err != nil {
+			return &Error{Phase: PhaseEHLO, Temporary: true, Err: fmt.Errorf("the mail library cannot begin: %w", err)}
+		}
+		s.client = client
+		return nil
+	}
+	done := tr.begin(StepAuth)
+	mechs, fault := s.mechanisms()
+	if fault != nil {
+		s.sayQuit()
+		return done.fail(fault, *r)
+	}
+	for i, mech := range mechs {
+		fault := s.loginWith(mech)
+		if fault == nil {
+			out, detail := StepOK, "logged in with "+mech
+			if !s.tls {
+				out, detail = StepWarning, detail+" without TLS: the password can be read on the way"
+			}
+			done(out, detail, 235, map[string]string{"mechanism": mech})
+			return nil
+		}
+		next := Means(Said{Phase: PhaseAuth, Reply: fault.Reply}).Action == ActNextMechanism
+		switch {
+		case next && i < len(mechs)-1:
+			continue
+		case next:
+			fault.Hint = "the server takes none of the mechanisms that it offers and this service knows (" + strings.Join(mechs, ", ") + "): " +
+				"some providers want an app password, or a login of another kind"
+		case fault.Reply.Code == 535 && i < len(mechs)-1:
+			fault.Hint = loginHint + "; set auth if the account logs in by another mechanism on offer (" + strings.Join(mechs[i+1:], ", ") + ")"
+		}
+		return done.fail(fault, *r)
+	}
+	return nil // mechanisms gives at least one
+}
+
+// library is a client of the mail library that talks to this session, and to nobody else.
+func (s *Session) library(mech string) *mail.SMTPServer {
+	s.lib = libraryConn{s: s, mech: mech, out: []byte("220 session\r\n")}
 	srv := mail.NewSMTPClient()
-	srv.Host, srv.Port = r.Host, r.Port
+	srv.Host, srv.Port = s.relay.Host, s.relay.Port
 	srv.Helo = "localhost" // never leaves this process: the session has greeted the relay itself
 	srv.Encryption = mail.EncryptionNone
 	srv.Authentication = mail.AuthNone
 	srv.KeepAlive = true
 	srv.ConnectTimeout, srv.SendTimeout = 0, 0 // with them set the library leaks goroutines and never returns; deadlines are the connection's
 	srv.CustomConn = &s.lib
-	s.lib.out = append(s.lib.out, "220 session\r\n"...)
-	if r.Username == "" || r.Auth == AuthNone {
-		tr.skip(StepAuth, "no login configured")
-	} else {
-		done := tr.begin(StepAuth)
-		mech, fault := s.chooseMechanism()
-		if fault != nil {
-			s.sayQuit()
-			return done.fail(fault, *r)
-		}
-		s.lib.mech = mech
-		srv.Username, srv.Password = r.Username, r.Password
-		srv.Authentication = map[string]mail.AuthType{"PLAIN": mail.AuthPlain, "LOGIN": mail.AuthLogin, "CRAM-MD5": mail.AuthCRAMMD5}[mech]
-		client, err := srv.Connect()
-		s.lib.auth = authNone
-		if s.authErr != nil {
-			return done.fail(s.authErr, *r)
-		}
-		if err != nil {
-			return done.fail(&Error{Phase: PhaseAuth, Temporary: true, Err: errors.New("the login dialogue failed")}, *r)
-		}
-		s.client = client
-		out, detail := StepOK, "logged in with "+mech
-		if !s.tls {
-			out, detail = StepWarning, detail+" without TLS: the password can be read on the way"
-		}
-		done(out, detail, 235, map[string]string{"mechanism": mech})
-		return nil
-	}
+	return srv
+}
+
+func (s *Session) loginWith(mech string) *Error {
+	srv := s.library(mech)
+	srv.Username, srv.Password = s.relay.Username, s.relay.Password
+	srv.Authentication = map[string]mail.AuthType{"PLAIN": mail.AuthPlain, "LOGIN": mail.AuthLogin, "CRAM-MD5": mail.AuthCRAMMD5}[mech]
+	s.authErr = nil
 	client, err := srv.Connect()
+	s.lib.auth = authNone
+	if s.authErr != nil {
+		return s.authErr
+	}
 	if err != nil {
-		return &Error{Phase: PhaseEHLO, Temporary: true, Err: fmt.Errorf("the mail library cannot begin: %w", err)}
+		return &Error{Phase: PhaseAuth, Temporary: true, Err: errors.New("the login dialogue failed")}
 	}
 	s.client = client
 	return nil
 }
 
-// chooseMechanism picks the login mechanism from the relay's own list. No login leaves in clear unless the configuration permits it.
-func (s *Session) chooseMechanism() (string, *Error) {
+// mechanisms are the login mechanisms to try, best first, out of the relay's own list. No login
+// leaves in clear unless the configuration permits it.
+func (s *Session) mechanisms() ([]string, *Error) {
 	r := &s.relay
 	offered := strings.Fields(strings.ToUpper(s.ext["AUTH"]))
 	if len(offered) == 0 {
-		return "", &Error{Phase: PhaseAuth, Err: errNoAuth}
+		return nil, &Error{Phase: PhaseAuth, Err: errNoAuth}
 	}
 	if !s.tls && !r.AllowPlaintextAuth {
-		return "", &Error{Phase: PhaseAuth, Err: errPlaintextAuth}
+		return nil, &Error{Phase: PhaseAuth, Err: errPlaintextAuth}
 	}
 	order := []string{"PLAIN", "LOGIN", "CRAM-MD5"}
 	if !s.tls {
@@ -90,12 +119,12 @@ func (s *Session) chooseMechanism() (string, *Error) {
 	case AuthCRAMMD5:
 		order = []string{"CRAM-MD5"}
 	}
-	for _, m := range order {
-		if slices.Contains(offered, m) {
-			return m, nil
-		}
+	mechs := slices.DeleteFunc(slices.Clone(order), func(m string) bool { return !slices.Contains(offered, m) })
+	if len(mechs) == 0 {
+		return nil, &Error{Phase: PhaseAuth,
+			Err: fmt.Errorf("%w: offered are %s, wanted is %s", errNoMechanism, strings.Join(offered, ", "), strings.Join(order, " or "))}
 	}
-	return "", &Error{Phase: PhaseAuth, Err: fmt.Errorf("%w: offered are %s, wanted is %s", errNoMechanism, strings.Join(offered, ", "), strings.Join(order, " or "))}
+	return mechs, nil
 }
 
 var (

@@ -18,6 +18,8 @@ func withHint(e *Error, r Relay) *Error {
 	return e
 }
 
+const loginHint = "username or password is wrong, or this account may not send: check them with the provider (some want an app password)"
+
 func hint(e *Error, r Relay) string {
 	var (
 		host    x509.HostnameError
@@ -28,6 +30,8 @@ func hint(e *Error, r Relay) string {
 	switch {
 	case errors.Is(e.Err, ErrNotAllowed):
 		return "this address is outside what the service may dial: see --smtp-destinations"
+	case errors.As(e.Err, &host) && len(certNames(host.Certificate)) == 0:
+		return "the certificate names no host the way that is checked today (subjectAltName): have it issued again with one"
 	case errors.As(e.Err, &host):
 		return "the certificate is for another name: use the name that it carries as host (" + strings.Join(certNames(host.Certificate), ", ") + ")"
 	case errors.As(e.Err, &unknown):
@@ -71,13 +75,19 @@ func hint(e *Error, r Relay) string {
 		if strings.Contains(fmt.Sprint(e.Err), "does not offer STARTTLS") {
 			return "use ENCRYPTION_TLS on port 465, or another port; ENCRYPTION_NONE only where the network can be trusted"
 		}
+		if e.Phase == PhaseSTARTTLS && e.Reply.Code != 0 {
+			return "the server offers STARTTLS and cannot do it now: try again later, or ask its operator"
+		}
 		if e.Phase == PhaseTLS {
 			return "check that this is the TLS port (usual 465); STARTTLS has another (usual 587)"
 		}
 		return "the TLS handshake failed: the server may be too old for TLS 1.2"
 	case PhaseAuth:
+		if e.Reply.Code == 530 && r.Encryption == EncryptionNone {
+			return "the server takes a login only over TLS: use ENCRYPTION_STARTTLS or ENCRYPTION_TLS"
+		}
 		if e.Reply.Code >= 500 {
-			return "username or password is wrong, or this account may not send: check them with the provider (some want an app password)"
+			return loginHint
 		}
 		return "the server cannot check the login just now: try again later"
 	case PhaseMail:
@@ -95,9 +105,6 @@ func certNames(c *x509.Certificate) []string {
 	names := append([]string(nil), c.DNSNames...)
 	for _, ip := range c.IPAddresses {
 		names = append(names, ip.String())
-	}
-	if len(names) == 0 {
-		names = []string{c.Subject.CommonName}
 	}
 	return names[:min(len(names), 5)]
 }

@@ -47,6 +47,7 @@ type RecipientOutcome struct {
 	Status Status
 	Phase  Phase // where it was decided
 	Reply  Reply
+	Means  Meaning // whom the reply is about and what to do; zero without one, or for a success
 }
 
 // Outcome is the whole truth about one transaction. Exactly one is delivered per transaction.

@@ -152,7 +152,7 @@ func (s *Session) fault(p Phase, rep Reply, err error) *Error {
 	if err != nil {
 		return &Error{Phase: p, Temporary: true, Err: cleanNet(err)}
 	}
-	return &Error{Phase: p, Reply: rep, Temporary: rep.Code < 500}
+	return &Error{Phase: p, Reply: rep, Temporary: rep.Code < 500 || p == PhaseSTARTTLS}
 }
 
 // cleanNet turns a network error into a text for people.
@@ -358,7 +358,7 @@ func (s *Session) finish(tr *transfer, o Outcome) {
 	tr.t, tr.rcpt = nil, nil
 	s.spare = tr
 	if t.Done != nil {
-		t.Done(o.clean())
+		t.Done(o.clean().means())
 	}
 }
 
