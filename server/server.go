@@ -202,26 +202,30 @@ func (s *Server) Run(ctx context.Context) error {
 
 // healthEvery is how often health is looked at; healthLate is how old the last batch pass may be beyond its interval.
 const (
-	healthEvery = 2 * time.Second
+	healthEvery = time.Second
 	healthLate  = 30 * time.Second
 )
 
-// watchHealth answers health from the truth: the database answers, and the batch has looked for mail lately.
+// Liveness is the name under which health says only that the process answers. A supervisor may restart
+// what does not; to restart a process whose database is away helps nobody.
+const Liveness = "liveness"
+
+// watchHealth answers health from the truth: the database has taken the last renewal of the lease,
+// which is a write, and the batch has looked for mail lately.
 func (s *Server) watchHealth(ctx context.Context) {
 	names := []string{"", pb.MailServerAdmin_ServiceDesc.ServiceName, pb.Dispatch_ServiceDesc.ServiceName}
 	was := healthpb.HealthCheckResponse_UNKNOWN
+	s.health.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	t := time.NewTicker(healthEvery)
 	defer t.Stop()
 	for {
 		now := healthpb.HealthCheckResponse_SERVING
 		why := ""
-		pctx, cancel := context.WithTimeout(ctx, healthEvery)
-		if err := s.store.Ping(pctx); err != nil {
-			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the database does not answer"
+		if err := s.engine.LeaseFault(); err != nil {
+			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the database does not take the renewal of the lease: "+err.Error()
 		} else if last := s.engine.LastPass(); !last.IsZero() && s.engine.Now().Sub(last) > s.cfg.BatchInterval+healthLate {
 			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the batch is late"
 		}
-		cancel()
 		if ctx.Err() != nil {
 			return
 		}

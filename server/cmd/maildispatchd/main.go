@@ -25,7 +25,7 @@ var commands = []command{
 	{"migrate", "migrate [flags]", "bring the database's schema up to date and end", migrate},
 	{"doctor", "doctor [flags]", "look whether the database keeps the promise, and at what a person should do; changes nothing", doctor},
 	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
-	{"health", "health [--target host:port]", "ask a running service whether it is well", healthCheck},
+	{"health", "health [--target host:port] [--service liveness]", "ask a running service whether it is well", healthCheck},
 	{"key", "key create FILE", "make a key file", key},
 }
 

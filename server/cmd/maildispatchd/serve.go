@@ -104,6 +104,7 @@ func key(_ context.Context, args []string) error {
 func healthCheck(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("health", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
+	service := fs.String("service", "", "what to ask after: empty, whether mail is accepted and sent; liveness, whether the process answers")
 	target := fs.String("target", "127.0.0.1:50051", "address of the service")
 	err := fs.Parse(args)
 	switch {
@@ -124,7 +125,7 @@ func healthCheck(ctx context.Context, args []string) error {
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+	r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: *service})
 	if err != nil {
 		return failed{fmt.Errorf("%s does not answer: %s", *target, status.Convert(err).Message())}
 	}

@@ -169,6 +169,10 @@ func (e *Engine) Ready() <-chan struct{} { return e.ready }
 // Stopping is closed when nothing new may begin.
 func (e *Engine) Stopping() <-chan struct{} { return e.stopping }
 
+// LeaseFault is why this process cannot send now: the database did not take the last renewal of its
+// lease, which is a write. nil when it did.
+func (e *Engine) LeaseFault() error { return e.lease.fault() }
+
 // LastPass is when the batch last looked for due mail; zero before the first pass.
 func (e *Engine) LastPass() time.Time {
 	n := e.lastPass.Load()

@@ -17,9 +17,13 @@ const (
 	leaseTTL   = 30 * time.Second
 	leaseFresh = 15 * time.Second
 	leaseEvery = 5 * time.Second
+	leaseAgain = time.Second // after a renewal that failed
 )
 
-var errLeaseLost = errors.New("the lease of this replica is lost")
+var (
+	errLeaseLost  = errors.New("the lease of this replica is lost")
+	errLeaseStale = errors.New("the lease of this replica is not renewed")
+)
 
 // lease keeps this process's replica row alive. One goroutine renews; everybody may read.
 type lease struct {
@@ -30,6 +34,9 @@ type lease struct {
 	id      atomic.Int64 // store.ReplicaID; a new one after a lease was lost
 	renewed atomic.Int64 // monotonic nanoseconds since start at which the last good renewal was begun
 	start   time.Time
+
+	// failed is why the last renewal did not work, nil when it did. The renewing goroutine writes it.
+	failed atomic.Pointer[error]
 }
 
 func newLease(j Journal, name string, log *slog.Logger) *lease {
@@ -45,6 +52,18 @@ func (l *lease) register(ctx context.Context) error {
 	}
 	l.id.Store(int64(id))
 	l.renewed.Store(int64(began))
+	l.failed.Store(nil)
+	return nil
+}
+
+// fault is why this replica cannot write: its last renewal failed, or was never answered.
+func (l *lease) fault() error {
+	if err := l.failed.Load(); err != nil {
+		return *err
+	}
+	if !l.held(l.replica()) {
+		return errLeaseStale
+	}
 	return nil
 }
 
@@ -59,7 +78,7 @@ func (l *lease) held(id store.ReplicaID) bool {
 // run renews until ctx ends. A lease that was lost is replaced by a new one at once, so that the process goes on working; what it had claimed
 // under the old one belongs to somebody else.
 func (l *lease) run(ctx context.Context) {
-	t := time.NewTicker(leaseEvery)
+	t := time.NewTimer(leaseEvery)
 	defer t.Stop()
 	for {
 		select {
@@ -67,11 +86,18 @@ func (l *lease) run(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		l.renew(ctx)
+		err := l.renew(ctx)
+		if err != nil {
+			l.failed.Store(&err)
+			t.Reset(leaseAgain)
+			continue
+		}
+		l.failed.Store(nil)
+		t.Reset(leaseEvery)
 	}
 }
 
-func (l *lease) renew(ctx context.Context) {
+func (l *lease) renew(ctx context.Context) error {
 	began := time.Since(l.start)
 	rctx, cancel := context.WithTimeout(ctx, leaseEvery)
 	defer cancel()
@@ -81,10 +107,11 @@ func (l *lease) renew(ctx context.Context) {
 		l.renewed.Store(int64(began))
 	case errors.Is(err, store.ErrStale):
 		l.log.Error("lease lost: this replica was taken for dead", "replica", l.replica())
-		if err := l.register(ctx); err != nil {
+		if err = l.register(rctx); err != nil {
 			l.log.Error("cannot take a new lease", "error", err)
 		}
 	case ctx.Err() == nil:
 		l.log.Warn("lease not renewed", "replica", l.replica(), "error", err)
 	}
+	return err
 }
