@@ -42,7 +42,6 @@ func (r *Relay) TakeRate(ctx context.Context, s *store.MailServer, want int) (gr
 	defer r.rate.mu.Unlock()
 	r.rate.at = time.Now()
 	if err != nil {
-		r.rate.told.Call = 0 // what was granted and not heard of has to come back
 		return 0, next, err
 	}
 	r.rate.use.Held += granted
