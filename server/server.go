@@ -95,7 +95,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			}
 			return sess, nil
 		}})
-	a := api.New(api.Config{Store: st, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
+	a := api.New(api.Config{Store: tellingStore{st, eng}, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
 		TokenKey: keys.Derive("page tokens"),
 		Now:      eng.Now,
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {

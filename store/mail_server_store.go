@@ -319,20 +319,9 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 			return &PendingError{Count: pending}
 		}
 		if pending > 0 {
-			if s.dialect == postgres {
-				if _, err := s.q.in(ctx, tx, "change_hold").ExecContext(ctx, name); err != nil {
-					return err
-				}
-			}
-			res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, "held: its mail server was deleted", name)
-			if err != nil {
+			if held, err = s.holdWaiting(ctx, tx, name); err != nil {
 				return err
 			}
-			n, err := res.RowsAffected()
-			if err != nil {
-				return err
-			}
-			held = int(n)
 		}
 		before := m.clone()
 		now := micro(s.now())

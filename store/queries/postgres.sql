@@ -41,6 +41,10 @@ select id from m;
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= now());
 
+-- name: server_versions (read)
+-- primary key, or all of a small table
+select name, version from mail_server where name in (select n from json_array_elements_text(?::json) n);
+
 -- name: claim
 -- due_ready: a loose scan finds the (team, priority) pairs that wait, one probe each; then each pair's oldest are locked, and every team gets its share of
 -- the page by priority. The locking CTE is materialized because a limit with skip locked must not be evaluated twice. any (array): never by a join that

@@ -24,6 +24,10 @@ insert into term (term, mail_id) select value ->> 0, value ->> 1 from json_each(
 select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
 
+-- name: server_versions (read)
+-- primary key, or all of a small table
+select name, version from mail_server where name in (select value from json_each(?));
+
 -- name: claim
 -- due_ready: a loose scan finds the (team, priority) pairs that wait, then every team gets its share of the page by priority
 with recursive p(team, priority) as (

@@ -122,16 +122,26 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([]joined, error) {
 	e.lastPass.Store(e.now().UnixNano())
 	var ds []joined
+	var failed error
 	for _, name := range names {
 		s, err := e.journal.Server(ctx, store.Everything, name)
 		if errors.Is(err, store.ErrNotFound) && !force {
 			continue
 		}
 		if err != nil {
-			return ds, err
+			failed = errors.Join(failed, err) // the others do not wait for it
+			continue
+		}
+		e.heard(s)
+		if s.DeleteTime != nil {
+			// It was being sent when its mail server was deleted, and would wait for ever.
+			if _, err := e.journal.HoldDeleted(ctx, name); err != nil {
+				failed = errors.Join(failed, err)
+			}
+			continue
 		}
 		// Mail of a mail server that is switched off waits in the journal until it is switched on again.
-		if s.DeleteTime != nil || s.Status != store.ServerAvailable {
+		if e.mayLeave(s) != nil {
 			continue
 		}
 		if b := e.relays.Suspended(s); b != nil && !force {
@@ -142,7 +152,7 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 			ds = append(ds, d)
 		}
 	}
-	return ds, nil
+	return ds, failed
 }
 
 // drains holds the one running drain of each mail server.
@@ -163,7 +173,6 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 	defer ds.mu.Unlock()
 	if d := ds.running[s.Name]; d != nil {
 		d.more = true
-		d.stale = d.server.Version != s.Version // it ends soon, and a new one begins with the new configuration
 		d.jobs.kick()
 		d.beside.Go(func() { d.express(e.workCtx) })
 		return joined{d, d.total()}

@@ -18,6 +18,11 @@
 // The final dot of a transaction leaves only after the mark is committed by this replica under its current lease and the lease is fresh by the
 // monotonic clock (renewed every 5 s, no dot once a renewal is 15 s late, taken for dead after 30 s by the database's clock).
 //
+// The gate is also the brake. A mail server that was switched off, deleted, or changed in any way is
+// obeyed within a second by every replica: claims stop, what was claimed goes back, and the new
+// configuration is used from the next mail on. Only what is between its mark and the relay's reply
+// may still leave.
+//
 // # Failures of the relay and failures of the mail
 //
 // A relay that cannot be reached, secured, logged in to, or says 421 costs no mail an attempt: its

@@ -36,11 +36,12 @@ type drain struct {
 	jobs   *queue
 	force  bool          // try the mail server although it is suspended
 	done   chan struct{} // closed when the drain is over
+	ended  chan struct{} // closed when no mail may leave any more
 	rate   atomic.Int64  // mails that are settled in a second, of late
 	fed    atomic.Int64  // when the last claim found nothing more, or the drain began: unix nanoseconds
 
 	more   bool           // guarded by drains.mu: look once more before ending
-	stale  bool           // guarded by drains.mu: the configuration has changed, end soon
+	stale  bool           // guarded by drains.mu: the configuration has changed; a new drain begins
 	beside sync.WaitGroup // express runs; begun under drains.mu while the drain is listed
 
 	mu      sync.Mutex
@@ -60,7 +61,7 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(lineLength(e, s)), done: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
+	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(lineLength(e, s)), done: make(chan struct{}), ended: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -104,16 +105,37 @@ func (d *drain) run(ctx context.Context) {
 	d.beside.Wait()
 	d.jobs.close()
 	d.jobs.drained()
+	if d.broken() {
+		d.releaseAll() // what waits goes back now, also while a worker still waits for a reply
+		d.recording.Wait()
+		d.beginAnew(ctx)
+	}
 	close(hiring)
 	foreman.Wait()
 	d.hands.Wait()
-	for j := d.jobs.take(false); j != nil; j = d.jobs.take(false) {
-		d.release(j)
-	}
+	d.releaseAll()
 	d.recording.Wait() // whoever waits for this drain reads results in the journal next
+	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
 		d.e.log.Info("batch", "mail_server", d.server.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
 			"failed", t.Failed, "unknown", t.Unknown, "expired", t.Expired, "released", t.Released, "took", time.Since(began).Round(time.Millisecond))
+	}
+}
+
+// beginAnew starts a drain with the new configuration, or makes the one that runs look once more.
+func (d *drain) beginAnew(ctx context.Context) {
+	if !d.outdated() {
+		return
+	}
+	if _, err := d.e.startDrains(ctx, []string{d.server.Name}, false); err != nil {
+		d.e.log.Error("batch: cannot read a mail server", "mail_server", d.server.Name, "error", err)
+	}
+}
+
+// releaseAll gives back what waits in the line.
+func (d *drain) releaseAll() {
+	for j := d.jobs.take(false); j != nil; j = d.jobs.take(false) {
+		d.release(j)
 	}
 }
 
@@ -208,7 +230,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 	now := d.e.now()
 	for _, c := range claimed {
 		j := newJob(c, owner, now)
-		j.rated = d.limited()
+		j.server, j.rated = d.server, d.limited()
 		if d.setAside(j, now) {
 			continue
 		}
@@ -348,6 +370,7 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	case <-t.C:
 		return 0, true
 	case <-d.e.stopping:
+	case <-d.ended:
 	case <-ctx.Done():
 	}
 	return 0, false
@@ -384,7 +407,7 @@ func (d *drain) setAside(j *job, now time.Time) bool {
 func (d *drain) release(j *job) {
 	end, why := lifecycle.Stopped, ""
 	d.mu.Lock()
-	if d.fault != nil {
+	if d.fault != nil && !errors.Is(d.fault, errReconfigured) {
 		end, why = lifecycle.NoSession, d.fault.Error()
 	}
 	d.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
+	"github.com/maildispatch/maildispatch/store"
 )
 
 // Config is what an engine needs. Journal and Dial are required.
@@ -46,6 +47,7 @@ type Engine struct {
 	handMost  int64
 	drains    drains
 	flights   flights
+	newest    newest // configurations of mail servers
 	relays    *relay.Relays
 	calm      calm
 
@@ -89,6 +91,7 @@ func New(cfg Config) *Engine {
 		ready: make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	e.drains.running = map[string]*drain{}
+	e.newest.byName = map[string]*store.MailServer{}
 	e.flights.byID = map[uuid.UUID]*flight{}
 	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.isStopping,
 		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
@@ -119,6 +122,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	close(e.ready)
 	own.Go(func() { e.relays.Run(ctx) })
 	own.Go(func() { e.clockLoop(ctx) })
+	own.Go(func() { e.brakeLoop(ctx) })
 	own.Go(func() { e.rescueLoop(ctx) })
 	e.batchLoop(ctx, due)
 
@@ -270,6 +274,9 @@ func (e *Engine) isStopping() bool {
 func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !e.lease.held(j.Owner) {
 		return errLeaseLost
+	}
+	if err := e.mayLeave(j.server); err != nil {
+		return err
 	}
 	if !gated {
 		return nil

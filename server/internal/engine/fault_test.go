@@ -20,6 +20,7 @@ type faulty struct {
 	settle atomic.Pointer[func(*store.Settlement) error]
 	renew  atomic.Pointer[error]
 	load   atomic.Pointer[func(*store.Claimed) error]
+	server atomic.Pointer[func(name string) error]
 	give   atomic.Pointer[error]
 	claims atomic.Int32 // that found something
 }
@@ -57,6 +58,15 @@ func (f *faulty) Renew(ctx context.Context, r store.ReplicaID, ttl time.Duration
 		return *err
 	}
 	return f.Journal.Renew(ctx, r, ttl)
+}
+
+func (f *faulty) Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error) {
+	if fn := f.server.Load(); fn != nil {
+		if err := (*fn)(name); err != nil {
+			return nil, err
+		}
+	}
+	return f.Journal.Server(ctx, sc, name)
 }
 
 func (f *faulty) GiveSlot(ctx context.Context, r store.ReplicaID, s store.Slot) error {

@@ -228,8 +228,8 @@ const rationWait = 10 * time.Second
 // takeRate takes one mail out of the mail server's limits. It says why there is none to be had in
 // time.
 func (f *flight) takeRate(ctx context.Context, r *relay.Relay, j *job) (why string) {
-	for relay.Limited(f.sub.Server) && !j.HasBegun() && !j.rated {
-		n, next, err := r.TakeRate(ctx, f.sub.Server, 1)
+	for relay.Limited(j.server) && !j.HasBegun() && !j.rated {
+		n, next, err := r.TakeRate(ctx, j.server, 1)
 		wait := next.Sub(f.e.now())
 		switch {
 		case err != nil:
@@ -254,7 +254,12 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 	p := f.e.relays.Of(f.sub.Server)
 	defer func() { j.settleRate(p) }()
 	for {
-		session, err := p.Get(ctx, f.sub.Server)
+		server, err := f.e.current(f.sub.Server)
+		if err != nil {
+			return lifecycle.NoSession, err.Error()
+		}
+		j.server = server
+		session, err := p.Get(ctx, server)
 		switch {
 		case errors.Is(err, context.Canceled):
 			return lifecycle.NoSession, "no connection to the mail server came free in time"
@@ -299,7 +304,7 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 			before := j.Left()
 			next, end = j.After(positions, o, f.e.now()), j.End()
 			shown, text := shows(o, j.Left() < before, next)
-			_ = r.Report(ctx, s, f.sub.Server, shown, text) // a suspension is what the next Get says
+			_ = r.Report(ctx, s, j.server, shown, text) // a suspension is what the next Get says
 			f.report(j, positions)
 		},
 	})

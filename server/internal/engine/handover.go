@@ -43,7 +43,7 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 func (p *place) fill(m *store.NewMail) {
 	d := p.d
 	j := newJob(m.Claimed(d.server.HoldUnknown), m.Owner, d.e.now())
-	j.handed = p.weight
+	j.server, j.handed = d.server, p.weight
 	d.note(delivery.Counts{Claimed: 1})
 	if !d.jobs.putReserved(j) {
 		d.release(j)

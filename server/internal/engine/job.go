@@ -12,12 +12,13 @@ import (
 // one goroutine at a time: a worker, or a flight.
 type job struct {
 	*lifecycle.Attempt
-	raw   []byte
-	seq   int64 // its number in the drain's queue
-	over  bool  // it is settled, or another replica's
-	begun bool  // it is recorded that this owner is at it
-	rated bool  // it holds a mail of its mail server's limits
-	todo  int   // recipients that were to be tried when the attempt began
+	server *store.MailServer // the configuration that the attempt began with; nil for what is only settled
+	raw    []byte
+	seq    int64 // its number in the drain's queue
+	over   bool  // it is settled, or another replica's
+	begun  bool  // it is recorded that this owner is at it
+	rated  bool  // it holds a mail of its mail server's limits
+	todo   int   // recipients that were to be tried when the attempt began
 
 	weight int64 // bytes taken from the engine's budget
 	handed int64 // bytes taken from the budget of what was handed over in memory

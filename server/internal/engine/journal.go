@@ -25,6 +25,8 @@ type Journal interface {
 	Unregister(ctx context.Context, r store.ReplicaID) error
 	Recover(ctx context.Context, me store.ReplicaID, max int) (released int, adopted []*store.Claimed, err error)
 	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
+	ServerVersions(ctx context.Context, names []string) (map[string]int64, error)
+	HoldDeleted(ctx context.Context, server string) (held int, err error)
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
 	Now(ctx context.Context) (time.Time, error)
 	ForgetChanges(ctx context.Context, age time.Duration) (int, error)

@@ -177,7 +177,11 @@ func (w *worker) submit(ctx context.Context, j *job) {
 				j.spend(w.d.relay)
 			}
 			if err != nil && ctx.Err() == nil && j.Owner == w.e.lease.replica() {
-				w.d.shut(err)
+				if w.e.mayLeave(j.server) != nil {
+					w.d.stop(err)
+				} else {
+					w.d.shut(err)
+				}
 			}
 			return err
 		},
@@ -248,13 +252,11 @@ func (d *drain) noSession(err error) {
 	var suspended *relay.SuspendedError
 	down := d.relay.Down() || errors.As(err, &suspended)
 	stopped := errors.Is(err, context.Canceled)
-	d.mu.Lock()
-	if down && d.fault == nil && !stopped {
-		d.fault = err
-	}
-	d.mu.Unlock()
-	if down || stopped {
+	switch {
+	case stopped:
 		d.jobs.kill()
+	case down:
+		d.stop(err)
 	}
 	d.probing.Do(func() { close(d.probed) })
 }
@@ -276,6 +278,7 @@ func (d *drain) stop(err error) bool {
 	}
 	d.mu.Unlock()
 	if first {
+		close(d.ended)
 		d.jobs.kill()
 	}
 	return first

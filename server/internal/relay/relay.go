@@ -174,6 +174,19 @@ func (rs *Relays) all() []*Relay {
 	return all
 }
 
+// InUse returns the mail servers that have permits in use here, as they are configured.
+func (rs *Relays) InUse() []*store.MailServer {
+	var used []*store.MailServer
+	for _, r := range rs.all() {
+		r.mu.Lock()
+		if r.open > 0 || len(r.waiters) > 0 {
+			used = append(used, r.server)
+		}
+		r.mu.Unlock()
+	}
+	return used
+}
+
 // MaxConnections is how many connections a mail server gets in this process.
 func (rs *Relays) MaxConnections(s *store.MailServer) int {
 	if n := int(s.Limits.MaxConnections); n > 0 {

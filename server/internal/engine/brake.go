@@ -1,0 +1,153 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// brakeEvery is how often the versions are read of the mail servers that are in use here: one
+// statement for all. A change by another replica is obeyed within a second, one by this process at
+// once.
+const brakeEvery = 500 * time.Millisecond
+
+var (
+	errDeleted      = errors.New("the mail server is deleted")
+	errUnavailable  = errors.New("the mail server is switched off")
+	errReconfigured = errors.New("the mail server's configuration has changed")
+)
+
+// newest is the newest configuration of each mail server that this process has heard of.
+type newest struct {
+	mu     sync.Mutex
+	byName map[string]*store.MailServer
+}
+
+func (n *newest) get(name string) *store.MailServer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.byName[name]
+}
+
+// usable says why no mail may leave through a mail server that is configured like this, nil if it
+// may.
+func usable(s *store.MailServer) error {
+	switch {
+	case s.DeleteTime != nil:
+		return errDeleted
+	case s.Status != store.ServerAvailable:
+		return errUnavailable
+	}
+	return nil
+}
+
+// mayLeave says why no mail may leave now under the configuration that its attempt began with, nil
+// if it may. Claims, sends of php mode and the gate ask it: what has no mark yet does not leave.
+func (e *Engine) mayLeave(s *store.MailServer) error {
+	now := e.newest.get(s.Name)
+	if now == nil || now.Version <= s.Version {
+		return usable(s)
+	}
+	if err := usable(now); err != nil {
+		return err
+	}
+	return errReconfigured
+}
+
+// current is the configuration to send with now: s, or a newer one.
+func (e *Engine) current(s *store.MailServer) (*store.MailServer, error) {
+	err := e.mayLeave(s)
+	if errors.Is(err, errReconfigured) {
+		return e.newest.get(s.Name), nil
+	}
+	return s, err
+}
+
+// heard takes note of a mail server's configuration. A newer one ends the drain that runs under an
+// older one: what that has claimed goes back, and a new drain begins if mail may leave.
+func (e *Engine) heard(s *store.MailServer) {
+	e.newest.mu.Lock()
+	was := e.newest.byName[s.Name]
+	if was == nil || was.Version < s.Version {
+		e.newest.byName[s.Name] = s
+	}
+	e.newest.mu.Unlock()
+	if was != nil && was.Version >= s.Version {
+		return
+	}
+	e.relays.Of(s)
+	e.drains.brake(e, s)
+}
+
+// brake ends a drain that runs under an older configuration than s.
+func (ds *drains) brake(e *Engine, s *store.MailServer) {
+	ds.mu.Lock()
+	d := ds.running[s.Name]
+	if d == nil || d.server.Version >= s.Version {
+		ds.mu.Unlock()
+		return
+	}
+	d.stale = true
+	ds.mu.Unlock()
+	err := usable(s)
+	if err == nil {
+		err = errReconfigured
+	}
+	if d.stop(err) {
+		e.log.Info("batch: begins anew", "mail_server", s.Name, "reason", err)
+	}
+}
+
+// ServerChanged says that a mail server was changed by this process.
+func (e *Engine) ServerChanged(ctx context.Context, name string) {
+	s, err := e.journal.Server(ctx, store.Everything, name)
+	if err != nil {
+		return // the next look finds it
+	}
+	e.heard(s)
+}
+
+// brakeLoop looks for changed mail servers until ctx ends.
+func (e *Engine) brakeLoop(ctx context.Context) {
+	t := time.NewTicker(brakeEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			e.lookAtServers(ctx)
+		}
+	}
+}
+
+func (e *Engine) lookAtServers(ctx context.Context) {
+	used := map[string]*store.MailServer{}
+	for _, s := range e.relays.InUse() {
+		used[s.Name] = s
+	}
+	e.drains.mu.Lock()
+	for name, d := range e.drains.running {
+		used[name] = d.server
+	}
+	e.drains.mu.Unlock()
+	if len(used) == 0 {
+		return
+	}
+	names := make([]string, 0, len(used))
+	for name := range used {
+		names = append(names, name)
+	}
+	versions, err := e.journal.ServerVersions(ctx, names)
+	if err != nil {
+		return // the claims of the batch tell about the database
+	}
+	for name, v := range versions {
+		if v > used[name].Version {
+			e.ServerChanged(ctx, name)
+		}
+	}
+}

@@ -1,0 +1,58 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// ServerVersions reads the versions of the mail servers of these names, also of deleted ones.
+func (s *Store) ServerVersions(ctx context.Context, names []string) (map[string]int64, error) {
+	list, err := json.Marshal(names)
+	if err != nil {
+		return nil, err
+	}
+	var rows []struct {
+		Name    string
+		Version int64
+	}
+	if err := s.q.get("server_versions").SelectContext(ctx, &rows, string(list)); err != nil {
+		return nil, s.fault(err)
+	}
+	out := make(map[string]int64, len(rows))
+	for _, r := range rows {
+		out[r.Name] = r.Version
+	}
+	return out, nil
+}
+
+// HoldDeleted holds what waits at a mail server that is deleted, and returns how many mails that
+// were. Deleting it has held what waited then; this is for what was being sent.
+func (s *Store) HoldDeleted(ctx context.Context, server string) (held int, err error) {
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		held = 0
+		m, err := s.lockServer(ctx, tx, Everything, server, 0)
+		if err != nil || m.DeleteTime == nil {
+			return err
+		}
+		held, err = s.holdWaiting(ctx, tx, server)
+		return err
+	})
+	return held, err
+}
+
+// holdWaiting holds everything that waits at a mail server, inside tx.
+func (s *Store) holdWaiting(ctx context.Context, tx *sqlx.Tx, server string) (int, error) {
+	if s.dialect == postgres {
+		if _, err := s.q.in(ctx, tx, "change_hold").ExecContext(ctx, server); err != nil {
+			return 0, err
+		}
+	}
+	res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, "held: its mail server was deleted", server)
+	if err != nil {
+		return 0, err
+	}
+	n, err := res.RowsAffected()
+	return int(n), err
+}
