@@ -15,6 +15,9 @@ test-full: ## the fault tests at full size, as root: up to 3 hours
 lint: ## format, vet, staticcheck, the schema
 	.ci/lint
 
+model: ## check the model of ownership exhaustively; needs spin
+	server/e2e/model/check.sh
+
 proto: ## generate the Go of the schema
 	go generate ./proto
 
@@ -29,4 +32,4 @@ FOR ?= 30m
 soak: ## a long run with steady faults: make soak FOR=2h
 	go run ./server/e2e/soak -for $(FOR)
 
-.PHONY: help test test-all test-full lint proto demo load soak
+.PHONY: help test test-all test-full lint model proto demo load soak
