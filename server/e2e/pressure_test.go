@@ -22,9 +22,10 @@ func (s *service) health(name string) *pb.Health {
 	return r.MailServer.Health
 }
 
-// eventually polls until ok, for at most d.
+// eventually polls until ok, for at most d, and at least as long as patience.
 func eventually(t *testing.T, d time.Duration, what string, ok func() bool) {
 	t.Helper()
+	d = max(d, patience)
 	for end := time.Now().Add(d); !ok(); <-time.After(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %v: %s", d, what)

@@ -262,7 +262,7 @@ func TestScheduling(t *testing.T) {
 		t.Fatalf("%v", b)
 	}
 	<-time.After(time.Until(stale.mail.ExpireTime.AsTime())) // no batch ran while it could have been sent
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for s.mail(later.id).Status != pb.MailStatus_MAIL_STATUS_SENT {
 		if time.Now().After(deadline) {
 			t.Fatal("not sent")
@@ -349,7 +349,7 @@ func TestCrashAndRestart(t *testing.T) {
 		<-reached
 		s.kill()
 		s.run()
-		deadline := time.Now().Add(50 * time.Second) // a dead replica's lease on PostgreSQL runs out after 30 s
+		deadline := time.Now().Add(patience) // a dead replica's lease on PostgreSQL runs out after 30 s
 		for {
 			i, b := s.mail(invoice), s.mail(bulk.id)
 			if i.Status == pb.MailStatus_MAIL_STATUS_UNKNOWN && b.PossibleDuplicate {
