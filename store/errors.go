@@ -18,7 +18,7 @@ var (
 	ErrSending           = errors.New("mail is being sent")
 	ErrFinished          = errors.New("mail is finished")
 	ErrUnavailable       = errors.New("database is unavailable") // wraps connection faults: the outcome of a write may be unknown
-	ErrFull              = errors.New("database is full or read-only")
+	ErrFull              = errors.New("database is full")
 )
 
 // DefaultExistsError: the team already has a default mail server.

@@ -214,3 +214,6 @@ func (s *Store) Locked(table string) bool {
 	err := s.write.Get(&n, "select count(*) from pg_locks where relation = $1::regclass and mode = 'AccessExclusiveLock' and granted", table)
 	return err == nil && n > 0
 }
+
+// MountedIn is what decides whether a file is mounted by itself.
+func MountedIn(mounts, path string) bool { return mountedIn(mounts, path) }

@@ -72,11 +72,14 @@ func resolveSQLite(path string) (string, error) {
 // not know.
 func mountPoint(path string) bool {
 	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false
-	}
+	return err == nil && mountedIn(string(b), path)
+}
+
+// mountedIn says whether a list as of /proc/self/mountinfo has path as a mount point. In its fifth field
+// blanks, tabs, newlines and backslashes are written as octal numbers.
+func mountedIn(mounts, path string) bool {
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(mounts) {
 		if f := strings.Fields(line); len(f) > 4 && unescape.Replace(f[4]) == path {
 			return true
 		}

@@ -412,6 +412,26 @@ func TestLockIsOnTheFile(t *testing.T) {
 	})
 }
 
+// TestMountedFile: a file that is mounted by itself is told from one in a folder that is mounted.
+func TestMountedFile(t *testing.T) {
+	const mounts = `22 1 259:1 / / rw,relatime - ext4 /dev/root rw
+31 22 0:26 / /data rw - tmpfs tmpfs rw
+40 22 259:1 /srv/mail.db /var/lib/md/mail.db rw,relatime - ext4 /dev/root rw
+41 22 259:1 /srv/a\040b /mnt/with\040blank.db rw,relatime - ext4 /dev/root rw
+`
+	for path, want := range map[string]bool{
+		"/var/lib/md/mail.db": true,
+		"/mnt/with blank.db":  true,
+		"/data/mail.db":       false, // its folder is mounted, with all that is beside it
+		"/srv/mail.db":        false, // the other end
+		"/var/lib/md":         false,
+	} {
+		if got := store.MountedIn(mounts, path); got != want {
+			t.Errorf("%s: got %v, want %v", path, got, want)
+		}
+	}
+}
+
 // heldByUs says whether this process holds a POSIX lock for writing.
 func heldByUs(locks string) bool {
 	for line := range strings.Lines(locks) {
