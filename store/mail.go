@@ -293,6 +293,7 @@ type Change struct {
 	Progress          *Progress
 	PossibleDuplicate bool
 	LastError         string
+	MailServer        string         // goes on through this one; "" = through the one it has
 	Detail            map[string]any // for the audit row; only ModifyMail writes it
 }
 

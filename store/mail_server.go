@@ -60,14 +60,20 @@ type MailServer struct {
 	IsDefault   bool
 	Limits      Limits
 	Annotations map[string]string
-	HoldUnknown bool  // mail of every kind waits for a person when its outcome is unknown
-	Version     int64 // grows by one with every change; the etag
+	HoldUnknown bool       // mail of every kind waits for a person when its outcome is unknown
+	PauseUntil  *time.Time // until then it takes mail and sends none
+	Version     int64      // grows by one with every change; the etag
 	CreateTime  time.Time
 	UpdateTime  time.Time
 	DeleteTime  *time.Time
 
 	RequestID   string // of the call that created it; "" = none
 	Fingerprint []byte // of that call's content
+}
+
+// Paused reports whether the mail server takes mail and keeps it until PauseUntil.
+func (m *MailServer) Paused(now time.Time) bool {
+	return m.PauseUntil != nil && now.Before(*m.PauseUntil)
 }
 
 // SMTP is the login and the line of a TypeSMTP server.

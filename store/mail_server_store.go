@@ -27,7 +27,7 @@ func (s *Store) notFound(err error) error {
 	return s.fault(err)
 }
 
-const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version,
+const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version,
   request_id, fingerprint, create_time, update_time, delete_time`
 
 type serverRow struct {
@@ -43,7 +43,8 @@ type serverRow struct {
 	Password    []byte
 	Limits      []byte
 	Annotations []byte
-	HoldUnknown bool `db:"hold_unknown"`
+	HoldUnknown bool   `db:"hold_unknown"`
+	PauseUntil  dbTime `db:"pause_until"`
 	Version     int64
 	RequestID   sql.NullString `db:"request_id"`
 	Fingerprint []byte
@@ -68,7 +69,7 @@ type smtpJSON struct {
 func (r *serverRow) server() (*MailServer, error) {
 	m := &MailServer{Name: r.Name, Team: r.Team, DisplayName: r.DisplayName, Type: r.Type, From: r.Sender, Mode: r.Mode, Status: r.Status,
 		IsDefault: r.IsDefault, HoldUnknown: r.HoldUnknown, Version: r.Version, CreateTime: r.CreateTime.Time, UpdateTime: r.UpdateTime.Time, DeleteTime: r.DeleteTime.ptr(),
-		RequestID: r.RequestID.String, Fingerprint: r.Fingerprint}
+		RequestID: r.RequestID.String, Fingerprint: r.Fingerprint, PauseUntil: r.PauseUntil.ptr()}
 	if len(r.SMTP) > 0 {
 		var j smtpJSON
 		if err := json.Unmarshal(r.SMTP, &j); err != nil {
@@ -144,7 +145,7 @@ func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *
 	now := micro(s.now())
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		_, err := s.q.in(ctx, tx, "server_insert").ExecContext(ctx, m.Name, m.Team, m.DisplayName, m.Type, m.Mode, m.Status, m.IsDefault, m.From, smtp,
-			password, limits, annotations, m.HoldUnknown, nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now))
+			password, limits, annotations, m.HoldUnknown, s.t(m.PauseUntil), nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now))
 		if err != nil {
 			return err
 		}
@@ -263,7 +264,7 @@ func (s *Store) writeServer(ctx context.Context, tx *sqlx.Tx, m *MailServer) err
 		return err
 	}
 	_, err = s.q.in(ctx, tx, "server_update").ExecContext(ctx, m.DisplayName, m.Mode, m.Status, m.IsDefault, m.From, smtp, password, limits, annotations,
-		m.HoldUnknown, m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.Name)
+		m.HoldUnknown, s.t(m.PauseUntil), m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.Name)
 	return err
 }
 
@@ -458,7 +459,7 @@ func (m *MailServer) public() map[string]any {
 		return nil
 	}
 	p := map[string]any{"display_name": m.DisplayName, "type": m.Type, "from": m.From, "mode": m.Mode, "status": m.Status, "is_default": m.IsDefault,
-		"limits": m.Limits, "annotations": m.Annotations, "hold_unknown": m.HoldUnknown, "version": m.Version, "deleted": m.DeleteTime != nil}
+		"limits": m.Limits, "annotations": m.Annotations, "hold_unknown": m.HoldUnknown, "pause_until": m.PauseUntil, "version": m.Version, "deleted": m.DeleteTime != nil}
 	if x := m.SMTP; x != nil {
 		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout}
 		if p["ca_sha256"] = ""; x.CAPEM != "" {

@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -236,7 +238,11 @@ func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []
 	}
 	for _, team := range teams {
 		target := strconv.Itoa(len(of[team])) + " mails from " + of[team][0].ID.String()
-		if err := s.audit(ctx, tx, a, team, target, nil, nil); err != nil {
+		var detail map[string]any
+		if to := changes[0].c.MailServer; to != "" {
+			detail = map[string]any{"mail_server": to}
+		}
+		if err := s.auditDetail(ctx, tx, a, team, target, detail); err != nil {
 			return err
 		}
 	}
@@ -331,10 +337,44 @@ func (s *Store) applyChanges(ctx context.Context, tx *sqlx.Tx, changes []change)
 			changes[i].c = &c
 		}
 	}
+	apply := s.applySQLite
 	if s.dialect == postgres {
-		return s.applyPostgres(ctx, tx, changes)
+		apply = s.applyPostgres
 	}
-	return s.applySQLite(ctx, tx, changes)
+	if err := apply(ctx, tx, changes); err != nil {
+		return err
+	}
+	return s.applyMoves(ctx, tx, changes)
+}
+
+// applyMoves lets mails go on through other mail servers.
+func (s *Store) applyMoves(ctx context.Context, tx *sqlx.Tx, changes []change) error {
+	to := map[string][]uuid.UUID{}
+	for _, x := range changes {
+		if x.c.MailServer != "" {
+			to[x.c.MailServer] = append(to[x.c.MailServer], x.m.ID)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(to)) {
+		var locked string
+		err := s.q.in(ctx, tx, "move_target").GetContext(ctx, &locked, name)
+		if errors.Is(err, sql.ErrNoRows) {
+			return ErrServerUnavailable
+		}
+		if err != nil {
+			return err
+		}
+		b, err := json.Marshal(to[name])
+		if err != nil {
+			return err
+		}
+		for _, st := range []string{"move_due", "move_mail"} {
+			if _, err := s.q.in(ctx, tx, st).ExecContext(ctx, name, string(b)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // modifyRow is a change as the statement reads it.

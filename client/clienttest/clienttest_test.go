@@ -282,6 +282,9 @@ func TestHoldAndResolve(t *testing.T) {
 	}
 
 	lost := send(t, c, nil, "lost@example.com", "gone@example.com").MailID
+	if r, err := c.MoveMails(t.Context(), &maildispatchv1.MoveMailsRequest{Ids: []string{lost}, MailServer: "test"}); err != nil || len(r.GetFailures()) != 1 {
+		t.Errorf("a mail whose outcome is unknown was moved: %v, %v", r, err)
+	}
 	resolve := func(word maildispatchv1.Resolution, reason string, to ...string) (*maildispatchv1.Mail, error) {
 		r, err := c.ResolveMail(t.Context(), &maildispatchv1.ResolveMailRequest{Id: lost, Resolution: word, Reason: reason, Recipients: to})
 		return r.GetMail(), err

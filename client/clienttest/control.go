@@ -86,6 +86,25 @@ func (d dispatch) ReleaseMails(_ context.Context, req *maildispatchv1.ReleaseMai
 	return &maildispatchv1.ReleaseMailsResponse{Matched: matched, Changed: changed, Failures: failures}, err
 }
 
+func (d dispatch) MoveMails(_ context.Context, req *maildispatchv1.MoveMailsRequest) (*maildispatchv1.MoveMailsResponse, error) {
+	d.s.mu.Lock()
+	ok := d.s.usable(req.GetMailServer())
+	d.s.mu.Unlock()
+	if !ok {
+		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerUnavailable, "the mail server cannot be used")
+	}
+	matched, changed, failures, err := d.s.change(req.GetIds(), req.GetFilter(), req.GetValidateOnly(), func(m *maildispatchv1.Mail, _ bool) (func(), string) {
+		unknown := slices.ContainsFunc(m.Recipients, func(r *maildispatchv1.RecipientResult) bool {
+			return r.Status == maildispatchv1.RecipientResult_STATUS_UNKNOWN
+		})
+		if unknown || m.PossibleDuplicate {
+			return nil, "it may have left already: its outcome is unknown"
+		}
+		return func() { m.MailServer = req.GetMailServer() }, ""
+	})
+	return &maildispatchv1.MoveMailsResponse{Matched: matched, Changed: changed, Failures: failures, MailServer: req.GetMailServer()}, err
+}
+
 func (d dispatch) ResolveMail(_ context.Context, req *maildispatchv1.ResolveMailRequest) (*maildispatchv1.ResolveMailResponse, error) {
 	d.s.mu.Lock()
 	defer d.s.unlock()

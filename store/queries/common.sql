@@ -5,31 +5,31 @@
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
 insert into mail_server (name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown,
-  version, request_id, fingerprint, create_time, update_time)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?);
+  pause_until, version, request_id, fingerprint, create_time, update_time)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?);
 
 -- name: server_get (read)
 -- primary key
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
   fingerprint, create_time, update_time, delete_time
 from mail_server where name = ?;
 
 -- name: server_by_request (read)
 -- mail_server_request
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
   fingerprint, create_time, update_time, delete_time
 from mail_server where team = ? and request_id = ?;
 
 -- name: server_default (read)
 -- mail_server_default
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
   fingerprint, create_time, update_time, delete_time
 from mail_server where team = ? and is_default;
 
 -- name: server_update
 -- primary key
 update mail_server set display_name = ?, mode = ?, status = ?, is_default = ?, sender = ?, smtp = ?, password = ?, limits = ?, annotations = ?,
-  hold_unknown = ?, version = ?, update_time = ?, delete_time = ?
+  hold_unknown = ?, pause_until = ?, version = ?, update_time = ?, delete_time = ?
 where name = ?;
 
 -- name: server_clear_default

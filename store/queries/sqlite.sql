@@ -92,7 +92,7 @@ delete from due where id = ? and owner = ? and claim = ?;
 
 -- name: modify_servers (read)
 -- primary key
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, version, request_id,
+select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
   fingerprint, create_time, update_time, delete_time
 from mail_server where name in (select value from json_each(?));
 
@@ -196,3 +196,15 @@ select m.raw, m.layout from mail m where m.id = ? and (? or m.team in (select va
 -- primary key; as mail_raw
 select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
 from mail where id = ? and (? or team in (select value from json_each(?)));
+
+-- name: move_target
+-- primary key; no mail goes to a mail server that is being deleted or switched off
+select name from mail_server where name = ? and delete_time is null and status = 'available';
+
+-- name: move_due
+-- primary key
+update due set mail_server = ? where id in (select value from json_each(?));
+
+-- name: move_mail
+-- primary key
+update mail set mail_server = ? where id in (select value from json_each(?));

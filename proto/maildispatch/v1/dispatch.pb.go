@@ -1289,6 +1289,163 @@ func (x *ReleaseMailsResponse) GetFailures() []*MailFailure {
 	return nil
 }
 
+// MoveMailsRequest selects mails and says where they go. Exactly one of ids and filter; an empty
+// selection is an error, never "all".
+type MoveMailsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids of mails: at most 1000.
+	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	// All mails of the due-out journal that match; at least one of its fields is set.
+	Filter *MailFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	// REQUIRED. Name of the mail server that they go on through.
+	MailServer string `protobuf:"bytes,3,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
+	// Count what would be changed, change nothing.
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Why, in the caller's words, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveMailsRequest) Reset() {
+	*x = MoveMailsRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveMailsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveMailsRequest) ProtoMessage() {}
+
+func (x *MoveMailsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveMailsRequest.ProtoReflect.Descriptor instead.
+func (*MoveMailsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *MoveMailsRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *MoveMailsRequest) GetFilter() *MailFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *MoveMailsRequest) GetMailServer() string {
+	if x != nil {
+		return x.MailServer
+	}
+	return ""
+}
+
+func (x *MoveMailsRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *MoveMailsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// MoveMailsResponse counts.
+type MoveMailsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Mails that were selected: those that are moved, those that were there already, and those that
+	// could not be moved.
+	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
+	// Mails that go on (with validate_only: would go on) through mail_server.
+	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Mails that could not be moved: the first 100.
+	Failures []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	// The mail server that they go on through.
+	MailServer    string `protobuf:"bytes,4,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveMailsResponse) Reset() {
+	*x = MoveMailsResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveMailsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveMailsResponse) ProtoMessage() {}
+
+func (x *MoveMailsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveMailsResponse.ProtoReflect.Descriptor instead.
+func (*MoveMailsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *MoveMailsResponse) GetMatched() int32 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+func (x *MoveMailsResponse) GetChanged() int32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *MoveMailsResponse) GetFailures() []*MailFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+func (x *MoveMailsResponse) GetMailServer() string {
+	if x != nil {
+		return x.MailServer
+	}
+	return ""
+}
+
 // ResolveMailRequest says what became of recipients of one mail.
 type ResolveMailRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1306,7 +1463,7 @@ type ResolveMailRequest struct {
 
 func (x *ResolveMailRequest) Reset() {
 	*x = ResolveMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1475,7 @@ func (x *ResolveMailRequest) String() string {
 func (*ResolveMailRequest) ProtoMessage() {}
 
 func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1488,7 @@ func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailRequest.ProtoReflect.Descriptor instead.
 func (*ResolveMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResolveMailRequest) GetId() string {
@@ -1373,7 +1530,7 @@ type ResolveMailResponse struct {
 
 func (x *ResolveMailResponse) Reset() {
 	*x = ResolveMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1542,7 @@ func (x *ResolveMailResponse) String() string {
 func (*ResolveMailResponse) ProtoMessage() {}
 
 func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1555,7 @@ func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailResponse.ProtoReflect.Descriptor instead.
 func (*ResolveMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResolveMailResponse) GetMail() *Mail {
@@ -1421,7 +1578,7 @@ type WatchMailsRequest struct {
 
 func (x *WatchMailsRequest) Reset() {
 	*x = WatchMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1590,7 @@ func (x *WatchMailsRequest) String() string {
 func (*WatchMailsRequest) ProtoMessage() {}
 
 func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1603,7 @@ func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsRequest.ProtoReflect.Descriptor instead.
 func (*WatchMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchMailsRequest) GetFilter() *MailFilter {
@@ -1480,7 +1637,7 @@ type WatchMailsResponse struct {
 
 func (x *WatchMailsResponse) Reset() {
 	*x = WatchMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1649,7 @@ func (x *WatchMailsResponse) String() string {
 func (*WatchMailsResponse) ProtoMessage() {}
 
 func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1662,7 @@ func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsResponse.ProtoReflect.Descriptor instead.
 func (*WatchMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchMailsResponse) GetMail() *Mail {
@@ -1553,7 +1710,7 @@ type ResendMailRequest struct {
 
 func (x *ResendMailRequest) Reset() {
 	*x = ResendMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1722,7 @@ func (x *ResendMailRequest) String() string {
 func (*ResendMailRequest) ProtoMessage() {}
 
 func (x *ResendMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1735,7 @@ func (x *ResendMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendMailRequest.ProtoReflect.Descriptor instead.
 func (*ResendMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResendMailRequest) GetId() string {
@@ -1622,7 +1779,7 @@ type ResendMailResponse struct {
 
 func (x *ResendMailResponse) Reset() {
 	*x = ResendMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1791,7 @@ func (x *ResendMailResponse) String() string {
 func (*ResendMailResponse) ProtoMessage() {}
 
 func (x *ResendMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1804,7 @@ func (x *ResendMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendMailResponse.ProtoReflect.Descriptor instead.
 func (*ResendMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{24}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResendMailResponse) GetMail() *Mail {
@@ -1677,7 +1834,7 @@ type GetQueueStatsRequest struct {
 
 func (x *GetQueueStatsRequest) Reset() {
 	*x = GetQueueStatsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1846,7 @@ func (x *GetQueueStatsRequest) String() string {
 func (*GetQueueStatsRequest) ProtoMessage() {}
 
 func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1859,7 @@ func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{25}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetQueueStatsRequest) GetTeam() string {
@@ -1746,7 +1903,7 @@ type GetQueueStatsResponse struct {
 
 func (x *GetQueueStatsResponse) Reset() {
 	*x = GetQueueStatsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1915,7 @@ func (x *GetQueueStatsResponse) String() string {
 func (*GetQueueStatsResponse) ProtoMessage() {}
 
 func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1928,7 @@ func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetQueueStatsResponse) GetCounts() *MailCounts {
@@ -1858,7 +2015,7 @@ type SendResponse_Accepted struct {
 
 func (x *SendResponse_Accepted) Reset() {
 	*x = SendResponse_Accepted{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2027,7 @@ func (x *SendResponse_Accepted) String() string {
 func (*SendResponse_Accepted) ProtoMessage() {}
 
 func (x *SendResponse_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2096,7 @@ type SendResponse_Completed struct {
 
 func (x *SendResponse_Completed) Reset() {
 	*x = SendResponse_Completed{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2108,7 @@ func (x *SendResponse_Completed) String() string {
 func (*SendResponse_Completed) ProtoMessage() {}
 
 func (x *SendResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2148,7 @@ type GetQueueStatsResponse_Lane struct {
 
 func (x *GetQueueStatsResponse_Lane) Reset() {
 	*x = GetQueueStatsResponse_Lane{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2160,7 @@ func (x *GetQueueStatsResponse_Lane) String() string {
 func (*GetQueueStatsResponse_Lane) ProtoMessage() {}
 
 func (x *GetQueueStatsResponse_Lane) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2173,7 @@ func (x *GetQueueStatsResponse_Lane) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsResponse_Lane.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsResponse_Lane) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26, 0}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{28, 0}
 }
 
 func (x *GetQueueStatsResponse_Lane) GetPriority() Priority {
@@ -2143,7 +2300,20 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x14ReleaseMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
-	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\x99\x01\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\xb7\x01\n" +
+	"\x10MoveMailsRequest\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
+	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x1f\n" +
+	"\vmail_server\x18\x03 \x01(\tR\n" +
+	"mailServer\x12#\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xa2\x01\n" +
+	"\x11MoveMailsResponse\x12\x18\n" +
+	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\x12\x1f\n" +
+	"\vmail_server\x18\x04 \x01(\tR\n" +
+	"mailServer\"\x99\x01\n" +
 	"\x12ResolveMailRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -2194,7 +2364,7 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12B\n" +
 	"\x0foldest_due_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\roldestDueTime\x128\n" +
 	"\n" +
-	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\xac\f\n" +
+	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\x80\r\n" +
 	"\bDispatch\x12E\n" +
 	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse0\x01\x12T\n" +
 	"\tSendBatch\x12!.maildispatch.v1.SendBatchRequest\x1a\".maildispatch.v1.SendBatchResponse(\x01\x12Y\n" +
@@ -2210,7 +2380,8 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"RetryMails\x12\".maildispatch.v1.RetryMailsRequest\x1a#.maildispatch.v1.RetryMailsResponse\x12X\n" +
 	"\vCancelMails\x12#.maildispatch.v1.CancelMailsRequest\x1a$.maildispatch.v1.CancelMailsResponse\x12R\n" +
 	"\tHoldMails\x12!.maildispatch.v1.HoldMailsRequest\x1a\".maildispatch.v1.HoldMailsResponse\x12[\n" +
-	"\fReleaseMails\x12$.maildispatch.v1.ReleaseMailsRequest\x1a%.maildispatch.v1.ReleaseMailsResponse\x12X\n" +
+	"\fReleaseMails\x12$.maildispatch.v1.ReleaseMailsRequest\x1a%.maildispatch.v1.ReleaseMailsResponse\x12R\n" +
+	"\tMoveMails\x12!.maildispatch.v1.MoveMailsRequest\x1a\".maildispatch.v1.MoveMailsResponse\x12X\n" +
 	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponse\x12U\n" +
 	"\n" +
 	"ResendMail\x12\".maildispatch.v1.ResendMailRequest\x1a#.maildispatch.v1.ResendMailResponse\x12\\\n" +
@@ -2230,7 +2401,7 @@ func file_maildispatch_v1_dispatch_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_dispatch_proto_rawDescData
 }
 
-var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*SendRequest)(nil),                // 0: maildispatch.v1.SendRequest
 	(*SendResponse)(nil),               // 1: maildispatch.v1.SendResponse
@@ -2251,119 +2422,125 @@ var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*HoldMailsResponse)(nil),          // 16: maildispatch.v1.HoldMailsResponse
 	(*ReleaseMailsRequest)(nil),        // 17: maildispatch.v1.ReleaseMailsRequest
 	(*ReleaseMailsResponse)(nil),       // 18: maildispatch.v1.ReleaseMailsResponse
-	(*ResolveMailRequest)(nil),         // 19: maildispatch.v1.ResolveMailRequest
-	(*ResolveMailResponse)(nil),        // 20: maildispatch.v1.ResolveMailResponse
-	(*WatchMailsRequest)(nil),          // 21: maildispatch.v1.WatchMailsRequest
-	(*WatchMailsResponse)(nil),         // 22: maildispatch.v1.WatchMailsResponse
-	(*ResendMailRequest)(nil),          // 23: maildispatch.v1.ResendMailRequest
-	(*ResendMailResponse)(nil),         // 24: maildispatch.v1.ResendMailResponse
-	(*GetQueueStatsRequest)(nil),       // 25: maildispatch.v1.GetQueueStatsRequest
-	(*GetQueueStatsResponse)(nil),      // 26: maildispatch.v1.GetQueueStatsResponse
-	(*SendResponse_Accepted)(nil),      // 27: maildispatch.v1.SendResponse.Accepted
-	(*SendResponse_Completed)(nil),     // 28: maildispatch.v1.SendResponse.Completed
-	(*GetQueueStatsResponse_Lane)(nil), // 29: maildispatch.v1.GetQueueStatsResponse.Lane
-	(*SendOptions)(nil),                // 30: maildispatch.v1.SendOptions
-	(*MailMessage)(nil),                // 31: maildispatch.v1.MailMessage
-	(*timestamppb.Timestamp)(nil),      // 32: google.protobuf.Timestamp
-	(*Attempt)(nil),                    // 33: maildispatch.v1.Attempt
-	(*RecipientResult)(nil),            // 34: maildispatch.v1.RecipientResult
-	(*Mail)(nil),                       // 35: maildispatch.v1.Mail
-	(*MailFilter)(nil),                 // 36: maildispatch.v1.MailFilter
-	(Resolution)(0),                    // 37: maildispatch.v1.Resolution
-	(MailStatus)(0),                    // 38: maildispatch.v1.MailStatus
-	(*MailCounts)(nil),                 // 39: maildispatch.v1.MailCounts
-	(*durationpb.Duration)(nil),        // 40: google.protobuf.Duration
-	(Mode)(0),                          // 41: maildispatch.v1.Mode
-	(Route)(0),                         // 42: maildispatch.v1.Route
-	(Priority)(0),                      // 43: maildispatch.v1.Priority
-	(*SendBatchRequest)(nil),           // 44: maildispatch.v1.SendBatchRequest
-	(*SendStreamRequest)(nil),          // 45: maildispatch.v1.SendStreamRequest
-	(*UploadAttachmentRequest)(nil),    // 46: maildispatch.v1.UploadAttachmentRequest
-	(*GetBatchRequest)(nil),            // 47: maildispatch.v1.GetBatchRequest
-	(*SendBatchResponse)(nil),          // 48: maildispatch.v1.SendBatchResponse
-	(*SendStreamResponse)(nil),         // 49: maildispatch.v1.SendStreamResponse
-	(*UploadAttachmentResponse)(nil),   // 50: maildispatch.v1.UploadAttachmentResponse
-	(*GetBatchResponse)(nil),           // 51: maildispatch.v1.GetBatchResponse
+	(*MoveMailsRequest)(nil),           // 19: maildispatch.v1.MoveMailsRequest
+	(*MoveMailsResponse)(nil),          // 20: maildispatch.v1.MoveMailsResponse
+	(*ResolveMailRequest)(nil),         // 21: maildispatch.v1.ResolveMailRequest
+	(*ResolveMailResponse)(nil),        // 22: maildispatch.v1.ResolveMailResponse
+	(*WatchMailsRequest)(nil),          // 23: maildispatch.v1.WatchMailsRequest
+	(*WatchMailsResponse)(nil),         // 24: maildispatch.v1.WatchMailsResponse
+	(*ResendMailRequest)(nil),          // 25: maildispatch.v1.ResendMailRequest
+	(*ResendMailResponse)(nil),         // 26: maildispatch.v1.ResendMailResponse
+	(*GetQueueStatsRequest)(nil),       // 27: maildispatch.v1.GetQueueStatsRequest
+	(*GetQueueStatsResponse)(nil),      // 28: maildispatch.v1.GetQueueStatsResponse
+	(*SendResponse_Accepted)(nil),      // 29: maildispatch.v1.SendResponse.Accepted
+	(*SendResponse_Completed)(nil),     // 30: maildispatch.v1.SendResponse.Completed
+	(*GetQueueStatsResponse_Lane)(nil), // 31: maildispatch.v1.GetQueueStatsResponse.Lane
+	(*SendOptions)(nil),                // 32: maildispatch.v1.SendOptions
+	(*MailMessage)(nil),                // 33: maildispatch.v1.MailMessage
+	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
+	(*Attempt)(nil),                    // 35: maildispatch.v1.Attempt
+	(*RecipientResult)(nil),            // 36: maildispatch.v1.RecipientResult
+	(*Mail)(nil),                       // 37: maildispatch.v1.Mail
+	(*MailFilter)(nil),                 // 38: maildispatch.v1.MailFilter
+	(Resolution)(0),                    // 39: maildispatch.v1.Resolution
+	(MailStatus)(0),                    // 40: maildispatch.v1.MailStatus
+	(*MailCounts)(nil),                 // 41: maildispatch.v1.MailCounts
+	(*durationpb.Duration)(nil),        // 42: google.protobuf.Duration
+	(Mode)(0),                          // 43: maildispatch.v1.Mode
+	(Route)(0),                         // 44: maildispatch.v1.Route
+	(Priority)(0),                      // 45: maildispatch.v1.Priority
+	(*SendBatchRequest)(nil),           // 46: maildispatch.v1.SendBatchRequest
+	(*SendStreamRequest)(nil),          // 47: maildispatch.v1.SendStreamRequest
+	(*UploadAttachmentRequest)(nil),    // 48: maildispatch.v1.UploadAttachmentRequest
+	(*GetBatchRequest)(nil),            // 49: maildispatch.v1.GetBatchRequest
+	(*SendBatchResponse)(nil),          // 50: maildispatch.v1.SendBatchResponse
+	(*SendStreamResponse)(nil),         // 51: maildispatch.v1.SendStreamResponse
+	(*UploadAttachmentResponse)(nil),   // 52: maildispatch.v1.UploadAttachmentResponse
+	(*GetBatchResponse)(nil),           // 53: maildispatch.v1.GetBatchResponse
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
-	30, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
-	31, // 1: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
-	32, // 2: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
-	27, // 3: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	33, // 4: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
-	34, // 5: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
-	28, // 6: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
-	35, // 7: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
-	36, // 8: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	35, // 9: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	36, // 10: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	35, // 11: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	36, // 12: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	32, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
+	33, // 1: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
+	34, // 2: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
+	29, // 3: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	35, // 4: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
+	36, // 5: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
+	30, // 6: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
+	37, // 7: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
+	38, // 8: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	37, // 9: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	38, // 10: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	37, // 11: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	38, // 12: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	10, // 13: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	36, // 14: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	38, // 14: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	10, // 15: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	36, // 16: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	38, // 16: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	10, // 17: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	36, // 18: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	38, // 18: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	10, // 19: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	37, // 20: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
-	35, // 21: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
-	36, // 22: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	35, // 23: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
-	38, // 24: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
-	32, // 25: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
-	35, // 26: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
-	39, // 27: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
-	32, // 28: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
-	40, // 29: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
-	29, // 30: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
-	32, // 31: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
-	32, // 32: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
-	41, // 33: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	42, // 34: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	35, // 35: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	43, // 36: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
-	32, // 37: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
-	40, // 38: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
-	0,  // 39: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	44, // 40: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
-	45, // 41: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
-	46, // 42: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
-	47, // 43: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
-	2,  // 44: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	4,  // 45: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	6,  // 46: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	8,  // 47: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	11, // 48: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	13, // 49: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	15, // 50: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
-	17, // 51: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
-	19, // 52: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
-	23, // 53: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
-	21, // 54: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
-	25, // 55: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
-	1,  // 56: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	48, // 57: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
-	49, // 58: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
-	50, // 59: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
-	51, // 60: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
-	3,  // 61: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	5,  // 62: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	7,  // 63: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	9,  // 64: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	12, // 65: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	14, // 66: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	16, // 67: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
-	18, // 68: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
-	20, // 69: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
-	24, // 70: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
-	22, // 71: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
-	26, // 72: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
-	56, // [56:73] is the sub-list for method output_type
-	39, // [39:56] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	38, // 20: maildispatch.v1.MoveMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	10, // 21: maildispatch.v1.MoveMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	39, // 22: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
+	37, // 23: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
+	38, // 24: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	37, // 25: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
+	40, // 26: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
+	34, // 27: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
+	37, // 28: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	41, // 29: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
+	34, // 30: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
+	42, // 31: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
+	31, // 32: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
+	34, // 33: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
+	34, // 34: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
+	43, // 35: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	44, // 36: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	37, // 37: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	45, // 38: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
+	34, // 39: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
+	42, // 40: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
+	0,  // 41: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	46, // 42: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
+	47, // 43: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
+	48, // 44: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
+	49, // 45: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
+	2,  // 46: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	4,  // 47: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	6,  // 48: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	8,  // 49: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	11, // 50: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	13, // 51: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	15, // 52: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	17, // 53: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	19, // 54: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
+	21, // 55: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	25, // 56: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
+	23, // 57: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
+	27, // 58: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
+	1,  // 59: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	50, // 60: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
+	51, // 61: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
+	52, // 62: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
+	53, // 63: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
+	3,  // 64: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	5,  // 65: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	7,  // 66: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	9,  // 67: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	12, // 68: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	14, // 69: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	16, // 70: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	18, // 71: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	20, // 72: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
+	22, // 73: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	26, // 74: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
+	24, // 75: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
+	28, // 76: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
+	59, // [59:77] is the sub-list for method output_type
+	41, // [41:59] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
@@ -2380,14 +2557,14 @@ func file_maildispatch_v1_dispatch_proto_init() {
 		(*SendResponse_Recipient)(nil),
 		(*SendResponse_Completed_)(nil),
 	}
-	file_maildispatch_v1_dispatch_proto_msgTypes[25].OneofWrappers = []any{}
+	file_maildispatch_v1_dispatch_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_dispatch_proto_rawDesc), len(file_maildispatch_v1_dispatch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,7 @@ const (
 	Dispatch_CancelMails_FullMethodName       = "/maildispatch.v1.Dispatch/CancelMails"
 	Dispatch_HoldMails_FullMethodName         = "/maildispatch.v1.Dispatch/HoldMails"
 	Dispatch_ReleaseMails_FullMethodName      = "/maildispatch.v1.Dispatch/ReleaseMails"
+	Dispatch_MoveMails_FullMethodName         = "/maildispatch.v1.Dispatch/MoveMails"
 	Dispatch_ResolveMail_FullMethodName       = "/maildispatch.v1.Dispatch/ResolveMail"
 	Dispatch_ResendMail_FullMethodName        = "/maildispatch.v1.Dispatch/ResendMail"
 	Dispatch_WatchMails_FullMethodName        = "/maildispatch.v1.Dispatch/WatchMails"
@@ -107,6 +108,16 @@ type DispatchClient interface {
 	// send_after in the future. The batch sends them, whatever the mode. A filter without statuses selects the held ones. Mails that are not held, or
 	// whose mail server is deleted or unavailable, are listed in failures and do not end the call.
 	ReleaseMails(ctx context.Context, in *ReleaseMailsRequest, opts ...grpc.CallOption) (*ReleaseMailsResponse, error)
+	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is moved
+	// only if it provably has not left for any recipient that still waits: one with an UNKNOWN outcome
+	// or with possible_duplicate is never moved. The mail keeps its status, its sender and its text.
+	// One that waits for another attempt is due now, one with a send_after in the future keeps its
+	// time, held and failed ones stay so. The target is available and takes mail of the mail's team
+	// and size. Mails that cannot be moved are listed in failures and do not end the call.
+	//
+	// NOT_FOUND: the target does not exist. FAILED_PRECONDITION, reason MAIL_SERVER_DELETED or
+	// MAIL_SERVER_UNAVAILABLE.
+	MoveMails(ctx context.Context, in *MoveMailsRequest, opts ...grpc.CallOption) (*MoveMailsResponse, error)
 	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit log with the reason. The mail moves by what is left:
 	// to the archive journal as SENT when every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while some are still to
 	// be tried (a mail to be sent again is due now, also when it was held), otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
@@ -295,6 +306,16 @@ func (c *dispatchClient) ReleaseMails(ctx context.Context, in *ReleaseMailsReque
 	return out, nil
 }
 
+func (c *dispatchClient) MoveMails(ctx context.Context, in *MoveMailsRequest, opts ...grpc.CallOption) (*MoveMailsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MoveMailsResponse)
+	err := c.cc.Invoke(ctx, Dispatch_MoveMails_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dispatchClient) ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ResolveMailResponse)
@@ -413,6 +434,16 @@ type DispatchServer interface {
 	// send_after in the future. The batch sends them, whatever the mode. A filter without statuses selects the held ones. Mails that are not held, or
 	// whose mail server is deleted or unavailable, are listed in failures and do not end the call.
 	ReleaseMails(context.Context, *ReleaseMailsRequest) (*ReleaseMailsResponse, error)
+	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is moved
+	// only if it provably has not left for any recipient that still waits: one with an UNKNOWN outcome
+	// or with possible_duplicate is never moved. The mail keeps its status, its sender and its text.
+	// One that waits for another attempt is due now, one with a send_after in the future keeps its
+	// time, held and failed ones stay so. The target is available and takes mail of the mail's team
+	// and size. Mails that cannot be moved are listed in failures and do not end the call.
+	//
+	// NOT_FOUND: the target does not exist. FAILED_PRECONDITION, reason MAIL_SERVER_DELETED or
+	// MAIL_SERVER_UNAVAILABLE.
+	MoveMails(context.Context, *MoveMailsRequest) (*MoveMailsResponse, error)
 	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit log with the reason. The mail moves by what is left:
 	// to the archive journal as SENT when every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while some are still to
 	// be tried (a mail to be sent again is due now, also when it was held), otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
@@ -482,6 +513,9 @@ func (UnimplementedDispatchServer) HoldMails(context.Context, *HoldMailsRequest)
 }
 func (UnimplementedDispatchServer) ReleaseMails(context.Context, *ReleaseMailsRequest) (*ReleaseMailsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseMails not implemented")
+}
+func (UnimplementedDispatchServer) MoveMails(context.Context, *MoveMailsRequest) (*MoveMailsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveMails not implemented")
 }
 func (UnimplementedDispatchServer) ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResolveMail not implemented")
@@ -703,6 +737,24 @@ func _Dispatch_ReleaseMails_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Dispatch_MoveMails_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveMailsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).MoveMails(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_MoveMails_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).MoveMails(ctx, req.(*MoveMailsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Dispatch_ResolveMail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ResolveMailRequest)
 	if err := dec(in); err != nil {
@@ -806,6 +858,10 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseMails",
 			Handler:    _Dispatch_ReleaseMails_Handler,
+		},
+		{
+			MethodName: "MoveMails",
+			Handler:    _Dispatch_MoveMails_Handler,
 		},
 		{
 			MethodName: "ResolveMail",

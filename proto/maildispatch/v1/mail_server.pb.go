@@ -390,7 +390,12 @@ type MailServer struct {
 	// OUTPUT_ONLY. What all replicas know of its health. Absent where nothing has been sent through it yet.
 	Health *Health `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
 	// Mail of every kind whose outcome is unknown waits for ResolveMail, not only invoices and work orders. Absent = unchanged (update) or false (create).
-	HoldUnknown   *bool `protobuf:"varint,18,opt,name=hold_unknown,json=holdUnknown,proto3,oneof" json:"hold_unknown,omitempty"`
+	HoldUnknown *bool `protobuf:"varint,18,opt,name=hold_unknown,json=holdUnknown,proto3,oneof" json:"hold_unknown,omitempty"`
+	// Until then it takes mail and sends none. It stays what it is: it can be named, and it can be a
+	// default. Mail of mode php is queued, and the answer says so. The batch sends what was queued
+	// once the time has come, or once the pause is cleared (an update_mask that names pause_until,
+	// without a value). Mail that is being sent when the pause begins is finished.
+	PauseUntil    *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -542,6 +547,13 @@ func (x *MailServer) GetHoldUnknown() bool {
 		return *x.HoldUnknown
 	}
 	return false
+}
+
+func (x *MailServer) GetPauseUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PauseUntil
+	}
+	return nil
 }
 
 // Smtp is the line and the login of a TYPE_SMTP mail server.
@@ -872,7 +884,7 @@ var File_maildispatch_v1_mail_server_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\n" +
-	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\a\n" +
+	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\b\n" +
 	"\n" +
 	"MailServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -896,7 +908,9 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\vdelete_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"deleteTime\x12/\n" +
 	"\x06health\x18\x11 \x01(\v2\x17.maildispatch.v1.HealthR\x06health\x12&\n" +
-	"\fhold_unknown\x18\x12 \x01(\bH\x01R\vholdUnknown\x88\x01\x01\x1a>\n" +
+	"\fhold_unknown\x18\x12 \x01(\bH\x01R\vholdUnknown\x88\x01\x01\x12;\n" +
+	"\vpause_until\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"pauseUntil\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -1004,18 +1018,19 @@ var file_maildispatch_v1_mail_server_proto_depIdxs = []int32{
 	11, // 7: maildispatch.v1.MailServer.update_time:type_name -> google.protobuf.Timestamp
 	11, // 8: maildispatch.v1.MailServer.delete_time:type_name -> google.protobuf.Timestamp
 	9,  // 9: maildispatch.v1.MailServer.health:type_name -> maildispatch.v1.Health
-	3,  // 10: maildispatch.v1.Smtp.encryption:type_name -> maildispatch.v1.Smtp.Encryption
-	4,  // 11: maildispatch.v1.Smtp.auth:type_name -> maildispatch.v1.Smtp.Auth
-	12, // 12: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
-	5,  // 13: maildispatch.v1.Health.state:type_name -> maildispatch.v1.Health.State
-	11, // 14: maildispatch.v1.Health.last_success_time:type_name -> google.protobuf.Timestamp
-	11, // 15: maildispatch.v1.Health.last_failure_time:type_name -> google.protobuf.Timestamp
-	11, // 16: maildispatch.v1.Health.retry_time:type_name -> google.protobuf.Timestamp
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	11, // 10: maildispatch.v1.MailServer.pause_until:type_name -> google.protobuf.Timestamp
+	3,  // 11: maildispatch.v1.Smtp.encryption:type_name -> maildispatch.v1.Smtp.Encryption
+	4,  // 12: maildispatch.v1.Smtp.auth:type_name -> maildispatch.v1.Smtp.Auth
+	12, // 13: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
+	5,  // 14: maildispatch.v1.Health.state:type_name -> maildispatch.v1.Health.State
+	11, // 15: maildispatch.v1.Health.last_success_time:type_name -> google.protobuf.Timestamp
+	11, // 16: maildispatch.v1.Health.last_failure_time:type_name -> google.protobuf.Timestamp
+	11, // 17: maildispatch.v1.Health.retry_time:type_name -> google.protobuf.Timestamp
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_server_proto_init() }

@@ -101,7 +101,7 @@ func event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
 	case ev.Accepted != nil:
 		x := ev.Accepted
 		out.Event = &pb.SendResponse_Accepted_{Accepted: &pb.SendResponse_Accepted{MailServer: x.Server, Mode: modeName[x.Mode], Route: routeName[x.Route],
-			RouteDetail: routeText(x.Route, x.Server), Duplicate: x.Duplicate, SizeBytes: sizeBytes}}
+			RouteDetail: routeText(x.Route, x.Server) + pauseText(x.PausedUntil), Duplicate: x.Duplicate, SizeBytes: sizeBytes}}
 	case ev.Attempt != nil:
 		out.Event = &pb.SendResponse_Attempt{Attempt: attempt(*ev.Attempt)}
 	case ev.Recipient != nil:
@@ -110,6 +110,14 @@ func event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
 		out.Event = &pb.SendResponse_Completed_{Completed: &pb.SendResponse_Completed{Mail: mail(ev.Completed)}}
 	}
 	return out
+}
+
+// pauseText says that a mail is queued although its mail server sends while the caller waits.
+func pauseText(until time.Time) string {
+	if until.IsZero() {
+		return ""
+	}
+	return "; it sends nothing until " + until.UTC().Format(time.RFC3339) + ", so the mail is queued"
 }
 
 func routeText(route, server string) string {

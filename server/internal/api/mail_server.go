@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -288,6 +289,8 @@ func (a *API) RunBatch(ctx context.Context, r *pb.RunBatchRequest) (*pb.RunBatch
 			return nil, a.fault(store.ErrDeleted)
 		case m.Status != store.ServerAvailable:
 			return nil, a.fault(store.ErrServerUnavailable)
+		case m.Paused(a.Now()):
+			return nil, apierr.Precondition(pb.ReasonMailServerUnavailable, m.Name, "mail server %q sends nothing until %s", m.Name, m.PauseUntil.Format(time.RFC3339))
 		}
 		team = m.Team
 	}

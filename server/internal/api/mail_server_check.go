@@ -96,6 +96,9 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 	} else if _, err := message.ParseAddress(m.From); err != nil {
 		c.Bad(f("from"), "%v", err)
 	}
+	if t := m.PauseUntil; t != nil && (t.CheckValid() != nil || t.AsTime().Unix() <= 0) {
+		c.Bad(f("pause_until"), "is not a time")
+	}
 	checkPairs(c, f("annotations"), m.Annotations)
 	if l := m.Limits; l != nil {
 		limit := func(name string, v, most int64) {

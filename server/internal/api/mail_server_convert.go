@@ -63,7 +63,7 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 	def, hold := m.IsDefault, m.HoldUnknown
 	out := &pb.MailServer{Name: m.Name, Team: m.Team, DisplayName: m.DisplayName, Type: typeName[m.Type], From: m.From, Mode: modeName[m.Mode],
 		Status: statusName[m.Status], IsDefault: &def, HoldUnknown: &hold, Annotations: m.Annotations, Etag: etag(m.Version), CreateTime: stamp(&m.CreateTime),
-		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime)}
+		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime), PauseUntil: stamp(m.PauseUntil)}
 	if l := m.Limits; l != (store.Limits{}) {
 		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MailsPerMinute: l.MailsPerMinute,
 			MailsPerDay: l.MailsPerDay, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes}
@@ -91,7 +91,11 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
-	s.HoldUnknown = m.GetHoldUnknown()
+	s.HoldUnknown, s.PauseUntil = m.GetHoldUnknown(), nil
+	if m.PauseUntil != nil {
+		at := m.PauseUntil.AsTime().Truncate(time.Microsecond)
+		s.PauseUntil = &at
+	}
 	l := m.GetLimits()
 	s.Limits.MaxConnections, s.Limits.MailsPerConnection = l.GetMaxConnections(), l.GetMailsPerConnection()
 	s.Limits.MaxAttempts, s.Limits.MaxMailBytes = l.GetMaxAttempts(), l.GetMaxMailBytes()

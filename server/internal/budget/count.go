@@ -31,6 +31,7 @@ var limits = map[protoreflect.FullName]int{
 	"maildispatch.v1.CancelMailsRequest.ids":            1000,
 	"maildispatch.v1.HoldMailsRequest.ids":              1000,
 	"maildispatch.v1.ReleaseMailsRequest.ids":           1000,
+	"maildispatch.v1.MoveMailsRequest.ids":              1000,
 	"maildispatch.v1.ResolveMailRequest.recipients":     500,
 	"maildispatch.v1.ResendMailRequest.only_recipients": 500,
 	"maildispatch.v1.MailServer.annotations":            32,

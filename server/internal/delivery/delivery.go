@@ -28,10 +28,12 @@ type Event struct {
 
 // Accepted: the mail is durable. Sent before the first byte goes to the relay.
 type Accepted struct {
-	Server    string
-	Mode      store.Mode
-	Route     string
-	Duplicate bool // this request_id had been accepted before; what follows is the first mail's story
+	Server string
+	Mode   store.Mode
+	Route  string
+	// PausedUntil is when the mail server sends again; zero = it sends now. The mail is queued.
+	PausedUntil time.Time
+	Duplicate   bool // this request_id had been accepted before; what follows is the first mail's story
 }
 
 // Recipient is the result for one recipient.

@@ -140,7 +140,7 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 			}
 			continue
 		}
-		// Mail of a mail server that is switched off waits in the journal until it is switched on again.
+		// Mail of a mail server that is switched off or paused waits in the journal until it sends again.
 		if e.mayLeave(s) != nil {
 			continue
 		}

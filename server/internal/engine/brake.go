@@ -17,6 +17,7 @@ const brakeEvery = 500 * time.Millisecond
 var (
 	errDeleted      = errors.New("the mail server is deleted")
 	errUnavailable  = errors.New("the mail server is switched off")
+	errPaused       = errors.New("the mail server is paused")
 	errReconfigured = errors.New("the mail server's configuration has changed")
 )
 
@@ -32,14 +33,16 @@ func (n *newest) get(name string) *store.MailServer {
 	return n.byName[name]
 }
 
-// usable says why no mail may leave through a mail server that is configured like this, nil if it
-// may.
-func usable(s *store.MailServer) error {
+// usable says why no mail may leave now through a mail server that is configured like this, nil if
+// it may.
+func (e *Engine) usable(s *store.MailServer) error {
 	switch {
 	case s.DeleteTime != nil:
 		return errDeleted
 	case s.Status != store.ServerAvailable:
 		return errUnavailable
+	case s.Paused(e.now()):
+		return errPaused
 	}
 	return nil
 }
@@ -49,9 +52,9 @@ func usable(s *store.MailServer) error {
 func (e *Engine) mayLeave(s *store.MailServer) error {
 	now := e.newest.get(s.Name)
 	if now == nil || now.Version <= s.Version {
-		return usable(s)
+		return e.usable(s)
 	}
-	if err := usable(now); err != nil {
+	if err := e.usable(now); err != nil {
 		return err
 	}
 	return errReconfigured
@@ -92,7 +95,7 @@ func (ds *drains) brake(e *Engine, s *store.MailServer) {
 	}
 	d.stale = true
 	ds.mu.Unlock()
-	err := usable(s)
+	err := e.usable(s)
 	if err == nil {
 		err = errReconfigured
 	}

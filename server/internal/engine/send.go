@@ -28,8 +28,18 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	}
 	defer e.work.Done()
 	m, now := sub.Mail, e.now()
-	if m.Mode != store.ModePHP || m.RunAt.After(now) || m.Held != "" {
-		return e.queue(ctx, m, observe)
+	paused := sub.Server.Paused(now)
+	if m.Mode != store.ModePHP || m.RunAt.After(now) || m.Held != "" || paused {
+		told := observe
+		if paused {
+			told = func(ev delivery.Event) error {
+				if ev.Accepted != nil && !ev.Accepted.Duplicate {
+					ev.Accepted.PausedUntil = *sub.Server.PauseUntil
+				}
+				return observe(ev)
+			}
+		}
+		return e.queue(ctx, m, told)
 	}
 	e.lastPHP.Store(time.Now().UnixNano())
 	e.journal.Calm(callersStay)

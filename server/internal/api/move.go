@@ -1,0 +1,37 @@
+package api
+
+import (
+	"context"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// MoveMails implements the service.
+func (a *API) MoveMails(ctx context.Context, r *pb.MoveMailsRequest) (*pb.MoveMailsResponse, error) {
+	var c apierr.Check
+	sel := selector(&c, r.Ids, r.Filter, r.Reason)
+	checkServerName(&c, "mail_server", r.MailServer)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
+	to, err := a.Store.Server(ctx, a.scope(ctx), r.MailServer)
+	switch {
+	case err != nil:
+		return nil, a.serverFault(err, r.MailServer)
+	case to.DeleteTime != nil:
+		return nil, a.fault(store.ErrDeleted)
+	case to.Status != store.ServerAvailable:
+		return nil, a.fault(store.ErrServerUnavailable)
+	}
+	now := a.Now().UTC()
+	m, err := a.modify(ctx, sel, r.ValidateOnly, "MoveMails", r.Reason, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+		return lifecycle.Move(m, to, now)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.MoveMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures, MailServer: to.Name}, nil
+}
