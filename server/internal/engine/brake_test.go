@@ -150,3 +150,40 @@ func TestUnreadableMailServer(t *testing.T) {
 	}
 	until(t, "the other two leave", func() bool { return len(relay.Mails()) == 2 })
 }
+
+// TestChangeReachesPHPMode: a php-mode mail whose call had read an older configuration leaves under
+// the newest one, and not at all when that says so.
+func TestChangeReachesPHPMode(t *testing.T) {
+	for where, here := range map[string]bool{"by this process": true, "by another replica": false} {
+		t.Run(where, func(t *testing.T) {
+			old, next := (&smtpxtest.Server{}).Start(t), (&smtpxtest.Server{}).Start(t)
+			r := newRig(t, storetest.SQLiteDSN(t), nil)
+			s := r.server("now", store.ModePHP, old, store.Limits{})
+			send := func() *store.Mail {
+				t.Helper()
+				done, err := r.send(ctx(t), s, newMail(s, store.KindOther, "a@y.example"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return done
+			}
+			send() // its session stays, idle
+			r.change("now", here, func(s *store.MailServer) { s.SMTP.Port = next.Port() })
+			changed := time.Now()
+			until(t, "mail goes to the new port", func() bool { send(); return len(next.Mails()) > 0 })
+			if took := time.Since(changed); took > 2*obeyed {
+				t.Errorf("it took %v", took)
+			}
+			before := len(old.Mails())
+			if done := send(); done.Status != store.MailSent || len(old.Mails()) != before {
+				t.Errorf("%s, %d more at the old port", done.Status, len(old.Mails())-before)
+			}
+			r.change("now", here, func(s *store.MailServer) { s.Status = store.ServerUnavailable })
+			until(t, "no mail leaves any more", func() bool { return send().Status != store.MailSent })
+			before = len(next.Mails())
+			if done := send(); done.Status != store.MailFailed || !strings.Contains(done.LastError, "switched off") || len(next.Mails()) != before {
+				t.Errorf("%s: %q", done.Status, done.LastError)
+			}
+		})
+	}
+}
