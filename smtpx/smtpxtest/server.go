@@ -52,7 +52,8 @@ type Server struct {
 	LowerPrompts       bool // "username:" instead of "Username:"
 	// Delay is waited before each flight of answers: the round trip of a distant relay.
 	Delay time.Duration
-	// Idle is how long a client may say nothing before the connection is closed; 0 = for ever.
+	// Idle is how long a session may lie idle between two mails before the server closes it;
+	// 0 = for ever. Inside a mail, and before the first one, a slow client has all the time it needs.
 	Idle time.Duration
 	// Discard keeps neither mails nor lines, for runs of hours; On sees them.
 	Discard bool
@@ -236,7 +237,11 @@ func (x *conn) serve() {
 			return
 		}
 		if x.s.Idle > 0 {
-			_ = x.raw.SetReadDeadline(time.Now().Add(x.s.Idle)) // fails only when it is closed already
+			var until time.Time
+			if x.nth["DOT"] > 0 && x.nth["DOT"] == x.nth["MAIL"] {
+				until = time.Now().Add(x.s.Idle)
+			}
+			_ = x.raw.SetReadDeadline(until) // fails only when it is closed already
 		}
 		line, err := x.br.ReadString('\n')
 		if err != nil {
