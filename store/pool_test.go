@@ -102,6 +102,8 @@ func TestOneConnection(t *testing.T) {
 			}},
 			{"ForgetChanges", func() error { return second(s.ForgetChanges(c, time.Hour)) }},
 			{"ForgetUploads", func() error { _, _, err := s.ForgetUploads(c); return err }},
+			{"ServerVersions", func() error { return second(s.ServerVersions(c, []string{"ss"})) }},
+			{"HoldDeleted", func() error { return second(s.HoldDeleted(c, "ss")) }},
 			{"Recover", func() error { _, _, err := s.Recover(c, r, 5); return err }},
 			{"DeleteServer", func() error { _, _, err := s.DeleteServer(c, store.Everything, "ss", 0, true, audit); return err }},
 			{"UndeleteServer", func() error { return second(s.UndeleteServer(c, store.Everything, "ss", audit)) }},
