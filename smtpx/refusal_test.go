@@ -84,6 +84,7 @@ func refuse(t *testing.T, ext []string, verb string, hits func(k, n int) bool, c
 		if code >= 500 {
 			want.Status = smtpx.StatusRejected
 		}
+		want.Means = smtpx.Means(smtpx.Said{Phase: phase, Reply: want.Reply}) // TestMeans has what that is
 		if r != want {
 			t.Fatalf("recipient %d of %d: %+v, want %+v", k, n, r, want)
 		}
