@@ -68,6 +68,7 @@ var meanings = []meaning{
 	{codes: "421", is: Meaning{AboutSession, ActSlower, true}},
 	{codes: "432", phases: sending, is: Meaning{AboutSession, ActSlower, true}},
 	{codes: "4", phases: sending, words: "too many connections|too many concurrent|concurrent connection|too many sessions|connection limit", is: Meaning{AboutSession, ActSlower, true}},
+	{codes: "4", phases: sending, words: "slow down|too fast|rate limit|rate exceeded|throttl", is: Meaning{AboutSession, ActSlower, true}},
 
 	// Opening one.
 	{codes: "500 502 503 504 534", phases: "auth", is: Meaning{AboutServer, ActNextMechanism, false}},
@@ -175,4 +176,19 @@ func (o Outcome) means() Outcome {
 		behind = behind || r.Phase != PhaseRcpt && r.Reply.Code != 0 || r.Phase == PhaseRcpt && r.Reply.Code/100 == 2
 	}
 	return o
+}
+
+// aboutServer is the reply that nobody's mail gets through with on this session; none where
+// somebody's did.
+func (o Outcome) aboutServer() Reply {
+	var why Reply
+	for _, r := range o.Recipients {
+		switch {
+		case r.Status == StatusAccepted:
+			return Reply{}
+		case r.Means.Action == ActSuspend && why.Code == 0:
+			why = r.Reply
+		}
+	}
+	return why
 }

@@ -25,6 +25,8 @@ var means = []struct {
 	{reply: "421 4.3.2 too many connections", at: "greeting ehlo auth", want: "server wait"},
 	{reply: "432 4.3.2 concurrent connections limit exceeded", at: "mail rcpt data dot", want: "session slower"},
 	{reply: "451 4.3.2 too many concurrent connections", at: "mail data dot", want: "session slower"},
+	{reply: "451 4.7.0 slow down", at: "mail rcpt data dot", want: "session slower"},
+	{reply: "450 4.7.1 rate limit exceeded", at: "mail rcpt data dot", want: "session slower"},
 
 	// Greylisting and policy are about the mail, or the recipient.
 	{reply: "450 4.7.1 try again later", at: "mail data dot", want: "mail defer, slower"},

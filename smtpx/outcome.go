@@ -57,7 +57,7 @@ type Outcome struct {
 	DotTime    time.Time // when the reply after the dot was read
 	RemoteID   string    // queue id read out of the reply after the dot, when it has one ("queued as 4F2A1", "id=1abc")
 	Err        *Error    // first fault of the transaction as a whole; nil when every recipient was decided by a reply
-	ServerDown bool      // the fault is the server's (connect, TLS, AUTH, 421, broken connection before the dot): it costs the mail no attempt
+	ServerDown bool      // the fault is the server's (connect, TLS, AUTH, 421, broken connection before the dot, a reply about the mail server): it costs the mail no attempt
 }
 
 // Transaction is one mail to at most MaxRecipients recipients.

@@ -357,8 +357,17 @@ func (s *Session) finish(tr *transfer, o Outcome) {
 	t := tr.t
 	tr.t, tr.rcpt = nil, nil
 	s.spare = tr
+	o = o.clean().means()
+	if why := o.aboutServer(); why.Code != 0 {
+		// Every mail would hear it on this session. A fresh login may help; whoever has mails decides.
+		o.ServerDown = true
+		if o.Err == nil {
+			o.Err = &Error{Phase: PhaseRcpt, Reply: why, Temporary: why.Code < 500}
+		}
+		s.kill(fmt.Errorf("the server takes no mail: %s", why))
+	}
 	if t.Done != nil {
-		t.Done(o.clean().means())
+		t.Done(o)
 	}
 }
 

@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unicode"
 
 	"google.golang.org/grpc/codes"
@@ -270,4 +272,97 @@ func TestLastWordsAreKept(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestReplyAboutTheServer: a relay that refuses our login or our sender refuses every mail alike. No queued mail fails of it or loses an attempt; the mail server is
+// suspended with the relay's words, a php-mode caller is told at once, and what was queued leaves when the relay is well again.
+func TestReplyAboutTheServer(t *testing.T) {
+	s := start(t, storetest.SQLiteDSN(t))
+	for i, c := range []struct{ verb, words string }{
+		{"MAIL", "530 5.7.0 authentication required"}, {"MAIL", "550 5.7.1 sender not allowed"}, {"RCPT", "530 5.7.0 authentication required"}, {"DATA", "554 too many connections"},
+	} {
+		var well atomic.Bool
+		relay := (&smtpxtest.Server{On: func(cmd smtpxtest.Command) *smtpxtest.Action {
+			if cmd.Verb == c.verb && !well.Load() {
+				return &smtpxtest.Action{Reply: c.words + "\r\n", Refuse: true}
+			}
+			return nil
+		}}).Start(t)
+		php, bulk := fmt.Sprintf("php-%d", i), fmt.Sprintf("bulk-%d", i)
+		s.addServer(php, pb.Mode_MODE_PHP, relay.Port())
+		s.addServer(bulk, pb.Mode_MODE_DAEMON, relay.Port())
+		told := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: php}, Message: message("a@y.example")})
+		if told.mail.Status != pb.MailStatus_MAIL_STATUS_FAILED || !strings.Contains(told.mail.LastError, c.words[:3]) {
+			t.Errorf("%s %s: php mode: %v %s", c.verb, c.words, told.mail.Status, told.mail.LastError)
+		}
+		var ids []string
+		for range 5 {
+			ids = append(ids, s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: bulk}, Message: message("a@y.example", "b@y.example")}).id)
+		}
+		s.batch()
+		for _, id := range ids {
+			if m := s.mail(id); m.Status != pb.MailStatus_MAIL_STATUS_QUEUED {
+				t.Errorf("%s %s: %v %s", c.verb, c.words, m.Status, m.LastError)
+			}
+		}
+		_, text, _ := strings.Cut(c.words, " ")
+		if h := s.health(bulk); h.GetState() != pb.Health_STATE_SUSPENDED || !strings.Contains(h.SuspendedReason, text) {
+			t.Errorf("%s %s: %v", c.verb, c.words, h)
+		}
+		well.Store(true)
+		eventually(t, time.Minute, "all left", func() bool {
+			s.batch()
+			return s.count("select count(*) from due where mail_server = $1", bulk) == 0
+		})
+		for _, id := range ids {
+			if m := s.mail(id); m.Status != pb.MailStatus_MAIL_STATUS_SENT {
+				t.Errorf("%s %s: %v", c.verb, c.words, m)
+			}
+		}
+	}
+}
+
+// TestTooManyRecipients: a relay that takes ten recipients a transaction gets the rest in the next one, at once and at no cost.
+func TestTooManyRecipients(t *testing.T) {
+	s := start(t, storetest.SQLiteDSN(t))
+	for i, words := range []string{"452 4.5.3 too many recipients", "552 5.5.3 too many recipients"} {
+		relay := tenAtATime(t, words)
+		for _, mode := range []pb.Mode{pb.Mode_MODE_PHP, pb.Mode_MODE_DAEMON} {
+			name := strings.ToLower(fmt.Sprintf("%s-%d", strings.TrimPrefix(mode.String(), "MODE_"), i))
+			s.addServer(name, mode, relay.Port())
+			var to []string
+			for k := range 45 {
+				to = append(to, fmt.Sprintf("r%d@y.example", k))
+			}
+			r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: name}, Message: message(to...)})
+			if mode == pb.Mode_MODE_DAEMON {
+				s.batch()
+			}
+			if m := s.mail(r.id); m.Status != pb.MailStatus_MAIL_STATUS_SENT || len(m.Attempts) != 1 {
+				t.Errorf("%s, %s: %v, %d attempts, %s", name, words, m.Status, len(m.Attempts), m.LastError)
+			}
+		}
+		if n := len(relay.Mails()); n != 10 {
+			t.Errorf("%s: %d transactions, want 5 for each of two mails", words, n)
+		}
+	}
+}
+
+func tenAtATime(t *testing.T, words string) *smtpxtest.Server {
+	t.Helper()
+	var mu sync.Mutex
+	taken := map[int]int{} // of the transaction, by connection
+	return (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		switch c.Verb {
+		case "MAIL":
+			taken[c.Conn] = 0
+		case "RCPT":
+			if taken[c.Conn]++; taken[c.Conn] > 10 {
+				return &smtpxtest.Action{Reply: words + "\r\n", Refuse: true}
+			}
+		}
+		return nil
+	}}).Start(t)
 }

@@ -290,9 +290,11 @@ func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, s
 	if o.Err != nil {
 		text = o.Err.Error()
 	}
-	switch throttled := lifecycle.Throttling(o); {
+	switch throttled, server := lifecycle.Throttling(o), lifecycle.RefusesUs(o); {
 	case throttled != "":
 		return relay.Throttled, throttled
+	case server != "" && o.DotSent && !decided:
+		return relay.Throttled, server // a whole body for it: held back, and suspended when it comes again
 	case decided && !o.ServerDown:
 		return relay.Answered, ""
 	case !o.ServerDown || o.DotSent:

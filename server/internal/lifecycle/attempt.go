@@ -123,11 +123,14 @@ const (
 func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 	before := len(a.todo)
 	a.handed++
-	throttled := Throttling(o)
-	a.fold(positions, o, throttled != "", now)
+	throttled, server := Throttling(o), RefusesUs(o)
+	a.fold(positions, o, now)
 	a.marked, a.stale = false, a.marked && !o.DotSent // the next transaction has a dot of its own
 	if throttled != "" && a.fault == "" {
 		a.fault = "throttled: " + throttled
+	}
+	if server != "" {
+		a.free = min(a.free, 1) // one fresh login
 	}
 	switch {
 	case len(a.todo) == 0:
@@ -136,7 +139,7 @@ func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 		a.end = Lost
 	case o.Err != nil && o.Err.Phase == smtpx.PhaseGate:
 		a.end = GateCut
-	case throttled != "":
+	case throttled != "" && (!o.ServerDown || policy(o)):
 		a.end = Throttled
 	case o.ServerDown && !o.DotSent && a.free > 0:
 		a.free--
@@ -150,7 +153,7 @@ func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 }
 
 // fold writes an outcome into the results. Recipients that were not tried stay in todo.
-func (a *Attempt) fold(positions []int, o smtpx.Outcome, throttled bool, now time.Time) {
+func (a *Attempt) fold(positions []int, o smtpx.Outcome, now time.Time) {
 	if o.RemoteID != "" {
 		a.remote = o.RemoteID
 	}
@@ -169,15 +172,11 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, throttled bool, now tim
 		case smtpx.StatusUnknown:
 			res.Status = store.RecipientUnknown
 		case smtpx.StatusDeferred:
-			if o.ServerDown && r.Reply.Code == 0 || r.Reply.Code == 421 || throttled {
-				open = append(open, p)
-				a.keepWords(p, r.Reply)
-				continue
-			}
 			res.Status = store.RecipientDeferred
-		default:
+		}
+		if staysOpen(r, o.ServerDown) {
 			open = append(open, p)
-			a.keepWords(p, r.Reply)
+			a.keepWords(p, r)
 			continue
 		}
 		if res.Detail == "" && o.Err != nil {
@@ -194,39 +193,60 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, throttled bool, now tim
 	a.todo = append(open, a.todo[len(positions):]...)
 }
 
+// staysOpen says whether a transaction has decided nothing about a recipient: it was not tried, or
+// what was said is about the session or the mail server.
+func staysOpen(r smtpx.RecipientOutcome, serverDown bool) bool {
+	switch r.Status {
+	case smtpx.StatusNotTried:
+		return true
+	case smtpx.StatusDeferred, smtpx.StatusRejected:
+		about := meaning(r).About
+		return about == smtpx.AboutSession || about == smtpx.AboutServer || r.Status == smtpx.StatusDeferred && serverDown && r.Reply.Code == 0
+	}
+	return false
+}
+
+// meaning is what a reply means; outcomes that no session made are looked up here.
+func meaning(r smtpx.RecipientOutcome) smtpx.Meaning {
+	if r.Means != (smtpx.Meaning{}) {
+		return r.Means
+	}
+	return smtpx.Means(smtpx.Said{Phase: r.Phase, Reply: r.Reply})
+}
+
 // keepWords notes what the relay said last to a recipient that stays open: a goodbye, most often.
 // It decides nothing.
-func (a *Attempt) keepWords(position int, rep smtpx.Reply) {
+func (a *Attempt) keepWords(position int, said smtpx.RecipientOutcome) {
 	r := &a.results[position]
-	if rep.Code >= 400 && r.Status != store.RecipientUnknown {
-		r.Code, r.Enhanced, r.Detail = rep.Code, rep.Enhanced, rep.Text
+	if said.Reply.Code >= 400 && r.Status != store.RecipientUnknown && meaning(said).Action != smtpx.ActSplit {
+		r.Code, r.Enhanced, r.Detail = said.Reply.Code, said.Reply.Enhanced, said.Reply.Text
 	}
 }
 
-// Throttling is the relay's words when it says in a transaction that we are too fast, "" when it
-// does not.
-func Throttling(o smtpx.Outcome) string {
-	words := ""
+// Throttling is the relay's words when it says in a transaction that we are too fast or too many,
+// "" when it does not.
+func Throttling(o smtpx.Outcome) string { return wordsOf(o, smtpx.ActSlower) }
+
+// RefusesUs is the relay's words when they are about the mail server and not about the mail: the
+// login is gone, the sender may not send, the account is at its limit. "" when there are none.
+func RefusesUs(o smtpx.Outcome) string { return wordsOf(o, smtpx.ActSuspend) }
+
+func wordsOf(o smtpx.Outcome, what smtpx.Action) string {
 	for _, r := range o.Recipients {
-		if r.Status == smtpx.StatusDeferred && throttles(r) {
-			words = r.Reply.String()
+		if (r.Status == smtpx.StatusDeferred || r.Status == smtpx.StatusRejected || r.Status == smtpx.StatusNotTried) && meaning(r).Action == what {
+			return r.Reply.String()
 		}
 	}
-	return words
+	return ""
 }
 
-// throttles reports whether a reply slows the relay rather than refuses the mail: the enhanced
-// codes of policy (RFC 3463 3.8) with a temporary code. At RCPT that is greylisting, which is about
-// one recipient, unless the relay closes with 421.
-func throttles(r smtpx.RecipientOutcome) bool {
-	if !strings.HasPrefix(r.Reply.Enhanced, "4.7.") {
-		return false
-	}
-	switch r.Reply.Code {
-	case 421:
-		return true
-	case 450, 451, 452:
-		return r.Phase != smtpx.PhaseRcpt
+// policy says that the relay slows us down on purpose (RFC 3463 3.8). A connection that it closes
+// for another reason is worth a fresh one at once.
+func policy(o smtpx.Outcome) bool {
+	for _, r := range o.Recipients {
+		if meaning(r).Action == smtpx.ActSlower && strings.HasPrefix(r.Reply.Enhanced, "4.7.") {
+			return true
+		}
 	}
 	return false
 }

@@ -25,7 +25,7 @@ type attemptRule struct{ name, mail, events, want string }
 //	server's max_attempts); the last word is the recipients: pending, accepted, rejected,
 //	deferred, unknown, Unknown (left to a person), "p*150" for 150 of them.
 //	events: a word of letters is a transaction and the relay's answers (a 250, d 450, r 550,
-//	u no reply, n not tried); broken, closing (421), slow (450 4.7.1), gate are whole
+//	u no reply, n not tried); broken, closing (421), slow (432 4.3.2), unauth (530), gate are whole
 //	transactions; the others say how the attempt ended without the relay.
 //	want: what is written, the status, the outcome in the history, the recipients; due is
 //	"before" (as it was), "soon" (5 to 15 s), "backoff1" (after attempt 1), "expiry".
@@ -80,6 +80,12 @@ var attemptRules = []attemptRule{
 	{"421 after the dot", "bulk p", "closing-dot", "retry queued due=soon outcome=server n=0 p"},
 	{"throttled", "bulk p", "slow", "retry queued due=soon outcome=server n=0 p"},
 	{"throttled, php", "invoice caller p", "slow", "park failed outcome=failed n=1 d"},
+	{"greylisted by a milter at the dot", "bulk p", "milter", "retry deferred due=backoff1 outcome=deferred n=1 d"},
+	{"greylisted by a milter, php", "invoice caller p", "milter", "park failed outcome=failed n=1 d"},
+	{"the login is gone", "bulk p", "unauth unauth", "retry queued due=soon outcome=server n=0 p"},
+	{"the login is gone, php", "invoice caller p", "unauth unauth", "park failed outcome=failed n=1 d"},
+	{"the login is gone once", "bulk p", "unauth a", "archive sent outcome=sent n=1 a"},
+	{"the sender may not send", "bulk p", "sender sender", "retry queued due=soon outcome=server n=0 p"},
 	{"greylisted at RCPT", "bulk p", "grey", "retry deferred due=backoff1 outcome=deferred n=1 d"},
 	{"throttled after some were refused", "bulk pp", "slow-r", "retry deferred due=backoff1 outcome=deferred n=1 rp"},
 	{"the gate refused", "bulk p", "gate", "retry queued due=before outcome=server n=0 p"},
@@ -365,12 +371,24 @@ func (a *ruleAttempt) transaction(event string) {
 		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseDot, Reply: rep})
 		o.Err, o.ServerDown, o.DotSent = &smtpx.Error{Phase: smtpx.PhaseDot, Reply: rep, Temporary: true}, true, true
 	case "slow", "slow-r":
-		rep := smtpx.Reply{Code: 450, Enhanced: "4.7.1", Text: "too fast"}
+		rep := smtpx.Reply{Code: 432, Enhanced: "4.3.2", Text: "too fast"}
 		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseDot, Reply: rep})
 		o.Err, o.DotSent = &smtpx.Error{Phase: smtpx.PhaseDot, Reply: rep, Temporary: true}, true
 		if event == "slow-r" {
 			o.Recipients[0] = smtpx.RecipientOutcome{Status: smtpx.StatusRejected, Phase: smtpx.PhaseRcpt, Reply: smtpx.Reply{Code: 550, Text: "no"}}
 		}
+	case "milter":
+		rep := smtpx.Reply{Code: 450, Enhanced: "4.7.1", Text: "try again later"}
+		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseDot, Reply: rep})
+		o.Err, o.DotSent = &smtpx.Error{Phase: smtpx.PhaseDot, Reply: rep, Temporary: true}, true
+	case "unauth":
+		rep := smtpx.Reply{Code: 530, Enhanced: "5.7.0", Text: "authentication required"}
+		all(smtpx.RecipientOutcome{Status: smtpx.StatusRejected, Phase: smtpx.PhaseMail, Reply: rep})
+		o.Err, o.ServerDown = &smtpx.Error{Phase: smtpx.PhaseMail, Reply: rep}, true
+	case "sender":
+		rep := smtpx.Reply{Code: 550, Enhanced: "5.7.1", Text: "not your address"}
+		all(smtpx.RecipientOutcome{Status: smtpx.StatusRejected, Phase: smtpx.PhaseMail, Reply: rep})
+		o.Err, o.ServerDown = &smtpx.Error{Phase: smtpx.PhaseMail, Reply: rep}, true
 	case "grey":
 		all(smtpx.RecipientOutcome{Status: smtpx.StatusDeferred, Phase: smtpx.PhaseRcpt, Reply: smtpx.Reply{Code: 450, Enhanced: "4.7.1", Text: "greylisted"}})
 	default:
