@@ -7,6 +7,7 @@ package storetest
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -200,8 +202,12 @@ func (c *Cluster) Start() error {
 	}
 }
 
-// Stop ends it in one of the modes of pg_ctl, "fast" or "immediate", which is as a crash.
+// Stop ends it in one of the modes of pg_ctl, "fast" or "immediate", which is as a crash, or by
+// "kill", as a machine that fails does.
 func (c *Cluster) Stop(mode string) error {
+	if mode == "kill" {
+		return c.kill()
+	}
 	ctl, err := program("pg_ctl")
 	if err != nil {
 		return err
@@ -212,6 +218,45 @@ func (c *Cluster) Stop(mode string) error {
 		return fmt.Errorf("pg_ctl stop: %w: %s", err, out)
 	}
 	return nil
+}
+
+// kill ends all processes of the cluster at once, as a machine that fails does.
+func (c *Cluster) kill() error {
+	b, err := os.ReadFile(filepath.Join(c.Dir, "postmaster.pid"))
+	if err != nil {
+		return err
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	server, err := strconv.Atoi(strings.TrimSpace(first))
+	if err != nil {
+		return fmt.Errorf("postmaster.pid: %w", err)
+	}
+	pids := []int{server}
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", server, server)) // without it they end by themselves
+	for _, f := range strings.Fields(string(children)) {
+		if pid, err := strconv.Atoi(f); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		gone := true
+		for _, pid := range pids {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			_, state, _ := strings.Cut(string(stat), ") ")
+			gone = gone && (err != nil || strings.HasPrefix(state, "Z")) // a zombie holds nothing
+		}
+		switch {
+		case gone:
+			return nil
+		case time.Now().After(deadline):
+			return errors.New("the processes of the cluster do not end")
+		}
+	}
 }
 
 // StartStandby makes and starts a hot standby that follows c.
