@@ -2,6 +2,7 @@
 //
 // It promises
 //   - what a method reported as written is durable: committed with fsync on both databases;
+//   - a result that was handed over ([Store.Settle]) is repeated, in order, until it is written, refused by its token, or the store is closed;
 //   - rules live in constraints: one default mail server per team, one mail per (team, request_id), finished time exactly in final states;
 //   - every write to a mail that is being sent is conditional on its owner and on the token of that ownership, which no two claims of a mail share: a replica
 //     that lost its lease is told so ([ErrStale], or Mine == false) and changes nothing, and a write that comes late or twice changes nothing;

@@ -45,10 +45,7 @@ func (s *Store) startCoalescers() {
 	for range n {
 		s.enqueue = append(s.enqueue, newCoalescer(s.intake, func(o *enqueueOp) int { return o.size }, s.flushEnqueue))
 	}
-	settler := func() *coalescer[*settleOp] {
-		return newCoalescer(make(chan *settleOp, 16*batchItems), func(*settleOp) int { return 512 }, s.flushSettle)
-	}
-	s.settle, s.quick = settler(), settler()
+	s.settle, s.quick = s.newWriter(), s.newWriter()
 }
 
 // Enqueue makes a mail durable. It returns when the commit is done, shared with whatever else arrives meanwhile. ctx bounds only the wait: a caller

@@ -3,9 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
@@ -17,110 +15,52 @@ type settleOp struct {
 	done  chan Settled
 }
 
-// Settle hands over one conditional write to a mail and returns where its answer will be. Writes are committed in groups and strictly in the order
-// they were handed over: none is committed later than one that came after it. The quick ones have an order of their own; a mail's writes are all quick or none.
+// Settle hands over one conditional write to a mail and returns where its one answer will be: when the write is durable (Mine), when it is refused because
+// the mail is not the owner's under its token any more (not Mine), or when the store is closed (Err). It is never the database's being away: the store
+// repeats the write by itself. Err is also a write that the database does not take in any words, which is a fault of ours.
+//
+// Writes are committed in groups and strictly in the order they were handed over: none is committed later than one that came after it. The quick ones have an
+// order of their own; a mail's writes are all quick or none. When too many wait already, Settle waits.
 func (s *Store) Settle(st *Settlement) <-chan Settled {
 	op := &settleOp{s: st, done: make(chan Settled, 1)}
 	if st.Quick {
-		s.quick.in <- op
+		s.quick.hand(op)
 	} else {
-		s.settle.in <- op
+		s.settle.hand(op)
 	}
 	return op.done
-}
-
-// flushSettle writes a batch, cut where the same mail comes a second time, so that its writes keep their order, and where another owner's begin.
-func (s *Store) flushSettle(ops []*settleOp) {
-	for len(ops) > 0 {
-		seen := make(map[uuid.UUID]bool, len(ops))
-		n := 0
-		most := len(ops)
-		if !ops[0].s.Quick {
-			most = min(most, s.bulkItems())
-		}
-		for n < most && ops[n].s.Owner == ops[0].s.Owner && !seen[ops[n].s.ID] {
-			seen[ops[n].s.ID] = true
-			n++
-		}
-		s.flushDistinct(ops[:n])
-		ops = ops[n:]
-	}
-}
-
-func (s *Store) flushDistinct(ops []*settleOp) {
-	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
-	defer cancel()
-	if !ops[0].s.Quick {
-		defer s.bulkTurn(ctx)()
-	}
-	s.writeDistinct(ctx, ops)
-}
-
-func (s *Store) writeDistinct(ctx context.Context, ops []*settleOp) {
-	var mine map[uuid.UUID]bool
-	var err error
-	for try := 0; ; try++ {
-		if s.dialect == postgres {
-			mine, err = s.settlePostgres(ctx, ops)
-		} else {
-			mine, err = s.settleSQLite(ctx, ops)
-		}
-		lost := errors.Is(s.fault(err), ErrUnavailable)
-		if err == nil || try == 3 || !(retryable(err) || lost) {
-			break
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Duration(50<<try) * time.Millisecond):
-		}
-	}
-	if err != nil && dataFault(err) {
-		s.settleApart(ctx, ops, err)
-		return
-	}
-	for _, op := range ops {
-		a := Settled{Mine: mine[op.s.ID]}
-		switch {
-		case err != nil:
-			a.Err = s.fault(err)
-		case !a.Mine:
-			a.Mine, a.Err = s.writtenBefore(ctx, op.s)
-		}
-		op.done <- a
-	}
-}
-
-// settleApart writes a batch that the database refused for the data of a row. Halves find that row; it is written with plain words in place
-// of its own, and the others as they are. What is refused even so is answered with the fault.
-func (s *Store) settleApart(ctx context.Context, ops []*settleOp, err error) {
-	if n := len(ops); n > 1 {
-		s.writeDistinct(ctx, ops[:n/2])
-		s.writeDistinct(ctx, ops[n/2:])
-		return
-	}
-	op := ops[0]
-	if op.plain {
-		s.log.Error("a result cannot be stored", "mail_id", op.s.ID, "status", op.s.Status, "error", err)
-		op.done <- Settled{Err: fmt.Errorf("store result: %w", err)}
-		return
-	}
-	s.log.Error("the database refused the data of a result: stored with plain words", "mail_id", op.s.ID, "status", op.s.Status,
-		"last_error", op.s.LastError, "attempts", op.s.Attempts, "error", err, "refused", s.refused.Add(1))
-	op.s, op.plain = plain(op.s), true
-	s.writeDistinct(ctx, ops)
 }
 
 // RefusedResults is how many results were stored with plain words because the database refused their data, since Open.
 func (s *Store) RefusedResults() int64 { return s.refused.Load() }
 
-// writtenBefore says whether a result that is not the owner's to write any more was written by it under this token: the answer to an earlier try was lost.
-func (s *Store) writtenBefore(ctx context.Context, st *Settlement) (bool, error) {
-	if st.Kind == SettleMark || st.Kind == SettleProgress || st.Kind == SettleBegin {
-		return false, nil // these leave the mail its owner's
+// writtenBefore finds, among results that are not their owner's to write any more, those that it has written under the same token: the answer to an earlier
+// try was lost. Other writes leave the mail its owner's, and repeat without harm.
+func (s *Store) writtenBefore(ctx context.Context, ops []*settleOp, mine map[uuid.UUID]bool) error {
+	var rows []settleRow
+	for _, op := range ops {
+		switch op.s.Kind {
+		case SettleArchive, SettlePark, SettleRetry:
+			if !mine[op.s.ID] {
+				rows = append(rows, settleRow{ID: op.s.ID, Claim: op.s.Claim})
+			}
+		}
 	}
-	var n int
-	err := s.q.get("settled_under").GetContext(ctx, &n, st.ID, st.Claim, st.ID, st.Claim)
-	return n > 0, s.fault(err)
+	if len(rows) == 0 {
+		return nil
+	}
+	list, err := listJSON(rows)
+	if err != nil {
+		return err
+	}
+	var ids []uuid.UUID
+	if err := s.q.get("settled_under").SelectContext(ctx, &ids, list); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		mine[id] = true
+	}
+	return nil
 }
 
 // settleRow is a settlement as the statement reads it. A finished mail has only the fields that are always there.

@@ -49,10 +49,10 @@ type Store struct {
 	unlock func() error
 
 	enqueue []*coalescer[*enqueueOp]
-	settle  *coalescer[*settleOp]
-	quick   *coalescer[*settleOp] // settlements that somebody waits for
-	refused atomic.Int64          // results whose data the database refused
-	noTerms bool                  // write nothing to search by; only a benchmark sets it, to show what that costs
+	settle  *writer
+	quick   *writer      // settlements that somebody waits for
+	refused atomic.Int64 // results whose data the database refused
+	noTerms bool         // write nothing to search by; only a benchmark sets it, to show what that costs
 	intake  chan *enqueueOp
 	cache   contentCache
 	reading singleflight.Group // of shared content
@@ -120,8 +120,8 @@ func (s *Store) Close() error {
 	for _, c := range s.enqueue {
 		c.stop()
 	}
-	s.settle.stop()
-	s.quick.stop()
+	s.settle.close()
+	s.quick.close()
 	return s.closeDBs()
 }
 

@@ -85,10 +85,6 @@ insert into content (hash, size, touched, used) values (?, ?, ?, ?) on conflict 
 -- primary key
 insert into content_chunk (hash, n, data) values (?, ?, ?) on conflict do nothing;
 
--- name: settled_under
--- primary keys; a claim that ended without its owner's word has a higher number than the owner knows
-select count(*) from (select 1 from due where id = ? and owner is null and claim = ? union all select 1 from archive where id = ? and claim = ?) x;
-
 -- name: due_count (look)
 -- due_server
 select count(*) from due where mail_server = ?;

@@ -125,6 +125,17 @@ select name, team, display_name, type, mode, status, is_default, sender, smtp, p
   fingerprint, create_time, update_time, delete_time
 from mail_server where name = any (array(select value from json_array_elements_text(?::json)));
 
+-- name: settled_under
+-- primary keys; a claim that ended without its owner's word has a higher number than the owner knows. any (array) and case as in settle
+with x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, c bigint)
+)
+select d.id from due d join x on d.id = x.id
+where d.id = any (array(select id from x)) and case when d.owner is null and d.claim = x.c then true else false end
+union all
+select a.id from archive a join x on a.id = x.id
+where a.id = any (array(select id from x)) and case when a.claim = x.c then true else false end;
+
 -- name: modify_lock
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
 -- than the one that wrote the row. lateral and offset: one probe for each row, whatever the statistics said when the plan was made.

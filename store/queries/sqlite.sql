@@ -96,6 +96,12 @@ select name, team, display_name, type, mode, status, is_default, sender, smtp, p
   fingerprint, create_time, update_time, delete_time
 from mail_server where name in (select value from json_each(?));
 
+-- name: settled_under
+-- primary keys; a claim that ended without its owner's word has a higher number than the owner knows
+select d.id from json_each(?1) j cross join due d on d.id = j.value ->> 'id' where d.owner is null and d.claim = j.value ->> 'c'
+union all
+select a.id from json_each(?1) j cross join archive a on a.id = j.value ->> 'id' where a.claim = j.value ->> 'c';
+
 -- name: modify_lock
 -- primary keys; the one writer is the lock
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,

@@ -105,7 +105,7 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 			case settled = <-passes[i]:
 				passes[i] = nil
 			case <-settled:
-				e.rec.reached(ctx)
+				e.results.reached(ctx)
 				wait = false
 			case <-d.done:
 				wait = false

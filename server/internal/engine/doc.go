@@ -69,5 +69,6 @@
 //
 // One drain per mail server and process: overlapping passes join it. A drain owns one feeder, which claims, and workers, each owning
 // one session. php-mode mails never queue behind a drain: each runs on the goroutine of its flight with a session from the mail server's pool. Marks and
-// results go through one recorder that keeps their order, those of php mode through another, so that no caller waits behind a batch's.
+// results go to the store in one line, which keeps their order, those of php mode in another, so that no caller waits behind a batch's; the store repeats
+// what the database did not take, and nothing overtakes it.
 package engine

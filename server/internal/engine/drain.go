@@ -433,7 +433,7 @@ func (d *drain) settle(j *job, end lifecycle.End, why string) {
 // record hands a result over.
 func (d *drain) record(s *store.Settlement) {
 	d.recording.Add(1)
-	d.e.rec.record(s, func(bool) { d.recording.Done() })
+	d.e.results.record(s, func(bool) { d.recording.Done() })
 }
 
 func (d *drain) note(c delivery.Counts) {

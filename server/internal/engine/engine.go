@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -39,8 +40,7 @@ type Engine struct {
 	journal Journal
 	log     *slog.Logger
 	lease   *lease
-	rec     *recorder // the batch's results
-	quick   *recorder // results that a php-mode caller waits for
+	results *results
 	bytes   *semaphore.Weighted
 	// A budget of its own, so that what waits in memory never keeps what is being sent from being loaded.
 	handBytes *semaphore.Weighted
@@ -84,10 +84,9 @@ func New(cfg Config) *Engine {
 	}
 	e := &Engine{
 		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
-		lease: newLease(cfg.Journal, cfg.Replica, cfg.Logger),
-		rec:   newRecorder(cfg.Journal, cfg.Logger),
-		quick: newRecorder(cfg.Journal, cfg.Logger),
-		bytes: semaphore.NewWeighted(cfg.MaxBytes), handMost: cfg.MaxBytes / 4, handBytes: semaphore.NewWeighted(cfg.MaxBytes / 4),
+		lease:   newLease(cfg.Journal, cfg.Replica, cfg.Logger),
+		results: newResults(cfg.Journal, cfg.Logger),
+		bytes:   semaphore.NewWeighted(cfg.MaxBytes), handMost: cfg.MaxBytes / 4, handBytes: semaphore.NewWeighted(cfg.MaxBytes / 4),
 		ready: make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	e.drains.running = map[string]*drain{}
@@ -110,8 +109,6 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	defer cancelBase()
 	var own sync.WaitGroup
 	own.Go(func() { e.lease.run(base) })
-	own.Go(func() { e.rec.run(base) })
-	own.Go(func() { e.quick.run(base) })
 	e.setClock(ctx)
 	e.relays.Refresh(ctx)
 	e.rescue(ctx)
@@ -144,8 +141,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.relays.Close()
 	fctx, cancelFlush := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancelFlush()
-	e.rec.flush(fctx)
-	e.quick.flush(fctx)
+	e.results.reached(fctx)
 	err = e.journal.Unregister(fctx, e.lease.replica())
 	cancelBase()
 	own.Wait()
@@ -270,6 +266,10 @@ func (e *Engine) isStopping() bool {
 	}
 }
 
+// errMarkLate: the database has not taken a mark for as long as a lease is fresh. The store goes on
+// trying; what is handed over behind the mark undoes it.
+var errMarkLate = errors.New("mark before the dot: the database does not take it")
+
 // gate is the dot gate for a job: a durable mark by this replica under a fresh lease, or no dot.
 func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !e.lease.held(j.Owner) {
@@ -281,6 +281,8 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !gated {
 		return nil
 	}
+	late := time.NewTimer(leaseFresh)
+	defer late.Stop()
 	select {
 	case a := <-e.journal.Settle(j.Mark()):
 		if a.Err != nil {
@@ -290,6 +292,8 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 			return lifecycle.ErrLost
 		}
 		j.DotMayLeave()
+	case <-late.C:
+		return errMarkLate
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -306,6 +310,8 @@ func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
 	if s == nil || j.begun {
 		return nil
 	}
+	late := time.NewTimer(leaseFresh)
+	defer late.Stop()
 	select {
 	case a := <-e.journal.Settle(s):
 		if a.Err == nil && !a.Mine {
@@ -313,6 +319,8 @@ func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
 		}
 		j.begun = a.Err == nil
 		return a.Err
+	case <-late.C:
+		return errMarkLate
 	case <-ctx.Done():
 		return ctx.Err()
 	}

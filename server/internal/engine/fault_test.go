@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -172,17 +173,13 @@ func TestUnreadableMail(t *testing.T) {
 // TestDatabaseAwayAfterTheReply (F13): the outcome is kept and written when the database is back; nothing is sent twice.
 func TestDatabaseAwayAfterTheReply(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
-	var j *faulty
-	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
+	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
+	r := newRig(t, dsn, func(s *store.Store) engine.Journal { return s })
 	s := r.server("now", store.ModePHP, relay, store.Limits{})
-	var away atomic.Int32
-	gone := func(st *store.Settlement) error {
-		if st.Kind != store.SettleMark && away.Add(1) < 6 {
-			return store.ErrUnavailable
-		}
-		return nil
-	}
-	j.settle.Store(&gone)
+	var away atomic.Int32 // pieces that were lost: the first try of the result, and what is tried next
+	p.Cut(func(answer bool, b []byte) bool {
+		return (away.Load() > 0 || !answer && bytes.Contains(b, []byte(`"status":"sent"`))) && away.Add(1) <= 6
+	})
 	m := newMail(s, store.KindInvoice, "a@y.example")
 	done, err := r.send(ctx(t), s, m)
 	if err != nil || done.Status != store.MailSent || r.mail(m.ID).Status != store.MailSent || len(relay.Mails()) != 1 {
@@ -191,6 +188,39 @@ func TestDatabaseAwayAfterTheReply(t *testing.T) {
 	if away.Load() < 6 {
 		t.Error("the fault was not met")
 	}
+}
+
+// TestMarkWithoutAnswer: while the database does not answer to a mark the dot waits, and at the end of the wait it does not leave; the mail goes back.
+func TestMarkWithoutAnswer(t *testing.T) {
+	relay := (&smtpxtest.Server{}).Start(t)
+	var j *silent
+	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &silent{Journal: s}; return j })
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
+	j.on.Store(true)
+	m := newMail(s, store.KindBulk, "u@y.example")
+	r.queue(s, m)
+	r.batch("")
+	if n := len(relay.Mails()); n != 0 || j.marks.Load() != 1 {
+		t.Fatalf("%d dots left, %d marks", n, j.marks.Load())
+	}
+	if got := r.mail(m.ID); got.Attempts != 0 || got.DueTime == nil || !strings.Contains(got.LastError, "mark before the dot") {
+		t.Fatalf("%s, %d attempts, %s", got.Status, got.Attempts, got.LastError)
+	}
+}
+
+// silent is a journal that does not answer to marks.
+type silent struct {
+	engine.Journal
+	on    atomic.Bool
+	marks atomic.Int32
+}
+
+func (f *silent) Settle(s *store.Settlement) <-chan store.Settled {
+	if s.Kind == store.SettleMark && f.on.Load() {
+		f.marks.Add(1)
+		return make(chan store.Settled)
+	}
+	return f.Journal.Settle(s)
 }
 
 // TestStaleLeaseClosesTheGate: once a renewal is 15 s late by the monotonic clock no dot leaves. (Here the renewals fail and the clock is real.)

@@ -272,7 +272,7 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 		}
 		next, end := f.transact(ctx, p, session, j)
 		if next == lifecycle.StepNext || next == lifecycle.StepFree && j.HasStaleMark() {
-			f.e.quick.record(j.Progress(), nil)
+			f.e.results.record(j.Progress(), nil)
 		}
 		p.Put(session)
 		switch {
@@ -349,7 +349,7 @@ func (f *flight) finish(j *job, end lifecycle.End, why string) {
 
 func (f *flight) settle(s *store.Settlement) {
 	settled := make(chan bool, 1)
-	f.e.quick.record(s, func(mine bool) { settled <- mine })
+	f.e.results.record(s, func(mine bool) { settled <- mine })
 	select {
 	case mine := <-settled:
 		f.complete(s, mine)

@@ -53,7 +53,7 @@ func (e *Engine) rescue(ctx context.Context) {
 		}
 		now := e.now()
 		for _, c := range adopted {
-			e.rec.record(lifecycle.Crash(c, me, now).Settlement, nil)
+			e.results.record(lifecycle.Crash(c, me, now).Settlement, nil)
 		}
 		if released+len(adopted) < rescuePage {
 			return
