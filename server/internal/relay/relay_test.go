@@ -463,6 +463,32 @@ func TestAnswersOfSlotsAreLost(t *testing.T) {
 	}
 }
 
+// TestSlotsAreToldAlsoWhenNoneIsHeld: a renewal that was given up may be carried out late, and then
+// takes a slot again that was given back since.
+func TestSlotsAreToldAlsoWhenNoneIsHeld(t *testing.T) {
+	run(t, store.Limits{MaxConnections: 2}, func(b *bench, r *relay.Relay) {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() { defer close(done); b.relays.Run(ctx) }()
+		b.server.Mode = store.ModeDaemon
+		pm, ok := r.TryBatch(ctx, b.server)
+		if !ok {
+			t.Fatal("got no permit")
+		}
+		r.Release(pm)
+		b.journal.mu.Lock()
+		b.journal.slots[1] = 1
+		b.journal.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		if b.journal.mu.Lock(); len(b.journal.slots) != 0 {
+			t.Errorf("other replicas still see %v", b.journal.slots)
+		}
+		b.journal.mu.Unlock()
+		cancel()
+		<-done
+	})
+}
+
 // TestRatesComeBack: what was taken and did not leave is told to the others within a second or two,
 // and what an answer that was lost had granted as well.
 func TestRatesComeBack(t *testing.T) {

@@ -86,7 +86,9 @@ func (sl *slots) give(pm *Permit) {
 // tell writes down what is held, when it is time for that.
 func (sl *slots) tell(ctx context.Context) {
 	sl.mu.Lock()
-	if !sl.unsure && (len(sl.held) == 0 || time.Since(sl.told) < holdEvery) {
+	// Also when nothing is held: a statement that was given up may still be carried out, and then
+	// writes down what was held when it was sent.
+	if !sl.unsure && time.Since(sl.told) < holdEvery {
 		sl.mu.Unlock()
 		return
 	}
