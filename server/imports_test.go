@@ -51,8 +51,12 @@ var importRules = []importRule{
 	{pkg: "server/e2e/...",
 		may: []string{"client", "client/clienttest", "proto/...", "smtpx/...", "smtpx/smtpxtest", "store", "store/storetest"},
 		why: "looks at the built binary from outside"},
+	{pkg: "server/e2e/simulation",
+		may: []string{"server/internal/delivery", "server/internal/engine", "server/internal/lifecycle", "smtpx", "store", "store/storetest/memory"},
+		why: "runs the engine itself, over a store and a network of its own"},
 	// Helpers of tests are code of their own. They lie beside what they help to test.
 	{pkg: "store/storetest", may: []string{"store"}, why: "gives any test a database"},
+	{pkg: "store/storetest/memory", may: []string{"store"}, why: "a store for simulations; no service runs on it"},
 	{pkg: "smtpx/smtpxtest", why: "a scripted relay has to disagree with smtpx when smtpx is wrong"},
 	{pkg: "client/clienttest", may: []string{"client", "proto/..."}, why: "stands in for the service in callers' tests"},
 }
