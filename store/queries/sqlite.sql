@@ -25,7 +25,7 @@ select name from mail_server s
 where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
 
 -- name: server_versions (read)
--- primary key, or all of a small table
+-- a handful of rows
 select name, version from mail_server where name in (select value from json_each(?));
 
 -- name: claim
