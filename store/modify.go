@@ -31,8 +31,9 @@ type Decide func(m *Mail, server *MailServer) (*Change, error)
 
 // Modify changes due mails by people's word: those with the ids, or those that f selects. decide
 // says what becomes of each. Only mails that nobody is sending are changed. Each chunk of 500 is
-// one transaction with its audit row. dryRun counts only. When ctx ends, the chunks before stay
-// changed, and the same call again goes on where decide or f leaves alone what has been changed.
+// one transaction, with an audit row for each team that it touches. dryRun counts only. When ctx
+// ends, the chunks before stay changed, and the same call again goes on where decide or f leaves
+// alone what has been changed.
 //
 // failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound, or decide's error.
 func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide Decide) (matched, changed int, failures []ModifyFailure, err error) {
