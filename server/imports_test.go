@@ -22,7 +22,7 @@ type importRule struct {
 // importRules has a row for every package. The most specific row counts.
 var importRules = []importRule{
 	{pkg: "proto/...", may: []string{"proto/..."}, why: "the schema knows nobody"},
-	{pkg: "store/...", may: []string{"store/..."}, tests: []string{"store/storetest"}, why: "a database knows neither SMTP nor gRPC"},
+	{pkg: "store/...", may: []string{"store/..."}, tests: []string{"store/storetest", "store/storetest/memory"}, why: "a database knows neither SMTP nor gRPC"},
 	{pkg: "smtpx", tests: []string{"smtpx/message", "smtpx/smtpxtest"}, why: "an SMTP client, of use without the rest; what it sends is bytes"},
 	{pkg: "smtpx/message", why: "makes bytes of a message; knows no connection"},
 	{pkg: "client/...", may: []string{"client/...", "proto/..."}, tests: []string{"client/clienttest"}, why: "what callers' programs link"},
@@ -55,7 +55,7 @@ var importRules = []importRule{
 		may: []string{"server/internal/delivery", "server/internal/engine", "server/internal/lifecycle", "smtpx", "store", "store/storetest/memory"},
 		why: "runs the engine itself, over a store and a network of its own"},
 	// Helpers of tests are code of their own. They lie beside what they help to test.
-	{pkg: "store/storetest", may: []string{"store"}, why: "gives any test a database"},
+	{pkg: "store/storetest", may: []string{"store", "store/storetest/memory"}, why: "gives any test a database"},
 	{pkg: "store/storetest/memory", may: []string{"store"}, why: "a store for simulations; no service runs on it"},
 	{pkg: "smtpx/smtpxtest", why: "a scripted relay has to disagree with smtpx when smtpx is wrong"},
 	{pkg: "client/clienttest", may: []string{"client", "proto/..."}, why: "stands in for the service in callers' tests"},

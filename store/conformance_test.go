@@ -21,7 +21,7 @@ import (
 
 // TestEnqueueBatchAnswersInOrder: whatever the order of the ids, with request_ids that come twice, in the batch and before it, and mails written again.
 func TestEnqueueBatchAnswersInOrder(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		with := func(request string, print byte) func(*store.NewMail) {
 			return func(m *store.NewMail) { m.RequestID, m.Fingerprint = request, []byte{print} }
 		}
@@ -66,7 +66,7 @@ func TestEnqueueBatchAnswersInOrder(t *testing.T) {
 
 // TestBadRowsFailAlone: several in one commit, each in another way; all others are stored, and each is told its own.
 func TestBadRowsFailAlone(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		var ms []*store.NewMail
 		for range 60 {
 			ms = append(ms, newMail("ss"))
@@ -98,7 +98,7 @@ func TestBadRowsFailAlone(t *testing.T) {
 // TestSettledAgain: a result is written once. Handed over again under its token it is answered like the first time; nothing else is taken for it, and
 // nothing is written.
 func TestSettledAgain(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		at := time.Now().Add(-time.Second)
 		for name, first := range map[string]store.Settlement{
@@ -289,7 +289,7 @@ func TestRecoverInPages(t *testing.T) {
 
 // TestUnregister: an orderly end gives back what was not marked, counts no crash, and leaves the marked to whoever rescues.
 func TestUnregister(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		free, marked := newMail("ss", func(m *store.NewMail) { m.Owner = r }), newMail("ss", func(m *store.NewMail) { m.Owner = r })
 		enqueue(t, s, free, marked)

@@ -71,7 +71,7 @@ func TestClaimTakesTheHighestPriorityFirst(t *testing.T) {
 
 // TestHeldMail: held mail is out of reach and knows when it would be due, whoever held it.
 func TestHeldMail(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
 			t.Fatal(err)
 		}
@@ -188,7 +188,7 @@ func TestModifyMail(t *testing.T) {
 
 // TestAPersonsWordEndsAQuarantine: else a mail that was put aside for its owners' deaths could never be sent again.
 func TestAPersonsWordEndsAQuarantine(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		m := newMail("ss")
 		enqueue(t, s, m)
 		dead := register(t, s)
@@ -216,7 +216,7 @@ func TestAPersonsWordEndsAQuarantine(t *testing.T) {
 
 // TestHoldUnknown: what a mail server says of unknown outcomes reaches whoever claims or rescues its mail.
 func TestHoldUnknown(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		holding := newServer("holding", "")
 		holding.HoldUnknown = true
 		for _, m := range []*store.MailServer{holding, newServer("plain", "")} {

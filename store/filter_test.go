@@ -42,7 +42,7 @@ func (m journalMail) matches(f store.MailFilter) bool {
 }
 
 // journals fills both journals with mails that differ in everything that can be searched for, in states of every kind.
-func journals(t *testing.T, s *store.Store) []journalMail {
+func journals(t *testing.T, s storetest.Store) []journalMail {
 	t.Helper()
 	r := register(t, s)
 	begin := time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond)
@@ -112,7 +112,7 @@ var fields = map[string]func(f *store.MailFilter, m journalMail){
 }
 
 // page reads a journal to its end in pages of n.
-func pages(t *testing.T, s *store.Store, archive bool, sc store.Scope, f store.MailFilter, n int) (ids []uuid.UUID) {
+func pages(t *testing.T, s storetest.Store, archive bool, sc store.Scope, f store.MailFilter, n int) (ids []uuid.UUID) {
 	t.Helper()
 	var after store.Cursor
 	var last *store.Mail
@@ -146,7 +146,7 @@ func pages(t *testing.T, s *store.Store, archive bool, sc store.Scope, f store.M
 
 // TestEveryFilter: every field alone, every two and all together, on both journals, page by page, find what the filter's meaning says.
 func TestEveryFilter(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		all := journals(t, s)
 		var names []string
 		for n := range fields {
