@@ -72,50 +72,45 @@ func (e *Engine) queued() {
 }
 
 // RunBatch is the minute's batch, now: of one mail server, or of all when server is "". Asked for by name, a suspended mail server is tried. With
-// wait it returns when everything that was due is settled, with the counts of what was settled meanwhile; without, at once.
+// wait it returns when everything that was due is settled, with the counts of exactly that, as far as this process has settled it; without, at once.
 func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delivery.Counts, error) {
-	var sum delivery.Counts
 	if !e.begin() {
-		return sum, ErrStopping
+		return delivery.Counts{}, ErrStopping
 	}
 	defer e.work.Done()
+	if !wait {
+		_, err := e.startPass(ctx, server)
+		return delivery.Counts{}, err
+	}
+	p := e.passes.begin(server, e.now())
+	err := e.runPass(ctx, server)
+	return e.passes.end(p), err
+}
+
+// startPass starts a drain for each mail server that has mail, or makes the one that runs look once more.
+func (e *Engine) startPass(ctx context.Context, server string) ([]joined, error) {
 	names := []string{server}
 	if server == "" {
 		var err error
 		if names, err = e.journal.DueServers(ctx); err != nil {
-			return sum, err
+			return nil, err
 		}
 	}
-	ds, err := e.startDrains(ctx, names, server != "")
-	if err != nil || !wait {
-		return sum, err
+	return e.startDrains(ctx, names, server != "")
+}
+
+// runPass starts the drains and waits for what is due, also for what drains hold in memory: that is not due in the database any more.
+func (e *Engine) runPass(ctx context.Context, server string) error {
+	ds, err := e.startPass(ctx, server)
+	if err != nil {
+		return err
 	}
-	if server == "" {
-		ds = e.drains.with(ds) // what was handed to a drain in memory is not due in the database any more
-	}
-	passes := make([]<-chan (<-chan struct{}), len(ds))
-	for i, d := range ds {
-		passes[i] = d.pass()
-	}
-	for i, d := range ds {
-		// What comes in while this pass is under way belongs to the next: under a steady load a drain may never end.
-		var settled <-chan struct{}
-		for wait := true; wait; {
-			select {
-			case settled = <-passes[i]:
-				passes[i] = nil
-			case <-settled:
-				e.results.reached(ctx)
-				wait = false
-			case <-d.done:
-				wait = false
-			case <-ctx.Done():
-				return sum, ctx.Err()
-			}
+	for _, d := range e.drains.with(ds, server) {
+		if err := d.await(ctx); err != nil {
+			return err
 		}
-		sum.Add(d.total().Since(d.before))
 	}
-	return sum, nil
+	return nil
 }
 
 // startDrains starts a drain for each mail server, or makes the one that runs look once more.
@@ -155,17 +150,25 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 	return ds, failed
 }
 
-// drains holds the one running drain of each mail server.
+// drains holds the one running drain of each mail server, and those that end.
 type drains struct {
 	mu      sync.Mutex
 	running map[string]*drain
+	ending  map[*drain]bool // no mail is put in any more; not all of their results are durable yet
 }
 
-// joined is a drain and what it had settled when it was joined.
+// joined is a drain that somebody wants to wait for.
 type joined struct {
 	*drain
-	before delivery.Counts
+	overtaken <-chan struct{} // closed when it was looked for what is more urgent than what the drain is busy with
 }
+
+// nothing is closed: there is nothing to wait for.
+var nothing = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // start returns the mail server's drain, begun now or already running; none when the engine is stopping. One that runs lets urgent mail in at once.
 func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
@@ -174,8 +177,12 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 	if d := ds.running[s.Name]; d != nil {
 		d.more = true
 		d.jobs.kick()
-		d.beside.Go(func() { d.express(e.workCtx) })
-		return joined{d, d.total()}
+		overtaken := make(chan struct{})
+		d.beside.Go(func() {
+			defer close(overtaken)
+			d.express(e.workCtx)
+		})
+		return joined{d, overtaken}
 	}
 	if !e.begin() {
 		return joined{}
@@ -187,7 +194,7 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 		defer e.work.Done()
 		d.run(e.workCtx)
 	}()
-	return joined{drain: d}
+	return joined{d, nothing}
 }
 
 // kick makes the feeders of all drains look.
@@ -199,16 +206,30 @@ func (ds *drains) kick() {
 	}
 }
 
-// with adds the drains that run to ds.
-func (ds *drains) with(list []joined) []joined {
+// with adds the drains of the mail server that run or end to list, those of all when server is "".
+func (ds *drains) with(list []joined, server string) []joined {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	for _, d := range ds.running {
-		if !slices.ContainsFunc(list, func(j joined) bool { return j.drain == d }) {
-			list = append(list, joined{d, d.total()})
+	add := func(d *drain) {
+		if (server == "" || server == d.server.Name) && !slices.ContainsFunc(list, func(j joined) bool { return j.drain == d }) {
+			list = append(list, joined{d, nothing})
 		}
 	}
+	for _, d := range ds.running {
+		add(d)
+	}
+	for d := range ds.ending {
+		add(d)
+	}
 	return list
+}
+
+// looks notes that the drain is about to look for due mail: whoever has asked for that before is served by it.
+func (ds *drains) looks(d *drain) {
+	ds.mu.Lock()
+	d.more = false
+	ds.mu.Unlock()
+	d.jobs.unkick()
 }
 
 // finish takes a drain off the list unless somebody asked it to look once more.
@@ -216,7 +237,6 @@ func (ds *drains) finish(d *drain) bool {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	if d.more && !d.broken() && !d.stale {
-		d.more = false
 		return false
 	}
 	ds.remove(d)
@@ -234,4 +254,12 @@ func (ds *drains) remove(d *drain) {
 	if ds.running[d.server.Name] == d {
 		delete(ds.running, d.server.Name)
 	}
+	ds.ending[d] = true
+}
+
+// over takes a drain off the list of those that end: all that it did is durable.
+func (ds *drains) over(d *drain) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	delete(ds.ending, d)
 }

@@ -47,13 +47,13 @@ type drain struct {
 	mu      sync.Mutex
 	counts  delivery.Counts
 	workers int
-	alone   int   // rounds in which there were jobs and no worker could be hired
-	fault   error // no session can be had: the drain ends
-	waiting []chan (<-chan struct{})
+	alone   int                      // rounds in which there were jobs and no worker could be hired
+	fault   error                    // no session can be had: the drain ends
+	waiting []chan (<-chan struct{}) // those who wait for a look, in the order they asked; only the feeder takes them off
 
 	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
 
-	recording sync.WaitGroup // results handed over and not durable yet
+	recording sync.WaitGroup // writes handed over and not durable yet
 	hands     sync.WaitGroup // workers
 
 	probed  chan struct{} // closed when the first worker has opened a session, or failed
@@ -61,7 +61,7 @@ type drain struct {
 }
 
 func newDrain(e *Engine, s *store.MailServer) *drain {
-	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(lineLength(e, s)), done: make(chan struct{}), ended: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
+	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(lineLength(e, s), e.cfg.BatchInterval <= 0), done: make(chan struct{}), ended: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -115,6 +115,7 @@ func (d *drain) run(ctx context.Context) {
 	d.hands.Wait()
 	d.releaseAll()
 	d.recording.Wait() // whoever waits for this drain reads results in the journal next
+	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
 		d.e.log.Info("batch", "mail_server", d.server.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
@@ -150,6 +151,8 @@ func (d *drain) feed(ctx context.Context) {
 			continue
 		}
 		owner := d.e.lease.replica()
+		d.e.drains.looks(d)
+		asked := d.asked()
 		claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, store.AnyPriority)
 		if err != nil {
 			d.giveBack(want)
@@ -166,7 +169,7 @@ func (d *drain) feed(ctx context.Context) {
 			d.fed.Store(time.Now().UnixNano())
 		}
 		if len(claimed) == 0 {
-			d.allIn()
+			d.allIn(asked)
 			// Nothing is due. A connection may still hang for minutes: until it is over, the next pass joins this drain and makes it look again.
 			switch d.jobs.waitIdle(d.linger()) {
 			case wokenDead:
@@ -184,7 +187,7 @@ func (d *drain) feed(ctx context.Context) {
 		}
 		d.accept(claimed, owner, d.jobs.put)
 		if len(claimed) < want {
-			d.allIn()
+			d.allIn(asked)
 		}
 	}
 }
@@ -204,18 +207,27 @@ func (d *drain) pace(ctx context.Context, n int) {
 	}
 }
 
-// allIn: whatever was due at the last claim is in the workers' hands. Those who wait for a pass wait for that, not for what comes later.
-func (d *drain) allIn() {
+// asked is how many wait for a look at what is due.
+func (d *drain) asked() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, w := range d.waiting {
-		w <- d.jobs.raise()
-	}
-	d.waiting = nil
+	return len(d.waiting)
 }
 
-// pass returns a channel on which comes what to wait for: the settling of everything that was due when it was asked. done ends that wait as well.
-func (d *drain) pass() <-chan (<-chan struct{}) {
+// allIn: whatever was due at the last claim is in the workers' hands. Those who had asked before it began, the first n, wait for that and not for what
+// comes later.
+func (d *drain) allIn(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.waiting[:n] {
+		w <- d.jobs.raise()
+	}
+	d.waiting = d.waiting[n:]
+}
+
+// look makes the feeder look for due mail. It returns a channel on which comes what to wait for: the settling of everything that was due when it was asked.
+// done ends that wait as well.
+func (d *drain) look() <-chan (<-chan struct{}) {
 	c := make(chan (<-chan struct{}), 1)
 	d.mu.Lock()
 	d.waiting = append(d.waiting, c)
@@ -398,7 +410,8 @@ func (d *drain) nextPage(last []*store.Claimed) int {
 func (d *drain) setAside(j *job, now time.Time) bool {
 	end, unsendable := j.Unsendable(now)
 	if unsendable {
-		d.settle(j, end, "")
+		d.jobs.aside(j)
+		d.finish(j, end, "")
 	}
 	return unsendable
 }
@@ -414,26 +427,30 @@ func (d *drain) release(j *job) {
 	d.finish(j, end, why)
 }
 
-// finish settles a job whose attempt has ended, and lets go of what it holds.
+// finish records what became of a job whose attempt has ended, and lets go of what it holds. The job is settled when that is durable.
 func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	j.over = true
-	d.settle(j, end, why)
-	d.e.unload(j)
-	d.jobs.settled(j)
-}
-
-// settle records what became of the mail, and counts it.
-func (d *drain) settle(j *job, end lifecycle.End, why string) {
 	j.settleRate(d.relay)
 	v := j.Finish(end, why, d.server.Limits, d.e.now())
 	d.note(counts(v))
-	d.record(v.Settlement)
+	d.e.unload(j)
+	d.record(v.Settlement, func(mine bool) {
+		if mine {
+			d.e.passes.settled(j, v)
+		}
+		d.jobs.settled(j)
+	})
 }
 
-// record hands a result over.
-func (d *drain) record(s *store.Settlement) {
+// record hands a write over. done, which may be nil, is called when it is durable.
+func (d *drain) record(s *store.Settlement, done func(mine bool)) {
 	d.recording.Add(1)
-	d.e.results.record(s, func(bool) { d.recording.Done() })
+	d.e.results.record(s, func(mine bool) {
+		if done != nil {
+			done(mine)
+		}
+		d.recording.Done()
+	})
 }
 
 func (d *drain) note(c delivery.Counts) {

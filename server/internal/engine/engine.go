@@ -46,6 +46,7 @@ type Engine struct {
 	handBytes *semaphore.Weighted
 	handMost  int64
 	drains    drains
+	passes    passes
 	flights   flights
 	newest    newest // configurations of mail servers
 	relays    *relay.Relays
@@ -89,7 +90,7 @@ func New(cfg Config) *Engine {
 		bytes:   semaphore.NewWeighted(cfg.MaxBytes), handMost: cfg.MaxBytes / 4, handBytes: semaphore.NewWeighted(cfg.MaxBytes / 4),
 		ready: make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
-	e.drains.running = map[string]*drain{}
+	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
 	e.newest.byName = map[string]*store.MailServer{}
 	e.flights.byID = map[uuid.UUID]*flight{}
 	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.isStopping,

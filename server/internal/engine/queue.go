@@ -26,6 +26,7 @@ type queue struct {
 	overflow bool  // mail for which there was no room waits in the database: look again when there is
 	closed   bool  // nothing more will be put
 	dead     bool  // no session can be had: workers stop, the feeder too
+	lingers  bool  // a drain that is idle waits for more: constant
 	seq      int64 // of the job that came last
 	barriers []*barrier
 }
@@ -37,8 +38,8 @@ type barrier struct {
 	done chan struct{}
 }
 
-func newQueue(room int) *queue {
-	q := &queue{room: room, handRoom: room}
+func newQueue(room int, lingers bool) *queue {
+	q := &queue{room: room, handRoom: room, lingers: lingers}
 	q.work, q.feed, q.space = sync.NewCond(&q.mu), sync.NewCond(&q.mu), sync.NewCond(&q.mu)
 	return q
 }
@@ -69,7 +70,7 @@ func (q *queue) add(j *job) bool {
 func (q *queue) reserve(priority int16) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.dead || q.closed {
+	if q.dead || q.closed || q.ending() {
 		return false
 	}
 	if least, any := q.items.least(); !any || priority <= least {
@@ -87,6 +88,17 @@ func (q *queue) reserve(priority int16) bool {
 		q.feed.Broadcast() // it lingers
 	}
 	return true
+}
+
+// ending says that every job is settled and that the drain ends unless somebody asks it to look again: what is accepted now is for the next pass. With mu
+// held.
+func (q *queue) ending() bool { return q.open == 0 && !q.lingers }
+
+// aside counts a job in that needs no worker.
+func (q *queue) aside(j *job) {
+	q.mu.Lock()
+	q.admit(j)
+	q.mu.Unlock()
 }
 
 // least is the lowest priority of what waits here, AnyPriority when nothing does.
@@ -223,8 +235,10 @@ func (q *queue) setHandRoom(n int) {
 // overflowed notes that mail waits in the database for which there was no room here.
 func (q *queue) overflowed() {
 	q.mu.Lock()
-	q.overflow = true
-	q.feed.Broadcast()
+	if !q.ending() {
+		q.overflow = true
+		q.feed.Broadcast()
+	}
 	q.mu.Unlock()
 }
 
@@ -298,6 +312,13 @@ func (q *queue) kick() {
 	defer q.mu.Unlock()
 	q.kicked = true
 	q.feed.Broadcast()
+}
+
+// unkick notes that the feeder is about to look.
+func (q *queue) unkick() {
+	q.mu.Lock()
+	q.kicked = false
+	q.mu.Unlock()
 }
 
 func (q *queue) close() {

@@ -223,12 +223,12 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	switch next {
 	case lifecycle.StepFree:
 		if j.HasStaleMark() {
-			w.d.record(j.Progress())
+			w.d.record(j.Progress(), nil)
 		}
 		w.again = append(w.again, j)
 	case lifecycle.StepNext:
 		// The next hundred recipients. What is known so far is recorded in the same commit as, or before, the next mark.
-		w.d.record(j.Progress())
+		w.d.record(j.Progress(), nil)
 		w.again = append(w.again, j)
 	default:
 		w.finish(j, end, "")
