@@ -34,6 +34,7 @@ type claimedRow struct {
 	RunAt             dbTime `db:"run_at"`
 	Attempts          int
 	Crashes           int
+	Begun             bool
 	PossibleDuplicate bool `db:"possible_duplicate"`
 	Progress          []byte
 	DataAt            dbTime `db:"data_at"`
@@ -42,7 +43,7 @@ type claimedRow struct {
 
 func (r *claimedRow) claimed() (*Claimed, error) {
 	c := &Claimed{ID: r.ID, Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, From: r.Sender,
-		MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Attempts: r.Attempts, Crashes: r.Crashes, CreateTime: r.CreateTime.Time,
+		MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Attempts: r.Attempts, Crashes: r.Crashes, Begun: r.Begun, CreateTime: r.CreateTime.Time,
 		RunAt: r.RunAt.Time, ExpireTime: r.ExpireTime.ptr(), PossibleDuplicate: r.PossibleDuplicate, HoldUnknown: r.HoldUnknown, Marked: !r.DataAt.IsZero(), Raw: r.Raw, Layout: r.Layout,
 		Claim: r.Claim}
 	if err := json.Unmarshal(r.Recipients, &c.Recipients); err != nil {

@@ -176,14 +176,15 @@ type Claimed struct {
 	Recipients []Recipient
 	Progress   Progress
 	Attempts   int // that counted
-	Crashes    int // owners in a row that died: the first while it held the mail, the others while they were at it
+	Crashes    int // owners in a row that died: the first while it held the mail, the others while they were at it, less those that died of something else
 	CreateTime time.Time
 	RunAt      time.Time
 	ExpireTime *time.Time
 
 	PossibleDuplicate bool
 	HoldUnknown       bool // its mail server holds mail of every kind whose outcome is unknown
-	Marked            bool // only from Adopt: the dot may have left for the first MaxRecipients pending recipients
+	Marked            bool // only from Recover: the dot may have left for the first MaxRecipients pending recipients
+	Begun             bool // only from Recover: its dead owner had recorded that it was at this mail (SettleBegin)
 
 	// Claim is the token of this ownership: every write of its owner carries it, and none counts under another one. Each claim and each adoption raises it.
 	Claim int64

@@ -70,7 +70,8 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 	})
 }
 
-// Recover takes over from replicas whose lease has run out: unmarked mails become claimable, up to max marked ones become me's, with Marked set.
+// Recover takes over from replicas whose lease has run out. Mails become claimable; up to max of those that may have left (Marked), or that an owner before
+// died of as well (Crashes above 1), become me's: their new owner has to say what becomes of them.
 func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released int, adopted []*Claimed, err error) {
 	var rows []claimedRow
 	err = s.taking(ctx, me, &rows, func(tx *sqlx.Tx) error {

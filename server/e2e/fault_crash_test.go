@@ -48,10 +48,10 @@ func TestKillDuringABatch(t *testing.T) {
 			takeover = time.Since(begin)
 			return n == 0
 		})
-		s.drained("bulk", time.Duration(scaled(2, 10))*time.Minute)
+		s.drained("bulk", time.Duration(scaled(3, 20))*time.Minute) // those that two or three died of wait for 1.5 or 15 minutes
 		a := w.account(s, ids)
 		t.Logf("F1 %s worst_restart=%v takeover=%v mails=%d kills=%d", a, worst.Round(time.Millisecond), takeover.Round(time.Millisecond), mails, kills)
-		if a.flagged > flight*kills || a.doubled > flight*kills || a.mostPerConnection > 1 || a.quarantined > kills-2 {
+		if a.flagged > flight*kills || a.doubled > flight*kills || a.mostPerConnection > 1 || a.quarantined > 0 {
 			t.Errorf("more doubt than connections, or more suspicion than deaths: %+v", a)
 		}
 		s.stop()

@@ -100,7 +100,7 @@ with f as materialized (
   update due q set status = case when x.k in (2, 6) then coalesce(x.status, q.status) else x.status end,
     run_at = case when x.k in (2, 6) then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
     owner = case when x.k in (2, 6) then q.owner end, data_at = case when x.k = 6 then q.data_at end,
-    crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end,
+    crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end, begun = case x.k when 2 then q.begun else x.k = 6 end,
     attempts = case when x.k = 6 then q.attempts else x.attempts end, progress = case when x.k = 6 then q.progress else x.progress end,
     possible_duplicate = case when x.k = 6 then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
   from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c then true else false end
@@ -188,21 +188,22 @@ update replica set alive_until = 'epoch' where alive_until < now() and alive_unt
 -- due_owner
 with r as (
   update due set owner = null, claim = claim + 1, crashes = greatest(crashes, 1)
-  where data_at is null and owner in (select id from replica where alive_until = 'epoch')
+  where data_at is null and crashes < 2 and owner in (select id from replica where alive_until = 'epoch')
   returning id, status
 )
 insert into change (mail_id, status) select id, status from r;
 
 -- name: recover_marked
--- due_owner
+-- due_owner; suspects as well: when they are tried again is the engine's rule
 with c as materialized (
-  select id from due where data_at is not null and owner in (select id from replica where alive_until = 'epoch') limit ? for update skip locked
+  select id from due where (data_at is not null or crashes > 1) and owner in (select id from replica where alive_until = 'epoch') limit ?
+  for update skip locked
 ), q as (
   update due set owner = ?, claim = due.claim + 1, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
-  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.begun, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.begun, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));

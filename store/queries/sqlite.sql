@@ -59,7 +59,7 @@ returning id;
 -- name: claimed
 -- primary keys
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.begun, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, 0) as hold_unknown
 from json_each(?) j join due q on q.id = j.value join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
@@ -69,11 +69,11 @@ update due set data_at = ? where id = ? and owner = ? and claim = ?;
 
 -- name: settle_begin
 -- primary key
-update due set crashes = ? where id = ? and owner = ? and claim = ?;
+update due set crashes = ?, begun = 1 where id = ? and owner = ? and claim = ?;
 
 -- name: settle_update
 -- primary key
-update due set status = ?, run_at = ?, owner = null, data_at = null, crashes = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
+update due set status = ?, run_at = ?, owner = null, data_at = null, begun = 0, crashes = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
 where id = ? and owner = ? and claim = ?;
 
 -- name: settle_progress
@@ -142,12 +142,12 @@ update replica set alive_until = 0 where alive_until < ? and alive_until > 0;
 -- name: recover_unmarked
 -- due_owner
 update due set owner = null, claim = claim + 1, crashes = max(crashes, 1)
-where data_at is null and owner in (select id from replica where alive_until = 0);
+where data_at is null and crashes < 2 and owner in (select id from replica where alive_until = 0);
 
 -- name: recover_marked
--- due_owner
+-- due_owner; suspects as well: when they are tried again is the engine's rule
 update due set owner = ?, claim = claim + 1, crashes = max(crashes, 1) where id in (
-  select id from due where data_at is not null and owner in (select id from replica where alive_until = 0) limit ?)
+  select id from due where (data_at is not null or crashes > 1) and owner in (select id from replica where alive_until = 0) limit ?)
 returning id;
 
 -- name: replica_forget

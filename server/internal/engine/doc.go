@@ -41,9 +41,9 @@
 // for that recipient and never stop the others. What a php-mode caller was told has failed is not retried by the service itself; a php-mode mail that the
 // batch sends (scheduled, retried by a person, rescued) is retried like any other.
 //
-// A mail that three owners in a row died of, or that made the service panic, is quarantined (failed, with the reason) while the rest flow. The first death
-// makes everything that the dead replica held suspect; from then on it is recorded which suspects are being sent, and only those count a second and a third;
-// what two died of is sent alone, so that the third death names the one.
+// A mail that five owners died of while they were at it, or that made the service panic, is quarantined (failed, with the reason) while the rest flow. The
+// first death makes everything that the dead replica held suspect; from then on it is recorded which suspects are being sent, and only those count a further
+// one; what two died of is sent alone and waits before, 1 minute, then 10, then an hour, so that deaths that follow one another do not meet the same mail.
 // A suspect that is sent and survived is none any more. A person's word (retry, release, resolve) gives it three more.
 //
 // # Lanes and limits

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/engine"
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
@@ -58,51 +59,116 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// TestThreeCrashes (F20): a mail of which three owners died in a row is not tried a fourth time; those that the dead only held, and did not touch, are.
-func TestThreeCrashes(t *testing.T) {
-	dsn := storetest.SQLiteDSN(t)
-	relay := (&smtpxtest.Server{}).Start(t)
-	r := newRig(t, dsn, nil)
-	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
-	poison, held := newMail(s, store.KindBulk, "u@y.example"), newMail(s, store.KindBulk, "u@y.example")
-	r.queue(s, poison, held)
-	for crash := range 5 {
-		id, err := r.store.Register(ctx(t), "dies", time.Minute) // on SQLite a new replica means that the one before is dead
-		if err != nil {
-			t.Fatal(err)
-		}
-		cs, err := r.store.Claim(ctx(t), id, "bulk", 10, store.AnyPriority)
-		if err != nil || len(cs) != 2 {
-			t.Fatalf("%d %v", len(cs), err)
-		}
-		for _, c := range cs {
-			if c.ID == poison.ID && crash < 3 && c.Crashes != crash || c.ID == held.ID && c.Crashes != min(crash, 1) {
-				t.Errorf("after %d deaths %+v", crash, c)
+// adopt does what an engine does with the mail of a dead replica, and lets nothing wait.
+func adopt(t *testing.T, st *store.Store, me store.ReplicaID) {
+	t.Helper()
+	_, adopted, err := st.Recover(ctx(t), me, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for _, c := range adopted {
+		v := lifecycle.Crash(c, me, now)
+		if v.Kind == store.SettleRetry {
+			if v.Crashes > 1 && v.RunAt.Before(now.Add(time.Minute)) {
+				t.Errorf("after %d deaths it is due in %v", v.Crashes, v.RunAt.Sub(now))
 			}
-			if c.ID == poison.ID && crash > 0 && crash < 3 {
-				if a := <-r.store.Settle(&store.Settlement{ID: c.ID, Owner: id, Claim: c.Claim, Kind: store.SettleBegin, Crashes: c.Crashes + 1}); a.Err != nil || !a.Mine {
+			v.RunAt = now.Add(-time.Second)
+		}
+		if a := <-st.Settle(v.Settlement); a.Err != nil || !a.Mine {
+			t.Fatalf("%+v", a)
+		}
+	}
+}
+
+// TestFiveCrashes (F20): a mail of which five owners died in a row is not tried again; those that the dead only held, and did not touch, are.
+func TestFiveCrashes(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			relay := (&smtpxtest.Server{}).Start(t)
+			r := newRig(t, dsn, nil)
+			s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
+			poison, held := newMail(s, store.KindBulk, "u@y.example"), newMail(s, store.KindBulk, "u@y.example")
+			r.queue(s, poison, held)
+			for crash := range 5 {
+				id, err := r.store.Register(ctx(t), "dies", -time.Second)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cs, err := r.store.Claim(ctx(t), id, "bulk", 10, store.AnyPriority)
+				if err != nil || len(cs) != 2 {
+					t.Fatalf("%d %v", len(cs), err)
+				}
+				for _, c := range cs {
+					if c.ID == poison.ID && c.Crashes != crash || c.ID == held.ID && c.Crashes != min(crash, 1) {
+						t.Errorf("after %d deaths %+v", crash, c)
+					}
+					if begin := lifecycle.Begin(c, id, time.Now()).BeginSuspect(); c.ID == poison.ID && begin != nil {
+						if a := <-r.store.Settle(begin); a.Err != nil || !a.Mine {
+							t.Fatalf("%+v", a)
+						}
+					}
+				}
+				next, err := r.store.Register(ctx(t), "rescues", time.Minute)
+				if err != nil {
+					t.Fatal(err)
+				}
+				adopt(t, r.store, next)
+			}
+			deadline := time.Now().Add(30 * time.Second)
+			for r.mail(held.ID).Status != store.MailSent && time.Now().Before(deadline) {
+				r.batch("") // on SQLite the engine's own lease was taken for dead as well: it takes a new one within 5 s
+				<-time.After(100 * time.Millisecond)
+			}
+			if got := r.mail(poison.ID); got.Status != store.MailFailed || !strings.Contains(got.LastError, "quarantined") {
+				t.Errorf("%s %q", got.Status, got.LastError)
+			}
+			if got := r.mail(held.ID); got.Status != store.MailSent || len(relay.Mails()) != 1 {
+				t.Errorf("the one that was held: %s %q, %d arrived", got.Status, got.LastError, len(relay.Mails()))
+			}
+		})
+	}
+}
+
+// TestDeathOfSomethingElse: the death of an owner that was not at a suspect takes one death away from it.
+func TestDeathOfSomethingElse(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			st := storetest.Open(t, dsn)
+			r := &rig{t: t, store: st}
+			s := r.server("bulk", store.ModeDaemon, (&smtpxtest.Server{}).Start(t), store.Limits{})
+			r.queue(s, newMail(s, store.KindBulk, "u@y.example"))
+			for i, death := range []struct {
+				begun bool
+				want  int
+			}{{false, 1}, {true, 2}, {true, 3}, {false, 2}, {false, 1}, {false, 1}, {true, 2}} {
+				id, err := st.Register(ctx(t), "dies", -time.Second)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cs, err := st.Claim(ctx(t), id, "bulk", 10, store.AnyPriority)
+				if err != nil || len(cs) != 1 {
+					t.Fatalf("%d %v", len(cs), err)
+				}
+				if death.begun {
+					if a := <-st.Settle(lifecycle.Begin(cs[0], id, time.Now()).BeginSuspect()); a.Err != nil || !a.Mine {
+						t.Fatalf("%+v", a)
+					}
+				}
+				me, err := st.Register(ctx(t), "rescues", time.Minute)
+				if err != nil {
+					t.Fatal(err)
+				}
+				adopt(t, st, me)
+				cs, err = st.Claim(ctx(t), me, "bulk", 10, store.AnyPriority)
+				if err != nil || len(cs) != 1 || cs[0].Crashes != death.want {
+					t.Fatalf("death %d: %d %v %+v, want %d", i+1, len(cs), err, cs, death.want)
+				}
+				if a := <-st.Settle(lifecycle.Begin(cs[0], me, time.Now()).Finish(lifecycle.NoSession, "", store.Limits{}, time.Now()).Settlement); a.Err != nil || !a.Mine {
 					t.Fatalf("%+v", a)
 				}
 			}
-		}
-		next, err := r.store.Register(ctx(t), "rescues", time.Minute)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, _, err := r.store.Recover(ctx(t), next, 10); err != nil {
-			t.Fatal(err)
-		}
-	}
-	deadline := time.Now().Add(30 * time.Second)
-	for r.mail(poison.ID).Status != store.MailFailed && time.Now().Before(deadline) {
-		r.batch("") // the engine's own lease was taken for dead as well: it takes a new one within 5 s
-		<-time.After(100 * time.Millisecond)
-	}
-	if got := r.mail(poison.ID); got.Status != store.MailFailed || !strings.Contains(got.LastError, "quarantined") {
-		t.Errorf("%s %q", got.Status, got.LastError)
-	}
-	if got := r.mail(held.ID); got.Status != store.MailSent || len(relay.Mails()) != 1 {
-		t.Errorf("the one that was held: %s %q, %d arrived", got.Status, got.LastError, len(relay.Mails()))
+		})
 	}
 }
 
@@ -198,9 +264,7 @@ func TestSuspectsGoAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := st.Recover(ctx(t), next, 10); err != nil {
-				t.Fatal(err)
-			}
+			adopt(t, st, next)
 		}
 		for range 200 {
 			all = append(all, newMail(s, store.KindBulk, "u@y.example"))

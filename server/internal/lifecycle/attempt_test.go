@@ -20,8 +20,8 @@ type attemptRule struct{ name, mail, events, want string }
 // attemptRules says what becomes of a mail after an attempt. A row is written in words:
 //
 //	mail: the kind; caller (a php-mode caller waits), holds-all (its mail server holds every
-//	unknown outcome), dup (possible_duplicate stands), n=1 (attempts so far), crashes=2,
-//	expires=1m (from now on, may be negative), began=-6d (the first attempt), max=3 (the mail
+//	unknown outcome), dup (possible_duplicate stands), n=1 (attempts so far), crashes=2, begun
+//	(the owner that died was at it), expires=1m (from now on, may be negative), began=-6d (the first attempt), max=3 (the mail
 //	server's max_attempts); the last word is the recipients: pending, accepted, rejected,
 //	deferred, unknown, Unknown (left to a person), "p*150" for 150 of them.
 //	events: a word of letters is a transaction and the relay's answers (a 250, d 450, r 550,
@@ -109,7 +109,7 @@ var attemptRules = []attemptRule{
 	{"expired", "bulk expires=-1s p", "expired", "park failed outcome=failed n=1 d"},
 	{"expired, some have it", "bulk expires=-1s n=1 ad", "expired", "park partially_sent outcome=partial n=2 ad"},
 	{"expired, unknown", "bulk dup expires=-1s n=1 u", "expired", "park unknown outcome=unknown n=2 dup u"},
-	{"owners died of it", "bulk crashes=3 p", "poison", "park failed outcome=failed n=1 crashes=3 d"},
+	{"five owners died of it", "bulk crashes=5 p", "poison", "park failed outcome=failed n=1 crashes=5 d"},
 	{"nobody is left to be tried", "bulk n=1 ar", "nobody", "park partially_sent outcome=partial n=2 ar"},
 	{"it made the service panic before the dot", "bulk p", "panic", "park failed outcome=failed n=1 d"},
 	{"it made the service panic behind the mark", "bulk p", "marked panic", "park unknown outcome=unknown n=1 u"},
@@ -120,19 +120,31 @@ var attemptRules = []attemptRule{
 	{"it made the service panic behind the second mark", "bulk p*150", "marked a*100 marked panic", "park unknown outcome=unknown n=1 a*100u*50"},
 
 	// The owner died behind the mark.
-	{"adopted", "bulk p", "crash", "retry deferred due=backoff1 outcome=unknown n=1 dup u"},
-	{"adopted, invoice", "invoice p", "crash", "park unknown outcome=unknown n=1 u"},
-	{"adopted, a mail server that holds all", "bulk holds-all p", "crash", "park unknown outcome=unknown n=1 u"},
-	{"adopted, only what was being tried", "invoice n=1 ard", "crash", "park unknown outcome=unknown n=2 aru"},
-	{"adopted, the first hundred of 150", "bulk p*150", "crash", "retry deferred due=backoff1 outcome=unknown n=1 dup u*100p*50"},
-	{"adopted, invoice, the first hundred of 150", "invoice p*150", "crash", "retry deferred due=backoff1 outcome=deferred n=1 u*100p*50"},
-	{"adopted, the second hundred of 150", "invoice this=1 a*100p*50", "crash", "park unknown outcome=unknown n=1 a*100u*50"},
+	{"adopted", "bulk p", "crash", "retry deferred due=backoff1 outcome=unknown n=1 crashes=1 dup u"},
+	{"adopted, invoice", "invoice p", "crash", "park unknown outcome=unknown n=1 crashes=1 u"},
+	{"adopted, a mail server that holds all", "bulk holds-all p", "crash", "park unknown outcome=unknown n=1 crashes=1 u"},
+	{"adopted, only what was being tried", "invoice n=1 ard", "crash", "park unknown outcome=unknown n=2 crashes=1 aru"},
+	{"adopted, the first hundred of 150", "bulk p*150", "crash", "retry deferred due=backoff1 outcome=unknown n=1 crashes=1 dup u*100p*50"},
+	{"adopted, invoice, the first hundred of 150", "invoice p*150", "crash", "retry deferred due=backoff1 outcome=deferred n=1 crashes=1 u*100p*50"},
+	{"adopted, the second hundred of 150", "invoice this=1 a*100p*50", "crash", "park unknown outcome=unknown n=1 crashes=1 a*100u*50"},
 
 	// Suspicion.
 	{"survived", "bulk crashes=2 p", "d", "retry deferred due=backoff1 outcome=deferred n=1 d"},
 	{"survived, the relay broke", "bulk crashes=2 p", "broken broken broken", "retry queued due=soon outcome=server n=0 p"},
 	{"not touched", "bulk crashes=2 p", "release", "retry queued due=before outcome=server n=0 crashes=2 p"},
 	{"cut by the gate", "bulk crashes=2 p", "gate", "retry queued due=before outcome=server n=0 crashes=2 p"},
+
+	{"the second death, it was at it", "bulk crashes=2 begun p", "died", "retry queued due=1m outcome=server n=0 crashes=2 p"},
+	{"the third death, it was at it", "bulk crashes=3 begun p", "died", "retry queued due=10m outcome=server n=0 crashes=3 p"},
+	{"the fourth death, it was at it", "bulk crashes=4 begun p", "died", "retry queued due=1h outcome=server n=0 crashes=4 p"},
+	{"the fifth death, it was at it", "bulk crashes=5 begun p", "died", "park failed outcome=failed n=1 crashes=5 d"},
+	{"the owner died of something else", "bulk crashes=2 p", "died", "retry queued due=before outcome=server n=0 crashes=1 p"},
+	{"the owner died of something else, twice suspected", "bulk crashes=4 p", "died", "retry queued due=10m outcome=server n=0 crashes=3 p"},
+	{"the second death, behind the mark", "bulk crashes=2 begun p", "crash", "retry deferred due=1m outcome=unknown n=1 crashes=2 dup u"},
+	{"the third death, behind the mark", "bulk crashes=3 begun p", "crash", "retry deferred due=10m outcome=unknown n=1 crashes=3 dup u"},
+	{"the third death, an invoice behind the mark", "invoice crashes=3 begun p", "crash", "park unknown outcome=unknown n=1 crashes=3 u"},
+	{"the fifth death, behind the mark", "bulk crashes=5 begun p", "crash", "park unknown outcome=unknown n=1 crashes=5 u"},
+	{"a suspect waits no longer than it may live", "bulk crashes=4 begun expires=5m p", "died", "retry queued due=expiry outcome=server n=0 crashes=4 p"},
 
 	// Age.
 	{"backoff doubles", "bulk n=2 d", "d", "retry deferred due=backoff3 outcome=deferred n=3 d"},
@@ -143,7 +155,7 @@ var attemptRules = []attemptRule{
 	{"five days old, the relay is down", "bulk began=-121h n=20 d", "release", "retry deferred due=before outcome=server n=20 d"},
 	{"five days old, the relay breaks", "bulk began=-121h n=20 d", "broken broken broken", "park failed outcome=failed n=20 d"},
 	{"five days old, the relay breaks, nobody was ever tried", "bulk began=-121h n=0 p", "broken broken broken", "park failed outcome=failed n=0 d"},
-	{"five days old, adopted", "bulk began=-121h n=20 p*150", "crash", "park unknown outcome=unknown n=21 u*100d*50"},
+	{"five days old, adopted", "bulk began=-121h n=20 p*150", "crash", "park unknown outcome=unknown n=21 crashes=1 u*100d*50"},
 	{"max_attempts", "bulk max=2 n=1 d", "d", "park failed outcome=failed n=2 d"},
 	{"max_attempts not reached", "bulk max=3 n=1 d", "d", "retry deferred due=backoff2 outcome=deferred n=2 d"},
 }
@@ -252,6 +264,8 @@ func parseAttempt(t *testing.T, words string) *ruleAttempt {
 			m.Attempts = n
 		case "crashes":
 			m.Crashes = n
+		case "begun":
+			m.Begun = true
 		case "expires":
 			at := a.now.Add(d)
 			m.ExpireTime = &at
@@ -340,7 +354,8 @@ func (a *ruleAttempt) happens(event string) {
 		a.attempt.DotMayLeave()
 	case "panic":
 		finish(Panicked, "quarantined: boom")
-	case "crash":
+	case "crash", "died":
+		a.mail.Marked = event == "crash"
 		v := Crash(a.mail, 7, a.now)
 		a.verdict = &v
 	default:
@@ -457,6 +472,11 @@ func (a *ruleAttempt) due(s *store.Settlement) string {
 		return "expiry"
 	case wait >= 5*time.Second && wait < 15*time.Second:
 		return "soon"
+	}
+	for word, d := range map[string]time.Duration{"1m": time.Minute, "10m": 10 * time.Minute, "1h": time.Hour} {
+		if s.Crashes > 1 && wait >= d && wait < d+d/2 {
+			return word
+		}
 	}
 	for n := 1; n <= 9; n++ {
 		longest := min(time.Minute<<(n-1), 4*time.Hour)

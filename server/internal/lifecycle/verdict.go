@@ -20,6 +20,7 @@ const (
 	Stopped                    // the service stops
 	CutByCaller                // the php-mode caller went away before the dot
 	Crashed                    // its owner died behind the mark; another replica has adopted the mail
+	Died                       // its owner died before the mark; another replica has adopted the mail
 	Panicked                   // it made the service panic
 	Poison                     // too many owners died of it
 	Expire                     // its expire_time has passed
@@ -28,7 +29,7 @@ const (
 )
 
 func (e End) String() string {
-	return [...]string{"", "decided", "relay fault", "throttled", "gate cut", "no session", "unreadable", "stopped", "cut by caller", "crashed",
+	return [...]string{"", "decided", "relay fault", "throttled", "gate cut", "no session", "unreadable", "stopped", "cut by caller", "crashed", "died",
 		"panicked", "poison", "expired", "nobody left", "lost"}[e]
 }
 
@@ -55,10 +56,8 @@ const (
 	crashText   = "the service stopped after this mail had begun to leave and before the relay's answer was recorded"
 	expiredText = "expired: its expire_time had passed before it could be sent"
 	stoppedText = "the service stopped before it was sent to everybody"
+	diedText    = "the service stopped while it was at this mail; nothing of it had left"
 	poisonText  = "quarantined: the service died several times while it held this mail"
-	// PoisonCrashes is how many owners in a row may die of a mail before it is put aside: the first
-	// held it, the others were at it.
-	PoisonCrashes = 3
 )
 
 // Unsendable says whether a mail that was just claimed must not be sent, and why.
@@ -66,22 +65,12 @@ func (a *Attempt) Unsendable(now time.Time) (End, bool) {
 	switch {
 	case Expired(a.Mail.ExpireTime, now):
 		return Expire, true
-	case a.Mail.Crashes >= PoisonCrashes:
+	case a.Mail.Crashes >= poisonCrashes:
 		return Poison, true
 	case len(a.todo) == 0:
 		return NobodyLeft, true
 	}
 	return 0, false
-}
-
-// Alone says whether a mail must be sent alone among its like, so that the next death names the one
-// and not all that happened to be under way.
-func (a *Attempt) Alone() bool { return a.Mail.Crashes >= PoisonCrashes-1 }
-
-// Crash ends the attempt of an owner that died behind the mark, for the replica me that has adopted
-// the mail.
-func Crash(m *store.Claimed, me store.ReplicaID, now time.Time) Verdict {
-	return Begin(m, me, now).Finish(Crashed, "the service stopped while this mail was being sent", store.Limits{}, now)
 }
 
 // reason is what an end says about the mail before any reply of a relay does, "" for the ends that
@@ -94,6 +83,8 @@ func (e End) reason(why string) string {
 		return expiredText
 	case Poison:
 		return poisonText
+	case Died:
+		return diedText
 	}
 	return ""
 }
@@ -117,15 +108,18 @@ func (a *Attempt) survived(end End) bool { return a.handed > 0 && end != GateCut
 // Finish decides what becomes of the mail now that the attempt has ended. why says more than the
 // replies of the relay do, for people. The settlement carries the whole new progress.
 func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) Verdict {
-	if end == Crashed || end == Panicked && a.marked {
+	if end == Crashed || a.marked && (end == Panicked || end == Poison) {
 		a.leaveUnknown(crashText, now)
 	}
 	gives, t := a.givesUp(end), a.tally()
 	counted := a.decided > 0 || gives
 	s := a.settlement(0)
 	s.Attempts, s.Crashes, s.PossibleDuplicate = a.Mail.Attempts, a.Mail.Crashes, a.Mail.PossibleDuplicate
-	if a.survived(end) {
+	switch {
+	case a.survived(end):
 		s.Crashes = 0
+	case end == Crashed || end == Died:
+		s.Crashes = suspicion(a.Mail)
 	}
 	if counted {
 		s.Attempts++
@@ -153,15 +147,20 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 			s.PossibleDuplicate = true
 			outcome = Unknown
 		}
-		if a.Mail.ExpireTime != nil && s.RunAt.After(*a.Mail.ExpireTime) {
-			s.RunAt = *a.Mail.ExpireTime // looked at once more then, and put down as expired
-		}
 	case t.unknown > 0:
 		s.Kind, s.Status, outcome = store.SettlePark, store.MailUnknown, Unknown
 	case t.accepted > 0:
 		s.Kind, s.Status, outcome = store.SettlePark, store.MailPartiallySent, Partial
 	default:
 		s.Kind, s.Status, outcome = store.SettlePark, store.MailFailed, Failed
+	}
+	if s.Kind == store.SettleRetry {
+		if wait := suspectWait(s.Crashes); wait > 0 && (end == Crashed || end == Died) && s.RunAt.Before(now.Add(wait)) {
+			s.RunAt = now.Add(wait)
+		}
+		if a.Mail.ExpireTime != nil && s.RunAt.After(*a.Mail.ExpireTime) {
+			s.RunAt = *a.Mail.ExpireTime // looked at once more then, and put down as expired
+		}
 	}
 	if s.Kind == store.SettlePark && fault == "" {
 		fault = a.firstRefusal(0) // all went well this time; an earlier attempt says why it stays
