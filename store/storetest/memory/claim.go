@@ -79,7 +79,7 @@ func (s *Store) take(r *row, me store.ReplicaID) *store.Claimed {
 		hold = sv.HoldUnknown
 	}
 	c := r.m.Claimed(hold)
-	c.RunAt, c.Attempts, c.Crashes, c.PossibleDuplicate, c.Progress, c.Marked, c.Claim = r.runAt, r.attempts, r.crashes, r.dup, copyProgress(r.progress), !r.dataAt.IsZero(), r.claim
+	c.RunAt, c.Attempts, c.Crashes, c.PossibleDuplicate, c.Progress, c.Marked, c.Begun, c.Claim = r.runAt, r.attempts, r.crashes, r.dup, copyProgress(r.progress), !r.dataAt.IsZero(), r.begun, r.claim
 	return c
 }
 
@@ -119,7 +119,7 @@ func (s *Store) settle(st *store.Settlement) bool {
 		r.dataAt = now
 		return true
 	case store.SettleBegin:
-		r.crashes = st.Crashes
+		r.crashes, r.begun = st.Crashes, true
 		return true
 	case store.SettleProgress:
 		r.dataAt = time.Time{}
@@ -129,7 +129,7 @@ func (s *Store) settle(st *store.Settlement) bool {
 	case store.SettleArchive:
 		r.finish, r.status, r.runAt, r.owner, r.dataAt = now, st.Status, time.Time{}, 0, time.Time{}
 	default:
-		r.status, r.runAt, r.owner, r.dataAt, r.crashes = st.Status, time.Time{}, 0, time.Time{}, st.Crashes
+		r.status, r.runAt, r.owner, r.dataAt, r.crashes, r.begun = st.Status, time.Time{}, 0, time.Time{}, st.Crashes, false
 		if st.Kind == store.SettleRetry {
 			r.runAt = micro(st.RunAt)
 		}
@@ -216,7 +216,7 @@ func (s *Store) Recover(_ context.Context, me store.ReplicaID, most int) (releas
 		}
 		if x := s.replicas[r.owner]; x == nil && !s.Faults.KnownDeadOnly || x != nil && x.alive.IsZero() {
 			switch {
-			case r.dataAt.IsZero() || s.Faults.ReleaseMarked:
+			case r.dataAt.IsZero() && r.crashes < 2 || s.Faults.ReleaseMarked:
 				r.dataAt = time.Time{}
 				r.owner, r.crashes = 0, max(r.crashes, 1)
 				r.claim++

@@ -67,6 +67,7 @@ type row struct {
 	dataAt   time.Time // the mark; zero = none
 	attempts int
 	crashes  int
+	begun    bool
 	dup      bool
 	progress store.Progress
 	last     string
