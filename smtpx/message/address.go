@@ -195,14 +195,3 @@ func quoteName(s string) string {
 	}
 	return s
 }
-
-// header is the address as a header holds it (RFC 5322 3.4, RFC 2047).
-func (a Address) header() string {
-	switch {
-	case a.Name == "":
-		return a.Mailbox
-	case ascii(a.Name) && len(a.Name) <= 60 && !strings.Contains(a.Name, "=?"):
-		return quoteName(a.Name) + " <" + a.Mailbox + ">"
-	}
-	return encodeWords(a.Name) + " <" + a.Mailbox + ">"
-}

@@ -3,17 +3,12 @@ package message
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"mime/quotedprintable"
-	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
-
-	"github.com/emersion/go-message/textproto"
 )
 
 // Compose makes the raw message (RFC 5322, RFC 2045-2047, 2183, 2231, 2387): headers in a fixed order, CRLF line ends, no line over 998 octets, only
@@ -21,7 +16,7 @@ import (
 func Compose(m *Message) ([]Piece, error) {
 	c := &composer{m: m, seed: sha256.Sum256([]byte(m.MessageID))}
 	c.buf.Grow(len(m.Text) + len(m.Text)/8 + len(m.HTML) + len(m.HTML)/8 + 2048)
-	c.structure()(c.topHeader(), func(f fields) { c.write(textproto.WriteHeader(&c.buf, f.header())) })
+	c.structure()(c.topHeader(), c.header)
 	if c.err != nil {
 		return nil, fmt.Errorf("compose: %w", c.err)
 	}
@@ -57,30 +52,17 @@ type stop struct {
 	hole   *hole
 }
 
-// fields is a header in the order it is written.
-type fields []struct{ k, v string }
-
-func (f *fields) add(k, v string) { *f = append(*f, struct{ k, v string }{k, v}) }
-
-// header builds the library's header; its Add puts in front. Add would spell Message-Id and Mime-Version, which is right and looks odd.
-func (f fields) header() textproto.Header {
-	var h textproto.Header
-	for _, kv := range slices.Backward(f) {
-		switch kv.k {
-		case "Message-ID", "MIME-Version", "Content-ID":
-			h.AddRaw([]byte(kv.k + ": " + kv.v + "\r\n"))
-		default:
-			h.Add(kv.k, kv.v)
-		}
-	}
-	return h
+// header writes the header of the mail or of a part, with the empty line that ends it.
+func (c *composer) header(f fields) {
+	f.write(&c.buf)
+	c.buf.WriteString("\r\n")
 }
 
 func (c *composer) topHeader() fields {
 	f := c.m.ownFields()
 	f.add("MIME-Version", "1.0")
 	for _, k := range sortedKeys(c.m.Headers) {
-		f.add(k, encodeText(c.m.Headers[k]))
+		f.add(k, textValue(k, c.m.Headers[k]))
 	}
 	return f
 }
@@ -91,29 +73,21 @@ const dateLayout = "Mon, 02 Jan 2006 15:04:05 -0700"
 func (m *Message) ownFields() fields {
 	f := make(fields, 0, 12)
 	f.add("Date", m.Date.Format(dateLayout))
-	f.add("From", m.From.header())
+	f.add("From", m.From.header("From"))
 	if len(m.To) > 0 {
-		f.add("To", addressList(m.To))
+		f.add("To", addressList("To", m.To))
 	} else if len(m.Cc) == 0 {
 		f.add("To", "undisclosed-recipients:;") // some relays mark a mail without any of them as bad
 	}
 	if len(m.Cc) > 0 {
-		f.add("Cc", addressList(m.Cc))
+		f.add("Cc", addressList("Cc", m.Cc))
 	}
 	if m.ReplyTo != nil {
-		f.add("Reply-To", m.ReplyTo.header())
+		f.add("Reply-To", m.ReplyTo.header("Reply-To"))
 	}
-	f.add("Subject", encodeText(m.Subject))
+	f.add("Subject", textValue("Subject", m.Subject))
 	f.add("Message-ID", "<"+m.MessageID+">")
 	return f
-}
-
-func addressList(as []Address) string {
-	hs := make([]string, len(as))
-	for i, a := range as {
-		hs[i] = a.header()
-	}
-	return strings.Join(hs, ", ")
 }
 
 // structure is the whole body: mixed(related(alternative(text, html), inline...), files...), leaving out every level with one part.
@@ -165,17 +139,16 @@ func (c *composer) multipart(kind string, parts ...part) part {
 	return func(f fields, begin func(fields)) {
 		boundary := fmt.Sprintf("=_%s-%d", hex.EncodeToString(c.seed[:12]), c.bounds)
 		c.bounds++
-		f.add("Content-Type", `multipart/`+kind+`; boundary="`+boundary+`"`)
+		f.add("Content-Type", "multipart/"+kind+";\n boundary=\""+boundary+`"`)
 		begin(f)
-		mw := textproto.NewMultipartWriter(&c.buf)
-		c.write(mw.SetBoundary(boundary))
-		for _, p := range parts {
-			p(nil, func(f fields) {
-				_, err := mw.CreatePart(f.header())
-				c.write(err)
-			})
+		for i, p := range parts {
+			if i > 0 {
+				c.buf.WriteString("\r\n")
+			}
+			c.buf.WriteString("--" + boundary + "\r\n")
+			p(nil, c.header)
 		}
-		c.write(mw.Close())
+		c.buf.WriteString("\r\n--" + boundary + "--\r\n")
 	}
 }
 
@@ -303,75 +276,6 @@ func lfLines(s string) string {
 		return s
 	}
 	return strings.ReplaceAll(strings.ReplaceAll(s, "\r\n", "\n"), "\r", "\n")
-}
-
-// encodeText is a header value: as it is where every reader takes it so, else in encoded words (RFC 2047).
-func encodeText(s string) string {
-	if ascii(s) && !strings.Contains(s, "=?") {
-		return s
-	}
-	return encodeWords(s)
-}
-
-// encodeWords splits s at runes into base64 words of at most 75 characters.
-func encodeWords(s string) string {
-	const most = 45 // octets that base64 turns into 60, with "=?utf-8?b?" and "?=" 72
-	var b strings.Builder
-	for len(s) > 0 {
-		n := 0
-		for n < len(s) {
-			_, size := utf8.DecodeRuneInString(s[n:])
-			if n+size > most {
-				break
-			}
-			n += size
-		}
-		if b.Len() > 0 {
-			b.WriteByte(' ')
-		}
-		b.WriteString("=?utf-8?b?" + base64.StdEncoding.EncodeToString([]byte(s[:n])) + "?=")
-		s = s[n:]
-	}
-	return b.String()
-}
-
-// filenameParam is the parameter for a file name: quoted where it is plain ASCII, else RFC 2231, in continuations so that no line grows too long.
-func filenameParam(name string) string {
-	if name == "" {
-		return ""
-	}
-	if ascii(name) && len(name) <= 60 {
-		return `; filename="` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(name) + `"`
-	}
-	var enc strings.Builder
-	var chunks []string
-	for i := range len(name) {
-		c := name[i]
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte(".-_", c) >= 0 {
-			enc.WriteByte(c)
-		} else {
-			fmt.Fprintf(&enc, "%%%02X", c)
-		}
-		if enc.Len() > 50 {
-			chunks = append(chunks, enc.String())
-			enc.Reset()
-		}
-	}
-	if enc.Len() > 0 {
-		chunks = append(chunks, enc.String())
-	}
-	if len(chunks) == 1 {
-		return "; filename*=utf-8''" + chunks[0]
-	}
-	var b strings.Builder
-	for i, ch := range chunks {
-		lead := ""
-		if i == 0 {
-			lead = "utf-8''"
-		}
-		fmt.Fprintf(&b, "; filename*%d*=%s%s", i, lead, ch)
-	}
-	return b.String()
 }
 
 // NewMessageID is the Message-ID (without <>) of a mail with this id, sent from this mailbox.

@@ -40,7 +40,7 @@ func parseBack(t *testing.T, raw []byte) parsed {
 	return p
 }
 
-func walk(t *testing.T, p *parsed, path string, h map[string][]string, r io.Reader) {
+func walk(t testing.TB, p *parsed, path string, h map[string][]string, r io.Reader) {
 	t.Helper()
 	get := func(k string) string {
 		if v := h[k]; len(v) > 0 {

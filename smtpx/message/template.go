@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	message "github.com/emersion/go-message/textproto"
 )
 
 // Limits of variables.
@@ -234,10 +232,11 @@ func (t *Template) tailWith(headers map[string]string) []byte {
 	var f fields
 	f.add("MIME-Version", "1.0")
 	for _, k := range sortedKeys(headers) {
-		f.add(k, encodeText(headers[k]))
+		f.add(k, textValue(k, headers[k]))
 	}
 	var b bytes.Buffer
-	_ = message.WriteHeader(&b, append(f, t.kind...).header()) // a buffer takes everything
+	append(f, t.kind...).write(&b)
+	b.WriteString("\r\n")
 	return b.Bytes()
 }
 
@@ -393,8 +392,7 @@ func (t *Template) header(b *bytes.Buffer, f *Fill) {
 	if len(f.Headers) > 0 {
 		tail = t.tailWith(t.headersWith(f))
 	}
-	_ = message.WriteHeader(b, m.ownFields().header()) // a buffer takes everything
-	b.Truncate(b.Len() - len("\r\n"))
+	m.ownFields().write(b)
 	b.Write(tail)
 }
 

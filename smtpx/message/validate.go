@@ -174,7 +174,14 @@ func mediaType(a Attachment) (string, error) {
 	}
 	delete(params, "name")
 	delete(params, "boundary")
-	out := mime.FormatMediaType(t, params)
+	out := mime.FormatMediaType(t, nil)
+	for _, k := range sortedKeys(params) {
+		one := mime.FormatMediaType("x/x", map[string]string{k: params[k]})
+		if one == "" {
+			return "", fmt.Errorf("is not a media type")
+		}
+		out += ";\n" + strings.TrimPrefix(one, "x/x;")
+	}
 	if out == "" {
 		return "", fmt.Errorf("is not a media type")
 	}
