@@ -87,7 +87,7 @@ func (s *Store) DueServers(ctx context.Context) ([]string, error) {
 // Claim makes up to max due mails of a mail server r's. Every team that waits gets an equal share of the page, its mails by priority, then by due time;
 // only mails of a priority above the given one are looked at. No two replicas ever get the same mail.
 func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, above int16) ([]*Claimed, error) {
-	defer s.bulkTurn(ctx)()
+	defer s.interactive.bulkTurn(ctx)()
 	var rows []claimedRow
 	err := s.taking(ctx, r, &rows, func(tx *sqlx.Tx) error {
 		if s.dialect == postgres {

@@ -51,6 +51,9 @@ func (s *Store) startCoalescers() {
 // Enqueue makes a mail durable. It returns when the commit is done, shared with whatever else arrives meanwhile. ctx bounds only the wait: a caller
 // who gives up may still find the mail by its request_id.
 func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
+	if m.Mode == ModePHP && m.Owner != 0 { // it is sent at once, and its caller waits for that
+		defer s.interactive.begin()()
+	}
 	if err := s.shareContent(ctx, m); err != nil {
 		return Enqueued{ID: m.ID}, err
 	}
@@ -68,8 +71,10 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 	}
 }
 
-// EnqueueBatch makes mails durable, one commit for up to 500 mails (100 when calm) or 4 MB. The answers are in the order of ms. An error of the whole means the
-// database failed; what was written before it stays written, and the same request_ids find it. ctx bounds the storing of shared content, never a commit.
+// EnqueueBatch makes mails durable, one commit for up to 500 mails (100 while the interactive window is
+// open) or 4 MB. The answers are in the order of ms. An error of the whole means the database failed;
+// what was written before it stays written, and the same request_ids find it. ctx bounds the storing of
+// shared content, never a commit.
 func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
 	ops, err := s.enqueueOps(ctx, ms)
 	if err != nil {
@@ -77,8 +82,9 @@ func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, er
 	}
 	out := make([]Enqueued, len(ms))
 	for i := 0; i < len(ops); {
-		j := chunkEnd(ops, i, s.bulkItems())
-		done := s.bulkTurn(ctx)
+		s.Yield(ctx)
+		j := chunkEnd(ops, i, s.BulkItems())
+		done := s.interactive.bulkTurn(ctx)
 		s.flushEnqueue(ops[i:j])
 		done()
 		for k := i; k < j; k++ {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/pressly/goose/v3"
@@ -217,3 +218,24 @@ func (s *Store) Locked(table string) bool {
 
 // MountedIn is what decides whether a file is mounted by itself.
 func MountedIn(mounts, path string) bool { return mountedIn(mounts, path) }
+
+// Window says until when the interactive window is open.
+func (s *Store) Window(until time.Time) {
+	s.interactive.mu.Lock()
+	defer s.interactive.mu.Unlock()
+	s.interactive.until = until
+}
+
+// WindowEnd is until when the interactive window is open.
+func (s *Store) WindowEnd() time.Time {
+	s.interactive.mu.Lock()
+	defer s.interactive.mu.Unlock()
+	return s.interactive.until
+}
+
+// InteractiveWork is how much interactive work is under way.
+func (s *Store) InteractiveWork() int {
+	s.interactive.mu.Lock()
+	defer s.interactive.mu.Unlock()
+	return s.interactive.working
+}

@@ -113,8 +113,8 @@ func TestOneConnection(t *testing.T) {
 			{"Now", func() error { return second(s.Now(c)) }},
 		}
 		called := map[string]bool{
-			"Close": true, "Dialect": true, "Calm": true, "RefusedResults": true, // ask nothing
-			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, // of tests
+			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, // ask nothing
+			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "InteractiveWork": true, // of tests
 		}
 		for _, x := range calls {
 			called[x.name] = true

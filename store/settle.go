@@ -13,6 +13,15 @@ type settleOp struct {
 	s     *Settlement
 	plain bool // s stands for one whose data the database refused
 	done  chan Settled
+	end   func() // of the interactive work that this is; nil = somebody's bulk
+}
+
+// answer gives the op its one answer.
+func (op *settleOp) answer(a Settled) {
+	op.done <- a
+	if op.end != nil {
+		op.end()
+	}
 }
 
 // Settle hands over one conditional write to a mail and returns where its one answer will be: when the write is durable (Mine), when it is refused because
@@ -24,6 +33,7 @@ type settleOp struct {
 func (s *Store) Settle(st *Settlement) <-chan Settled {
 	op := &settleOp{s: st, done: make(chan Settled, 1)}
 	if st.Quick {
+		op.end = s.interactive.begin()
 		s.quick.hand(op)
 	} else {
 		s.settle.hand(op)

@@ -57,8 +57,7 @@ type Store struct {
 	cache   contentCache
 	reading singleflight.Group // of shared content
 
-	calmUntil atomic.Int64  // unix nanoseconds, see Calm
-	turn      chan struct{} // holds a value while a statement of bulk has its turn
+	interactive *interactive // bulk yields to callers
 }
 
 // dialect is what differs between the databases beyond SQL text.
@@ -72,7 +71,7 @@ const (
 // Open connects to dsn, "sqlite:PATH" or "postgres://...", brings the schema up to date and prepares every statement, so that a broken one stops
 // the start. Errors are one line and name what to do where there is something to do.
 func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
-	s := &Store{log: opt.Logger, now: opt.Now, turn: make(chan struct{}, 1)}
+	s := &Store{log: opt.Logger, now: opt.Now, interactive: newInteractive()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

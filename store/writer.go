@@ -46,7 +46,7 @@ func (w *writer) hand(op *settleOp) {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	if w.closed {
-		op.done <- Settled{Err: ErrClosed}
+		op.answer(Settled{Err: ErrClosed})
 		return
 	}
 	w.in <- op
@@ -87,7 +87,7 @@ func (w *writer) write(ops []*settleOp) {
 		seen := make(map[uuid.UUID]bool, len(ops))
 		n, most := 0, len(ops)
 		if !ops[0].s.Quick {
-			most = min(most, w.s.bulkItems())
+			most = min(most, w.s.BulkItems())
 		}
 		for n < most && ops[n].s.Owner == ops[0].s.Owner && !seen[ops[n].s.ID] {
 			seen[ops[n].s.ID] = true
@@ -116,7 +116,7 @@ func (w *writer) group(ops []*settleOp) {
 		select {
 		case <-w.closing:
 			for _, op := range ops {
-				op.done <- Settled{Err: fmt.Errorf("%w before this was written: %w", ErrClosed, w.s.fault(err))}
+				op.answer(Settled{Err: fmt.Errorf("%w before this was written: %w", ErrClosed, w.s.fault(err))})
 			}
 			return
 		default:
@@ -137,7 +137,7 @@ func (w *writer) try(ops []*settleOp) error {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
 	if !ops[0].s.Quick {
-		defer w.s.bulkTurn(ctx)()
+		defer w.s.interactive.bulkTurn(ctx)()
 	}
 	settle := w.s.settlePostgres
 	if w.s.dialect == sqliteDia {
@@ -151,7 +151,7 @@ func (w *writer) try(ops []*settleOp) error {
 		return err
 	}
 	for _, op := range ops {
-		op.done <- Settled{Mine: mine[op.s.ID]}
+		op.answer(Settled{Mine: mine[op.s.ID]})
 	}
 	return nil
 }
@@ -167,7 +167,7 @@ func (w *writer) apart(ops []*settleOp, err error) {
 	op := ops[0]
 	if op.plain {
 		w.s.log.Error("a result cannot be stored", "mail_id", op.s.ID, "status", op.s.Status, "error", err)
-		op.done <- Settled{Err: fmt.Errorf("store result: %w", err)}
+		op.answer(Settled{Err: fmt.Errorf("store result: %w", err)})
 		return
 	}
 	w.s.log.Error("the database refused the data of a result: stored with plain words", "mail_id", op.s.ID, "status", op.s.Status,

@@ -149,7 +149,9 @@ func (j *journal) LoadRaw(ctx context.Context, c *store.Claimed) ([]byte, error)
 	return j.w.db.LoadRaw(ctx, c)
 }
 
-func (j *journal) Calm(time.Duration) {}
+func (j *journal) Yield(ctx context.Context) { j.w.db.Yield(ctx) }
+
+func (j *journal) BulkItems() int { return j.w.db.BulkItems() }
 
 func (j *journal) Register(ctx context.Context, name string, ttl time.Duration) (store.ReplicaID, error) {
 	id, err := call(ctx, j, "register", plain, func() (store.ReplicaID, error) {

@@ -54,7 +54,7 @@ type Store interface {
 type Sender interface {
 	Send(ctx context.Context, s *delivery.Submission, observe func(delivery.Event) error) error
 	Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error)
-	GiveWay(ctx context.Context)
+	Yield(ctx context.Context)
 }
 
 // Batch runs the batch.

@@ -148,7 +148,7 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 			return b.a.fault(err)
 		}
 		if b.sum.Received++; b.sum.Received%composed == 0 {
-			b.a.Sender.GiveWay(b.ctx)
+			b.a.Sender.Yield(b.ctx)
 		}
 		runtime.Gosched() // a caller who waits goes first; composing would keep the processor for 10 ms
 		switch {

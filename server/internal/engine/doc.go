@@ -53,8 +53,9 @@
 // busy with and puts it in front. Mail that is accepted while its mail server is being drained goes there in memory once it is durable, behind what waits
 // in the database unless it is more urgent than something in the line; a group of bulk waits up to a second for a relay that takes what came before (see
 // handover.go). Of a php-mode server's connections the batch gets at most half, and its only one it gives up when a php-mode mail waits.
-// While a php-mode mail is under way in this process, each mail and each group of the batch, and the composing of bulk, wait for it, 20 ms at most (see
-// calm.go); for two seconds after the last one the batch's statements go one at a time and are small (store: Calm).
+// Bulk yields to callers by one rule, which is the store's: while it works for a php-mode mail, each step
+// of bulk waits for that, 20 ms at most, and for two seconds after the last such work began the statements
+// of bulk go one at a time and are small. A php-mode mail that waits for its relay holds up nobody.
 // Limits per minute, per day and on connections hold over all replicas. They are state: each replica
 // says again and again which connections it holds, and what it was granted, has used and still
 // holds of the limits, so a lost answer costs nothing. A mail is charged when its dot leaves or when

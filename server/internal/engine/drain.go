@@ -181,10 +181,7 @@ func (d *drain) feed(ctx context.Context) {
 			}
 			continue
 		}
-		page = d.nextPage(claimed)
-		if d.e.callersWait() {
-			page = min(page, store.CalmItems)
-		}
+		page = min(d.nextPage(claimed), d.e.journal.BulkItems())
 		d.accept(claimed, owner, d.jobs.put)
 		if len(claimed) < want {
 			d.allIn(asked)

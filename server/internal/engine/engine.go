@@ -50,7 +50,6 @@ type Engine struct {
 	flights   flights
 	newest    newest // configurations of mail servers
 	relays    *relay.Relays
-	calm      calm
 
 	ready    chan struct{} // closed when mail may be taken
 	stopping chan struct{} // closed when nothing new may begin
@@ -58,7 +57,6 @@ type Engine struct {
 	work     sync.WaitGroup // drains and flights
 	skew     atomic.Int64   // the database's clock minus this machine's, nanoseconds
 	lastPass atomic.Int64   // unix nanoseconds of the last batch pass
-	lastPHP  atomic.Int64   // unix nanoseconds of the last php-mode mail
 	nextPass atomic.Int64   // unix nanoseconds of the next one; 0 = the batch never rests
 	wake     chan struct{}  // a mail was queued; matters when the batch never rests
 
@@ -183,14 +181,10 @@ func (e *Engine) LastPass() time.Time {
 	return time.Unix(0, n)
 }
 
-// callersWait says whether php-mode callers have been about of late. Bulk then goes in small groups: a large commit holds up the disk for all others, and a
-// large statement the processors.
-func (e *Engine) callersWait() bool {
-	return time.Since(time.Unix(0, e.lastPHP.Load())) < callersStay
-}
-
-// callersStay is how long callers are about after the last of their mails.
-const callersStay = 2 * time.Second
+// Yield is a step of bulk: it waits a moment, 20 ms at most, while the journal works for a mail that
+// its caller waits for. Who composes bulk asks now and then, so that this keeps no processor from a
+// caller.
+func (e *Engine) Yield(ctx context.Context) { e.journal.Yield(ctx) }
 
 // NextPass is when the batch looks for due mail next; zero when it never rests, and before the first pass.
 func (e *Engine) NextPass() time.Time {

@@ -24,6 +24,12 @@ type faulty struct {
 	server atomic.Pointer[func(name string) error]
 	give   atomic.Pointer[error]
 	claims atomic.Int32 // that found something
+	yields atomic.Int32
+}
+
+func (f *faulty) Yield(ctx context.Context) {
+	f.yields.Add(1)
+	f.Journal.Yield(ctx)
 }
 
 func (f *faulty) Claim(ctx context.Context, owner store.ReplicaID, server string, n int, above int16) ([]*store.Claimed, error) {

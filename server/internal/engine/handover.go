@@ -64,25 +64,13 @@ func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 	}
 	defer e.work.Done()
 	if !all {
-		var out []store.Enqueued
-		for len(ms) > 0 {
-			n := len(ms)
-			if e.callersWait() {
-				n = min(n, store.CalmItems)
-				e.calm.wait(ctx)
-			}
-			group := ms[:n]
-			ms = ms[n:]
-			if d := e.drains.of(group[0].MailServer); d != nil {
-				d.pace(ctx, n)
-			}
-			res, err := e.enqueueAll(ctx, group, func(ctx context.Context) ([]store.Enqueued, error) { return e.journal.EnqueueBatch(ctx, group) })
-			if err != nil {
-				return append(out, res...), err
-			}
-			out = append(out, res...)
+		if len(ms) == 0 {
+			return nil, nil
 		}
-		return out, nil
+		if d := e.drains.of(ms[0].MailServer); d != nil {
+			d.pace(ctx, len(ms))
+		}
+		return e.enqueueAll(ctx, ms, func(ctx context.Context) ([]store.Enqueued, error) { return e.journal.EnqueueBatch(ctx, ms) })
 	}
 	// Never owned: if the commit is not heard of, nobody has to write them once more to find out.
 	res, err := e.journal.EnqueueAll(ctx, ms)

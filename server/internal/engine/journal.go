@@ -19,7 +19,8 @@ type Journal interface {
 	Claim(ctx context.Context, r store.ReplicaID, server string, max int, above int16) ([]*store.Claimed, error)
 	LoadRaw(ctx context.Context, c *store.Claimed) ([]byte, error)
 	Settle(s *store.Settlement) <-chan store.Settled
-	Calm(d time.Duration)
+	Yield(ctx context.Context)
+	BulkItems() int
 	Register(ctx context.Context, name string, ttl time.Duration) (store.ReplicaID, error)
 	Renew(ctx context.Context, r store.ReplicaID, ttl time.Duration) error
 	Unregister(ctx context.Context, r store.ReplicaID) error

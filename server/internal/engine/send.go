@@ -41,10 +41,6 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		}
 		return e.queue(ctx, m, told)
 	}
-	e.lastPHP.Store(time.Now().UnixNano())
-	e.journal.Calm(callersStay)
-	e.calm.enter()
-	defer e.calm.leave()
 	f := newFlight(e, sub)
 	if !e.flights.add(f) {
 		return ErrStopping

@@ -47,7 +47,7 @@ func (w *worker) run(ctx context.Context) {
 		if !w.open(ctx, j) {
 			return
 		}
-		w.e.calm.wait(ctx)
+		w.e.Yield(ctx)
 		w.guarded(ctx, j)
 		if w.d.relay.Surplus(w.permit) {
 			w.flush(ctx)

@@ -120,8 +120,11 @@ func (s *Store) Close() error { return nil }
 // Ping is always answered.
 func (s *Store) Ping(context.Context) error { return nil }
 
-// Calm does nothing: no statement waits for another.
-func (s *Store) Calm(time.Duration) {}
+// Yield does nothing: no statement waits for another.
+func (s *Store) Yield(context.Context) {}
+
+// BulkItems is how many mails a statement of bulk takes.
+func (s *Store) BulkItems() int { return 500 }
 
 func (s *Store) log(r *row, st store.MailStatus) {
 	s.seq++
