@@ -77,12 +77,14 @@ func TestInteractiveWindow(t *testing.T) {
 		if open {
 			var caller sync.WaitGroup
 			caller.Go(func() {
-				if _, err := s.Enqueue(ctx, newMail("php", func(m *store.NewMail) { m.Owner = me })); err != nil {
+				if _, err := s.Enqueue(ctx, newMail("php", func(m *store.NewMail) { m.Mode, m.Owner = store.ModePHP, me })); err != nil {
 					t.Error(err)
 				}
 			})
-			for deadline := time.Now().Add(10 * time.Second); s.InteractiveWork() == 0 && time.Now().Before(deadline); {
-				<-time.After(time.Millisecond)
+			for deadline := time.Now().Add(10 * time.Second); waiting() != want+1; <-time.After(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the caller's mail is not held up")
+				}
 			}
 			began := time.Now()
 			s.Yield(ctx) // comes back although that work is held up
