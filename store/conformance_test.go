@@ -144,6 +144,54 @@ func TestSettledAgain(t *testing.T) {
 	})
 }
 
+// TestLateProgress: what a connection that was given up delivers behind the next transaction's mark leaves that mark alone. Were it cleared, a crash would
+// send that part of a large mail a second time, without a flag.
+func TestLateProgress(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		r := register(t, s)
+		m := newMail("ss", func(m *store.NewMail) { m.Owner = r })
+		enqueue(t, s, m)
+		write := func(kind store.SettleKind, claim int64) *store.Settlement {
+			return &store.Settlement{ID: m.ID, Owner: r, Claim: claim, Kind: kind, Progress: &store.Progress{}, LastError: fmt.Sprint("under ", claim)}
+		}
+		mark, progress := write(store.SettleMark, store.BornClaim), write(store.SettleProgress, store.BornClaim)
+		nextMark, nextProgress := write(store.SettleMark, store.BornClaim+1), write(store.SettleProgress, store.BornClaim+1)
+		for _, x := range []struct {
+			what string
+			st   *store.Settlement
+			mine bool
+		}{
+			{"the first mark", mark, true},
+			{"the first progress", progress, true},
+			{"the first progress, repeated because its answer was lost", progress, true},
+			{"the first mark, late", mark, false},
+			{"the second mark", nextMark, true},
+		} {
+			if got := settle(t, s, x.st); got != x.mine {
+				t.Fatalf("%s: got mine %v, want %v", x.what, got, x.mine)
+			}
+		}
+		if settle(t, s, progress) {
+			t.Error("the first progress is taken behind the second mark")
+		}
+		other := register(t, s)
+		stranger := *nextProgress
+		if stranger.Owner = other; settle(t, s, &stranger) {
+			t.Error("another owner's progress is taken")
+		}
+		if err := s.Unregister(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		_, adopted, err := s.Recover(ctx, other, 10)
+		if err != nil || len(adopted) != 1 || !adopted[0].Marked {
+			t.Fatalf("after the late progress got %+v %v, want one mail with its mark", adopted, err)
+		}
+		if settle(t, s, nextProgress) {
+			t.Error("the progress of an owner that has lost the mail is taken")
+		}
+	})
+}
+
 // TestLateWrite: a write that is repeated when its owner has the mail once more does nothing to that later claim: its mark stands, and its result counts.
 // So does one of a person, or of a rescue, in between.
 func TestLateWrite(t *testing.T) {

@@ -198,14 +198,15 @@ type SettleKind int
 
 const (
 	SettleMark     SettleKind = iota + 1 // the dot is about to leave: durable before it does
-	SettleProgress                       // results so far, keeps the claim, clears the mark; Status "" keeps what would be there without the claim
+	SettleProgress                       // results so far: clears the mark and raises the token by one; Status "" keeps what would be there without the claim
 	SettleArchive                        // finished: Status sent or cancelled; moves to the archive
 	SettlePark                           // stays in the due-out journal with Status, not claimable
 	SettleRetry                          // claimable again from RunAt on, with Status queued, deferred or partially_sent
 	SettleBegin                          // Crashes only: what it counts if this owner dies as well
 )
 
-// Settlement is one conditional write to a mail that Owner has under the token Claim.
+// Settlement is one conditional write to a mail that Owner has under the token Claim. SettleProgress raises the token, so the owner's next write carries
+// Claim+1: the next transaction's mark must not fall to the progress of the one before, should that be delivered once more behind it.
 type Settlement struct {
 	ID                uuid.UUID
 	Owner             ReplicaID

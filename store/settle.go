@@ -45,7 +45,8 @@ func (s *Store) Settle(st *Settlement) <-chan Settled {
 func (s *Store) RefusedResults() int64 { return s.refused.Load() }
 
 // writtenBefore finds, among results that are not their owner's to write any more, those that it has written under the same token: the answer to an earlier
-// try was lost. Other writes leave the mail its owner's, and repeat without harm.
+// try was lost. Progress leaves the mail its owner's, unmarked under the next token: no later write of the owner's can have been made yet. Marks repeat
+// without harm.
 func (s *Store) writtenBefore(ctx context.Context, ops []*settleOp, mine map[uuid.UUID]bool) error {
 	var rows []settleRow
 	for _, op := range ops {
@@ -53,6 +54,10 @@ func (s *Store) writtenBefore(ctx context.Context, ops []*settleOp, mine map[uui
 		case SettleArchive, SettlePark, SettleRetry:
 			if !mine[op.s.ID] {
 				rows = append(rows, settleRow{ID: op.s.ID, Claim: op.s.Claim})
+			}
+		case SettleProgress:
+			if !mine[op.s.ID] {
+				rows = append(rows, settleRow{ID: op.s.ID, Claim: op.s.Claim + 1, Owner: int64(op.s.Owner)})
 			}
 		}
 	}
@@ -77,6 +82,7 @@ func (s *Store) writtenBefore(ctx context.Context, ops []*settleOp, mine map[uui
 type settleRow struct {
 	ID       uuid.UUID  `json:"id"`
 	Claim    int64      `json:"c"`
+	Owner    int64      `json:"o,omitempty"`
 	Kind     SettleKind `json:"k,omitempty"`
 	Status   MailStatus `json:"status,omitempty"`
 	RunAt    *int64     `json:"run_at,omitempty"`

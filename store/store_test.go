@@ -288,6 +288,7 @@ func TestClaimSettleJournals(t *testing.T) {
 		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleProgress, Progress: p}) {
 			t.Fatal("progress refused")
 		}
+		c.Claim++ // progress raises it
 		p.Results[1].Status = store.RecipientDeferred
 		at := time.Now().Add(-time.Second)
 		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleRetry, Status: store.MailPartiallySent, RunAt: at, Attempts: 1, Progress: p, LastError: "later"}) {

@@ -77,7 +77,8 @@ func TestNothingOvertakes(t *testing.T) {
 			}
 			mark := &store.Settlement{ID: m.ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleMark}
 			progress := resultWith(m.ID, r, store.SettleProgress, "of the first")
-			answers := []<-chan store.Settled{s.Settle(mark), s.Settle(progress), s.Settle(mark)}
+			next := &store.Settlement{ID: m.ID, Owner: r, Claim: store.BornClaim + 1, Kind: store.SettleMark}
+			answers := []<-chan store.Settled{s.Settle(mark), s.Settle(progress), s.Settle(next)}
 			for _, other := range []*store.NewMail{ms[0], ms[2]} {
 				answers = append(answers, s.Settle(resultWith(other.ID, r, store.SettlePark, "no")))
 			}

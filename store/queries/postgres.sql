@@ -86,6 +86,7 @@ select id, owner from due where id = any (array(select value::uuid from json_arr
 -- due's primary key. One statement for marks, finished mails and the rest, all of one owner; it returns what is not ours any more, most often nothing.
 -- coalesce: not by due_owner, whose dead entries are many and which the planner takes for any condition that null does not meet. case: a condition that the
 -- planner expects half of the rows to meet, not one in two hundred, for which it would compare every row of one list with every row of the other.
+-- claim: after progress (2) the next transaction goes under a token of its own, so that this statement, delivered late, does not take its mark.
 with f as materialized (
   select * from json_to_recordset(?::json) as f(id uuid, c bigint, status text, attempts smallint, progress json, dup boolean, err text)
 ), x as materialized (
@@ -99,7 +100,7 @@ with f as materialized (
 ), up as (
   update due q set status = case when x.k in (2, 6) then coalesce(x.status, q.status) else x.status end,
     run_at = case when x.k in (2, 6) then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
-    owner = case when x.k in (2, 6) then q.owner end, data_at = case when x.k = 6 then q.data_at end,
+    owner = case when x.k in (2, 6) then q.owner end, claim = case when x.k = 2 then q.claim + 1 else q.claim end, data_at = case when x.k = 6 then q.data_at end,
     crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end, begun = case x.k when 2 then q.begun else x.k = 6 end,
     attempts = case when x.k = 6 then q.attempts else x.attempts end, progress = case when x.k = 6 then q.progress else x.progress end,
     possible_duplicate = case when x.k = 6 then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
@@ -126,15 +127,16 @@ select name, team, display_name, type, mode, status, is_default, sender, smtp, p
 from mail_server where name = any (array(select value from json_array_elements_text(?::json)));
 
 -- name: settled_under
--- primary keys; a claim that ended without its owner's word has a higher number than the owner knows. any (array) and case as in settle
+-- primary keys; a claim that ended without its owner's word has a higher number than the owner knows. any (array) and case as in settle. o: progress, whose
+-- owner keeps the mail
 with x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, c bigint)
+  select * from json_to_recordset(?::json) as x(id uuid, c bigint, o bigint)
 )
 select d.id from due d join x on d.id = x.id
-where d.id = any (array(select id from x)) and case when d.owner is null and d.claim = x.c then true else false end
+where d.id = any (array(select id from x)) and case when d.owner is not distinct from x.o and d.claim = x.c and d.data_at is null then true else false end
 union all
 select a.id from archive a join x on a.id = x.id
-where a.id = any (array(select id from x)) and case when a.claim = x.c then true else false end;
+where a.id = any (array(select id from x)) and case when x.o is null and a.claim = x.c then true else false end;
 
 -- name: modify_lock
 -- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger

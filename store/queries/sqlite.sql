@@ -77,8 +77,8 @@ update due set status = ?, run_at = ?, owner = null, data_at = null, begun = 0, 
 where id = ? and owner = ? and claim = ?;
 
 -- name: settle_progress
--- primary key
-update due set data_at = null, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
+-- primary key; claim: the next transaction goes under a token of its own, so that this statement, delivered late, does not take its mark
+update due set data_at = null, claim = claim + 1, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
 where id = ? and owner = ? and claim = ?;
 
 -- name: settle_archive
@@ -97,10 +97,10 @@ select name, team, display_name, type, mode, status, is_default, sender, smtp, p
 from mail_server where name in (select value from json_each(?));
 
 -- name: settled_under
--- primary keys; a claim that ended without its owner's word has a higher number than the owner knows
-select d.id from json_each(?1) j cross join due d on d.id = j.value ->> 'id' where d.owner is null and d.claim = j.value ->> 'c'
+-- primary keys; a claim that ended without its owner's word has a higher number than the owner knows. o: progress, whose owner keeps the mail
+select d.id from json_each(?1) j cross join due d on d.id = j.value ->> 'id' where d.owner is (j.value ->> 'o') and d.claim = j.value ->> 'c' and d.data_at is null
 union all
-select a.id from json_each(?1) j cross join archive a on a.id = j.value ->> 'id' where a.claim = j.value ->> 'c';
+select a.id from json_each(?1) j cross join archive a on a.id = j.value ->> 'id' where j.value ->> 'o' is null and a.claim = j.value ->> 'c';
 
 -- name: modify_lock
 -- primary keys; the one writer is the lock

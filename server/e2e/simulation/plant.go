@@ -84,7 +84,7 @@ var Plants = []Plant{
 		return a
 	}},
 	{Name: "a mark is answered before it is durable", early: isKind(store.SettleMark)},
-	{Name: "progress is written behind the next mark", behind: isKind(store.SettleProgress)},
+	{Name: "progress is written behind the next mark, whatever its token", Faults: memory.Faults{OwnerOnly: true}, behind: isKind(store.SettleProgress)},
 	{Name: "a dot leaves without the gate", noGate: true},
 	{Name: "what the gate refuses leaves all the same", gate: func(error) error { return nil }},
 	{Name: "what was cut for its caller leaves all the same", gate: func(err error) error {

@@ -290,9 +290,11 @@ func (a *Attempt) BeginSuspect() *store.Settlement {
 }
 
 // Progress says what is known between two transactions of one attempt. Should the process die now,
-// the journal has to say that some of the recipients have the mail.
+// the journal has to say that some of the recipients have the mail. It raises the token: every
+// later write of the attempt carries the new one.
 func (a *Attempt) Progress() *store.Settlement {
 	s := a.settlement(store.SettleProgress)
+	a.Mail.Claim++
 	s.Attempts, s.PossibleDuplicate = a.Mail.Attempts, a.Mail.PossibleDuplicate
 	s.Progress = &store.Progress{Results: append([]store.RecipientResult(nil), a.results...), Attempts: a.Mail.Progress.Attempts}
 	if a.tally().accepted > 0 {

@@ -200,7 +200,11 @@ func TestProgress(t *testing.T) {
 			for _, event := range strings.Fields(row.events) {
 				a.happens(event)
 			}
+			token := a.attempt.Mark().Claim
 			s := a.attempt.Progress()
+			if next := a.attempt.Mark().Claim; s.Claim != token || next != token+1 {
+				t.Errorf("a mail under token %d: got progress under %d and a mark under %d, want %d and %d", token, s.Claim, next, token, token+1)
+			}
 			var words []string
 			if s.Status != "" {
 				words = append(words, string(s.Status))

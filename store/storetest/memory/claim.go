@@ -123,6 +123,7 @@ func (s *Store) settle(st *store.Settlement) bool {
 		return true
 	case store.SettleProgress:
 		r.dataAt = time.Time{}
+		r.claim++
 		if st.Status != "" {
 			r.status = st.Status
 		}
@@ -147,8 +148,11 @@ func (s *Store) settle(st *store.Settlement) bool {
 // writtenBefore says whether a result that is not the owner's to write any more was written by it under this token.
 func (s *Store) writtenBefore(st *store.Settlement) bool {
 	r := s.mails[st.ID]
-	if r == nil || st.Kind == store.SettleMark || st.Kind == store.SettleProgress || st.Kind == store.SettleBegin {
+	if r == nil || st.Kind == store.SettleMark || st.Kind == store.SettleBegin {
 		return false
+	}
+	if st.Kind == store.SettleProgress {
+		return !r.archived() && r.owner == st.Owner && r.claim == st.Claim+1 && r.dataAt.IsZero()
 	}
 	return r.claim == st.Claim && (r.archived() || r.owner == 0)
 }

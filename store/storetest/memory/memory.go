@@ -63,7 +63,7 @@ type row struct {
 	runAt    time.Time // zero: not claimable
 	resumeAt time.Time // held: when it would be due
 	owner    store.ReplicaID
-	claim    int64     // one higher at each claim, adoption and birth of an owned mail
+	claim    int64     // one higher at each claim, adoption and birth of an owned mail, and with each progress
 	dataAt   time.Time // the mark; zero = none
 	attempts int
 	crashes  int
