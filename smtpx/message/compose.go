@@ -61,9 +61,7 @@ func (c *composer) header(f fields) {
 func (c *composer) topHeader() fields {
 	f := c.m.ownFields()
 	f.add("MIME-Version", "1.0")
-	for _, k := range sortedKeys(c.m.Headers) {
-		f.add(k, textValue(k, c.m.Headers[k]))
-	}
+	f.ownHeaders(c.m.Headers)
 	return f
 }
 

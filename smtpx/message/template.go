@@ -38,6 +38,7 @@ type Template struct {
 	subject  []run
 	headers  map[string]string
 	replyTo  *Address
+	errorsTo bool   // it has this header, which must name the sender of every mail
 	kind     fields // what of the body's header stands in the top header
 	tail     []byte // of the top header with the template's own headers, from MIME-Version on
 	segments []segment
@@ -80,6 +81,9 @@ type Fill struct {
 func NewTemplate(m *Message) (*Template, []Violation) {
 	vs := m.Validate()
 	t := &Template{headers: m.Headers, replyTo: m.ReplyTo}
+	for k := range m.Headers {
+		t.errorsTo = t.errorsTo || textproto.CanonicalMIMEHeaderKey(k) == errorsTo
+	}
 	names := map[string]bool{}
 	for _, f := range []struct{ field, s string }{{"subject", m.Subject}, {"text", m.Text}, {"html", m.HTML}} {
 		runs, places := t.check(&vs, f.field, f.s)
@@ -231,9 +235,7 @@ func seed(m *Message) [sha256.Size]byte {
 func (t *Template) tailWith(headers map[string]string) []byte {
 	var f fields
 	f.add("MIME-Version", "1.0")
-	for _, k := range sortedKeys(headers) {
-		f.add(k, textValue(k, headers[k]))
-	}
+	f.ownHeaders(headers)
 	var b bytes.Buffer
 	append(f, t.kind...).write(&b)
 	b.WriteString("\r\n")
@@ -403,6 +405,9 @@ func (t *Template) headersWith(f *Fill) map[string]string {
 		own[textproto.CanonicalMIMEHeaderKey(k)] = true
 	}
 	hs := maps.Clone(f.Headers)
+	if hs == nil {
+		hs = map[string]string{}
+	}
 	for k, v := range t.headers {
 		if !own[textproto.CanonicalMIMEHeaderKey(k)] {
 			hs[k] = v
@@ -459,6 +464,9 @@ func (t *Template) violations(f *Fill) []Violation {
 		case strings.IndexByte(v, 0) >= 0:
 			bad(k, "contains a NUL")
 		}
+	}
+	if t.errorsTo || len(f.Headers) > 0 {
+		vs = append(vs, (&Message{From: f.From, Headers: t.headersWith(f)}).ValidateSender()...)
 	}
 	if len(f.Headers) > 0 {
 		vs = append(vs, (&Message{Headers: f.Headers}).Validate()...)

@@ -398,9 +398,9 @@ func TestTemplateListsWhatAMailLacks(t *testing.T) {
 		})
 	}
 	p := parseBack(t, Join(filled(t, tp, all(func(v map[string]string, f *Fill) {
-		f.Headers = map[string]string{"x-campaign": "own", "List-Unsubscribe": "<u>"}
+		f.Headers = map[string]string{"x-campaign": "own", "List-Unsubscribe": "<https://x.example/u>"}
 	}))))
-	if p.header.Get("X-Shared") != "1" || len(p.header["X-Campaign"]) != 1 || p.header.Get("X-Campaign") != "own" || p.header.Get("List-Unsubscribe") != "<u>" {
+	if p.header.Get("X-Shared") != "1" || len(p.header["X-Campaign"]) != 1 || p.header.Get("X-Campaign") != "own" || p.header.Get("List-Unsubscribe") != "<https://x.example/u>" {
 		t.Errorf("headers %v", p.header)
 	}
 }

@@ -41,11 +41,41 @@ var (
 	contentID  = regexp.MustCompile(`^[A-Za-z0-9._@+-]{1,128}$`)
 )
 
-// Headers the service makes, and those that would lie about a mail's way or signature.
+// Headers the service makes; those that would lie about a mail's way, its envelope or its
+// signature; and those by which a provider adds recipients that no journal knows.
 var (
-	deniedHeaders  = []string{"Bcc", "Received", "Return-Path", "From", "Sender", "To", "Cc", "Reply-To", "Subject", "Date", "Message-Id", "Delivered-To", "Authentication-Results"}
-	deniedPrefixes = []string{"Dkim-", "Arc-", "Mime-", "Content-", "Resent-"}
+	deniedHeaders = []string{
+		"Bcc", "From", "Sender", "To", "Cc", "Reply-To", "Subject", "Date", "Message-Id",
+		"Received", "Received-Spf", "X-Received", "Return-Path", "Delivered-To", "X-Delivered-To", "Authentication-Results",
+		"Envelope-To", "X-Envelope-To", "X-Envelope-From", "Apparently-To", "Original-Recipient", "X-Original-To",
+		"Domainkey-Signature", "X-Smtpapi", "X-Msys-Api",
+	}
+	deniedPrefixes = []string{"Dkim-", "Arc-", "Mime-", "Content-", "Resent-", "X-Mc-", "X-Ms-Exchange-Organization-"}
 )
+
+// ValidateSender lists what is wrong with the content of a mail from its sender; nothing where
+// From is not known yet. Validate includes it.
+//
+// Relays send bounces to an Errors-To, so it can only name the sender, who gets them anyway.
+func (m *Message) ValidateSender() []Violation {
+	if m.From.Mailbox == "" {
+		return nil
+	}
+	for name, v := range m.Headers {
+		if textproto.CanonicalMIMEHeaderKey(name) != errorsTo {
+			continue
+		}
+		as, _ := ParseAddressList(v) // what it cannot read is listed by Validate
+		for _, a := range as {
+			if a.Key() != m.From.Key() {
+				return []Violation{{"headers[" + name + "]", "names an address other than the mail's sender"}}
+			}
+		}
+	}
+	return nil
+}
+
+const errorsTo = "Errors-To"
 
 // Validate lists everything that is wrong with the content, at once. Field paths are those of the API's MailMessage.
 func (m *Message) Validate() []Violation {
@@ -95,8 +125,16 @@ func (m *Message) Validate() []Violation {
 			continue
 		}
 		seen[canon] = name
+		before := len(vs)
 		line(field, m.Headers[name], MaxHeaderValue)
+		if len(vs) > before {
+			continue
+		}
+		if _, err := customValue(name, m.Headers[name]); err != nil {
+			bad(field, "%v", err)
+		}
 	}
+	vs = append(vs, m.ValidateSender()...)
 	if len(m.Attachments) > MaxAttachments {
 		bad("attachments", "has more than %d entries", MaxAttachments)
 	}

@@ -487,8 +487,19 @@ type MailMessage struct {
 	Text string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
 	// HTML body, UTF-8 without NUL. With text as well the mail carries both as alternatives.
 	Html string `protobuf:"bytes,7,opt,name=html,proto3" json:"html,omitempty"`
-	// Further headers: at most 50, name `[A-Za-z0-9-]{1,64}`, value at most 900 octets without control characters. Headers the service makes
-	// itself (From, To, Date, Message-ID, Content-*, ...) and trace and signature headers (Received, DKIM-*, ARC-*, ...) are refused.
+	// Further headers: at most 50, name `[A-Za-z0-9-]{1,64}`, value at most 900 octets without
+	// control characters.
+	//
+	// Refused: those that the service makes itself (From, To, Date, Message-ID, Content-*, ...);
+	// trace and signature headers (Received, Received-SPF, X-Original-To, DKIM-*, ARC-*, ...); those
+	// by which a provider adds recipients (X-SMTPAPI, X-MC-*, X-MSYS-API); an Errors-To other than
+	// the mail server's from.
+	//
+	// Headers that programs read keep their syntax. Disposition-Notification-To, Return-Receipt-To
+	// and Errors-To hold addresses, In-Reply-To and References message ids (`<id@host.example>`),
+	// List-Id `Name <news.shop.example>`, List-Unsubscribe and its kin URLs in angle brackets with
+	// commas between them (https, http, mailto; octets beyond ASCII become percent-encoded), and
+	// List-Unsubscribe-Post `List-Unsubscribe=One-Click`.
 	Headers map[string]string `protobuf:"bytes,8,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Files and inline images: at most 100.
 	Attachments   []*Attachment `protobuf:"bytes,9,rep,name=attachments,proto3" json:"attachments,omitempty"`

@@ -204,12 +204,13 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 	if err := d.fits(estimate(own)); err != nil {
 		return nil, "", err
 	}
+	own.From = f.From
 	if !strings.Contains(own.Text, "{{") && !strings.Contains(own.HTML, "{{") && !strings.Contains(own.Subject, "{{") {
 		violations(c, "message.", own.Validate())
 		if err := c.Err(); err != nil || gone != nil {
 			return nil, "", firstOf(err, gone)
 		}
-		own.From, own.To, own.Cc, own.ReplyTo, own.MessageID, own.Date = f.From, f.To, f.Cc, f.ReplyTo, f.MessageID, f.Date
+		own.To, own.Cc, own.ReplyTo, own.MessageID, own.Date = f.To, f.Cc, f.ReplyTo, f.MessageID, f.Date
 		pieces, err := message.Compose(own)
 		if err != nil { // nothing that was checked makes one; whatever does is about this item alone
 			c.Bad("message", "%v", err)

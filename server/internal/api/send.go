@@ -307,6 +307,11 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 		return nil, err // before composing, so that what is too large costs nothing
 	}
 	d.message.From, d.message.MessageID, d.message.Date = from, m.MessageID, message.Stamp(m.CreateTime)
+	var c apierr.Check
+	violations(&c, "message.", d.message.ValidateSender())
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
 	pieces, err := message.Compose(d.message)
 	if err != nil {
 		return nil, err
