@@ -7,23 +7,24 @@ import (
 )
 
 const (
-	// interactiveBatch is how many mails one statement of bulk takes while the window is open: a few
-	// milliseconds of a processor and of the disk.
+	// interactiveBatch is how many mails one statement of bulk takes while the window is open: a
+	// few milliseconds of a processor and of the disk.
 	interactiveBatch = 100
 	// interactiveWindow is how long the window stays open after the last interactive work began.
 	// Statements of bulk are small already when the next caller comes.
 	interactiveWindow = 2 * time.Second
-	// maxYield is the longest that one step of bulk waits for interactive work: with callers all the
-	// time bulk goes on at a pace.
+	// maxYield is the longest that one step of bulk waits for interactive work: with callers all
+	// the time bulk goes on at a pace.
 	maxYield = 20 * time.Millisecond
 )
 
-// interactive is the one rule by which bulk yields to callers. While the store works for a mail that
-// its caller waits for (php mode), each step of bulk waits for that work, 20 ms at most, and for two
-// seconds after the last such work began the statements of bulk go one at a time, 100 mails each.
+// interactive is the one rule by which bulk yields to callers. While the store works for a mail
+// that its caller waits for (php mode), each step of bulk waits for that work, 20 ms at most,
+// and for two seconds after the last such work began the statements of bulk go one at a time,
+// 100 mails each.
 //
-// Work is the acceptance, the mark and the result of such a mail. A mail that waits for its relay
-// needs nothing of this machine and holds up nobody.
+// Work is the acceptance, the mark and the result of such a mail. A mail that waits for its
+// relay needs nothing of this machine and holds up nobody.
 type interactive struct {
 	turn chan struct{} // holds a value while a statement of bulk has its turn
 
@@ -64,8 +65,8 @@ func (w *interactive) open() bool {
 	return time.Now().Before(w.until)
 }
 
-// yield waits for the interactive work that is under way, maxYield at most. Work that takes longer
-// than the window, because the database is away, holds up nobody any more.
+// yield waits for the interactive work that is under way, maxYield at most. Work that takes
+// longer than the window, because the database is away, holds up nobody any more.
 func (w *interactive) yield(ctx context.Context) {
 	w.mu.Lock()
 	n, idle, open := w.working, w.idle, time.Now().Before(w.until)
@@ -82,8 +83,8 @@ func (w *interactive) yield(ctx context.Context) {
 	}
 }
 
-// bulkTurn waits until a statement of bulk may run and returns what ends its turn. When ctx ends
-// first there is none to wait for: the statement fails with ctx's error.
+// bulkTurn waits until a statement of bulk may run and returns what ends its turn. When ctx
+// ends first there is none to wait for: the statement fails with ctx's error.
 func (w *interactive) bulkTurn(ctx context.Context) (done func()) {
 	if !w.open() {
 		return func() {}
@@ -96,8 +97,9 @@ func (w *interactive) bulkTurn(ctx context.Context) (done func()) {
 	}
 }
 
-// Yield waits a moment, 20 ms at most, while the store works for a mail that its caller waits for.
-// Every step of bulk asks: a mail that is sent, a few that are composed, a group that is stored.
+// Yield waits a moment, 20 ms at most, while the store works for a mail that its caller waits
+// for. Every step of bulk asks: a mail that is sent, a few that are composed, a group that is
+// stored.
 func (s *Store) Yield(ctx context.Context) { s.interactive.yield(ctx) }
 
 // BulkItems is how many mails a statement of bulk takes now. Who claims bulk asks for no more.

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// TestYield: a step of bulk waits for interactive work, but not long, and for none when there is none.
+// TestYield: a step of bulk waits for interactive work, but not long, and for none when there
+// is none.
 func TestYield(t *testing.T) {
 	for name, test := range map[string]struct {
 		work func(w *interactive)
@@ -35,7 +36,8 @@ func TestYield(t *testing.T) {
 	}
 }
 
-// TestWindowStaysOpen: the window is open from the begin of interactive work until two seconds after it.
+// TestWindowStaysOpen: the window is open from the begin of interactive work until two seconds
+// after it.
 func TestWindowStaysOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, began := &Store{interactive: newInteractive()}, time.Now()

@@ -10,9 +10,9 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestInteractiveWindow: while the window is open one statement of bulk runs at a time, and what a
-// caller waits for does not wait for it. While such work is under way each step of bulk waits a moment
-// and no longer. A lock on a table holds up the bulk here.
+// TestInteractiveWindow: while the window is open one statement of bulk runs at a time, and
+// what a caller waits for does not wait for it. While such work is under way each step of bulk
+// waits a moment and no longer. A lock on a table holds up the bulk here.
 func TestInteractiveWindow(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	s := storetest.Open(t, dsn)
@@ -100,7 +100,8 @@ func TestInteractiveWindow(t *testing.T) {
 	}
 }
 
-// TestInteractiveWork: what a caller in php mode waits for opens the window, and nothing else does.
+// TestInteractiveWork: what a caller in php mode waits for opens the window, and nothing else
+// does.
 func TestInteractiveWork(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
@@ -30,7 +29,8 @@ type Config struct {
 	MaxConnections int
 	// MailsPerConnection is how many mails one connection carries when the mail server's own limits say nothing; default 1000.
 	MailsPerConnection int
-	// MaxBytes bounds what large mails of the batch take in memory at once; default 256 MiB.
+	// MaxBytes bounds what large mails of the batch take in memory at once, and those of one mail server
+	// get half of it at most; default 256 MiB.
 	MaxBytes int64
 }
 
@@ -41,15 +41,12 @@ type Engine struct {
 	log     *slog.Logger
 	lease   *lease
 	results *results
-	bytes   *semaphore.Weighted
-	// A budget of its own, so that what waits in memory never keeps what is being sent from being loaded.
-	handBytes *semaphore.Weighted
-	handMost  int64
-	drains    drains
-	passes    passes
-	flights   flights
-	newest    newest // configurations of mail servers
-	relays    *relay.Relays
+	memory  *memory
+	drains  drains
+	passes  passes
+	flights flights
+	newest  newest // configurations of mail servers
+	relays  *relay.Relays
 
 	ready    chan struct{} // closed when mail may be taken
 	stopping chan struct{} // closed when nothing new may begin
@@ -85,8 +82,8 @@ func New(cfg Config) *Engine {
 		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
 		lease:   newLease(cfg.Journal, cfg.Replica, cfg.Logger),
 		results: newResults(cfg.Journal, cfg.Logger),
-		bytes:   semaphore.NewWeighted(cfg.MaxBytes), handMost: cfg.MaxBytes / 4, handBytes: semaphore.NewWeighted(cfg.MaxBytes / 4),
-		ready: make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
+		memory:  newMemory(cfg.MaxBytes),
+		ready:   make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
 	e.newest.byName = map[string]*store.MailServer{}
@@ -319,63 +316,4 @@ func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-const (
-	largeMail  = 256 << 10 // mails below cost no more than what their claim has brought in, and wait for nobody
-	copiesHeld = 4         // of a large mail while it is sent: as read, as joined, as written to the relay, and what waits to be collected
-)
-
-// load brings a claimed mail's raw message into memory, a large one within the engine's byte budget, for which it waits. One that its caller waits for does
-// not ask: it was counted when it came in, and must not wait behind the batch.
-func (e *Engine) load(ctx context.Context, j *job) error {
-	if !e.room(j) {
-		w := e.weigh(j)
-		if err := e.bytes.Acquire(ctx, w); err != nil {
-			return err
-		}
-		j.weight = w
-	}
-	raw, err := e.journal.LoadRaw(ctx, j.Mail)
-	if err != nil {
-		e.unload(j)
-		return err
-	}
-	j.raw = raw
-	return nil
-}
-
-// room takes what a large mail needs of the byte budget, false when that is not there just now.
-func (e *Engine) room(j *job) bool {
-	if j.Mail.SizeBytes < largeMail || j.Interactive || j.weight > 0 {
-		return true
-	}
-	w := e.weigh(j)
-	if e.bytes.TryAcquire(w) {
-		j.weight = w
-	}
-	return j.weight > 0
-}
-
-func (e *Engine) weigh(j *job) int64 { return min(copiesHeld*j.Mail.SizeBytes, e.cfg.MaxBytes) }
-
-// shed lets go of a message that will be loaded again: what only waits must not keep others from being sent.
-func (e *Engine) shed(j *job) {
-	if j.weight > 0 {
-		e.bytes.Release(j.weight)
-		j.weight, j.raw = 0, nil
-	}
-}
-
-// unload gives the bytes back.
-func (e *Engine) unload(j *job) {
-	if j.weight > 0 {
-		e.bytes.Release(j.weight)
-		j.weight = 0
-	}
-	if j.handed > 0 {
-		e.handBytes.Release(j.handed)
-		j.handed = 0
-	}
-	j.raw, j.Mail.Raw = nil, nil
 }

@@ -29,12 +29,12 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 		return nil
 	}
 	weight := m.OwnBytes()
-	if weight <= e.handMost && e.handBytes.TryAcquire(weight) {
+	if weight <= e.memory.directMax && e.memory.direct.TryAcquire(weight) {
 		if d.jobs.reserve(m.Priority) {
 			m.Owner = e.lease.replica()
 			return &place{d, weight}
 		}
-		e.handBytes.Release(weight)
+		e.memory.direct.Release(weight)
 	}
 	return nil
 }
@@ -43,7 +43,7 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 func (p *place) fill(m *store.NewMail) {
 	d := p.d
 	j := newJob(m.Claimed(d.server.HoldUnknown), m.Owner, d.e.now())
-	j.server, j.handed = d.server, p.weight
+	j.server, j.direct = d.server, p.weight
 	d.note(delivery.Counts{Claimed: 1})
 	if !d.jobs.putReserved(j) {
 		d.release(j)
@@ -52,7 +52,7 @@ func (p *place) fill(m *store.NewMail) {
 
 // leave gives the place up. A row that was written all the same is rescued by its owner: see Engine.Queue.
 func (p *place) leave() {
-	p.d.e.handBytes.Release(p.weight)
+	p.d.e.memory.direct.Release(p.weight)
 	p.d.jobs.giveUp()
 }
 

@@ -21,7 +21,7 @@ type job struct {
 	todo   int   // recipients that were to be tried when the attempt began
 
 	weight int64 // bytes taken from the engine's budget
-	handed int64 // bytes taken from the budget of what was handed over in memory
+	direct int64 // bytes taken from the budget of what was handed over in memory
 }
 
 func newJob(c *store.Claimed, owner store.ReplicaID, now time.Time) *job {

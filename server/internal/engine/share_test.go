@@ -2,8 +2,10 @@ package engine_test
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,11 +15,12 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need room for the next never wait for each other.
+// TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need
+// room for the next never wait for each other.
 func TestLargeMailsShareRoom(t *testing.T) {
 	relay := (&smtpxtest.Server{Delay: 40 * time.Millisecond}).Start(t) // slow enough for all workers to be hired
 	const size = 300 << 10
-	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 10 * size }) // two at once, and some more
+	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 20 * size }) // half of it: two at once, and some more
 	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
 	var ms []*store.NewMail
 	for range 80 {
@@ -32,8 +35,56 @@ func TestLargeMailsShareRoom(t *testing.T) {
 	}
 }
 
-// TestNoConnectionFree: while other replicas hold all connections that a mail server allows, a pass gives up after a while with the reason; it does not claim and
-// give back without an end. When one is free the mail leaves.
+// TestLargeMailsLeaveRoom: large mails at mail servers that hang, before the dot or behind it,
+// delay no large mail at a healthy one; and behind the dot a mail takes less, so that more of
+// them fit.
+func TestLargeMailsLeaveRoom(t *testing.T) {
+	const size = 300 << 10
+	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 16 * size })
+	release := make(chan struct{})
+	defer close(release)
+	large := func(s *store.MailServer, n int) {
+		for range n {
+			m := newMail(s, store.KindBulk, "u@y.example")
+			m.Raw[0].Data = append(m.Raw[0].Data, bytes.Repeat([]byte(strings.Repeat("x", 70)+"\r\n"), size/72-1)...)
+			m.SizeBytes = int64(len(m.Raw[0].Data))
+			r.queue(s, m)
+		}
+	}
+	for i, hung := range []struct {
+		verb string
+		most int32 // that have room at once, in the order of this list
+	}{
+		{"DOT", 5},  // half of 16 sizes: each takes 4 while there is room for it, and 1 when its dot has left
+		{"MAIL", 1}, // 4 of what the first leaves
+		{"DOT", 1},
+	} {
+		var hangs atomic.Int32
+		relay := (&smtpxtest.Server{Extensions: []string{"SIZE 104857600"}, On: func(c smtpxtest.Command) *smtpxtest.Action {
+			if c.Verb == hung.verb {
+				hangs.Add(1)
+				<-release
+			}
+			return nil
+		}}).Start(t)
+		s := r.server(fmt.Sprint("hung-", i), store.ModeDaemon, relay, store.Limits{})
+		large(s, 12)
+		if _, err := r.RunBatch(ctx(t), s.Name, false); err != nil {
+			t.Fatal(err)
+		}
+		until(t, fmt.Sprintf("%d mails hang at %s", hung.most, hung.verb), func() bool { return hangs.Load() >= hung.most })
+	}
+	relay := (&smtpxtest.Server{}).Start(t)
+	s := r.server("well", store.ModeDaemon, relay, store.Limits{})
+	large(s, 10)
+	if n, err := r.RunBatch(ctx(t), s.Name, true); err != nil || n.Sent != 10 {
+		t.Errorf("large mails at a healthy mail server: %+v, %v", n, err)
+	}
+}
+
+// TestNoConnectionFree: while other replicas hold all connections that a mail server allows, a
+// pass gives up after a while with the reason; it does not claim and give back without an end.
+// When one is free the mail leaves.
 func TestNoConnectionFree(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty
@@ -112,9 +163,9 @@ func TestBulkYields(t *testing.T) {
 	}
 }
 
-// TestHungRelayCostsOthersNothing: a php-mode mail that waits for one mail server's reply costs the
-// bulk of another less than a tenth of its speed. Rounds with and without it alternate, and their
-// medians are compared; a busy machine gets more rounds.
+// TestHungRelayCostsOthersNothing: a php-mode mail that waits for one mail server's reply costs
+// the bulk of another less than a tenth of its speed. Rounds with and without it alternate, and
+// their medians are compared; a busy machine gets more rounds.
 func TestHungRelayCostsOthersNothing(t *testing.T) {
 	release, hangs := make(chan struct{}), make(chan struct{}, 1)
 	hung := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {

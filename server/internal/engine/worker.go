@@ -79,7 +79,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	}
 	s, err := w.d.relay.Connect(ctx, w.permit, w.d.server, w.d.force)
 	if err != nil {
-		w.e.shed(j)
+		w.e.releaseBody(j)
 		w.d.jobs.putBack(j)
 		w.d.noSession(err)
 		return false
@@ -104,7 +104,7 @@ func (w *worker) drop() {
 func (w *worker) leave() {
 	w.drop()
 	for _, j := range w.again {
-		w.e.shed(j)
+		w.e.releaseBody(j)
 		w.d.jobs.putBack(j)
 	}
 	w.again = nil
@@ -125,7 +125,7 @@ func (w *worker) flush(ctx context.Context) {
 
 // submit hands the next transaction of j over.
 func (w *worker) submit(ctx context.Context, j *job) {
-	if j.raw == nil && (w.pending > 0 || len(w.again) > 0) && !w.e.room(j) {
+	if j.raw == nil && (w.pending > 0 || len(w.again) > 0) && !w.e.tryReserve(j) {
 		// Whoever waits for room holds none: all workers might wait for each other. What this one holds goes first.
 		w.flush(ctx)
 		w.d.jobs.putBack(j)
@@ -175,6 +175,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			err := w.e.gate(ctx, j)
 			if err == nil {
 				j.spend(w.d.relay)
+				w.e.dotLeaves(j)
 			}
 			if err != nil && ctx.Err() == nil && j.Owner == w.e.lease.replica() {
 				if w.e.mayLeave(j.server) != nil {
@@ -225,14 +226,20 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 		if j.HasStaleMark() {
 			w.d.record(j.Progress(), nil)
 		}
-		w.again = append(w.again, j)
+		w.goOn(j)
 	case lifecycle.StepNext:
 		// The next hundred recipients. What is known so far is recorded in the same commit as, or before, the next mark.
 		w.d.record(j.Progress(), nil)
-		w.again = append(w.again, j)
+		w.goOn(j)
 	default:
 		w.finish(j, end, "")
 	}
+}
+
+// goOn sends j again, before anything new. One that has given memory back with its dot asks for it anew.
+func (w *worker) goOn(j *job) {
+	w.e.releaseBody(j)
+	w.again = append(w.again, j)
 }
 
 // leaveIt leaves a mail to the replica that has taken it over.
