@@ -155,18 +155,23 @@ func TestDeathsAreCounted(t *testing.T) {
 			}
 			return r
 		}
-		die := func(r store.ReplicaID) {
+		die := func(r store.ReplicaID) (next store.ReplicaID, suspects []*store.Claimed) {
 			t.Helper()
 			if s.Dialect() != "sqlite" { // where one process is alive by definition
 				if err := s.Renew(ctx, r, -time.Second); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if _, _, err := s.Recover(ctx, register(t, s), 10); err != nil {
+			next = register(t, s)
+			_, suspects, err := s.Recover(ctx, next, 10)
+			if err != nil {
 				t.Fatal(err)
 			}
+			return next, suspects
 		}
-		die(crashes(map[uuid.UUID]int{}))
+		if _, suspects := die(crashes(map[uuid.UUID]int{})); len(suspects) > 0 {
+			t.Errorf("after one death %d mails wait for their new owner's word", len(suspects))
+		}
 		r := crashes(map[uuid.UUID]int{held.ID: 1, begun.ID: 1})
 		if !settle(t, s, &store.Settlement{ID: begun.ID, Owner: r, Claim: tokenOf(t, s, begun.ID), Kind: store.SettleBegin, Crashes: 2}) {
 			t.Fatal("begin refused")
@@ -174,7 +179,14 @@ func TestDeathsAreCounted(t *testing.T) {
 		if settle(t, s, &store.Settlement{ID: held.ID, Owner: r + 77, Claim: tokenOf(t, s, held.ID), Kind: store.SettleBegin, Crashes: 9}) {
 			t.Fatal("a stale owner began")
 		}
-		die(r)
+		// What two owners died of waits for the word of its new owner, the rest is claimed again.
+		next, suspects := die(r)
+		if len(suspects) != 1 || suspects[0].ID != begun.ID || suspects[0].Crashes != 2 || !suspects[0].Begun {
+			t.Fatalf("%d suspects, want the one that was begun: %+v", len(suspects), suspects)
+		}
+		if !settle(t, s, &store.Settlement{ID: begun.ID, Owner: next, Claim: suspects[0].Claim, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second), Crashes: 2}) {
+			t.Fatal("retry refused")
+		}
 		r = crashes(map[uuid.UUID]int{held.ID: 1, begun.ID: 2})
 		for _, m := range []*store.NewMail{held, begun} {
 			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: tokenOf(t, s, m.ID), Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second)}) {
