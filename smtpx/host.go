@@ -5,17 +5,13 @@ import (
 	"net/netip"
 	"strings"
 
-	"golang.org/x/net/idna"
+	"github.com/maildispatch/maildispatch/smtpx/internal/idn"
 )
 
 var (
 	errHost = errors.New("is neither a host name nor an IP address")
 	errHelo = errors.New("is neither a host name nor an address literal such as [192.0.2.1] or [IPv6:2001:db8::1]")
 )
-
-// hostNames is idna.Lookup with the lengths of labels and of the whole checked.
-var hostNames = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true),
-	idna.VerifyDNSLength(true), idna.Transitional(false))
 
 // maxHost is the length of a host name in octets of its A-labels (RFC 1035 2.3.4).
 const maxHost = 253
@@ -25,6 +21,7 @@ const maxHost = 253
 // internationalised name, which becomes its A-labels (RFC 5890): the form that a name server
 // and a certificate know.
 //
+// A name that IDNA maps to another one than is written (ⓔvil.example) is refused, with that name.
 // A zone (fe80::1%eth0) is refused. It names an interface of this machine, and its text may
 // hold any octet.
 func Host(s string) (string, error) {
@@ -64,8 +61,12 @@ func hostName(s string, bad error) (string, error) {
 	if s == "" || len(s) > 4*maxHost { // in UTF-8; the work below grows with the square of it
 		return "", bad
 	}
-	a, err := hostNames.ToASCII(s)
-	if err != nil || len(a) > maxHost || strings.HasSuffix(a, ".") || strings.Trim(a, "0123456789.") == "" {
+	a, err := idn.ASCII(s)
+	var other idn.Mapped
+	if errors.As(err, &other) {
+		return "", other
+	}
+	if err != nil || len(a) > maxHost || strings.Trim(a, "0123456789.") == "" {
 		return "", bad
 	}
 	return a, nil

@@ -106,15 +106,26 @@ func isEnhanced(s string, code int) bool {
 	return true
 }
 
-// remoteID reads the relay's own id out of its answer to the dot: Postfix "queued as 4F2A1", Exim "id=1abc-...", Sendmail "x7AB Message accepted".
+// remoteID reads the relay's own id out of its answer to the dot: Postfix "queued as 4F2A1",
+// Exim "id=1abc-...", Sendmail "x7AB Message accepted". A mark is a word of its own, and an id
+// ends at a blank or a bracket.
 func remoteID(text string) string {
 	for _, mark := range []string{"queued as ", "id=", "queued mail ", "Queued mail as "} {
-		if i := strings.Index(text, mark); i >= 0 {
-			id := text[i+len(mark):]
-			if j := strings.IndexAny(id, " ,;)>]"); j >= 0 {
+		for from := 0; ; {
+			i := strings.Index(text[from:], mark)
+			if i < 0 {
+				break
+			}
+			at := from + i
+			from = at + len(mark)
+			if at > 0 && !strings.ContainsRune(" \n([<;,", rune(text[at-1])) {
+				continue
+			}
+			id := strings.TrimLeft(text[from:], "<([")
+			if j := strings.IndexAny(id, " \n;)>]"); j >= 0 {
 				id = id[:j]
 			}
-			if id = strings.Trim(id, "<(["); id != "" && len(id) <= 128 {
+			if id = strings.TrimRight(id, ",."); id != "" && len(id) <= 128 {
 				return id
 			}
 		}

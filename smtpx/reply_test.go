@@ -169,3 +169,39 @@ func FuzzReply(f *testing.F) {
 		}
 	})
 }
+
+// TestRemoteID: the relay's own id for a mail, as relays tell it.
+func TestRemoteID(t *testing.T) {
+	for text, want := range map[string]string{
+		"2.0.0 Ok: queued as 4F2A1":                     "4F2A1",
+		"Mail OK queued as smtp8,DMCoAB.1S2 1589212273": "smtp8,DMCoAB.1S2",
+		"ok valid=yes":                       "",
+		"ok valid=yes id=1abc-0003Xy-2z":     "1abc-0003Xy-2z",
+		"OK id=1abc-0003Xy-2z":               "1abc-0003Xy-2z",
+		"2.0.0 Ok (queued as <4F2A1>)":       "4F2A1",
+		"Ok: queued as 4F2A1, thanks":        "4F2A1",
+		"Ok: queued as 4F2A1.":               "4F2A1",
+		"x7AB Message accepted for delivery": "x7AB",
+		"unqueued as 4F2A1":                  "",
+		"queued as ":                         "",
+		"2.6.0 <a@b> [InternalId=123, Hostname=h] Queued mail for delivery": "",
+	} {
+		if got := remoteID(text); got != want {
+			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestHostShowsWhereItIs: a name that IDNA maps to another one is refused with that.
+func TestHostShowsWhereItIs(t *testing.T) {
+	for _, in := range []string{"\u24d4vil.test", "\uff45vil.test", "evil\u3002test"} {
+		if h, err := Host(in); err == nil || !strings.Contains(err.Error(), "would become evil.test") {
+			t.Errorf("%q: got %q, %v", in, h, err)
+		}
+	}
+	for in, want := range map[string]string{"b\u00fccher.test": "xn--bcher-kva.test", "bu\u0308cher.test": "xn--bcher-kva.test", "Mail.Test": "Mail.Test"} {
+		if h, err := Host(in); err != nil || h != want {
+			t.Errorf("%q: got %q, %v, want %q", in, h, err, want)
+		}
+	}
+}

@@ -7,7 +7,9 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"golang.org/x/net/idna"
+	"golang.org/x/text/unicode/norm"
+
+	"github.com/maildispatch/maildispatch/smtpx/internal/idn"
 )
 
 // Limits of what may be composed. Octets unless said otherwise.
@@ -28,13 +30,12 @@ const (
 	shareFrom       = 64 << 10 // encoded attachments from this size on are shareable pieces
 )
 
-// Address is a checked mailbox. Mailbox is what goes on the wire: the local part as given and the domain as A-label in lower case.
+// Address is a checked mailbox. Mailbox is what goes on the wire: the local part as given
+// (NFC) and the domain as A-label in lower case.
 type Address struct {
 	Name    string // display name, any Unicode; may be empty
 	Mailbox string
 }
-
-var profile = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true), idna.VerifyDNSLength(true), idna.Transitional(false))
 
 // ParseAddress reads one address: "a@x.example", "Name <a@x.example>" or "\"Na, me\" <a@x.example>".
 //
@@ -55,22 +56,34 @@ func ParseAddress(s string) (Address, error) {
 	if s == "" {
 		return a, errors.New("is empty")
 	}
-	box := s
+	box, title := s, ""
 	if i := strings.LastIndexByte(s, '<'); i >= 0 {
 		if !strings.HasSuffix(s, ">") {
 			return a, errors.New("has text behind the address")
 		}
 		box = s[i+1 : len(s)-1]
-		name, err := displayName(strings.Trim(s[:i], " "))
+		title = strings.Trim(s[:i], " ")
+		name, err := displayName(title)
 		if err != nil {
 			return a, err
 		}
 		a.Name = name
 	}
 	var err error
-	a.Mailbox, err = mailbox(box)
-	return a, err
+	if a.Mailbox, err = mailbox(box); err != nil {
+		return a, err
+	}
+	// Without quotes the name may have been meant as the address, or be shown as it.
+	if strings.ContainsAny(title, atSigns) && title[0] != '"' {
+		if shown, err := mailbox(title); err != nil || (Address{Mailbox: shown}).Key() != a.Key() {
+			return a, errors.New("has a name that holds an @ and is not the address: put the name in quotes")
+		}
+	}
+	return a, nil
 }
+
+// atSigns are what a reader takes for an @.
+const atSigns = "@\uff20\ufe6b"
 
 // displayName reads a bare or quoted name.
 func displayName(s string) (string, error) {
@@ -103,17 +116,42 @@ func displayName(s string) (string, error) {
 	if utf8.RuneCountInString(s) > MaxDisplayName {
 		return "", fmt.Errorf("has a name of more than %d characters", MaxDisplayName)
 	}
-	for _, r := range s {
-		// Bidi and other invisible formatting lets a name show another address than the one it stands for.
-		if unicode.Is(unicode.Cf, r) && r != '\u200d' && r != '\u200c' || unicode.Is(unicode.Zl, r) || unicode.Is(unicode.Zp, r) || r == utf8.RuneError {
-			return "", fmt.Errorf("has a name with the invisible character %U", r)
-		}
+	if r, is := invisible(s); is {
+		return "", fmt.Errorf("has a name with the invisible character %U", r)
 	}
 	return s, nil
 }
 
+// invisible finds a character by which a name shows as something else than it is: an override of
+// the direction of text, a line separator, hidden formatting.
+//
+// Taken are the joiners and marks that keyboards and word processors leave in names (U+200B to
+// U+200F, U+FEFF, U+00AD), and the tags of a flag such as that of Scotland (UTS 51 ED-14a).
+func invisible(s string) (rune, bool) {
+	const flag, tags, end = '\U0001F3F4', 8, '\U000E007F' // tags: of one flag, at most
+	left := 0
+	for _, r := range s {
+		switch {
+		case r == flag:
+			left = tags
+			continue
+		case left > 0 && r >= '\U000E0020' && r <= end:
+			left--
+			continue
+		case r >= '\u200b' && r <= '\u200f', r == '\ufeff', r == '\u00ad':
+		case unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp), r == utf8.RuneError:
+			return r, true
+		}
+		left = 0
+	}
+	return 0, false
+}
+
 func mailbox(s string) (string, error) {
 	local, domain, ok := strings.Cut(s, "@")
+	if !ascii(local) {
+		local = norm.NFC.String(local) // RFC 6532 3.1: so that one address is one recipient
+	}
 	switch {
 	case !ok:
 		return "", errors.New("has no @")
@@ -141,11 +179,17 @@ func mailbox(s string) (string, error) {
 	if len(domain) > 4*MaxDomain { // in UTF-8, before it is mapped
 		return "", errors.New("has a domain that is not a host name")
 	}
-	d, err := profile.ToASCII(domain)
-	if err != nil || d == "" || len(d) > MaxDomain || strings.HasSuffix(d, ".") {
+	d, err := idn.ASCII(domain)
+	var other idn.Mapped
+	switch {
+	case errors.As(err, &other):
+		return "", fmt.Errorf("has a domain that %w", other)
+	case err != nil || len(d) > MaxDomain:
 		return "", errors.New("has a domain that is not a host name")
+	case strings.Trim(d[strings.LastIndexByte(d, '.')+1:], "0123456789") == "": // RFC 3696 2
+		return "", errors.New("has an IP address as domain, which would need an address literal, and that is not supported")
 	}
-	return local + "@" + strings.ToLower(d), nil
+	return local + "@" + d, nil
 }
 
 // isAtext: RFC 5322 3.2.3.
@@ -185,7 +229,7 @@ func (a Address) String() string {
 
 // quoteName quotes a name where it has to be: for its characters, or for spaces that the reader of a phrase would drop.
 func quoteName(s string) string {
-	if strings.Trim(s, " ") != s || strings.Contains(s, "  ") {
+	if strings.Trim(s, " ") != s || strings.Contains(s, "  ") || strings.ContainsAny(s, atSigns) {
 		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 	}
 	for i := range len(s) {

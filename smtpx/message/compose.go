@@ -80,8 +80,8 @@ func (m *Message) ownFields() fields {
 	if len(m.Cc) > 0 {
 		f.add("Cc", addressList("Cc", m.Cc))
 	}
-	if m.ReplyTo != nil {
-		f.add("Reply-To", m.ReplyTo.header("Reply-To"))
+	if len(m.ReplyTo) > 0 {
+		f.add("Reply-To", addressList("Reply-To", m.ReplyTo))
 	}
 	f.add("Subject", textValue("Subject", m.Subject))
 	f.add("Message-ID", "<"+m.MessageID+">")
@@ -210,13 +210,42 @@ func look(s string) (high int, plain bool) {
 	return high, plain
 }
 
-// writeQuoted encodes text whose lines end in LF; the library's writer drops an LF some way behind a bare CR. A last line without an end stays so.
-func writeQuoted(w io.Writer, s string) error {
-	q := quotedprintable.NewWriter(w)
+// writeQuoted encodes text whose lines end in LF; the library's writer drops an LF some way behind
+// a bare CR. A last line without an end stays so.
+func writeQuoted(b *bytes.Buffer, s string) error {
+	begin := b.Len()
+	q := quotedprintable.NewWriter(b)
 	if _, err := io.WriteString(q, s); err != nil {
 		return err
 	}
-	return q.Close()
+	if err := q.Close(); err != nil {
+		return err
+	}
+	if strings.Contains(s, "From ") {
+		hideFrom(b, begin)
+	}
+	return nil
+}
+
+// hideFrom encodes the F of every encoded line from begin on that starts with "From ", to which
+// mailbox files add a ">" (RFC 4155). A line that grows over 76 (RFC 2045 6.7) is broken.
+func hideFrom(b *bytes.Buffer, begin int) {
+	encoded := bytes.Clone(b.Bytes()[begin:])
+	b.Truncate(begin)
+	for line := range bytes.Lines(encoded) {
+		for long := true; long; {
+			rest, is := bytes.CutPrefix(line, []byte("From "))
+			long = is && len(bytes.TrimRight(line, "\r\n"))+len("=46")-len("F") > 76
+			if is {
+				b.WriteString("=46rom ")
+				line = rest
+			}
+			if long {
+				b.WriteString("=\r\n")
+			}
+		}
+		b.Write(line)
+	}
 }
 
 func (c *composer) attachment(a Attachment) part {

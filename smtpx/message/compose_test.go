@@ -165,7 +165,7 @@ func TestComposeParsesBack(t *testing.T) {
 			m.To = []Address{mustAddress(t, `"`+long+`" <a@bücher.example>`), mustAddress(t, `"Doe, \"J\"" <b@x.example>`)}
 			m.Cc = []Address{mustAddress(t, "c@x.example")}
 			rt := mustAddress(t, "Ä <r@x.example>")
-			m.ReplyTo = &rt
+			m.ReplyTo = []Address{rt}
 			m.Headers = map[string]string{"X-Campaign": "=?utf-8?q?not_encoded?=", "List-Unsubscribe": "<https://x.example/u?" + strings.Repeat("a", 800) + ">", "X-Zh": long}
 			p := parseBack(t, composed(t, &m))
 			var paths []string

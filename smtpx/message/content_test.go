@@ -97,7 +97,7 @@ func TestReissue(t *testing.T) {
 	rt := mustAddress(t, "r@x.example")
 	for name, m := range map[string]*Message{
 		"short":      {Text: "t"},
-		"long":       {Subject: strings.Repeat("发票 ", 200), Text: "Message-ID: <no>\r\nDate: no\r\n", ReplyTo: &rt, Headers: map[string]string{"X-Id": "Message-ID: <x@y>"}},
+		"long":       {Subject: strings.Repeat("发票 ", 200), Text: "Message-ID: <no>\r\nDate: no\r\n", ReplyTo: []Address{rt}, Headers: map[string]string{"X-Id": "Message-ID: <x@y>"}},
 		"multipart":  {Text: "t", HTML: "h", Attachments: []Attachment{{Filename: "a.pdf", Content: make([]byte, 80<<10)}}},
 		"odd header": {Text: "t", Headers: map[string]string{"X-A": strings.Repeat("a", 70) + " Message-ID: <x@y>", "A": strings.Repeat("b ", 400)}},
 	} {

@@ -101,10 +101,7 @@ func intended(m *Message) reading {
 		}
 		return out
 	}
-	r := reading{Subject: m.Subject, From: list([]Address{m.From}), To: list(m.To), Cc: list(m.Cc), ReplyTo: [][2]string{}, Header: map[string]string{}}
-	if m.ReplyTo != nil {
-		r.ReplyTo = list([]Address{*m.ReplyTo})
-	}
+	r := reading{Subject: m.Subject, From: list([]Address{m.From}), To: list(m.To), Cc: list(m.Cc), ReplyTo: list(m.ReplyTo), Header: map[string]string{}}
 	for k, v := range m.Headers {
 		r.Header[k] = v
 	}
@@ -339,7 +336,7 @@ func TestHeadersFoldBySyntax(t *testing.T) {
 		"a file name of quotes":           {Attachments: []Attachment{{Filename: strings.Repeat(`"`, 60)}}},
 		"a long file name":                {Attachments: []Attachment{{Filename: strings.Repeat("ü ", 120) + ".pdf"}, {Filename: strings.Repeat("ab ", 80) + ".pdf"}}},
 		"a quoted name in a list":         {To: []Address{mustAddress(t, "first.recipient@department.example"), miller}},
-		"quoted names everywhere":         {From: miller, ReplyTo: &miller, To: []Address{miller, miller}, Cc: []Address{miller, zoe, miller}},
+		"quoted names everywhere":         {From: miller, ReplyTo: []Address{miller, zoe}, To: []Address{miller, miller}, Cc: []Address{miller, zoe, miller}},
 		"a name of 200 quotes":            {To: []Address{{Name: strings.Repeat(`"`, 200), Mailbox: "a@x.example"}}},
 		"67 letters and a blank":          {Subject: strings.Repeat("a", 67) + " "},
 		"blanks only":                     {Subject: "   "},
@@ -399,7 +396,7 @@ func messageOf(subject, name, file, header, body string) *Message {
 	if err != nil || to.Name != name {
 		return nil
 	}
-	m := &Message{From: to, To: []Address{{Mailbox: "first.recipient@department.example"}, to, to}, Cc: []Address{to}, ReplyTo: &to, Subject: subject,
+	m := &Message{From: to, To: []Address{{Mailbox: "first.recipient@department.example"}, to, to}, Cc: []Address{to}, ReplyTo: []Address{to, {Mailbox: "r@y.example"}}, Subject: subject,
 		Headers: map[string]string{"X-Text": header}, Text: body}
 	if strings.Contains(file, "=?") {
 		return nil // go-message decodes it twice

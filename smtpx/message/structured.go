@@ -6,6 +6,8 @@ import (
 	"net/textproto"
 	"regexp"
 	"strings"
+
+	"github.com/maildispatch/maildispatch/smtpx/internal/idn"
 )
 
 // MaxAddressList is how many addresses a list in one string may have.
@@ -201,9 +203,9 @@ func headerURL(s string) (string, error) {
 		from += strings.LastIndexByte(authority, '@') + 1
 		name, _, _ := strings.Cut(s[from:i+len("://")+len(authority)], ":")
 		if !ascii(name) {
-			host, err := profile.ToASCII(name)
+			host, err := idn.ASCII(name)
 			if err != nil {
-				return "", errors.New("has a URL with a host that is not a host name")
+				return "", fmt.Errorf("has a URL with a host that %w", err)
 			}
 			s = s[:from] + host + s[from+len(name):]
 		}

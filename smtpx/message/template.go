@@ -37,7 +37,8 @@ var ErrTooLarge = errors.New("its values make the mail larger than its mail serv
 type Template struct {
 	subject  []run
 	headers  map[string]string
-	replyTo  *Address
+	replyTo  []Address
+	links    []link // values that begin a URL in html
 	errorsTo bool   // it has this header, which must name the sender of every mail
 	kind     fields // what of the body's header stands in the top header
 	tail     []byte // of the top header with the template's own headers, from MIME-Version on
@@ -68,7 +69,7 @@ type run struct{ literal, name string }
 type Fill struct {
 	From      Address
 	To, Cc    []Address         // bcc never comes here
-	ReplyTo   *Address          // not nil: in place of the template's
+	ReplyTo   []Address         // not empty: in place of the template's
 	Subject   string            // not "": in place of the template's, variables and all
 	Headers   map[string]string // added to the template's; one with the same name stands in its place
 	MessageID string
@@ -90,6 +91,9 @@ func NewTemplate(m *Message) (*Template, []Violation) {
 		if f.field == "subject" {
 			t.subject = runs
 			continue
+		}
+		if f.field == "html" {
+			t.links = checkPlaces(&vs, runs)
 		}
 		if places > MaxVariablePlaces {
 			vs = append(vs, Violation{f.field, fmt.Sprintf("has more than %d variables", MaxVariablePlaces)})
@@ -387,7 +391,7 @@ func (t *Template) Compose(f *Fill) ([]Piece, []Violation, error) {
 // header writes the top header as Compose would.
 func (t *Template) header(b *bytes.Buffer, f *Fill) {
 	m := &Message{From: f.From, To: f.To, Cc: f.Cc, ReplyTo: f.ReplyTo, Subject: t.Subject(f), MessageID: f.MessageID, Date: f.Date}
-	if m.ReplyTo == nil {
+	if len(m.ReplyTo) == 0 {
 		m.ReplyTo = t.replyTo
 	}
 	tail := t.tail
@@ -431,6 +435,11 @@ func (t *Template) violations(f *Fill) []Violation {
 	if f.Subject != "" {
 		subject, _ = t.check(&vs, "subject", f.Subject)
 		vs = append(vs, (&Message{Subject: f.Subject}).Validate()...)
+	}
+	for _, l := range t.links {
+		if n, wrong := l.wrong(f.Variables); wrong {
+			bad(n, "begins a URL in html, and not with %s", l.schemes())
+		}
 	}
 	size, longest := 0, ""
 	for i, r := range subject {

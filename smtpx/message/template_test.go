@@ -57,7 +57,7 @@ func byHand(m *Message, f *Fill) *Message {
 	same := func(s string) string { return s }
 	out := *m
 	out.From, out.To, out.Cc, out.MessageID, out.Date = f.From, f.To, f.Cc, f.MessageID, f.Date
-	if f.ReplyTo != nil {
+	if len(f.ReplyTo) > 0 {
 		out.ReplyTo = f.ReplyTo
 	}
 	out.Headers = map[string]string{}

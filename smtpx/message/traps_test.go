@@ -1,6 +1,8 @@
 package message_test
 
 import (
+	"io"
+	"mime/quotedprintable"
 	"strings"
 	"sync"
 	"testing"
@@ -60,5 +62,56 @@ func TestT6m_ManyReferences(t *testing.T) {
 	}
 	if d := time.Since(begin); d > 2*time.Second { // 6.2 s of CPU in the library
 		t.Errorf("took %v", d)
+	}
+}
+
+// TestFromAtTheBeginningOfALine is encoded, wherever the line begins: programs that keep mail in
+// one file put a ">" before it.
+func TestFromAtTheBeginningOfALine(t *testing.T) {
+	from, err := message.ParseAddress("a@x.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{
+		"From me", "a\nFrom me\nFrom you\n", "From ", "From \nx", strings.Repeat("x", 75) + "From me", strings.Repeat("From ", 40),
+		"From " + strings.Repeat("x", 71), "From " + strings.Repeat("x", 70), "é From me", "Fromage",
+	} {
+		check := func(raw []byte) {
+			_, body, _ := strings.Cut(string(raw), "\r\n\r\n")
+			for line := range strings.SplitSeq(body, "\r\n") {
+				if strings.HasPrefix(line, "From ") || len(line) > 76 {
+					t.Errorf("%q: line %q", text, line)
+				}
+			}
+			back, err := io.ReadAll(quotedprintable.NewReader(strings.NewReader(body)))
+			if got := strings.TrimSuffix(strings.ReplaceAll(string(back), "\r\n", "\n"), "\n"); err != nil || got != strings.TrimSuffix(text, "\n") {
+				t.Errorf("got %q, want %q (%v)", got, text, err)
+			}
+		}
+		m := &message.Message{From: from, Subject: "s", Text: text, MessageID: "1@x.example"}
+		ps, err := message.Compose(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(message.Join(ps))
+		tp, vs := message.NewTemplate(&message.Message{Subject: "s", Text: "{{a}}"})
+		if len(vs) > 0 {
+			t.Fatal(vs)
+		}
+		ps, vs, err = tp.Compose(&message.Fill{From: from, MessageID: "1@x.example", Variables: map[string]string{"a": text}})
+		if err != nil || len(vs) > 0 {
+			t.Fatal(vs, err)
+		}
+		check(message.Join(ps))
+	}
+}
+
+// TestFileNamesShowWhatTheyAre: an override of the direction makes exe look like pdf.
+func TestFileNamesShowWhatTheyAre(t *testing.T) {
+	for name, right := range map[string]bool{"inv\u202efdp.exe": false, "a\u2066b.pdf": false, "a\u2028.pdf": false, "a\u200e.pdf": true, "发票.pdf": true} {
+		vs := (&message.Message{Attachments: []message.Attachment{{Filename: name}}}).Validate()
+		if (len(vs) == 0) != right {
+			t.Errorf("%q: got %v", name, vs)
+		}
 	}
 }

@@ -27,7 +27,7 @@ type Attachment struct {
 type Message struct {
 	From        Address
 	To, Cc      []Address // bcc never comes here
-	ReplyTo     *Address
+	ReplyTo     []Address
 	Subject     string
 	Text, HTML  string
 	Headers     map[string]string
@@ -150,6 +150,9 @@ func (m *Message) Validate() []Violation {
 			bad(at("filename"), "contains a path")
 		default:
 			line(at("filename"), a.Filename, 4*MaxFilename)
+			if r, is := invisible(a.Filename); is && utf8.ValidString(a.Filename) {
+				bad(at("filename"), "contains the invisible character %U", r)
+			}
 		}
 		if _, err := mediaType(a); err != nil { // also where the type is filled in here
 			bad(at("content_type"), "%v", err)

@@ -27,9 +27,17 @@ type BatchOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// For whom, through what and when. Default kind here: KIND_BULK.
 	Options *SendOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
-	// What all items share: everything but to, cc and bcc. `{{name}}` in subject, text and html stands for the item's variable of that name,
-	// `[A-Za-z_][A-Za-z0-9_]{0,62}`, blanks inside the braces allowed; in html its value is escaped. A text or html uses at most 500 variables. `{{` that
-	// begins none is refused, here and in the items, and so is any in headers. The body and the attached files are stored once, however many items there are.
+	// What all items share: everything but to, cc and bcc. The body and the attached files are
+	// stored once, however many items there are.
+	//
+	// `{{name}}` in subject, text and html stands for the item's variable of that name,
+	// `[A-Za-z_][A-Za-z0-9_]{0,62}`, blanks inside the braces allowed. A text or html uses at most
+	// 500 variables. `{{` that begins none is refused, here and in the items, and so is any in
+	// headers.
+	//
+	// In html a value is escaped. A variable is refused where that does not keep it a value: in a
+	// tag, in an attribute without quotes, in script and style. A value that begins an href, src or
+	// other URL begins with https:, http: or mailto: (in src also cid:), or is empty.
 	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// Groups the mails: 1 to 64 printable ASCII characters, unique per team. Empty = the service makes one. Giving the same again adds to the group.
 	BatchId string `protobuf:"bytes,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`

@@ -469,6 +469,10 @@ func (RecipientResult_Status) EnumDescriptor() ([]byte, []int) {
 // MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode in the name (at most 200 characters); domains may
 // be internationalised. At least one recipient and at most 500 over to, cc and bcc; one given twice is sent to once.
 //
+// An address means what it shows. A name without quotes that holds an `@` and is not the address
+// is refused; so is a domain that IDNA would turn into another one (ⓔvil.example), or that is an IP
+// address. The NFC and NFD form of an address are one recipient.
+//
 // The raw message, with everything encoded, is at most 10 MiB unless the mail server's max_mail_bytes says otherwise (at most 25 MiB): about 7 MiB
 // of attached files. More is RESOURCE_EXHAUSTED (MAIL_TOO_LARGE). One request over the wire is at most 16 MiB.
 type MailMessage struct {
@@ -479,7 +483,8 @@ type MailMessage struct {
 	Cc []string `protobuf:"bytes,2,rep,name=cc,proto3" json:"cc,omitempty"`
 	// Recipients never shown in any header.
 	Bcc []string `protobuf:"bytes,3,rep,name=bcc,proto3" json:"bcc,omitempty"`
-	// Address for answers; one. Empty = none.
+	// Addresses for answers, at most 50, with commas between them: `a@x.example, B <b@x.example>`.
+	// Empty = none.
 	ReplyTo string `protobuf:"bytes,4,opt,name=reply_to,json=replyTo,proto3" json:"reply_to,omitempty"`
 	// Subject: at most 900 octets, any Unicode, no control characters.
 	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
@@ -603,7 +608,8 @@ func (x *MailMessage) GetAttachments() []*Attachment {
 // Attachment is a file, or an inline image.
 type Attachment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED unless content_id is set. Name the recipient sees: at most 255 characters, any Unicode, no path, no control characters.
+	// REQUIRED unless content_id is set. Name the recipient sees: at most 255 characters, any
+	// Unicode, no path, no control characters, nothing that overrides the direction of text.
 	Filename string `protobuf:"bytes,1,opt,name=filename,proto3" json:"filename,omitempty"`
 	// Media type, such as "application/pdf". Default: by the ending of the file name, from a table of
 	// the service's own, else application/octet-stream. Text says charset=utf-8 only where its bytes are that.

@@ -191,12 +191,11 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 		}
 		maps.Copy(merged.Headers, msg.Headers)
 		merged.Attachments = append(merged.Attachments, msg.Attachments...)
-		if f.ReplyTo == nil && b.shared.ReplyTo != "" {
-			addr, err := message.ParseAddress(b.shared.ReplyTo)
-			if err != nil {
+		if len(f.ReplyTo) == 0 && b.shared.ReplyTo != "" {
+			var err error
+			if f.ReplyTo, err = message.ParseAddressList(b.shared.ReplyTo); err != nil {
 				return nil, "", err
 			}
-			f.ReplyTo = &addr
 		}
 	}
 	own := content(merged)

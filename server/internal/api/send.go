@@ -196,16 +196,18 @@ func recipients(c *apierr.Check, prefix string, d *draft, m *pb.MailMessage) (to
 	return to, cc
 }
 
-func replyTo(c *apierr.Check, prefix string, d *draft, s string) *message.Address {
+func replyTo(c *apierr.Check, prefix string, d *draft, s string) []message.Address {
 	if s == "" {
 		return nil
 	}
-	addr, err := message.ParseAddress(s)
+	as, err := message.ParseAddressList(s)
 	if err != nil {
 		c.Bad(prefix+"reply_to", "%v", err)
 	}
-	d.utf8 = d.utf8 || addr.NeedsUTF8()
-	return &addr
+	for _, addr := range as {
+		d.utf8 = d.utf8 || addr.NeedsUTF8()
+	}
+	return as
 }
 
 // content is what a message says, without its addresses.
