@@ -368,19 +368,3 @@ func (p *people) configure() {
 		change(func(s *store.MailServer) { s.HoldUnknown = !s.HoldUnknown })
 	}
 }
-
-// giveUp cancels mail whose outcome for somebody is unknown and who refuses it for good by now.
-func (p *people) giveUp() {
-	for _, id := range p.w.db.Busy() {
-		row := p.w.db.Look(id)
-		if row.Mail.Attempts < 6 {
-			continue
-		}
-		for i, r := range row.Mail.Progress.Results {
-			if m := p.w.truth.codes[row.Mail.Recipients[i].Mailbox]; r.Status == store.RecipientUnknown && m != nil && m.code == 550 {
-				p.cancel([]uuid.UUID{id})
-				break
-			}
-		}
-	}
-}

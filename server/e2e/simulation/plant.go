@@ -227,7 +227,6 @@ const (
 	bunch                      // what was claimed in an earlier minute leaves in this one
 	leftOver                   // a drain whose results were not durable at the end of the grace is never told
 	toldEarly                  // a php-mode caller is told of recipients before that is durable, and it may not be ours
-	neverGivenUp               // a recipient of unknown outcome who refuses for good is tried for five days
 )
 
-var defects = map[defect]bool{brakeServer: true, holdAndWait: true, bunch: true, leftOver: true, neverGivenUp: true, toldEarly: true}
+var defects = map[defect]bool{brakeServer: true, holdAndWait: true, bunch: true, leftOver: true, toldEarly: true}

@@ -230,9 +230,6 @@ func (w *world) peace() {
 		}
 		last = now
 		w.people.release(nil)
-		if defects[neverGivenUp] {
-			w.people.giveUp()
-		}
 		return len(w.db.Busy()) == 0 && len(w.plan) == 0
 	})
 	for i, id := range w.db.Busy() {

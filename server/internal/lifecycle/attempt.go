@@ -68,8 +68,8 @@ func needsSending(m *store.Claimed, r store.RecipientResult) bool {
 }
 
 // holdsUnknown says whether a recipient whose outcome is unknown waits for a person's word instead
-// of being sent to again: by the mail's kind, by its mail server, or because a person who resolved
-// others has left this one open.
+// of being sent to again: by the mail's kind, by its mail server, because a person who resolved
+// others has left this one open, or because it has refused a further copy for good.
 func holdsUnknown(m *store.Claimed, r store.RecipientResult) bool {
 	return m.Kind == store.KindInvoice || m.Kind == store.KindWorkOrder || m.HoldUnknown || r.Held
 }
@@ -184,7 +184,9 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, now time.Time) {
 		}
 		a.decided++
 		if was.Status == store.RecipientUnknown && res.Status != store.RecipientAccepted && res.Status != store.RecipientUnknown {
-			// A refusal now says nothing about the earlier copy: it stays unknown.
+			// A refusal now says nothing about the earlier copy: it stays unknown. One for good
+			// says that no further copy can arrive: what is left is a person's to find out.
+			res.Held = res.Status == store.RecipientRejected
 			res.Status = store.RecipientUnknown
 			res.Detail = fmt.Sprintf("outcome of an earlier attempt is unknown; this one was refused: %d %s", r.Reply.Code, r.Reply.Text)
 		}

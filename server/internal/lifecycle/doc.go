@@ -15,7 +15,7 @@
 //	sending --> deferred / partially sent, due later               some recipients may still succeed; not while a php-mode caller waits
 //	sending --> failed / partially sent, parked                    refused for good, out of attempts or expired; php-mode caller: any failure
 //	sending --> unknown, parked                                    no reply after the dot: invoices, work orders, every kind through a mail server
-//	                                                               that holds all, php-mode callers
+//	                                                               that holds all, php-mode callers; every kind where a second try is refused for good
 //	sending --> deferred with possible_duplicate                   no reply after the dot: other kinds in the batch
 //	sending --> what it was                                        nothing was decided: relay down, replica stopping
 //	(new, with hold) ---------------------> held                   its sender asked for it, whatever the mode
