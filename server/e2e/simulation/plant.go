@@ -222,11 +222,10 @@ func (f *faulty) Submit(ctx context.Context, t *smtpx.Transaction) error {
 type defect int
 
 const (
-	brakeServer  defect = iota // a mail server that is switched off goes on
-	holdAndWait                // one replica has the only slot and waits for a ration, another the only ration and waits for a slot
-	bunch                      // what was claimed in an earlier minute leaves in this one
-	leftOver                   // a drain whose results were not durable at the end of the grace is never told
-	toldEarly                  // a php-mode caller is told of recipients before that is durable, and it may not be ours
+	brakeServer defect = iota // a mail server that is switched off goes on
+	holdAndWait               // one replica has the only slot and waits for a ration, another the only ration and waits for a slot
+	bunch                     // what was claimed in an earlier minute leaves in this one
+	leftOver                  // a drain whose results were not durable at the end of the grace is never told
 )
 
-var defects = map[defect]bool{brakeServer: true, holdAndWait: true, bunch: true, leftOver: true, toldEarly: true}
+var defects = map[defect]bool{brakeServer: true, holdAndWait: true, bunch: true, leftOver: true}

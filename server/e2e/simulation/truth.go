@@ -333,9 +333,6 @@ func (t *truth) heard(m *store.Mail) {
 		if i < len(m.Progress.Results) {
 			st = m.Progress.Results[i].Status
 		}
-		if m.Status == store.MailUnknown && st != store.RecipientAccepted && defects[toldEarly] {
-			st = store.RecipientUnknown
-		}
 		s.told = append(s.told, told{time.Now(), r.Mailbox, st})
 	}
 }

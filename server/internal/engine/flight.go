@@ -28,7 +28,7 @@ type flight struct {
 	events  []delivery.Event
 	changed chan struct{} // closed and replaced at each change
 	done    bool
-	known   []store.RecipientResult // what the relay has said so far, by position
+	known   []store.RecipientResult // what the caller was told, by position
 }
 
 // callers knows whether anybody still waits for a flight, and cuts it before the dot when nobody does.
@@ -314,15 +314,27 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 	return next, end
 }
 
-// report emits the results of the positions that were decided.
+// report tells of the recipients among the positions for whom the relay has taken the mail or
+// refused it for good: that stays true. What is not known, or not given up yet, counts only once it
+// is durable and ours, because another replica that has taken the mail over may record and do
+// something else: see complete.
 func (f *flight) report(j *job, positions []int) {
 	for _, p := range positions {
-		if r, now := j.Result(p); now {
-			f.mu.Lock()
-			f.known[p] = r
-			f.mu.Unlock()
-			f.add(delivery.Event{MailID: j.Mail.ID, Time: r.Time, Recipient: &delivery.Recipient{Recipient: j.Mail.Recipients[p], Result: r}})
+		if r, now := j.Result(p); now && (r.Status == store.RecipientAccepted || r.Status == store.RecipientRejected) {
+			f.tell(p, r)
 		}
+	}
+}
+
+// tell tells the caller of one recipient, once.
+func (f *flight) tell(position int, r store.RecipientResult) {
+	f.mu.Lock()
+	told := f.known[position].Status != ""
+	f.known[position] = r
+	f.mu.Unlock()
+	if !told {
+		m := f.sub.Mail
+		f.add(delivery.Event{MailID: m.ID, Time: r.Time, Recipient: &delivery.Recipient{Recipient: m.Recipients[position], Result: r}})
 	}
 }
 
@@ -339,12 +351,7 @@ func (f *flight) finish(j *job, end lifecycle.End, why string) {
 	case f.e.workCtx.Err() != nil:
 		end = lifecycle.Stopped
 	}
-	open := j.Open()
-	v := j.Finish(end, why, f.sub.Server.Limits, f.e.now())
-	if v.Outcome != lifecycle.ServerFault { // what is not accepted is given up: the caller is told
-		f.report(j, open)
-	}
-	f.settle(v.Settlement)
+	f.settle(j.Finish(end, why, f.sub.Server.Limits, f.e.now()).Settlement)
 }
 
 func (f *flight) settle(s *store.Settlement) {
@@ -364,7 +371,8 @@ func (f *flight) settle(s *store.Settlement) {
 	}
 }
 
-// complete ends the stream with the mail as it is recorded.
+// complete tells of all recipients that are decided and ends the stream with the mail, as it is
+// recorded.
 func (f *flight) complete(s *store.Settlement, mine bool) {
 	now := f.e.now()
 	var m *store.Mail
@@ -379,6 +387,11 @@ func (f *flight) complete(s *store.Settlement, mine bool) {
 				f.add(ev)
 			}
 			return
+		}
+	}
+	for p, r := range m.Progress.Results {
+		if r.Status != store.RecipientPending && r.Status != "" {
+			f.tell(p, r)
 		}
 	}
 	f.add(delivery.Event{MailID: m.ID, Time: now, Completed: m})

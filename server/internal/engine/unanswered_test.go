@@ -81,6 +81,58 @@ func silentAfterDot(t *testing.T, answered int64) *smtpxtest.Server {
 	}}).Start(t)
 }
 
+// TestRefusalIsToldWhenDurable: a caller hears of an accepted recipient at once, and of one who
+// is refused for now when that is recorded. Should another replica have taken the mail over by then, its word counts.
+func TestRefusalIsToldWhenDurable(t *testing.T) {
+	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+		if c.Verb == "RCPT" && strings.Contains(c.Arg, "r1@") {
+			return &smtpxtest.Action{Reply: "450 4.2.1 busy\r\n", Refuse: true}
+		}
+		return nil
+	}}).Start(t)
+	var j *faulty
+	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
+	s := r.server("live", store.ModePHP, relay, store.Limits{})
+	recorded := make(chan struct{})
+	hold := func(st *store.Settlement) error {
+		if st.Kind == store.SettlePark {
+			<-recorded
+		}
+		return nil
+	}
+	j.settle.Store(&hold)
+	events := make(chan string, 10)
+	go func() {
+		defer close(events)
+		err := r.Send(ctx(t), &delivery.Submission{Mail: newMail(s, store.KindInvoice, "r0@y.example", "r1@y.example"), Server: s}, func(ev delivery.Event) error {
+			switch {
+			case ev.Recipient != nil:
+				events <- string(ev.Recipient.Result.Status)
+			case ev.Completed != nil:
+				events <- "completed"
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}()
+	if got := <-events; got != string(store.RecipientAccepted) {
+		t.Fatalf("got %s first, want %s", got, store.RecipientAccepted)
+	}
+	select {
+	case got := <-events:
+		t.Errorf("got %s before the result was recorded", got)
+	case <-time.After(200 * time.Millisecond): // in which the flight reaches the write
+	}
+	close(recorded)
+	for _, want := range []string{string(store.RecipientDeferred), "completed"} {
+		if got := <-events; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 // TestDeadlineBehindTheDot: a caller whose time runs out behind the dot hears what is known of every
 // recipient: those that are accepted, and unknown for all others, never pending.
 func TestDeadlineBehindTheDot(t *testing.T) {

@@ -87,9 +87,6 @@ func (a *Attempt) Next() []int {
 
 func (a *Attempt) chunk() []int { return a.todo[:min(len(a.todo), smtpx.MaxRecipients)] }
 
-// Open is the positions that the attempt has not decided.
-func (a *Attempt) Open() []int { return append([]int(nil), a.todo...) }
-
 // Result is what is known of the recipient at a position, and whether this attempt has decided it.
 func (a *Attempt) Result(position int) (r store.RecipientResult, now bool) {
 	r = a.results[position]
