@@ -31,7 +31,7 @@ import (
 //	I5  a recipient that was tried again after an attempt of unknown outcome is flagged, unless a person had said that nothing arrived
 //	I6  the message is whole: its length is what was accepted, its shared pieces are there and hash to their names, its Message-ID is the mail's, and each
 //	    recipient can be found by. It is written once, so what is whole now is what every attempt sends
-//	I7  at most one default a team, which can be used, and one mail or mail server a (team, request_id)
+//	I7  at most one default a team, which is not deleted, and one mail or mail server a (team, request_id)
 //
 // I1 to I5 and I7 look at every row; so does I6 at lengths. Its hashes and its reading of whole messages are limited, see [InspectOptions].
 var invariants = []struct{ name, says string }{
@@ -148,6 +148,8 @@ type Inspection struct {
 	Suspended []SuspendedServer
 	NoDefault []NoDefault
 	Replicas  []ReplicaState
+
+	DefaultUnavailable []DefaultUnavailable
 }
 
 // Broken reports whether any invariant is broken.
@@ -192,6 +194,14 @@ type SuspendedServer struct {
 type NoDefault struct {
 	Team      string
 	Candidate sql.NullString
+}
+
+// DefaultUnavailable is a default mail server that is switched off: its team's mail that names no mail
+// server is refused. Candidate of the same team could take its place; null if there is none.
+type DefaultUnavailable struct {
+	MailServer string `db:"name"`
+	Team       string
+	Candidate  sql.NullString
 }
 
 // ReplicaState is one replica and how many mails it owns.
@@ -267,6 +277,7 @@ func (l *look) all(opt InspectOptions) error {
 		func() error { return l.get(&l.r.Late, "late", t(opt.Late)) },
 		func() error { return l.get(&l.r.Suspended, "suspended") },
 		func() error { return l.get(&l.r.NoDefault, "no_default") },
+		func() error { return l.get(&l.r.DefaultUnavailable, "default_unavailable") },
 		func() error { return l.get(&l.r.Replicas, "replicas") },
 	} {
 		if err := f(); err != nil {

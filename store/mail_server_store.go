@@ -200,7 +200,8 @@ func (s *Store) Server(ctx context.Context, sc Scope, name string) (*MailServer,
 	return m, err
 }
 
-// DefaultServer is a team's default mail server, "" for the system's. ErrNotFound.
+// DefaultServer is a team's default mail server, "" for the system's, whether it is available or
+// not. ErrNotFound.
 func (s *Store) DefaultServer(ctx context.Context, team string) (*MailServer, error) {
 	return s.serverBy(ctx, nil, "server_default", team)
 }
@@ -350,8 +351,10 @@ func (s *Store) UndeleteServer(ctx context.Context, sc Scope, name string, a Aud
 	})
 }
 
-// SetDefault makes a mail server the default of its team and takes that from the one before, in one transaction. previous is nil if there was none or it
-// was this one. Errors: ErrNotFound, ErrDeleted, ErrServerUnavailable.
+// SetDefault makes a mail server the default of its team and takes that from the one before, in one
+// transaction. previous is nil if there was none or it was this one. A default may become
+// unavailable, but none is taken away in favour of one that is: mail would be refused at once.
+// Errors: ErrNotFound, ErrDeleted, ErrServerUnavailable.
 func (s *Store) SetDefault(ctx context.Context, sc Scope, name string, a Audit) (now, previous *MailServer, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		previous = nil

@@ -267,10 +267,10 @@ func (s *Server) living(name, etag string) (*maildispatchv1.MailServer, error) {
 	return m, nil
 }
 
-// defaultOf is the default of a team that can be used, nil if there is none.
+// defaultOf is the default of a team, available or not, nil if there is none.
 func (s *Server) defaultOf(team string) *maildispatchv1.MailServer {
 	for _, m := range s.servers {
-		if m.Team == team && m.GetIsDefault() && m.DeleteTime == nil && m.Status == maildispatchv1.MailServer_STATUS_AVAILABLE {
+		if m.Team == team && m.GetIsDefault() && m.DeleteTime == nil {
 			return m
 		}
 	}

@@ -2,6 +2,7 @@ package clienttest_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -129,6 +130,31 @@ func TestRoutes(t *testing.T) {
 	wantReason(t, try(&maildispatchv1.SendOptions{MailServer: "foreign", Team: "billing"}), codes.NotFound, maildispatchv1.ReasonMailServerNotFound)
 	if err := try(&maildispatchv1.SendOptions{MailServer: "foreign", Team: "other"}); err != nil {
 		t.Error(err)
+	}
+	srv.AddMailServer(&maildispatchv1.MailServer{Name: "theirs", Team: "other", IsDefault: proto.Bool(true)})
+	for _, turn := range []struct {
+		server string
+		team   string
+	}{{"theirs", "other"}, {"test", ""}, {"test", "billing"}} {
+		status := func(to maildispatchv1.MailServer_Status) {
+			t.Helper()
+			res, err := c.UpdateMailServer(t.Context(), &maildispatchv1.UpdateMailServerRequest{MailServer: &maildispatchv1.MailServer{Name: turn.server, Status: to}})
+			if err != nil || !res.GetMailServer().GetIsDefault() {
+				t.Fatalf("%s: got %v, %v, want it to stay the default", turn.server, res, err)
+			}
+		}
+		status(maildispatchv1.MailServer_STATUS_UNAVAILABLE)
+		err := try(&maildispatchv1.SendOptions{Team: turn.team})
+		wantReason(t, err, codes.FailedPrecondition, maildispatchv1.ReasonMailServerUnavailable)
+		if err == nil || !strings.Contains(err.Error(), turn.server) {
+			t.Errorf("got %v, want it to name %s", err, turn.server)
+		}
+		_, err = c.SetDefaultMailServer(t.Context(), &maildispatchv1.SetDefaultMailServerRequest{Name: turn.server})
+		wantReason(t, err, codes.FailedPrecondition, maildispatchv1.ReasonMailServerUnavailable)
+		status(maildispatchv1.MailServer_STATUS_AVAILABLE)
+		if err := try(&maildispatchv1.SendOptions{Team: turn.team}); err != nil {
+			t.Errorf("%s is available again: %v", turn.server, err)
+		}
 	}
 	srv.AddMailServer(&maildispatchv1.MailServer{Name: "test"}) // no default any more
 	wantReason(t, try(nil), codes.FailedPrecondition, maildispatchv1.ReasonNoDefaultMailServer)

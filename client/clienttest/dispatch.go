@@ -186,18 +186,24 @@ func (s *Server) route(team, named string) (*maildispatchv1.MailServer, maildisp
 			return nil, 0, noServer(named)
 		case server.DeleteTime != nil:
 			return nil, 0, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerDeleted, fmt.Sprintf("mail server %q is deleted", named))
-		case server.Status != maildispatchv1.MailServer_STATUS_AVAILABLE:
-			return nil, 0, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerUnavailable, fmt.Sprintf("mail server %q is unavailable", named))
 		}
-		return server, maildispatchv1.Route_ROUTE_NAMED, nil
+		return usable(server, maildispatchv1.Route_ROUTE_NAMED)
 	}
 	if server := s.defaultOf(team); team != "" && server != nil {
-		return server, maildispatchv1.Route_ROUTE_TEAM_DEFAULT, nil
+		return usable(server, maildispatchv1.Route_ROUTE_TEAM_DEFAULT)
 	}
 	if server := s.defaultOf(""); server != nil {
-		return server, maildispatchv1.Route_ROUTE_SYSTEM_DEFAULT, nil
+		return usable(server, maildispatchv1.Route_ROUTE_SYSTEM_DEFAULT)
 	}
 	return nil, 0, Error(codes.FailedPrecondition, maildispatchv1.ReasonNoDefaultMailServer, "there is no default mail server")
+}
+
+// usable refuses a mail server that is unavailable, also when it was chosen as a default.
+func usable(m *maildispatchv1.MailServer, how maildispatchv1.Route) (*maildispatchv1.MailServer, maildispatchv1.Route, error) {
+	if m.Status != maildispatchv1.MailServer_STATUS_AVAILABLE {
+		return nil, 0, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerUnavailable, fmt.Sprintf("mail server %q is unavailable", m.Name))
+	}
+	return m, how, nil
 }
 
 // attempt makes one try for every recipient that still needs it; the lock is held.

@@ -198,7 +198,6 @@ func TestDoctorFindsDamage(t *testing.T) {
 			{"no sender", "I6", []string{"update mail set sender = '' where id = " + id("queued")}},
 			{"a mail that cannot be found", "I6", []string{"delete from term where mail_id = " + id("queued")}},
 			{"two defaults", "I7", []string{"update mail_server set is_default = " + yes + " where name = 'bulk'"}},
-			{"an unavailable default", "I7", []string{"update mail_server set status = 'unavailable' where is_default"}},
 			{"a deleted default", "I7", []string{"update mail_server set delete_time = " + now + " where is_default"}},
 			{"a request_id used twice", "I7", []string{"update mail set request_id = 'r1' where request_id = 'r2'"}},
 			{"two mail servers of one request", "I7", []string{"update mail_server set request_id = 'x' where team = ''"}},
@@ -295,6 +294,11 @@ func TestDoctorAdvises(t *testing.T) {
 		c := newClinic(t, s)
 		db := openDB(t, s.dsn())
 		mustExec(t, db, "update due set last_error = 'quarantined: it panics', status = 'failed' where id = '"+c.ids["failed"]+"'")
+		relay := deadPort(t) // nothing is sent through these
+		s.addServer("retired", pb.Mode_MODE_DAEMON, relay, func(m *pb.MailServer) {
+			m.Team, m.IsDefault, m.Status = "buying", new(true), pb.MailServer_STATUS_UNAVAILABLE
+		})
+		s.addServer("successor", pb.Mode_MODE_DAEMON, relay, func(m *pb.MailServer) { m.Team = "buying" })
 		r := run(t, nil, "doctor", "--late=0s", "--database="+s.dsn())
 		if r.code != 0 || r.stderr != "" {
 			t.Fatalf("%+v", r)
@@ -303,6 +307,7 @@ func TestDoctorAdvises(t *testing.T) {
 			"UNKNOWN: mail " + c.ids["unknown"] + " of mail server now", "QUARANTINED: mail " + c.ids["failed"], "PARTIALLY_SENT: mail " + c.ids["partially_sent"],
 			"HELD: mail " + c.ids["held"], "LATE: 1 mails of mail server bulk are due", "LATE: 1 mails of mail server dead are due", "it is suspended",
 			"mail server dead is suspended after 1 failures", "connection refused", "team sales has no default mail server", `{"name":"theirs"}`,
+			"mail server retired, the default of team buying, is unavailable", `{"mail_server":{"name":"retired","status":"STATUS_AVAILABLE"}}`, `{"name":"successor"}`,
 		} {
 			if !strings.Contains(r.stdout, want) {
 				t.Errorf("no %q in\n%s", want, r.stdout)
@@ -328,12 +333,12 @@ func TestDoctorAdvises(t *testing.T) {
 			}
 			ran++
 		}
-		if ran != 13 {
+		if ran != 15 {
 			t.Errorf("%d commands in\n%s", ran, r.stdout)
 		}
 		// They did what they promise: what could be mended is not there any more.
 		r = run(t, nil, "doctor", "--database="+s.dsn())
-		if r.code != 0 || strings.Contains(r.stdout, "UNKNOWN") || strings.Contains(r.stdout, "QUARANTINED") || strings.Contains(r.stdout, "HELD") || strings.Contains(r.stdout, "sales") {
+		if r.code != 0 || strings.Contains(r.stdout, "UNKNOWN") || strings.Contains(r.stdout, "QUARANTINED") || strings.Contains(r.stdout, "HELD") || strings.Contains(r.stdout, "sales") || strings.Contains(r.stdout, "buying") {
 			t.Errorf("after its commands: %+v", r)
 		}
 		s.invariants(t)

@@ -113,8 +113,6 @@ func TestValidation(t *testing.T) {
 			[]string{"mail_server.smtp.allow_plaintext_auth"}},
 		"CreateMailServer decimal host": {create(smtp(func(x *pb.Smtp) { x.Host = "2130706433" })), []string{"mail_server.smtp.host"}},
 		"CreateMailServer short host":   {create(smtp(func(x *pb.Smtp) { x.Host = "127.1" })), []string{"mail_server.smtp.host"}},
-		"CreateMailServer unavailable default": {create(&pb.MailServer{Name: "new", Type: pb.MailServer_TYPE_LOCALHOST, Mode: pb.Mode_MODE_PHP, From: "a@x.example",
-			Status: pb.MailServer_STATUS_UNAVAILABLE, IsDefault: new(true)}), []string{"mail_server.is_default"}},
 
 		"UpdateMailServer empty": {second(s.admin.UpdateMailServer(ctx, &pb.UpdateMailServerRequest{})), []string{"mail_server"}},
 		"UpdateMailServer name":  {update(badServer), []string{"mail_server.name"}},

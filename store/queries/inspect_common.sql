@@ -53,7 +53,7 @@ limit 1000;
 -- mail_server_default, mail_server_request, mail_request
 select 'team "' || team || '"' as subject, 'has ' || count(*) || ' default mail servers' as problem from mail_server where is_default group by team having count(*) > 1
 union all
-select 'mail server ' || name, 'is a default that cannot be used' from mail_server where is_default and (status <> 'available' or delete_time is not null)
+select 'mail server ' || name, 'is a default that is deleted' from mail_server where is_default and delete_time is not null
 union all
 select 'team "' || team || '"', 'has ' || count(*) || ' mail servers of request_id ' || request_id from mail_server where request_id is not null
 group by team, request_id having count(*) > 1
@@ -105,6 +105,11 @@ where b.failures > 0 and b.version = s.version and s.delete_time is null order b
 select t.team, (select min(s.name) from mail_server s where s.team = t.team and s.status = 'available' and s.delete_time is null) as candidate
 from (select team from mail_server where status = 'available' and delete_time is null union select '') t
 where not exists (select 1 from mail_server s where s.team = t.team and s.is_default) order by t.team;
+
+-- name: default_unavailable
+-- mail_server is small: defaults that are switched off, and what could take their place
+select d.name, d.team, (select min(s.name) from mail_server s where s.team = d.team and s.status = 'available' and s.delete_time is null) as candidate
+from mail_server d where d.is_default and d.status <> 'available' and d.delete_time is null order by d.team;
 
 -- name: replicas
 -- replica is small, due_owner

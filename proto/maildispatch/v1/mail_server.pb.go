@@ -137,7 +137,7 @@ const (
 	MailServer_STATUS_UNSPECIFIED MailServer_Status = 0
 	// May be chosen.
 	MailServer_STATUS_AVAILABLE MailServer_Status = 1
-	// Can neither be named by a sender nor be a default. Mail that is already queued waits until it is available again.
+	// Takes no mail, neither named by a sender nor as a default. Mail that is already queued waits until it is available again.
 	MailServer_STATUS_UNAVAILABLE MailServer_Status = 2
 )
 
@@ -370,10 +370,14 @@ type MailServer struct {
 	From string `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
 	// REQUIRED. When its mail is sent; a change affects mail taken from then on.
 	Mode Mode `protobuf:"varint,7,opt,name=mode,proto3,enum=maildispatch.v1.Mode" json:"mode,omitempty"`
-	// Whether it may be chosen. Default: STATUS_AVAILABLE.
+	// Whether it may be chosen. Default: STATUS_AVAILABLE. Says nothing about is_default: a default that
+	// is switched off stays the default, and is it in effect again once it is available again.
 	Status MailServer_Status `protobuf:"varint,8,opt,name=status,proto3,enum=maildispatch.v1.MailServer_Status" json:"status,omitempty"`
 	// The server for mail that the system itself triggers. At most one per team and one for the system; a second one is refused with
 	// FAILED_PRECONDITION, reason DEFAULT_EXISTS, which names the current one. SetDefaultMailServer swaps. Absent = unchanged (update) or false (create).
+	// A default may be unavailable. Mail that names no mail server is refused meanwhile with
+	// FAILED_PRECONDITION, reason MAIL_SERVER_UNAVAILABLE, which names this one. A team's mail does not
+	// go through the system's default instead.
 	IsDefault *bool `protobuf:"varint,9,opt,name=is_default,json=isDefault,proto3,oneof" json:"is_default,omitempty"`
 	// Limits of this mail server; absent or zero fields mean the service's own.
 	Limits *Limits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`

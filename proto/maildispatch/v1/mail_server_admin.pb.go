@@ -417,7 +417,8 @@ type CreateMailServerRequest struct {
 	// REQUIRED. What to save: name, type, from and mode at least, smtp as well for TYPE_SMTP.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team. The same id with the same content is answered with the first answer; with
-	// other content it is ALREADY_EXISTS (REQUEST_ID_REUSED).
+	// other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). The password does not count as content: the same id with another password is answered
+	// as a duplicate too, and that password is not stored. UpdateMailServer changes it.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Check everything, write nothing.
 	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -1197,7 +1198,7 @@ type RunBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only this mail server's mail; it is tried even if it rests after a failure. Empty = all.
 	MailServer string `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// Answer when everything that was due is settled, with the counts; else at once with zeros.
+	// Answer when everything that was due and that this replica has taken is settled, with the counts; else at once with zeros.
 	Wait          bool `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1247,7 +1248,8 @@ func (x *RunBatchRequest) GetWait() bool {
 	return false
 }
 
-// RunBatchResponse counts what became of the claimed mails; every one is in exactly one of the fields behind claimed.
+// RunBatchResponse counts what became of the claimed mails; every one is in exactly one of the fields behind claimed. The counts speak of the replica that
+// was asked: mail that was due too and that another replica has taken is in none of them.
 type RunBatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Taken from the due-out journal.

@@ -58,13 +58,16 @@ type MailServerAdminClient interface {
 	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
 	UndeleteMailServer(ctx context.Context, in *UndeleteMailServerRequest, opts ...grpc.CallOption) (*UndeleteMailServerResponse, error)
 	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and takes that from the one before in the same transaction.
-	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// One that is unavailable is refused, for it would take the place of one that may work: make it
+	// available first. A default that is switched off later stays the default. Errors: NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	SetDefaultMailServer(ctx context.Context, in *SetDefaultMailServerRequest, opts ...grpc.CallOption) (*SetDefaultMailServerResponse, error)
 	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid with changes, on the path a mail takes. A failed test is
 	// an answer, not an error. No mail leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND).
 	TestMailServer(ctx context.Context, in *TestMailServerRequest, opts ...grpc.CallOption) (*TestMailServerResponse, error)
-	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is running: it joins it. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND).
+	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is running: it joins it. Only the replica that is asked
+	// makes this pass; the others go on with their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_DELETED;
+	// MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
 	RunBatch(ctx context.Context, in *RunBatchRequest, opts ...grpc.CallOption) (*RunBatchResponse, error)
 }
 
@@ -194,13 +197,16 @@ type MailServerAdminServer interface {
 	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
 	UndeleteMailServer(context.Context, *UndeleteMailServerRequest) (*UndeleteMailServerResponse, error)
 	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and takes that from the one before in the same transaction.
-	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// One that is unavailable is refused, for it would take the place of one that may work: make it
+	// available first. A default that is switched off later stays the default. Errors: NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	SetDefaultMailServer(context.Context, *SetDefaultMailServerRequest) (*SetDefaultMailServerResponse, error)
 	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid with changes, on the path a mail takes. A failed test is
 	// an answer, not an error. No mail leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND).
 	TestMailServer(context.Context, *TestMailServerRequest) (*TestMailServerResponse, error)
-	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is running: it joins it. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND).
+	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is running: it joins it. Only the replica that is asked
+	// makes this pass; the others go on with their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_DELETED;
+	// MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
 	RunBatch(context.Context, *RunBatchRequest) (*RunBatchResponse, error)
 	mustEmbedUnimplementedMailServerAdminServer()
 }

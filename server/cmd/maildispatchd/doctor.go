@@ -105,6 +105,7 @@ func (d *diagnosis) print() {
 			d.call("MailServerAdmin/TestMailServer", object{"name": s.MailServer}), d.call("MailServerAdmin/RunBatch", object{"mail_server": s.MailServer, "wait": true}))
 	}
 	d.noDefault()
+	d.defaultUnavailable()
 	if d.found == 0 {
 		fmt.Fprintln(d.out, "- nothing")
 	}
@@ -174,6 +175,20 @@ func (d *diagnosis) noDefault() {
 		}
 		d.say(text, d.call("MailServerAdmin/CreateMailServer", object{"mail_server": object{"name": "main", "type": "TYPE_LOCALHOST", "mode": "MODE_DAEMON", "is_default": true,
 			"from": "Shop <shop@example.com>"}}))
+	}
+}
+
+func (d *diagnosis) defaultUnavailable() {
+	for _, u := range d.r.DefaultUnavailable {
+		whose := "the system"
+		if u.Team != "" {
+			whose = "team " + u.Team
+		}
+		mend := []string{d.call("MailServerAdmin/UpdateMailServer", object{"mail_server": object{"name": u.MailServer, "status": "STATUS_AVAILABLE"}})}
+		if u.Candidate.Valid {
+			mend = append(mend, d.call("MailServerAdmin/SetDefaultMailServer", object{"name": u.Candidate.String}))
+		}
+		d.say(fmt.Sprintf("mail server %s, the default of %s, is unavailable: mail of %s that names no mail server is refused", u.MailServer, whose, whose), mend...)
 	}
 }
 

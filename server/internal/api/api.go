@@ -156,8 +156,11 @@ func (a *API) fault(err error) error {
 
 // serverFault is fault for a call about one mail server.
 func (a *API) serverFault(err error, name string) error {
-	if errors.Is(err, store.ErrNotFound) {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
 		return apierr.NotFound(pb.ReasonMailServerNotFound, "mail server", name)
+	case errors.Is(err, store.ErrServerUnavailable):
+		return apierr.Precondition(pb.ReasonMailServerUnavailable, name, "mail server %q is unavailable", name)
 	}
 	return a.fault(err)
 }

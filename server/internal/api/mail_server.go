@@ -288,7 +288,7 @@ func (a *API) RunBatch(ctx context.Context, r *pb.RunBatchRequest) (*pb.RunBatch
 		case m.DeleteTime != nil:
 			return nil, a.fault(store.ErrDeleted)
 		case m.Status != store.ServerAvailable:
-			return nil, a.fault(store.ErrServerUnavailable)
+			return nil, a.serverFault(store.ErrServerUnavailable, m.Name)
 		case m.Paused(a.Now()):
 			return nil, apierr.Precondition(pb.ReasonMailServerUnavailable, m.Name, "mail server %q sends nothing until %s", m.Name, m.PauseUntil.Format(time.RFC3339))
 		}

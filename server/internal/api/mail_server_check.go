@@ -88,9 +88,6 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 	if m.Status != pb.MailServer_STATUS_UNSPECIFIED && statusOf[m.Status] == "" {
 		c.Bad(f("status"), "is not a status")
 	}
-	if m.GetIsDefault() && m.Status == pb.MailServer_STATUS_UNAVAILABLE {
-		c.Bad(f("is_default"), "an unavailable mail server cannot be a default")
-	}
 	if m.From == "" {
 		c.Bad(f("from"), "is required")
 	} else if _, err := message.ParseAddress(m.From); err != nil {

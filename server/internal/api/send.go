@@ -263,8 +263,10 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 	return gone
 }
 
-// route finds the mail server: the named one, else the team's default, else the system's. A team's mail goes through its own mail servers and the system's;
-// another team's do not exist for it.
+// route finds the mail server: the named one, else the team's default, else the system's. A team's
+// mail goes through its own mail servers and the system's; another team's do not exist for it. A
+// default that is unavailable still is the default: mail that names none is refused. It does not
+// leave under another sender's name, which nobody has chosen for it.
 func (a *API) route(ctx context.Context, o *pb.SendOptions) (*store.MailServer, string, error) {
 	if name := o.GetMailServer(); name != "" {
 		s, err := a.Store.Server(ctx, store.Scope{Teams: []string{o.GetTeam(), ""}}, name)
@@ -281,21 +283,36 @@ func (a *API) route(ctx context.Context, o *pb.SendOptions) (*store.MailServer, 
 	}
 	if team := o.GetTeam(); team != "" {
 		s, err := a.Store.DefaultServer(ctx, team)
-		if err == nil {
+		switch {
+		case err == nil && s.Status != store.ServerAvailable:
+			return nil, "", defaultUnavailable(s)
+		case err == nil:
 			return s, "team_default", nil
-		}
-		if !errors.Is(err, store.ErrNotFound) {
+		case !errors.Is(err, store.ErrNotFound):
 			return nil, "", a.fault(err)
 		}
 	}
 	s, err := a.Store.DefaultServer(ctx, "")
-	if errors.Is(err, store.ErrNotFound) {
-		if o.GetTeam() != "" {
-			return nil, "", apierr.Precondition(pb.ReasonNoDefaultMailServer, o.GetTeam(), "neither team %q nor the system has a default mail server: name one", o.GetTeam())
-		}
+	switch {
+	case errors.Is(err, store.ErrNotFound) && o.GetTeam() != "":
+		return nil, "", apierr.Precondition(pb.ReasonNoDefaultMailServer, o.GetTeam(), "neither team %q nor the system has a default mail server: name one", o.GetTeam())
+	case errors.Is(err, store.ErrNotFound):
 		return nil, "", apierr.Precondition(pb.ReasonNoDefaultMailServer, "", "the system has no default mail server: name one")
+	case err != nil:
+		return nil, "", a.fault(err)
+	case s.Status != store.ServerAvailable:
+		return nil, "", defaultUnavailable(s)
 	}
-	return s, "system_default", a.fault(err)
+	return s, "system_default", nil
+}
+
+// defaultUnavailable refuses mail that names no mail server and whose default is unavailable.
+func defaultUnavailable(s *store.MailServer) error {
+	of := "the system's"
+	if s.Team != "" {
+		of = fmt.Sprintf("team %q's", s.Team)
+	}
+	return apierr.Precondition(pb.ReasonMailServerUnavailable, s.Name, "%s default mail server %q is unavailable: name another, or make it available", of, s.Name)
 }
 
 // compose makes the mail: id, Message-ID, Date and bytes are made here, once.

@@ -86,7 +86,7 @@ func (s *Store) Server(_ context.Context, sc store.Scope, name string) (*store.M
 	return s.server(sc, name)
 }
 
-// DefaultServer is a team's default mail server, "" for the system's. ErrNotFound.
+// DefaultServer is a team's default mail server, "" for the system's, available or not. ErrNotFound.
 func (s *Store) DefaultServer(_ context.Context, team string) (*store.MailServer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
