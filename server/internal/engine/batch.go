@@ -77,7 +77,7 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 	if !e.begin() {
 		return delivery.Counts{}, ErrStopping
 	}
-	defer e.work.Done()
+	defer e.work.done()
 	if !wait {
 		_, err := e.startPass(ctx, server)
 		return delivery.Counts{}, err
@@ -191,7 +191,7 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 	d.force = force
 	ds.running[s.Name] = d
 	go func() {
-		defer e.work.Done()
+		defer e.work.done()
 		d.run(e.workCtx)
 	}()
 	return joined{d, nothing}

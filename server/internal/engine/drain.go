@@ -142,7 +142,7 @@ func (d *drain) releaseAll() {
 
 // feed claims pages until nothing is due, the relay is down, or the engine stops.
 func (d *drain) feed(ctx context.Context) {
-	for page := firstPage; !d.e.isStopping() && !d.broken() && !d.jobs.isDead() && !d.outdated(); {
+	for page := firstPage; !d.e.work.stopped() && !d.broken() && !d.jobs.isDead() && !d.outdated(); {
 		want, ok := d.takeRate(ctx, page)
 		if !ok {
 			return
@@ -190,7 +190,7 @@ func (d *drain) feed(ctx context.Context) {
 }
 
 func (d *drain) linger() time.Duration {
-	if d.e.cfg.BatchInterval > 0 || d.e.isStopping() {
+	if d.e.cfg.BatchInterval > 0 || d.e.work.stopped() {
 		return 0
 	}
 	return lingers
@@ -254,7 +254,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 // express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
 	least := d.jobs.least()
-	if least == store.AnyPriority || d.e.isStopping() || d.broken() {
+	if least == store.AnyPriority || d.e.work.stopped() || d.broken() {
 		return
 	}
 	want, ok := d.takeRate(ctx, firstPage)
@@ -378,7 +378,7 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	select {
 	case <-t.C:
 		return 0, true
-	case <-d.e.stopping:
+	case <-d.e.work.stopping:
 	case <-d.ended:
 	case <-ctx.Done():
 	}

@@ -49,13 +49,11 @@ type Engine struct {
 	relays  *relay.Relays
 
 	ready    chan struct{} // closed when mail may be taken
-	stopping chan struct{} // closed when nothing new may begin
-	stopOnce sync.Once
-	work     sync.WaitGroup // drains and flights
-	skew     atomic.Int64   // the database's clock minus this machine's, nanoseconds
-	lastPass atomic.Int64   // unix nanoseconds of the last batch pass
-	nextPass atomic.Int64   // unix nanoseconds of the next one; 0 = the batch never rests
-	wake     chan struct{}  // a mail was queued; matters when the batch never rests
+	work     work          // what is under way
+	skew     atomic.Int64  // the database's clock minus this machine's, nanoseconds
+	lastPass atomic.Int64  // unix nanoseconds of the last batch pass
+	nextPass atomic.Int64  // unix nanoseconds of the next one; 0 = the batch never rests
+	wake     chan struct{} // a mail was queued; matters when the batch never rests
 
 	workCtx    context.Context // ended when the grace of a stop is over
 	workCancel context.CancelFunc
@@ -83,12 +81,12 @@ func New(cfg Config) *Engine {
 		lease:   newLease(cfg.Journal, cfg.Replica, cfg.Logger),
 		results: newResults(cfg.Journal, cfg.Logger),
 		memory:  newMemory(cfg.MaxBytes),
-		ready:   make(chan struct{}), stopping: make(chan struct{}), wake: make(chan struct{}, 1),
+		ready:   make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1),
 	}
 	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
 	e.newest.byName = map[string]*store.MailServer{}
 	e.flights.byID = map[uuid.UUID]*flight{}
-	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.isStopping,
+	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.work.stopped,
 		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
 	e.workCtx, e.workCancel = context.WithCancel(context.Background())
 	return e
@@ -119,18 +117,18 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	own.Go(func() { e.rescueLoop(ctx) })
 	e.batchLoop(ctx, due)
 
-	e.stopOnce.Do(func() { close(e.stopping) })
+	e.work.stop()
 	e.drains.kick()
 	e.flights.stop()
 	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from the signal, and kills at the end.
 	closing := min(grace/2, 5*time.Second)
 	gctx, cancel := context.WithTimeout(context.Background(), grace-closing)
 	defer cancel()
-	if !waitFor(gctx, &e.work) {
+	if !e.work.wait(gctx) {
 		e.log.Warn("grace is nearly over: cutting what is still under way")
 		e.workCancel()
 		last, cancelLast := context.WithTimeout(context.Background(), max(closing, 200*time.Millisecond))
-		waitFor(last, &e.work)
+		e.work.wait(last)
 		cancelLast()
 	}
 	e.workCancel()
@@ -147,23 +145,11 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	return nil
 }
 
-// waitFor waits for wg, false if ctx ended first.
-func waitFor(ctx context.Context, wg *sync.WaitGroup) bool {
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	select {
-	case <-done:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 // Ready is closed when the engine takes mail.
 func (e *Engine) Ready() <-chan struct{} { return e.ready }
 
 // Stopping is closed when nothing new may begin.
-func (e *Engine) Stopping() <-chan struct{} { return e.stopping }
+func (e *Engine) Stopping() <-chan struct{} { return e.work.stopping }
 
 // LeaseFault is why this process cannot send now: the database did not take the last renewal of its
 // lease, which is a write. nil when it did.
@@ -233,26 +219,11 @@ func (e *Engine) clockLoop(ctx context.Context) {
 	}
 }
 
-// begin counts a piece of work in, false when the engine is stopping.
+// begin counts a piece of work in, false when the engine does not take mail yet or is stopping.
 func (e *Engine) begin() bool {
 	select {
 	case <-e.ready:
-	default:
-		return false
-	}
-	select {
-	case <-e.stopping:
-		return false
-	default:
-	}
-	e.work.Add(1)
-	return true
-}
-
-func (e *Engine) isStopping() bool {
-	select {
-	case <-e.stopping:
-		return true
+		return e.work.begin()
 	default:
 		return false
 	}

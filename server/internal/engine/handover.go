@@ -62,7 +62,7 @@ func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 	if !e.begin() {
 		return nil, ErrStopping
 	}
-	defer e.work.Done()
+	defer e.work.done()
 	if !all {
 		if len(ms) == 0 {
 			return nil, nil
@@ -108,8 +108,7 @@ func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func
 			}
 		}
 		if len(open) > 0 {
-			e.work.Add(1)
-			go func() { defer e.work.Done(); e.settleUnheard(open, theirs) }()
+			e.work.beside(func() { e.settleUnheard(open, theirs) })
 		}
 		return res, err
 	}

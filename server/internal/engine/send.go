@@ -26,7 +26,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	if !e.begin() {
 		return ErrStopping
 	}
-	defer e.work.Done()
+	defer e.work.done()
 	m, now := sub.Mail, e.now()
 	paused := sub.Server.Paused(now)
 	if m.Mode != store.ModePHP || m.RunAt.After(now) || m.Held != "" || paused {
@@ -57,8 +57,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 			reason = callerGone(ctx)
 		}
 		f.caller.gone(reason)
-		e.work.Add(1)
-		go func() { defer e.work.Done(); f.settleUnheard() }()
+		e.work.beside(f.settleUnheard)
 		return err
 	case err != nil:
 		e.flights.remove(f)
@@ -68,11 +67,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		return e.replay(ctx, res.ID, observe)
 	}
 	f.accepted()
-	e.work.Add(1)
-	go func() {
-		defer e.work.Done()
-		f.run()
-	}()
+	e.work.beside(f.run)
 	return f.watch(ctx, false, observe)
 }
 

@@ -36,7 +36,7 @@ func (w *worker) run(ctx context.Context) {
 				return
 			}
 		}
-		if w.e.isStopping() || w.d.broken() {
+		if w.e.work.stopped() || w.d.broken() {
 			if j.HasBegun() {
 				w.finish(j, lifecycle.Stopped, "") // what is decided counts
 			} else {
@@ -218,7 +218,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	if shown == relay.Answered {
 		w.d.probing.Do(func() { close(w.d.probed) })
 	}
-	if next != lifecycle.StepOver && (w.e.isStopping() || w.d.broken()) {
+	if next != lifecycle.StepOver && (w.e.work.stopped() || w.d.broken()) {
 		next, end = lifecycle.StepOver, lifecycle.Stopped
 	}
 	switch next {
