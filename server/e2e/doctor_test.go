@@ -162,7 +162,7 @@ func TestDoctorFindsDamage(t *testing.T) {
 		}{
 			{"a mail is lost", "I1", []string{"delete from due where id = " + id("queued")}},
 			{"a finished mail is lost", "I1", []string{"delete from archive where id = " + id("sent")}},
-			{"a mail is in both journals", "I1", []string{"insert into archive select id, team, mail_server, " + now + ", 'cancelled', 0, " + no + ", '', '{}' from due where id = " + id("queued")}},
+			{"a mail is in both journals", "I1", []string{"insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result) select id, team, mail_server, " + now + ", 'cancelled', 0, " + no + ", '', '{}' from due where id = " + id("queued")}},
 			{"a journal row has no mail", "I1", []string{"delete from mail where id = " + id("deferred")}},
 			{"an archive row has no mail", "I1", []string{"delete from mail where id = " + id("cancelled")}},
 			{"a mail is another team's", "I1", []string{"update due set team = 'other' where id = " + id("queued")}},
