@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ func (r *rig) bulk(s *store.MailServer, n int) []*store.NewMail {
 // until polls until ok, and fails after a while.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within 30 s", what)
 		}
@@ -61,68 +62,130 @@ func (r *rig) sending() int {
 	return len(ms)
 }
 
-// TestChangeInMidRun: what is changed at a mail server while thousands of mails leave through it is
-// obeyed within a second, whoever changed it. What was claimed goes back, and nothing is lost.
+// dots is when the dots of mails came to a relay. Its sessions write, the test reads.
+type dots struct {
+	mu   sync.Mutex
+	came []time.Time
+}
+
+func (d *dots) relay(t *testing.T, delay time.Duration) *smtpxtest.Server {
+	return (&smtpxtest.Server{Delay: delay, On: func(c smtpxtest.Command) *smtpxtest.Action {
+		if c.Verb == "DOT" {
+			d.mu.Lock()
+			d.came = append(d.came, time.Now())
+			d.mu.Unlock()
+		}
+		return nil
+	}}).Start(t)
+}
+
+// between counts the dots that came after from and not after to; a zero to is now.
+func (d *dots) between(from, to time.Time) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, at := range d.came {
+		if at.After(from) && (to.IsZero() || !at.After(to)) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestChangeInMidRun: what is changed at a mail server while many mails leave through it is
+// obeyed within a second by every replica, whoever changed it: from then on only what was
+// behind its mark still leaves. What was claimed goes back, and nothing is lost.
 func TestChangeInMidRun(t *testing.T) {
-	const mails = 3000
+	const mails, connections = 800, 5
 	for name, test := range map[string]struct {
 		change func(s *store.MailServer, other int)
-		most   int // that may still arrive at the old place in the two seconds after the first
-		moved  bool
+		rest   store.MailStatus // of what did not leave; "" = all leave in the end
 	}{
-		"switched off":     {change: func(s *store.MailServer, _ int) { s.Status = store.ServerUnavailable }},
-		"a lower limit":    {change: func(s *store.MailServer, _ int) { s.Limits.MailsPerMinute = 60 }, most: 6 + 2 + 1},
-		"another port":     {change: func(s *store.MailServer, other int) { s.SMTP.Port = other }, moved: true},
-		"deleted by force": {},
+		"switched off":     {func(s *store.MailServer, _ int) { s.Status = store.ServerUnavailable }, store.MailQueued},
+		"a lower limit":    {func(s *store.MailServer, _ int) { s.Limits.MailsPerMinute = 60 }, store.MailQueued},
+		"another port":     {func(s *store.MailServer, other int) { s.SMTP.Port = other }, ""},
+		"deleted by force": {nil, store.MailHeld},
 	} {
-		for where, here := range map[string]bool{"by this process": true, "by another replica": false} {
+		for where, run := range map[string]struct {
+			replicas int
+			here     bool // the first replica changes it; else somebody changes it in the database
+		}{"by this process": {1, true}, "by another replica": {1, false}, "under two replicas": {2, false}} {
 			t.Run(name+" "+where, func(t *testing.T) {
-				old, next := (&smtpxtest.Server{Delay: time.Millisecond}).Start(t), (&smtpxtest.Server{}).Start(t)
-				r := newRig(t, storetest.SQLiteDSN(t), nil)
-				s := r.server("bulk", store.ModeDaemon, old, store.Limits{MaxConnections: 4})
-				ms := r.bulk(s, mails)
-				if _, err := r.RunBatch(ctx(t), "bulk", false); err != nil {
-					t.Fatal(err)
+				dsn := storetest.SQLiteDSN(t)
+				if run.replicas > 1 {
+					dsn = storetest.PostgresDSN(t)
 				}
-				until(t, "the batch is under way", func() bool { return len(old.Mails()) >= 200 })
+				var left, moved dots
+				old, next := left.relay(t, 20*time.Millisecond), moved.relay(t, 0)
+				r := newRig(t, dsn, nil)
+				s := r.server("bulk", store.ModeDaemon, old, store.Limits{MaxConnections: connections})
+				ms := r.bulk(s, mails)
+				replicas := []*rig{r}
+				for len(replicas) < run.replicas {
+					replicas = append(replicas, newRig(t, dsn, nil))
+				}
+				for _, r := range replicas {
+					if _, err := r.RunBatch(ctx(t), "bulk", false); err != nil {
+						t.Fatal(err)
+					}
+				}
+				until(t, "the batch is under way", func() bool { return left.between(time.Time{}, time.Time{}) >= 50 })
 				if test.change != nil {
-					r.change("bulk", here, func(s *store.MailServer) { test.change(s, next.Port()) })
+					r.change("bulk", run.here, func(s *store.MailServer) { test.change(s, next.Port()) })
 				} else {
 					if _, _, err := r.store.DeleteServer(ctx(t), store.Everything, "bulk", 0, true, store.Audit{}); err != nil {
 						t.Fatal(err)
 					}
-					if here {
+					if run.here {
 						r.ServerChanged(ctx(t), "bulk")
 					}
 				}
-				time.Sleep(obeyed) // what it is given
-				before := len(old.Mails())
-				if before == mails {
-					t.Fatal("all had left before the change was to be obeyed")
+				obey := time.Now().Add(obeyed)
+				all := func() int { return left.between(time.Time{}, time.Time{}) + moved.between(time.Time{}, time.Time{}) }
+				most := connections // behind their marks
+				switch name {
+				case "another port":
+					until(t, "the rest leaves through the new port", func() bool { return all() >= mails })
+				case "a lower limit":
+					seconds := 2 * time.Second
+					until(t, "two more seconds are over", func() bool { return time.Now().After(obey.Add(seconds)) })
+					most += 6 + 2 + 1 // a tenth of the limit at once, and one a second
+					if n, claimed := r.sending(), run.replicas*(4+1)*connections; n > claimed {
+						t.Errorf("%d mails are still claimed, want %d at most", n, claimed)
+					}
+					if n := left.between(obey, obey.Add(seconds)); n > most {
+						t.Errorf("%d mails left from %v to %v after the change, want %d at most", n, obeyed, obeyed+seconds, most)
+					}
+					return
+				default:
+					until(t, "a second in which nothing more may leave is over", func() bool { return time.Now().After(obey.Add(time.Second)) })
+					until(t, "what was claimed is given back", func() bool { return r.sending() == 0 })
+					for _, r := range replicas { // no pass claims any more
+						if _, err := r.RunBatch(ctx(t), "", true); err != nil {
+							t.Fatal(err)
+						}
+					}
 				}
-				if test.moved {
-					until(t, "the rest leaves through the new port", func() bool { return len(old.Mails())+len(next.Mails()) >= mails })
-				} else {
-					time.Sleep(2 * time.Second) // in which nothing more may come
+				if n := left.between(obey, time.Time{}); n > most {
+					t.Errorf("%d mails left %v and later after the change, want %d at most", n, obeyed, most)
 				}
-				if n := len(old.Mails()) - before; n > test.most {
-					t.Errorf("%d mails left %v and later after the change, want %d at most", n, obeyed, test.most)
-				}
-				if n := r.sending(); !test.moved && n > 40+4 {
-					t.Errorf("%d mails are still claimed", n)
+				if test.rest != "" && all() == mails {
+					t.Error("all had left before the change was to be obeyed")
 				}
 				for id, n := range dup(old) {
 					if n != 1 {
 						t.Errorf("%s arrived %d times", id, n)
 					}
 				}
-				if test.change == nil { // what was being sent is held by the next pass
-					_, _ = r.RunBatch(ctx(t), "", true)
+				became := map[store.MailStatus]int{}
+				until(t, "every result is durable", func() bool {
+					clear(became)
 					for _, m := range ms {
-						if got := r.mail(m.ID); got.Status != store.MailHeld && got.Status != store.MailSent {
-							t.Fatalf("after a pass: %s: %q", got.Status, got.LastError)
-						}
+						became[r.mail(m.ID).Status]++
 					}
+					return became[store.MailSending] == 0
+				})
+				if n := became[store.MailSent]; n != all() || n+became[test.rest] != mails {
+					t.Errorf("%d dots came; the mails are %v, want the rest %q", all(), became, test.rest)
 				}
 			})
 		}
@@ -151,8 +214,8 @@ func TestUnreadableMailServer(t *testing.T) {
 	until(t, "the other two leave", func() bool { return len(relay.Mails()) == 2 })
 }
 
-// TestChangeReachesPHPMode: a php-mode mail whose call had read an older configuration leaves under
-// the newest one, and not at all when that says so.
+// TestChangeReachesPHPMode: a php-mode mail whose call had read an older configuration leaves
+// under the newest one, and not at all when that says so.
 func TestChangeReachesPHPMode(t *testing.T) {
 	for where, here := range map[string]bool{"by this process": true, "by another replica": false} {
 		t.Run(where, func(t *testing.T) {
