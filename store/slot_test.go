@@ -201,16 +201,18 @@ type taker struct {
 	store.RateUse
 }
 
-// take takes up to want and holds what it gets.
-func (k *taker) take(want, perMinute, perDay int) (int, time.Duration) {
+// take takes up to want and holds what it gets. next says how long after the call began there may be
+// more.
+func (k *taker) take(want, perMinute, perDay int) (n int, next time.Duration) {
 	k.t.Helper()
 	k.Call++
-	n, next, err := k.s.TakeRate(ctx, k.r, "ss", k.RateUse, want, perMinute, perDay)
+	begin := time.Now()
+	n, at, err := k.s.TakeRate(ctx, k.r, "ss", k.RateUse, want, perMinute, perDay)
 	if err != nil || n < 0 || n > max(want, 0) {
 		k.t.Fatalf("got %d of %d, %v", n, want, err)
 	}
 	k.Held += n
-	return n, time.Until(next)
+	return n, at.Sub(begin)
 }
 
 // left says that n of what is held have left.
@@ -220,12 +222,15 @@ func (k *taker) left(n int) { k.Held -= n; k.Used += int64(n) }
 func TestRate(t *testing.T) {
 	for name, test := range map[string]func(t *testing.T, k, other *taker){
 		"a tenth of a minute's limit at once, then evenly": func(t *testing.T, k, _ *taker) {
-			if n, next := k.take(500, 600, 0); n != 60 || next <= 0 || next > time.Second {
-				t.Fatalf("got %d, next in %v", n, next)
+			begin := time.Now()
+			n, next := k.take(500, 600, 0)
+			if took := time.Since(begin); n != 60 || next <= 0 || next > took+time.Second {
+				t.Fatalf("got %d, next in %v, after %v", n, next, took)
 			}
 			k.left(60)
-			if n, _ := k.take(10, 600, 0); n > 2 {
-				t.Errorf("got %d at once", n)
+			n, _ = k.take(100, 600, 0)
+			if most := 1 + int(time.Since(begin)/(100*time.Millisecond)); n > most {
+				t.Errorf("got %d at once, want one each tenth of a second: %d", n, most)
 			}
 		},
 		"what is held takes up room": func(t *testing.T, k, other *taker) {

@@ -117,6 +117,8 @@ func TestEnvironmentTwins(t *testing.T) {
 		"localhost-smtp": {"127.0.0.1:26", "127.0.0.1:27"}, "smtp-destinations": {"public:25", "private:25"}, "helo-name": {"a.example", "b.example"},
 		"tls-cert": {cert, cert + ".2"}, "tls-key": {key, key + ".2"}, "client-ca": {cert, cert + ".2"}, "insecure": {"true", "false"}, "reflection": {"false", "true"},
 		"shutdown-grace": {"5s", "6s"}, "log-format": {"json", "text"}, "log-level": {"debug", "warn"}, "print-config": {"true", "true"},
+		"allow-unsafe-database": {"true", "false"}, "database-mail-connections": {"13", "14"}, "database-work-connections": {"5", "6"},
+		"database-read-connections": {"9", "10"},
 	}
 	var env, args []string
 	for name := range helpOptions(t) {
