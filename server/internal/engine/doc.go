@@ -56,6 +56,8 @@
 // Bulk yields to callers by one rule, which is the store's: while it works for a php-mode mail, each step
 // of bulk waits for that, 20 ms at most, and for two seconds after the last such work began the statements
 // of bulk go one at a time and are small. A php-mode mail that waits for its relay holds up nobody.
+// Of the memory for large mails a mail server gets at most half of what the others leave free, and a
+// mail takes less of it once its dot has left.
 // Limits per minute, per day and on connections hold over all replicas. They are state: each replica
 // says again and again which connections it holds, and what it was granted, has used and still
 // holds of the limits, so a lost answer costs nothing. A mail is charged when its dot leaves or when
