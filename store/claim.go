@@ -4,10 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"math"
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
@@ -57,20 +55,41 @@ func (r *claimedRow) claimed() (*Claimed, error) {
 	return c, nil
 }
 
-func claimedOf(rows []claimedRow) ([]*Claimed, error) {
-	cs := make([]*Claimed, len(rows))
+// claimedOf reads the rows of mails that r has now. One that cannot be read is settled as failed with the reason, or as unknown when its dot may have left;
+// the others go on.
+func (s *Store) claimedOf(r ReplicaID, rows []claimedRow) []*Claimed {
+	cs := make([]*Claimed, 0, len(rows))
 	for i := range rows {
 		c, err := rows[i].claimed()
 		if err != nil {
-			return nil, err
+			s.setAside(r, &rows[i], err)
+			continue
 		}
-		cs[i] = c
+		cs = append(cs, c)
 	}
-	// RETURNING promises no order.
+	inOrder(cs) // RETURNING promises none
+	return cs
+}
+
+func inOrder(cs []*Claimed) {
 	slices.SortFunc(cs, func(a, b *Claimed) int {
 		return cmp.Or(cmp.Compare(b.Priority, a.Priority), a.RunAt.Compare(b.RunAt), slices.Compare(a.ID[:], b.ID[:]))
 	})
-	return cs, nil
+}
+
+// setAside settles a mail whose row cannot be read: with an outcome, or nobody would ever look at it.
+func (s *Store) setAside(r ReplicaID, row *claimedRow, why error) {
+	st := &Settlement{ID: row.ID, Owner: r, Claim: row.Claim, Kind: settleUnreadable, Status: MailFailed, LastError: unreadable(why)}
+	if !row.DataAt.IsZero() {
+		st.Status = MailUnknown
+	}
+	s.log.Error("a mail cannot be read: set aside", "mail_id", row.ID, "status", st.Status, "error", why)
+	s.Settle(st)
+}
+
+// unreadable is what the journal says of a mail whose row cannot be read.
+func unreadable(why error) string {
+	return "the journal's row of this mail cannot be read: " + why.Error()
 }
 
 // DueServers names the mail servers that have claimable mail now, deleted and unavailable ones too.
@@ -84,25 +103,56 @@ func (s *Store) DueServers(ctx context.Context) ([]string, error) {
 	return names, s.fault(err)
 }
 
-// Claim makes up to max due mails of a mail server r's. Every team that waits gets an equal share of the page, its mails by priority, then by due time;
-// only mails of a priority above the given one are looked at. No two replicas ever get the same mail.
+// Claim makes up to max due mails of a mail server r's: max when that many are due. Every team that waits gets an equal share of the page, its mails by
+// priority, then by due time; where there are more teams than max, others take part each time. Only mails of a priority above the given one are looked at.
+// No two replicas ever get the same mail, and a replica that was taken for dead gets none.
+//
+// After an error mails may be r's that it does not know of: see Owned.
 func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, above int16) ([]*Claimed, error) {
 	defer s.interactive.bulkTurn(ctx)()
-	var rows []claimedRow
-	err := s.taking(ctx, r, &rows, func(tx *sqlx.Tx) error {
-		if s.dialect == postgres {
-			return s.q.in(ctx, tx, "claim").SelectContext(ctx, &rows, server, server, max, server, above, int64(r))
+	var out []*Claimed
+	for want := max; want > 0; {
+		rows, err := s.claimPage(ctx, r, server, want, above)
+		if err != nil && len(out) == 0 {
+			return nil, err
 		}
+		out = append(out, s.claimedOf(r, rows)...)
+		if err != nil || !moreWaits(rows, want) {
+			break
+		}
+		want -= len(rows)
+	}
+	inOrder(out)
+	return out, nil
+}
+
+// moreWaits says whether a page that is not full may have left something: a team had more than its share, and others less.
+func moreWaits(rows []claimedRow, want int) bool {
+	teams, most := map[string]int{}, 0
+	for i := range rows {
+		teams[rows[i].Team]++
+		most = max(most, teams[rows[i].Team])
+	}
+	return len(rows) > 0 && len(rows) < want && most >= (want+len(teams)-1)/len(teams)
+}
+
+func (s *Store) claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) (rows []claimedRow, err error) {
+	if s.dialect == postgres {
+		err = s.repeated(func() error {
+			rows = nil
+			return s.q.get("claim").SelectContext(ctx, &rows, server, server, above, int64(r), max, max, server, max, int64(r))
+		})
+		return rows, err
+	}
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		rows = nil
 		var ids []uuid.UUID
 		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, server, max, s.nowArg(), above, int64(r)); err != nil || len(ids) == 0 {
 			return err
 		}
 		return s.claimedByID(ctx, tx, ids, &rows)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return claimedOf(rows)
+	return rows, err
 }
 
 // AnyPriority is below every priority.
@@ -114,50 +164,4 @@ func (s *Store) claimedByID(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID, r
 		return err
 	}
 	return s.q.in(ctx, tx, "claimed").SelectContext(ctx, rows, string(b))
-}
-
-// taking runs f, which makes rows r's, in a transaction of its own although it is one statement: its answer is there before the commit. When the answer to
-// the commit is lost, nobody else would ever find out which mails are ours: this does, however long that takes.
-func (s *Store) taking(ctx context.Context, r ReplicaID, rows *[]claimedRow, f func(tx *sqlx.Tx) error) error {
-	committing := false
-	err := s.tx(ctx, func(tx *sqlx.Tx) error {
-		*rows, committing = nil, false
-		err := f(tx)
-		committing = err == nil
-		return err
-	})
-	if s.dialect == sqliteDia || !committing || len(*rows) == 0 || !errors.Is(err, ErrUnavailable) {
-		return err // SQLite says whether it has committed
-	}
-	ids := make([]uuid.UUID, len(*rows))
-	for i := range *rows {
-		ids[i] = (*rows)[i].ID
-	}
-	b, err := json.Marshal(ids)
-	if err != nil {
-		return err
-	}
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		var owners []struct {
-			ID    uuid.UUID
-			Owner *int64
-		}
-		err := s.tx(ctx, func(tx *sqlx.Tx) error {
-			owners = nil
-			return s.q.in(ctx, tx, "owners").SelectContext(ctx, &owners, string(b))
-		})
-		if err == nil {
-			ours := map[uuid.UUID]bool{}
-			for _, o := range owners {
-				ours[o.ID] = o.Owner != nil && *o.Owner == int64(r)
-			}
-			*rows = slices.DeleteFunc(*rows, func(c claimedRow) bool { return !ours[c.ID] })
-			return nil
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done(): // the end of the lease gives them back
-			return err
-		}
-	}
 }

@@ -283,12 +283,17 @@ func TestLostOwnershipIsTold(t *testing.T) {
 func TestRecoverInPages(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		const marked, unmarked = 750, 330
-		dead := []store.ReplicaID{register(t, s), register(t, s), register(t, s)}
-		var ms []*store.NewMail
-		for i := range marked + unmarked {
-			ms = append(ms, newMail("ss", func(m *store.NewMail) { m.Owner = dead[i%3] }))
+		var dead []store.ReplicaID
+		ms := make([]*store.NewMail, marked+unmarked)
+		for k := range 3 { // one after the other: on SQLite a successor is the end of those before
+			dead = append(dead, register(t, s))
+			var own []*store.NewMail
+			for i := k; i < len(ms); i += 3 {
+				ms[i] = newMail("ss", func(m *store.NewMail) { m.Owner = dead[k] })
+				own = append(own, ms[i])
+			}
+			enqueue(t, s, own...)
 		}
-		enqueue(t, s, ms...)
 		var answers []<-chan store.Settled
 		for i, m := range ms[:marked] {
 			answers = append(answers, s.Settle(&store.Settlement{ID: m.ID, Owner: dead[i%3], Claim: store.BornClaim, Kind: store.SettleMark}))

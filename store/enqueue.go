@@ -421,15 +421,14 @@ func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enque
 		}
 		in[m.ID] = true
 		var owner any
-		claim := int64(0)
 		if m.Owner != 0 {
-			owner, claim = int64(m.Owner), BornClaim
+			owner = int64(m.Owner)
 		}
 		status, runAt, resumeAt := MailQueued, s.t(&m.RunAt), any(nil)
 		if m.Held != "" {
 			status, runAt, resumeAt = MailHeld, nil, runAt
 		}
-		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, claim, m.Held); err != nil {
+		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, m.Held); err != nil {
 			return nil, err
 		}
 		for _, t := range s.termsOf(m) {

@@ -15,6 +15,7 @@ var (
 	ErrServerChanged     = errors.New("mail server was changed meanwhile")
 	ErrServerUnavailable = errors.New("mail server is unavailable")
 	ErrStale             = errors.New("lease is lost")
+	ErrUnreadable        = errors.New("mail cannot be read")
 	ErrSending           = errors.New("mail is being sent")
 	ErrFinished          = errors.New("mail is finished")
 	ErrUnavailable       = errors.New("database is unavailable") // wraps connection faults: the outcome of a write may be unknown

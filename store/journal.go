@@ -185,7 +185,10 @@ func (r *mailViewRow) mail() (*Mail, error) {
 	}{{r.Recipients, &m.Recipients}, {r.Labels, &m.Labels}, {r.Progress, &m.Progress}} {
 		if len(j.b) > 0 {
 			if err := json.Unmarshal(j.b, j.v); err != nil {
-				return nil, fmt.Errorf("mail %s: %w", r.ID, err)
+				m.Unreadable = fmt.Errorf("mail %s: %w: %w", r.ID, ErrUnreadable, err)
+				if m.LastError == "" {
+					m.LastError = unreadable(err)
+				}
 			}
 		}
 	}

@@ -197,12 +197,13 @@ type Claimed struct {
 type SettleKind int
 
 const (
-	SettleMark     SettleKind = iota + 1 // the dot is about to leave: durable before it does
-	SettleProgress                       // results so far: clears the mark and raises the token by one; Status "" keeps what would be there without the claim
-	SettleArchive                        // finished: Status sent or cancelled; moves to the archive
-	SettlePark                           // stays in the due-out journal with Status, not claimable
-	SettleRetry                          // claimable again from RunAt on, with Status queued, deferred or partially_sent
-	SettleBegin                          // Crashes only: what it counts if this owner dies as well
+	SettleMark       SettleKind = iota + 1 // the dot is about to leave: durable before it does
+	SettleProgress                         // results so far: clears the mark and raises the token by one; Status "" keeps what would be there without the claim
+	SettleArchive                          // finished: Status sent or cancelled; moves to the archive
+	SettlePark                             // stays in the due-out journal with Status, not claimable
+	SettleRetry                            // claimable again from RunAt on, with Status queued, deferred or partially_sent
+	SettleBegin                            // Crashes only: what it counts if this owner dies as well
+	settleUnreadable                       // parked with Status and LastError; all else stays as it is, because it cannot be read
 )
 
 // Settlement is one conditional write to a mail that Owner has under the token Claim. SettleProgress raises the token, so the owner's next write carries
@@ -261,6 +262,7 @@ type Mail struct {
 	FinishTime        *time.Time
 	Archived          bool
 	Owner             ReplicaID // 0 = nobody
+	Unreadable        error     // a part of its row cannot be read, and is missing here: nobody may write the mail anew
 }
 
 // MailFilter is an AND of its set fields.

@@ -183,6 +183,10 @@ type change struct {
 
 func decideAll(ms []*Mail, servers map[string]*MailServer, decide Decide) (changes []change, failures []ModifyFailure) {
 	for _, m := range ms {
+		if m.Unreadable != nil {
+			failures = append(failures, ModifyFailure{m.ID, m.Unreadable})
+			continue
+		}
 		switch c, err := decide(m, servers[m.MailServer]); {
 		case err != nil:
 			failures = append(failures, ModifyFailure{m.ID, err})
@@ -273,6 +277,9 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 		servers, err := s.serversOf(ctx, tx, []*Mail{m})
 		if err != nil {
 			return err
+		}
+		if m.Unreadable != nil {
+			return m.Unreadable
 		}
 		c, err := decide(m, servers[m.MailServer])
 		if err != nil {

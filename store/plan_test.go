@@ -77,9 +77,10 @@ func planArgs() map[string][]any {
 		"content_chunks": {hash}, "content_look": {hash}, "content_touch": {"2022-01-08", true, hash}, "chunk_delete": {hash}, "content_collect": {"2022-01-09"},
 		"upload_get": {id, "t1", at}, "upload_by_request": {"t1", "q1"}, "upload_use": {at.AddDate(9, 0, 0), id, at.AddDate(9, 0, 0)}, "upload_forget": {at},
 		"breaker_lock": {"s1"}, "breaker_write": {1, 0, "", nil, nil, nil, nil, nil, "", "s1"}, "quota_lock": {"s1"}, "quota_write": {1.5, at, "2022-01-08", 0, "s1"},
-		"enqueue": {"[]", []byte{}}, "due_servers": {}, "claim": {"s1", "s1", 100, "s1", store.AnyPriority, 1},
-		"settle": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`, `[{"id":"00000001-0000-7000-8000-000000000003"}]`, `[{"id":"00000001-0000-7000-8000-000000000002"}]`, 1, 1, 1}, "owners": {list}, "modify_lock": {list}, "move_target": {"s1"}, "move_due": {"s1", list}, "move_mail": {"s1", list}, "modify": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`},
-		"recover_unmarked": {}, "recover_marked": {100, 1},
+		"enqueue": {"[]", []byte{}}, "due_servers": {}, "claim": {"s1", "s1", store.AnyPriority, 1, 100, 100, "s1", 100, 1},
+		"settle": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`, `[{"id":"00000001-0000-7000-8000-000000000003"}]`, `[{"id":"00000001-0000-7000-8000-000000000002"}]`, 1, 1, 1}, "modify_lock": {list}, "move_target": {"s1"}, "move_due": {"s1", list}, "move_mail": {"s1", list}, "modify": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`},
+		"recover_unmarked": {"[1]"}, "recover_marked": {"[1]", 1, 100, 1}, "owned": {1}, "owners_gone": {}, "replica_end": {1}, "replica_bury": {1},
+		"take_back": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`, 1}, "take_back_marked": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`, 1},
 		"slot_take": {"s1", 1, 1, "{}", "s1", 1, 2, 4, 4, 1, "{}"}, "slot_free": {"s1", 1, 1, "{}", 4, 4}, "slot_give": {"s1", 1, 1, 1},
 		"modify_servers": {list}, "server_versions": {list}, "slot_drop": {1, 1, "{s1}", "{1}"}, "slot_mine": {1}, "rate_share": {"s1", 1}, "rate_share_forget": {"s1"}, "rate_others": {"s1", 1, at},
 		"change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4"},
@@ -287,10 +288,11 @@ func TestUrgentClaimBesideBacklog(t *testing.T) {
 			"select " + id + ", 't', 'busy', 10, 'queued', " + at + " from g"); err != nil {
 			t.Fatal(err)
 		}
+		r := register(t, s)
 		best := time.Hour
 		for range 10 {
 			begin := time.Now()
-			got, err := s.Claim(ctx, 1, "busy", 50, 10)
+			got, err := s.Claim(ctx, r, "busy", 50, 10)
 			if err != nil || len(got) > 0 {
 				t.Fatalf("claimed %d, %v", len(got), err)
 			}

@@ -104,6 +104,11 @@ func TestOneConnection(t *testing.T) {
 			{"ForgetUploads", func() error { _, _, err := s.ForgetUploads(c); return err }},
 			{"ServerVersions", func() error { return second(s.ServerVersions(c, []string{"ss"})) }},
 			{"HoldDeleted", func() error { return second(s.HoldDeleted(c, "ss")) }},
+			{"Owned", func() error { return second(s.Owned(c, r)) }},
+			{"TakeBack", func() error {
+				_, _, err := s.TakeBack(c, r, []store.Ownership{{ID: mails[1].ID, Claim: 9}})
+				return err
+			}},
 			{"Recover", func() error { _, _, err := s.Recover(c, r, 5); return err }},
 			{"DeleteServer", func() error { _, _, err := s.DeleteServer(c, store.Everything, "ss", 0, true, audit); return err }},
 			{"UndeleteServer", func() error { return second(s.UndeleteServer(c, store.Everything, "ss", audit)) }},

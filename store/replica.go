@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/google/uuid"
@@ -61,46 +62,34 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 		if n, err := res.RowsAffected(); err != nil || n > 0 {
 			return err
 		}
-		var zero any = int64(1) // in the past, so that the next Recover takes it for dead
-		if s.dialect == postgres {
-			zero = int64(0)
-		}
-		_, err = s.q.in(ctx, tx, "replica_renew").ExecContext(ctx, zero, int64(r))
+		_, err = s.q.in(ctx, tx, "replica_end").ExecContext(ctx, int64(r))
 		return err
 	})
 }
 
-// Recover takes over from replicas whose lease has run out. Mails become claimable; up to max of those that may have left (Marked), or that an owner before
-// died of as well (Crashes above 1), become me's: their new owner has to say what becomes of them.
+// Recover takes over what belongs to nobody who lives: replicas whose lease has run out, by the database's clock, and those that are not known any more,
+// whatever was written in their name after their end. Mails become claimable; up to max of those that may have left (Marked), or that an owner before died of
+// as well (Crashes above 1), become me's: their new owner has to say what becomes of them. Nobody buries itself. On SQLite nobody is buried by time: whoever
+// was there before is dead when its successor registers.
+//
+// After an error mails may be me's that it does not know of: see Owned.
 func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released int, adopted []*Claimed, err error) {
 	var rows []claimedRow
-	err = s.taking(ctx, me, &rows, func(tx *sqlx.Tx) error {
-		var args []any
-		if s.dialect == sqliteDia {
-			args = append(args, s.nowArg())
-		}
-		if _, err := s.q.in(ctx, tx, "replica_bury").ExecContext(ctx, args...); err != nil {
-			return err
-		}
-		res, err := s.q.in(ctx, tx, "recover_unmarked").ExecContext(ctx)
-		if err != nil {
-			return err
-		}
-		n, err := res.RowsAffected()
-		if err != nil {
-			return err
-		}
-		released = int(n)
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		rows, released = nil, 0
 		if s.dialect == postgres {
-			err = s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &rows, max, int64(me))
-		} else {
-			var ids []uuid.UUID
-			if err = s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &ids, int64(me), max); err == nil && len(ids) > 0 {
-				err = s.claimedByID(ctx, tx, ids, &rows)
+			if _, err := s.q.in(ctx, tx, "replica_bury").ExecContext(ctx, int64(me)); err != nil {
+				return err
 			}
 		}
-		if err != nil {
+		var gone []int64
+		if err := s.q.in(ctx, tx, "owners_gone").SelectContext(ctx, &gone); err != nil {
 			return err
+		}
+		if len(gone) > 0 {
+			if err := s.recoverFrom(ctx, tx, gone, me, max, &released, &rows); err != nil {
+				return err
+			}
 		}
 		_, err = s.q.in(ctx, tx, "replica_forget").ExecContext(ctx)
 		return err
@@ -108,6 +97,75 @@ func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released in
 	if err != nil {
 		return 0, nil, err
 	}
-	adopted, err = claimedOf(rows)
-	return released, adopted, err
+	return released, s.claimedOf(me, rows), nil
+}
+
+func (s *Store) recoverFrom(ctx context.Context, tx *sqlx.Tx, gone []int64, me ReplicaID, max int, released *int, rows *[]claimedRow) error {
+	b, err := json.Marshal(gone)
+	if err != nil {
+		return err
+	}
+	res, err := s.q.in(ctx, tx, "recover_unmarked").ExecContext(ctx, string(b))
+	if err != nil {
+		return err
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return err
+	}
+	*released = int(n)
+	if s.dialect == postgres {
+		return s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, rows, string(b), int64(me), max, int64(me))
+	}
+	var ids []uuid.UUID
+	if err := s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &ids, int64(me), string(b), int64(me), max); err != nil || len(ids) == 0 {
+		return err
+	}
+	return s.claimedByID(ctx, tx, ids, rows)
+}
+
+// Ownership is one mail that a replica has, and under which token.
+type Ownership struct {
+	ID    uuid.UUID `json:"id"`
+	Claim int64     `json:"c"`
+}
+
+// Owned is what r has. A replica that compares it with what it knows of finds the mails that became its own by a write whose answer was lost.
+func (s *Store) Owned(ctx context.Context, r ReplicaID) ([]Ownership, error) {
+	var out []Ownership
+	err := s.q.get("owned").SelectContext(ctx, &out, int64(r))
+	return out, s.fault(err)
+}
+
+// TakeBack ends what r has and does not know of, where it still has it under that token: unmarked mails become claimable as they were, marked ones become r's
+// anew, with Marked set.
+func (s *Store) TakeBack(ctx context.Context, r ReplicaID, lost []Ownership) (released int, adopted []*Claimed, err error) {
+	b, err := json.Marshal(lost)
+	if err != nil || len(lost) == 0 {
+		return 0, nil, err
+	}
+	var rows []claimedRow
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		rows = nil
+		res, err := s.q.in(ctx, tx, "take_back").ExecContext(ctx, string(b), int64(r))
+		if err != nil {
+			return err
+		}
+		n, err := res.RowsAffected()
+		if released = int(n); err != nil {
+			return err
+		}
+		if s.dialect == postgres {
+			return s.q.in(ctx, tx, "take_back_marked").SelectContext(ctx, &rows, string(b), int64(r))
+		}
+		var ids []uuid.UUID
+		if err := s.q.in(ctx, tx, "take_back_marked").SelectContext(ctx, &ids, string(b), int64(r)); err != nil || len(ids) == 0 {
+			return err
+		}
+		return s.claimedByID(ctx, tx, ids, &rows)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return released, s.claimedOf(r, rows), nil
 }

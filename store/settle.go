@@ -51,7 +51,7 @@ func (s *Store) writtenBefore(ctx context.Context, ops []*settleOp, mine map[uui
 	var rows []settleRow
 	for _, op := range ops {
 		switch op.s.Kind {
-		case SettleArchive, SettlePark, SettleRetry:
+		case SettleArchive, SettlePark, SettleRetry, settleUnreadable:
 			if !mine[op.s.ID] {
 				rows = append(rows, settleRow{ID: op.s.ID, Claim: op.s.Claim})
 			}
@@ -188,6 +188,8 @@ func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUI
 				err = exec(st.ID, "settle_mark", now, st.ID, owner, st.Claim)
 			case SettleBegin:
 				err = exec(st.ID, "settle_begin", st.Crashes, st.ID, owner, st.Claim)
+			case settleUnreadable:
+				err = exec(st.ID, "settle_unreadable", st.Status, storable(st.LastError), st.ID, owner, st.Claim)
 			case SettleProgress:
 				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner, st.Claim)
 			case SettleArchive:

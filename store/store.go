@@ -219,6 +219,16 @@ func (s *Store) tx(ctx context.Context, f func(tx *sqlx.Tx) error) error {
 	}
 }
 
+// repeated runs f, one statement, again on serialization faults.
+func (s *Store) repeated(f func() error) error {
+	for try := 0; ; try++ {
+		err := f()
+		if err == nil || !retryable(err) || try == 5 {
+			return s.fault(err)
+		}
+	}
+}
+
 func (s *Store) txOnce(ctx context.Context, f func(tx *sqlx.Tx) error) error {
 	tx, err := s.write.BeginTxx(ctx, nil)
 	if err != nil {

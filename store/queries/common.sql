@@ -53,6 +53,10 @@ insert into audit (time, actor, action, team, target, reason, detail) values (?,
 -- primary key
 delete from replica where id = ? and not exists (select 1 from due where owner = replica.id);
 
+-- name: owned
+-- due_owner
+select id, claim from due where owner = ?;
+
 -- name: replica_release
 -- due_owner
 update due set owner = null, claim = claim + 1 where owner = ? and data_at is null;

@@ -2,7 +2,7 @@
 
 -- name: enqueue
 -- mail's primary key and mail_request decide what is new; one statement is one commit for the batch. Bodies come packed in one value: bytea in arrays is
--- the driver's weak spot.
+-- the driver's weak spot. v: a replica that is taken for dead owns nothing; its mail waits for whoever claims it.
 with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
@@ -19,12 +19,14 @@ with u as materialized (
   order by id
   on conflict do nothing
   returning id
+), v as materialized (
+  select id from replica where alive_until > 'epoch'
 ), d as (
   insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
   select id, u.team, u.mail_server, u.priority, case when u.held is null then 'queued' else 'held' end,
     case when u.held is null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
-    case when u.held is not null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end, u.owner,
-    case when u.owner is null then 0 else 1 end, coalesce(u.held, '')
+    case when u.held is not null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
+    case when u.owner in (select id from v) then u.owner end, case when u.owner in (select id from v) then 1 else 0 end, coalesce(u.held, '')
   from u join m using (id)
 ), t as (
   insert into term (term, mail_id)
@@ -32,40 +34,60 @@ with u as materialized (
   on conflict do nothing
 ), ch as (
   insert into change (mail_id, status)
-  select id, case when u.owner is not null then 'sending' when u.held is null then 'queued' else 'held' end from u join m using (id)
+  select id, case when u.owner in (select id from v) then 'sending' when u.held is null then 'queued' else 'held' end from u join m using (id)
 )
 select id from m;
 
 -- name: due_servers (read)
--- due_ready: one probe for each mail server, of which there are few
-select name from mail_server s
-where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= now());
+-- due_ready: a loose scan goes from the first mail of a (mail server, team, priority) to the next one's, and from what is due to the next mail server
+with recursive p as (
+  (select mail_server, team, priority, run_at from due where owner is null and run_at is not null order by mail_server, team, priority, run_at limit 1)
+  union all
+  select n.* from p cross join lateral (
+    (select d.mail_server, d.team, d.priority, d.run_at from due d
+      where p.run_at <= now() and d.owner is null and d.run_at is not null and d.mail_server > p.mail_server
+      order by d.mail_server, d.team, d.priority, d.run_at limit 1)
+    union all
+    (select d.mail_server, d.team, d.priority, d.run_at from due d
+      where p.run_at > now() and d.owner is null and d.run_at is not null
+        and (d.mail_server, d.team, d.priority) > (p.mail_server, p.team, p.priority)
+      order by d.mail_server, d.team, d.priority, d.run_at limit 1)) n
+)
+select p.mail_server from p join mail_server s on s.name = p.mail_server where p.run_at <= now();
 
 -- name: server_versions (read)
 -- a handful of rows
 select name, version from mail_server where name in (select n from json_array_elements_text(?::json) n);
 
 -- name: claim
--- due_ready: a loose scan finds the (team, priority) pairs that wait, one probe each; then each pair's oldest are locked, and every team gets its share of
--- the page by priority. The locking CTE is materialized because a limit with skip locked must not be evaluated twice. any (array): never by a join that
--- reads the table, whatever the statistics said when the plan was made.
+-- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe each. Of the teams that have something due, no more than mails
+-- are wanted take part, others each time. Each of their pairs' oldest are locked, every team gets its share of the page by priority, and the page is
+-- filled by rank. lead: by how many transactions ours is younger than the one that wrote the row; what a younger one wrote waits for the next claim, so that
+-- a mail's changes keep their order. The locking CTE is materialized because a limit with skip locked must not be evaluated twice. any (array): never by a
+-- join that reads the table, whatever the statistics said when the plan was made. Nobody claims for a replica that is taken for dead.
 with recursive p as (
-  (select team, priority from due where mail_server = ? and owner is null and run_at is not null order by team, priority limit 1)
+  (select team, priority, run_at from due where mail_server = ? and owner is null and run_at is not null order by team, priority, run_at limit 1)
   union all
-  select n.team, n.priority from p cross join lateral (
-    select d.team, d.priority from due d
+  select n.team, n.priority, n.run_at from p cross join lateral (
+    select d.team, d.priority, d.run_at from due d
     where d.mail_server = ? and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
-    order by d.team, d.priority limit 1) n
+    order by d.team, d.priority, d.run_at limit 1) n
+), w as materialized (
+  select team, priority from p where run_at <= now() and priority > ?
+), t as materialized (
+  select team from (select distinct team from w) x
+  where exists (select 1 from replica where id = ? and alive_until > 'epoch') order by random() limit ?
 ), share as (
-  select greatest(1, ?::integer / greatest(1, count(distinct team))) as n from p
+  select ceil(?::numeric / greatest(1, count(*)))::integer as n from t
 ), l as materialized (
-  select x.id, x.team, x.priority, x.run_at from p cross join lateral (
-    select d.id, d.team, d.priority, d.run_at from due d
-    where d.mail_server = ? and d.team = p.team and d.priority = p.priority and d.owner is null and d.run_at is not null and d.run_at <= now()
+  select x.id, x.team, x.priority, x.run_at, x.lead from w cross join lateral (
+    select d.id, d.team, d.priority, d.run_at, age(d.xmin) as lead from due d
+    where d.mail_server = ? and d.team = w.team and d.priority = w.priority and d.owner is null and d.run_at is not null and d.run_at <= now()
     order by d.run_at limit (select n from share) for update skip locked) x
-  where p.priority > ?
+  where w.team in (select team from t)
 ), c as (
-  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l) r where rank <= (select n from share)
+  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l where lead >= 0) r
+  where rank <= (select n from share) order by rank, random() limit ?
 ), q as (
   update due set owner = ?, claim = due.claim + 1 where due.id = any (array(select id from c))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
@@ -77,10 +99,6 @@ select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.mess
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));
-
--- name: owners
--- primary key. Locked before it is read: a commit whose answer was lost may still be under way
-select id, owner from due where id = any (array(select value::uuid from json_array_elements_text(?::json))) order by id for update;
 
 -- name: settle
 -- due's primary key. One statement for marks, finished mails and the rest, all of one owner; it returns what is not ours any more, most often nothing.
@@ -102,8 +120,8 @@ with f as materialized (
     run_at = case when x.k in (2, 6) then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
     owner = case when x.k in (2, 6) then q.owner end, claim = case when x.k = 2 then q.claim + 1 else q.claim end, data_at = case when x.k = 6 then q.data_at end,
     crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end, begun = case x.k when 2 then q.begun else x.k = 6 end,
-    attempts = case when x.k = 6 then q.attempts else x.attempts end, progress = case when x.k = 6 then q.progress else x.progress end,
-    possible_duplicate = case when x.k = 6 then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
+    attempts = case when x.k in (6, 7) then q.attempts else x.attempts end, progress = case when x.k in (6, 7) then q.progress else x.progress end,
+    possible_duplicate = case when x.k in (6, 7) then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
   from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c then true else false end
   returning q.id, x.k, q.status
 ), de as (
@@ -183,14 +201,23 @@ insert into replica (name, alive_until) values (?, now() + ? * interval '1 micro
 update replica set alive_until = now() + ? * interval '1 microsecond' where id = ? and alive_until > 'epoch';
 
 -- name: replica_bury
--- a handful of rows
-update replica set alive_until = 'epoch' where alive_until < now() and alive_until > 'epoch';
+-- a handful of rows; nobody buries itself
+update replica set alive_until = 'epoch' where alive_until < now() and alive_until > 'epoch' and id <> ?;
+
+-- name: owners_gone
+-- due_owner: a loose scan over those who own mail; whoever is not known to live is gone
+with recursive o as (
+  (select owner from due where owner is not null order by owner limit 1)
+  union all
+  select (select d.owner from due d where d.owner > o.owner order by d.owner limit 1) from o where o.owner is not null
+)
+select owner from o where owner is not null and not exists (select 1 from replica r where r.id = o.owner and r.alive_until > 'epoch');
 
 -- name: recover_unmarked
 -- due_owner
 with r as (
   update due set owner = null, claim = claim + 1, crashes = greatest(crashes, 1)
-  where data_at is null and crashes < 2 and owner in (select id from replica where alive_until = 'epoch')
+  where data_at is null and crashes < 2 and owner = any (array(select value::bigint from json_array_elements_text(?::json)))
   returning id, status
 )
 insert into change (mail_id, status) select id, status from r;
@@ -198,8 +225,9 @@ insert into change (mail_id, status) select id, status from r;
 -- name: recover_marked
 -- due_owner; suspects as well: when they are tried again is the engine's rule
 with c as materialized (
-  select id from due where (data_at is not null or crashes > 1) and owner in (select id from replica where alive_until = 'epoch') limit ?
-  for update skip locked
+  select id from due where (data_at is not null or crashes > 1) and owner = any (array(select value::bigint from json_array_elements_text(?::json)))
+    and exists (select 1 from replica where id = ? and alive_until > 'epoch')
+  limit ? for update skip locked
 ), q as (
   update due set owner = ?, claim = due.claim + 1, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.begun, due.possible_duplicate, due.progress, due.data_at
@@ -209,6 +237,39 @@ select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.mess
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));
+
+-- name: take_back
+-- due's primary key; case as in settle
+with x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, c bigint)
+), u as (
+  update due q set owner = null, claim = q.claim + 1 from x
+  where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c and q.data_at is null then true else false end
+  returning q.id, q.status
+)
+insert into change (mail_id, status) select id, status from u;
+
+-- name: take_back_marked
+-- due's primary key; case as in settle
+with x as materialized (
+  select * from json_to_recordset(?::json) as x(id uuid, c bigint)
+), c as materialized (
+  select d.id from due d join x on d.id = x.id
+  where d.id = any (array(select id from x)) and case when d.owner = ? and d.claim = x.c and d.data_at is not null then true else false end
+  for update of d
+), q as (
+  update due set claim = due.claim + 1 where due.id = any (array(select id from c))
+  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+)
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  coalesce(s.hold_unknown, false) as hold_unknown
+from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
+where m.id = any (array(select id from q));
+
+-- name: replica_end
+-- primary key
+update replica set alive_until = 'epoch' where id = ?;
 
 -- name: replica_forget
 -- due_owner

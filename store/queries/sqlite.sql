@@ -11,49 +11,63 @@ values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) 
 select count(*) from mail_server where name = ? and version = ?;
 
 -- name: enqueue_due
--- primary key
+-- primary key; a replica that is taken for dead owns nothing: its mail waits for whoever claims it
 insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+values (?1, ?2, ?3, ?4, ?5, ?6, ?7, (select id from replica where id = ?8 and alive_until > 0), (select count(*) from replica where id = ?8 and alive_until > 0), ?9);
 
 -- name: enqueue_term
 -- none is looked up; in the order of the primary key, so that a batch walks through it once
 insert into term (term, mail_id) select value ->> 0, value ->> 1 from json_each(?) where true order by 1, 2 on conflict do nothing;
 
 -- name: due_servers (read)
--- due_ready: one probe for each mail server, of which there are few
-select name from mail_server s
-where exists (select 1 from due where mail_server = s.name and owner is null and run_at is not null and run_at <= ?);
+-- due_ready: a loose scan for each mail server finds the first mail of each (team, priority) that waits
+select name from mail_server s where exists (
+  with recursive p(id, team, priority, run_at) as (
+    select * from (select id, team, priority, run_at from due where mail_server = s.name and owner is null and run_at is not null
+      order by team, priority, run_at limit 1)
+    union all
+    -- The same team's next priority, else the next team's first: comparing both as one row would read all mails of a pair.
+    select n.id, n.team, n.priority, n.run_at from p join due n on n.id = coalesce(
+      (select d.id from due d where d.mail_server = s.name and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
+        order by d.priority, d.run_at limit 1),
+      (select d.id from due d where d.mail_server = s.name and d.team > p.team and d.owner is null and d.run_at is not null
+        order by d.team, d.priority, d.run_at limit 1))
+  ) select 1 from p where run_at <= ?);
 
 -- name: server_versions (read)
 -- a handful of rows
 select name, version from mail_server where name in (select value from json_each(?));
 
 -- name: claim
--- due_ready: a loose scan finds the (team, priority) pairs that wait, then every team gets its share of the page by priority
-with recursive p(team, priority) as (
-  select * from (select team, priority from due where mail_server = ?1 and owner is null and run_at is not null order by team, priority limit 1)
+-- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe each. Of the teams that have something due, no more than mails
+-- are wanted take part, others each time. Every team gets its share of the page by priority, and the page is filled by rank. Nobody claims for a replica
+-- that is taken for dead.
+with recursive p(id, team, priority, run_at) as (
+  select * from (select id, team, priority, run_at from due where mail_server = ?1 and owner is null and run_at is not null
+    order by team, priority, run_at limit 1)
   union all
   -- The same team's next priority, else the next team's first: comparing both as one row would read all mails of a pair.
-  select
-    coalesce((select d.team from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null limit 1),
-      (select d.team from due d where d.mail_server = ?1 and d.team > p.team and d.owner is null and d.run_at is not null order by d.team limit 1)),
-    coalesce((select d.priority from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
-        order by d.priority limit 1),
-      (select d.priority from due d where d.mail_server = ?1 and d.team = (
-          select n.team from due n where n.mail_server = ?1 and n.team > p.team and n.owner is null and n.run_at is not null order by n.team limit 1)
-        and d.owner is null and d.run_at is not null order by d.priority limit 1))
-  from p where p.team is not null
+  select n.id, n.team, n.priority, n.run_at from p join due n on n.id = coalesce(
+    (select d.id from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
+      order by d.priority, d.run_at limit 1),
+    (select d.id from due d where d.mail_server = ?1 and d.team > p.team and d.owner is null and d.run_at is not null
+      order by d.team, d.priority, d.run_at limit 1))
+), w as materialized (
+  select team, priority from p where run_at <= ?3 and priority > ?4
+), t as materialized (
+  select team from (select distinct team from w) where exists (select 1 from replica where id = ?5 and alive_until > 0) order by random() limit ?2
 ), share(n) as (
-  select max(1, ?2 / max(1, count(distinct team))) from p
+  select (?2 + max(1, count(*)) - 1) / max(1, count(*)) from t
 ), l as materialized (
-  select d.id, d.team, d.priority, d.run_at from p join due d on d.id in (
+  select d.id, d.team, d.priority, d.run_at from w join due d on d.id in (
     select x.id from due x
-    where x.mail_server = ?1 and x.team = p.team and x.priority = p.priority and x.owner is null and x.run_at is not null and x.run_at <= ?3
+    where x.mail_server = ?1 and x.team = w.team and x.priority = w.priority and x.owner is null and x.run_at is not null and x.run_at <= ?3
     order by x.run_at limit (select n from share))
-  where p.team is not null and p.priority > ?4
+  where w.team in (select team from t)
 )
 update due set owner = ?5, claim = claim + 1 where id in (
-  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l) where rank <= (select n from share))
+  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l)
+  where rank <= (select n from share) order by rank, random() limit ?2)
 returning id;
 
 -- name: claimed
@@ -75,6 +89,10 @@ update due set crashes = ?, begun = 1 where id = ? and owner = ? and claim = ?;
 -- primary key
 update due set status = ?, run_at = ?, owner = null, data_at = null, begun = 0, crashes = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
 where id = ? and owner = ? and claim = ?;
+
+-- name: settle_unreadable
+-- primary key
+update due set status = ?, run_at = null, owner = null, data_at = null, begun = 0, crashes = 0, last_error = ? where id = ? and owner = ? and claim = ?;
 
 -- name: settle_progress
 -- primary key; claim: the next transaction goes under a token of its own, so that this statement, delivered late, does not take its mark
@@ -135,20 +153,36 @@ update replica set alive_until = 0;
 -- primary key; 0 = somebody has taken it for dead
 update replica set alive_until = ? where id = ? and alive_until > 0;
 
--- name: replica_bury
--- a handful of rows
-update replica set alive_until = 0 where alive_until < ? and alive_until > 0;
+-- name: owners_gone
+-- due_owner: whoever is not known to live is gone
+select distinct owner from due where owner is not null and not exists (select 1 from replica r where r.id = due.owner and r.alive_until > 0);
 
 -- name: recover_unmarked
 -- due_owner
 update due set owner = null, claim = claim + 1, crashes = max(crashes, 1)
-where data_at is null and crashes < 2 and owner in (select id from replica where alive_until = 0);
+where data_at is null and crashes < 2 and owner in (select value from json_each(?));
 
 -- name: recover_marked
 -- due_owner; suspects as well: when they are tried again is the engine's rule
 update due set owner = ?, claim = claim + 1, crashes = max(crashes, 1) where id in (
-  select id from due where (data_at is not null or crashes > 1) and owner in (select id from replica where alive_until = 0) limit ?)
+  select id from due where (data_at is not null or crashes > 1) and owner in (select value from json_each(?))
+    and exists (select 1 from replica where id = ? and alive_until > 0) limit ?)
 returning id;
+
+-- name: take_back
+-- primary key
+update due set owner = null, claim = claim + 1
+where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(?)) and owner = ? and data_at is null;
+
+-- name: take_back_marked
+-- primary key
+update due set claim = claim + 1
+where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(?)) and owner = ? and data_at is not null
+returning id;
+
+-- name: replica_end
+-- primary key
+update replica set alive_until = 0 where id = ?;
 
 -- name: replica_forget
 -- due_owner

@@ -238,6 +238,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 	d.note(delivery.Counts{Claimed: len(claimed)})
 	now := d.e.now()
 	for _, c := range claimed {
+		d.e.held.take(c.ID, c.Claim)
 		j := newJob(c, owner, now)
 		j.server, j.rated = d.server, d.limited()
 		if d.setAside(j, now) {

@@ -41,6 +41,7 @@ type Engine struct {
 	log     *slog.Logger
 	lease   *lease
 	results *results
+	held    *held // what this process has
 	memory  *memory
 	drains  drains
 	passes  passes
@@ -78,11 +79,12 @@ func New(cfg Config) *Engine {
 	}
 	e := &Engine{
 		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
-		lease:   newLease(cfg.Journal, cfg.Replica, cfg.Logger),
-		results: newResults(cfg.Journal, cfg.Logger),
-		memory:  newMemory(cfg.MaxBytes),
-		ready:   make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1),
+		lease:  newLease(cfg.Journal, cfg.Replica, cfg.Logger),
+		held:   newHeld(),
+		memory: newMemory(cfg.MaxBytes),
+		ready:  make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1),
 	}
+	e.results = newResults(cfg.Journal, cfg.Logger, e.held.let)
 	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
 	e.newest.byName = map[string]*store.MailServer{}
 	e.flights.byID = map[uuid.UUID]*flight{}

@@ -343,6 +343,7 @@ func (f *flight) finish(j *job, end lifecycle.End, why string) {
 	defer f.e.unload(j)
 	switch reason := f.caller.cutReason(); {
 	case end == lifecycle.Lost:
+		f.e.held.let(f.sub.Mail.ID, store.BornClaim)
 		f.complete(nil, false)
 		return
 	case end == lifecycle.Panicked:
@@ -408,6 +409,8 @@ func (f *flight) settleUnheard() {
 			if res.Err == nil && !res.Duplicate {
 				f.accepted() // a caller with the same request_id may have joined
 				f.finish(f.job(), lifecycle.CutByCaller, "")
+			} else {
+				f.e.held.let(f.sub.Mail.ID, store.BornClaim)
 			}
 			return
 		}

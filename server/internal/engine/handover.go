@@ -32,6 +32,7 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 	if weight <= e.memory.directMax && e.memory.direct.TryAcquire(weight) {
 		if d.jobs.reserve(m.Priority) {
 			m.Owner = e.lease.replica()
+			e.held.take(m.ID, store.BornClaim)
 			return &place{d, weight}
 		}
 		e.memory.direct.Release(weight)
@@ -132,6 +133,7 @@ func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqu
 			}
 			p.fill(ms[i])
 		default:
+			e.held.let(ms[i].ID, store.BornClaim)
 			p.leave()
 		}
 	}

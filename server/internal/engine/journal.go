@@ -25,6 +25,8 @@ type Journal interface {
 	Renew(ctx context.Context, r store.ReplicaID, ttl time.Duration) error
 	Unregister(ctx context.Context, r store.ReplicaID) error
 	Recover(ctx context.Context, me store.ReplicaID, max int) (released int, adopted []*store.Claimed, err error)
+	Owned(ctx context.Context, r store.ReplicaID) ([]store.Ownership, error)
+	TakeBack(ctx context.Context, r store.ReplicaID, lost []store.Ownership) (released int, marked []*store.Claimed, err error)
 	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
 	ServerVersions(ctx context.Context, names []string) (map[string]int64, error)
 	HoldDeleted(ctx context.Context, server string) (held int, err error)

@@ -3,8 +3,6 @@ package engine
 import (
 	"context"
 	"time"
-
-	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 )
 
 const (
@@ -24,6 +22,7 @@ func (e *Engine) rescueLoop(ctx context.Context) {
 			return
 		case <-t.C:
 			e.rescue(ctx)
+			e.reconcile(ctx)
 			if time.Since(forgot) >= forgetEvery {
 				forgot = time.Now()
 				if _, err := e.journal.ForgetChanges(ctx, changesKept); err != nil && ctx.Err() == nil {
@@ -51,10 +50,7 @@ func (e *Engine) rescue(ctx context.Context) {
 		if released+len(adopted) > 0 {
 			e.log.Warn("rescued the mail of a dead replica", "requeued", released, "unknown", len(adopted))
 		}
-		now := e.now()
-		for _, c := range adopted {
-			e.results.record(lifecycle.Crash(c, me, now).Settlement, nil)
-		}
+		e.settleCrashed(me, adopted)
 		if released+len(adopted) < rescuePage {
 			return
 		}

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/google/uuid"
+
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -13,6 +15,7 @@ import (
 type results struct {
 	journal Journal
 	log     *slog.Logger
+	settled func(id uuid.UUID, claim int64) // hears of mails whose result is durable, or refused
 
 	// mu guards open: record adds what is handed over, and the goroutine that waits for its answer takes
 	// it away. Each is closed when it is durable, refused, or the store is closed.
@@ -20,8 +23,8 @@ type results struct {
 	open map[chan struct{}]struct{}
 }
 
-func newResults(j Journal, log *slog.Logger) *results {
-	return &results{journal: j, log: log, open: map[chan struct{}]struct{}{}}
+func newResults(j Journal, log *slog.Logger, settled func(id uuid.UUID, claim int64)) *results {
+	return &results{journal: j, log: log, settled: settled, open: map[chan struct{}]struct{}{}}
 }
 
 // record hands over a settlement. done, which may be nil, hears once it is durable whether the mail was
@@ -39,6 +42,10 @@ func (r *results) record(s *store.Settlement, done func(mine bool)) {
 			r.log.Error("result not recorded", "mail_id", s.ID, "status", s.Status, "error", a.Err)
 		case !a.Mine:
 			r.log.Error("result not recorded: the mail belongs to another replica by now", "mail_id", s.ID, "status", s.Status)
+		}
+		switch s.Kind {
+		case store.SettleArchive, store.SettlePark, store.SettleRetry:
+			r.settled(s.ID, s.Claim)
 		}
 		if done != nil {
 			done(a.Err == nil && a.Mine)

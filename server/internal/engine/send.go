@@ -46,6 +46,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		return ErrStopping
 	}
 	m.Owner = e.lease.replica()
+	e.held.take(m.ID, store.BornClaim)
 	res, err := e.journal.Enqueue(ctx, m)
 	if err == nil {
 		err = res.Err
@@ -60,9 +61,11 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		e.work.beside(f.settleUnheard)
 		return err
 	case err != nil:
+		e.held.let(m.ID, store.BornClaim)
 		e.flights.remove(f)
 		return err
 	case res.Duplicate:
+		e.held.let(m.ID, store.BornClaim)
 		e.flights.remove(f)
 		return e.replay(ctx, res.ID, observe)
 	}

@@ -247,6 +247,7 @@ func (w *worker) leaveIt(j *job) {
 	j.over = true
 	j.settleRate(w.d.relay)
 	w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.Mail.ID)
+	w.e.held.let(j.Mail.ID, j.Mail.Claim)
 	w.e.unload(j)
 	w.d.jobs.settled(j)
 }

@@ -1,0 +1,89 @@
+package engine
+
+import (
+	"context"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// held is what this process knows that it has: from before a mail can be its own by a write of it, to
+// the durable result. What the database says it has besides came by a write whose answer was lost.
+type held struct {
+	// mu guards both. Everybody who takes a mail writes mails, and who has its result; reconcile alone
+	// writes strange.
+	mu      sync.Mutex
+	mails   map[store.Ownership]struct{}
+	strange map[store.Ownership]struct{} // not known at the last look
+}
+
+func newHeld() *held {
+	return &held{mails: map[store.Ownership]struct{}{}, strange: map[store.Ownership]struct{}{}}
+}
+
+func (h *held) take(id uuid.UUID, claim int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mails[store.Ownership{ID: id, Claim: claim}] = struct{}{}
+}
+
+func (h *held) let(id uuid.UUID, claim int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.mails, store.Ownership{ID: id, Claim: claim})
+}
+
+// unknown is what is owned and not known now and at the last look: an answer that is only late has come
+// by then, or its token will be refused.
+func (h *held) unknown(owned []store.Ownership) (lost []store.Ownership) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	strange := map[store.Ownership]struct{}{}
+	for _, o := range owned {
+		if _, known := h.mails[o]; known {
+			continue
+		}
+		if _, twice := h.strange[o]; twice {
+			lost = append(lost, o)
+		} else {
+			strange[o] = struct{}{}
+		}
+	}
+	h.strange = strange
+	return lost
+}
+
+// reconcile gives back what this replica owns and does not know of: unmarked mail is due again as it
+// was, marked mail is settled as after a crash.
+func (e *Engine) reconcile(ctx context.Context) {
+	me := e.lease.replica()
+	owned, err := e.journal.Owned(ctx, me)
+	if err != nil {
+		return // the renewal of the lease says what is wrong
+	}
+	lost := e.held.unknown(owned)
+	if len(lost) == 0 {
+		return
+	}
+	released, marked, err := e.journal.TakeBack(ctx, me, lost)
+	if err != nil {
+		if ctx.Err() == nil {
+			e.log.Error("mail that this replica owns and does not know of is not given back yet", "mails", len(lost), "error", err)
+		}
+		return
+	}
+	e.log.Warn("gave back mail that this replica owned and did not know of", "requeued", released, "unknown", len(marked))
+	e.settleCrashed(me, marked)
+}
+
+// settleCrashed settles marked mail that nobody was at any more.
+func (e *Engine) settleCrashed(me store.ReplicaID, marked []*store.Claimed) {
+	now := e.now()
+	for _, c := range marked {
+		e.held.take(c.ID, c.Claim)
+		e.results.record(lifecycle.Crash(c, me, now).Settlement, nil)
+	}
+}

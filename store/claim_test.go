@@ -1,0 +1,176 @@
+package store_test
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// teams enqueues one mail due at a time for each of n teams.
+func teams(t testing.TB, s *store.Store, n int, at time.Time) {
+	t.Helper()
+	var ms []*store.NewMail
+	for i := range n {
+		ms = append(ms, newMail("ss", func(m *store.NewMail) { m.Team, m.RunAt = fmt.Sprintf("t%d", i), at }))
+	}
+	enqueue(t, s, ms...)
+}
+
+// TestClaimNeverMoreThanAsked: limits are counted by what was asked for; with more teams than that, others have their turn each time.
+func TestClaimNeverMoreThanAsked(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		teams(t, s, 100, time.Now())
+		first := map[string]bool{}
+		for range 20 {
+			cs, err := s.Claim(ctx, r, "ss", 5, store.AnyPriority)
+			if err != nil || len(cs) != 5 {
+				t.Fatalf("%d claimed, %v", len(cs), err)
+			}
+			first[cs[0].Team] = true
+			for _, c := range cs {
+				settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: c.RunAt})
+			}
+		}
+		if len(first) < 5 {
+			t.Errorf("the same %d teams begin each of 20 pages", len(first))
+		}
+	})
+}
+
+// TestClaimAsManyAsAsked: what other teams have due later, or little of, takes nothing off a page.
+func TestClaimAsManyAsAsked(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		teams(t, s, 499, time.Now().Add(time.Hour))
+		var ms []*store.NewMail
+		for i := range 1000 {
+			ms = append(ms, newMail("ss", func(m *store.NewMail) { m.Team, m.Priority = "big", int16(10*(i%2)) }))
+		}
+		enqueue(t, s, ms...)
+		if cs, err := s.Claim(ctx, r, "ss", 500, store.AnyPriority); err != nil || len(cs) != 500 {
+			t.Errorf("%d of 1,000 due are claimed, %v", len(cs), err)
+		}
+		teams(t, s, 100, time.Now())
+		cs, err := s.Claim(ctx, r, "ss", 400, store.AnyPriority)
+		small := 0
+		for _, c := range cs {
+			if c.Team != "big" {
+				small++
+			}
+		}
+		if err != nil || len(cs) != 400 || small != 100 {
+			t.Errorf("%d claimed, %d of small teams, %v", len(cs), small, err)
+		}
+	})
+}
+
+// TestDueServersBesideMuchLater: looking for mail servers with due mail does not read what is due later. The best of ten, so that a busy machine does not matter.
+func TestDueServersBesideMuchLater(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		for _, name := range []string{"busy", "ready", "void"} {
+			if _, _, err := s.CreateServer(ctx, newServer(name, ""), store.Audit{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id, at := "printf('%08x-0000-7000-8000-000000000000', i)", "cast(unixepoch() as integer) * 1000000 + 86400000000 + i"
+		if s.Dialect() == "postgres" {
+			id, at = "(lpad(to_hex(i), 8, '0') || '-0000-7000-8000-000000000000')::uuid", "now() + interval '1 day' + i * interval '1 millisecond'"
+		}
+		if err := s.Exec("insert into due (id, team, mail_server, priority, status, run_at) with recursive g(i) as (select 1 union all select i + 1 from g where i < 100000) " +
+			"select " + id + ", 't' || (i % 3), 'busy', 10, 'queued', " + at + " from g"); err != nil {
+			t.Fatal(err)
+		}
+		enqueue(t, s, newMail("ready"), newMail("unlisted"))
+		best := time.Hour
+		for range 10 {
+			begin := time.Now()
+			got, err := s.DueServers(ctx)
+			if err != nil || len(got) != 1 || got[0] != "ready" {
+				t.Fatalf("%v, %v", got, err)
+			}
+			best = min(best, time.Since(begin))
+		}
+		if best > 3*time.Millisecond {
+			t.Errorf("it took %v", best)
+		}
+	})
+}
+
+// TestClaimsKeepTheOrder: a claim never says "sending" before what a person has changed by then: a settlement follows a person's change with a claim
+// in between, as it happened.
+func TestClaimsKeepTheOrder(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	r := register(t, s)
+	var ids []uuid.UUID
+	var ms []*store.NewMail
+	for i := range 500 {
+		m := newMail("ss", func(m *store.NewMail) { m.RunAt = time.Now().Add(-time.Hour + time.Duration(i)*time.Millisecond) })
+		ms, ids = append(ms, m), append(ids, m.ID)
+	}
+	enqueue(t, s, ms...)
+	begin, err := s.LastChange(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var over atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !over.Load() {
+			cs, err := s.Claim(ctx, r, "ss", 500, store.AnyPriority)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			var answers []<-chan store.Settled
+			for _, c := range cs {
+				answers = append(answers, s.Settle(&store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: c.RunAt}))
+			}
+			for _, a := range answers {
+				<-a
+			}
+		}
+	})
+	var words atomic.Int32
+	for k := range 3 {
+		wg.Go(func() {
+			for i := 0; !over.Load(); i++ {
+				_, n, _, err := s.Modify(ctx, store.Everything, []uuid.UUID{ids[len(ids)-1-(i*3+k)%30]}, nil, false, store.Audit{},
+					func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+						return &store.Change{Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: *m.DueTime, Attempts: m.Attempts}, nil
+					})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				words.Add(int32(n))
+			}
+		})
+	}
+	<-time.After(5 * time.Second)
+	over.Store(true)
+	wg.Wait()
+	last, bad := map[uuid.UUID]store.MailStatus{}, 0
+	for at, more := begin, true; more; {
+		var cs []store.MailChange
+		if cs, at, more, err = s.Changes(ctx, store.Everything, store.MailFilter{}, at, 5000); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range cs {
+			if c.Status == store.MailQueued && last[c.Mail.ID] == store.MailDeferred {
+				bad++
+			}
+			last[c.Mail.ID] = c.Status
+		}
+	}
+	if bad > 0 || words.Load() == 0 {
+		t.Errorf("%d times a settlement follows one of %d changes by people with no claim between", bad, words.Load())
+	}
+}
