@@ -14,7 +14,7 @@ import (
 )
 
 // teams enqueues one mail due at a time for each of n teams.
-func teams(t testing.TB, s *store.Store, n int, at time.Time) {
+func teams(t testing.TB, s storetest.Store, n int, at time.Time) {
 	t.Helper()
 	var ms []*store.NewMail
 	for i := range n {
@@ -25,7 +25,7 @@ func teams(t testing.TB, s *store.Store, n int, at time.Time) {
 
 // TestClaimNeverMoreThanAsked: limits are counted by what was asked for; with more teams than that, others have their turn each time.
 func TestClaimNeverMoreThanAsked(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		teams(t, s, 100, time.Now())
 		first := map[string]bool{}
@@ -47,7 +47,7 @@ func TestClaimNeverMoreThanAsked(t *testing.T) {
 
 // TestClaimAsManyAsAsked: what other teams have due later, or little of, takes nothing off a page.
 func TestClaimAsManyAsAsked(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, s *store.Store) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		teams(t, s, 499, time.Now().Add(time.Hour))
 		var ms []*store.NewMail

@@ -1,7 +1,10 @@
 package store_test
 
 import (
+	"bytes"
+	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 

@@ -256,19 +256,47 @@ func TestTakeBack(t *testing.T) {
 	}
 }
 
-// TestTakeBackOnSQLite: the same statements there, where no answer is lost.
-func TestTakeBackOnSQLite(t *testing.T) {
-	s := storetest.Open(t, storetest.SQLiteDSN(t))
-	r := register(t, s)
-	ms := owned(t, s, r, 3)
-	if !settle(t, s, &store.Settlement{ID: ms[0].ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleMark}) {
-		t.Fatal("mark refused")
-	}
-	had, err := s.Owned(ctx, r)
-	if err != nil || len(had) != 3 {
-		t.Fatal(had, err)
-	}
-	if n, again, err := s.TakeBack(ctx, r, append(had, store.Ownership{ID: uuid.New(), Claim: 1})); err != nil || n != 2 || len(again) != 1 || again[0].ID != ms[0].ID || again[0].Claim != 2 {
-		t.Errorf("%d released, %v, %v", n, again, err)
-	}
+// TestTakeBackEverywhere: what a replica has and does not know of goes back as it was; what may have left, or what somebody died of, comes again; another claim stays.
+func TestTakeBackEverywhere(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		r := register(t, s)
+		var ms []*store.NewMail
+		for range 4 {
+			ms = append(ms, newMail("ss", func(m *store.NewMail) { m.Owner = r }))
+		}
+		enqueue(t, s, ms...)
+		marked, suspect, plain, later := ms[0].ID, ms[1].ID, ms[2].ID, ms[3].ID
+		for _, st := range []*store.Settlement{
+			{ID: marked, Kind: store.SettleMark},
+			{ID: suspect, Kind: store.SettleBegin, Crashes: 3},
+		} {
+			if st.Owner, st.Claim = r, store.BornClaim; !settle(t, s, st) {
+				t.Fatal("write refused")
+			}
+		}
+		had, err := s.Owned(ctx, r)
+		if err != nil || len(had) != 4 {
+			t.Fatal(had, err)
+		}
+		for i := range had {
+			if had[i].ID == later {
+				had[i].Claim++
+			}
+		}
+		n, again, err := s.TakeBack(ctx, r, append(had, store.Ownership{ID: uuid.New(), Claim: 1}))
+		if err != nil || n != 1 || len(again) != 2 {
+			t.Fatalf("%d released, %v, %v", n, again, err)
+		}
+		for _, c := range again {
+			if c.Marked != (c.ID == marked) || c.Begun != (c.ID == suspect) || c.Claim != store.BornClaim+1 || c.ID == suspect && c.Crashes != 3 {
+				t.Errorf("came again: %+v", c)
+			}
+		}
+		if cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(cs) != 1 || cs[0].ID != plain || cs[0].Crashes != 0 {
+			t.Errorf("claimed %v, %v", cs, err)
+		}
+		if left, err := s.Owned(ctx, r); err != nil || len(left) != 4 {
+			t.Error(left, err)
+		}
+	})
 }

@@ -137,8 +137,8 @@ func (s *Store) Owned(ctx context.Context, r ReplicaID) ([]Ownership, error) {
 	return out, s.fault(err)
 }
 
-// TakeBack ends what r has and does not know of, where it still has it under that token: unmarked mails become claimable as they were, marked ones become r's
-// anew, with Marked set.
+// TakeBack ends what r has and does not know of, where it still has it under that token: unmarked mails become claimable as they were. Those that may have left
+// (Marked), or that somebody died of (Begun), become r's anew.
 func (s *Store) TakeBack(ctx context.Context, r ReplicaID, lost []Ownership) (released int, adopted []*Claimed, err error) {
 	b, err := json.Marshal(lost)
 	if err != nil || len(lost) == 0 {

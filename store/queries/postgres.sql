@@ -239,12 +239,12 @@ from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_ser
 where m.id = any (array(select id from q));
 
 -- name: take_back
--- due's primary key; case as in settle
+-- due's primary key; case as in settle. begun: somebody died of it, so what becomes of it is the engine's rule
 with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, c bigint)
 ), u as (
   update due q set owner = null, claim = q.claim + 1 from x
-  where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c and q.data_at is null then true else false end
+  where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c and q.data_at is null and not q.begun then true else false end
   returning q.id, q.status
 )
 insert into change (mail_id, status) select id, status from u;
@@ -255,14 +255,14 @@ with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, c bigint)
 ), c as materialized (
   select d.id from due d join x on d.id = x.id
-  where d.id = any (array(select id from x)) and case when d.owner = ? and d.claim = x.c and d.data_at is not null then true else false end
+  where d.id = any (array(select id from x)) and case when d.owner = ? and d.claim = x.c and (d.data_at is not null or d.begun) then true else false end
   for update of d
 ), q as (
   update due set claim = due.claim + 1 where due.id = any (array(select id from c))
-  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.begun, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.begun, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));

@@ -170,14 +170,14 @@ update due set owner = ?, claim = claim + 1, crashes = max(crashes, 1) where id 
 returning id;
 
 -- name: take_back
--- primary key
+-- due_owner; begun: somebody died of it, so what becomes of it is the engine's rule
 update due set owner = null, claim = claim + 1
-where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(?)) and owner = ? and data_at is null;
+where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(?)) and owner = ? and data_at is null and not begun;
 
 -- name: take_back_marked
--- primary key
+-- due_owner
 update due set claim = claim + 1
-where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(?)) and owner = ? and data_at is not null
+where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(?)) and owner = ? and (data_at is not null or begun)
 returning id;
 
 -- name: replica_end

@@ -25,6 +25,8 @@ type Store interface {
 	Renew(ctx context.Context, r store.ReplicaID, ttl time.Duration) error
 	Unregister(ctx context.Context, r store.ReplicaID) error
 	Recover(ctx context.Context, me store.ReplicaID, most int) (released int, adopted []*store.Claimed, err error)
+	Owned(ctx context.Context, r store.ReplicaID) ([]store.Ownership, error)
+	TakeBack(ctx context.Context, r store.ReplicaID, lost []store.Ownership) (released int, adopted []*store.Claimed, err error)
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
 	RawMail(ctx context.Context, sc store.Scope, id uuid.UUID, w io.Writer) (int64, error)
 	ListDue(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)

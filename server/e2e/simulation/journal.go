@@ -41,7 +41,6 @@ type how int
 const (
 	plain how = iota
 	local     // carried out with the caller or not at all
-	calm      // never fails by itself
 )
 
 // call is one statement.
@@ -55,7 +54,7 @@ func call[T any](ctx context.Context, j *journal, key string, h how, do func() (
 	if j.rep.dead.Load() {
 		return out, errBroken
 	}
-	o := &op{key: j.rep.name + "." + key, who: j.rep, local: h == local, calm: h == calm}
+	o := &op{key: j.rep.name + "." + key, who: j.rep, local: h == local}
 	o.exec = func(f fate) fate {
 		if f != fateFailed {
 			out, err = do()
@@ -114,34 +113,16 @@ func (j *journal) DueServers(ctx context.Context) ([]string, error) {
 	})
 }
 
-// Claim whose answer is lost finds out by itself what it got, as the real one does.
+// Claim whose answer is lost is an error: the engine finds out what it got.
 func (j *journal) Claim(ctx context.Context, r store.ReplicaID, server string, most int, above int16) ([]*store.Claimed, error) {
-	var got []*store.Claimed
-	cs, err := call(ctx, j, "claim "+server, plain, func() ([]*store.Claimed, error) {
+	return call(ctx, j, "claim "+server, plain, func() ([]*store.Claimed, error) {
 		cs, err := j.w.db.Claim(context.Background(), r, server, most, above)
 		if f := j.w.opt.Plant.claimed; f != nil {
 			for _, c := range cs {
 				f(j.w, c)
 			}
 		}
-		got = cs
 		return cs, err
-	})
-	if err == nil || len(got) == 0 || j.w.opt.Plant.lost == ".claim " || ctx.Err() != nil {
-		return cs, err
-	}
-	return j.findOut(ctx, r, got)
-}
-
-func (j *journal) findOut(ctx context.Context, r store.ReplicaID, got []*store.Claimed) ([]*store.Claimed, error) {
-	return call(ctx, j, "owners", calm, func() ([]*store.Claimed, error) {
-		var ours []*store.Claimed
-		for _, c := range got {
-			if m, err := j.w.db.Mail(context.Background(), store.Everything, c.ID); err == nil && m.Owner == r {
-				ours = append(ours, c)
-			}
-		}
-		return ours, nil
 	})
 }
 
@@ -188,17 +169,28 @@ type recovered struct {
 }
 
 func (j *journal) Recover(ctx context.Context, me store.ReplicaID, max int) (int, []*store.Claimed, error) {
-	var got recovered
 	r, err := call(ctx, j, "recover", plain, func() (recovered, error) {
 		n, cs, err := j.w.db.Recover(context.Background(), me, max)
-		got = recovered{n, cs}
-		return got, err
+		return recovered{n, cs}, err
 	})
-	if err != nil && len(got.adopted) > 0 && ctx.Err() == nil && j.w.opt.Plant.lost != ".recover" {
-		cs, err := j.findOut(ctx, me, got.adopted)
-		return got.released, cs, err
-	}
 	return r.released, r.adopted, err
+}
+
+func (j *journal) Owned(ctx context.Context, r store.ReplicaID) ([]store.Ownership, error) {
+	return call(ctx, j, "owned", plain, func() ([]store.Ownership, error) {
+		if j.w.opt.Plant.blind {
+			return nil, nil
+		}
+		return j.w.db.Owned(context.Background(), r)
+	})
+}
+
+func (j *journal) TakeBack(ctx context.Context, r store.ReplicaID, lost []store.Ownership) (int, []*store.Claimed, error) {
+	t, err := call(ctx, j, "take back", plain, func() (recovered, error) {
+		n, cs, err := j.w.db.TakeBack(context.Background(), r, lost)
+		return recovered{n, cs}, err
+	})
+	return t.released, t.adopted, err
 }
 
 func (j *journal) Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error) {

@@ -23,7 +23,7 @@ type Plant struct {
 	early     func(st *store.Settlement) bool                           // answered before it is written
 	behind    func(st *store.Settlement) bool                           // when it fails it is written again behind what came later
 	twice     bool                                                      // what was not heard of is written once more, much later
-	lost      string                                                    // calls with this in their key whose lost answer nobody looks for
+	blind     bool                                                      // nobody looks for what is owned and not known of
 	accepts   bool                                                      // a failed enqueue is answered as done
 	breaker   func(before, after *store.Breaker)                        // changes what is written
 	forget    string                                                    // a mail server that is never due
@@ -93,11 +93,11 @@ var Plants = []Plant{
 		}
 		return err
 	}},
-	{Name: "only what a known dead one owned is recovered", Faults: memory.Faults{KnownDeadOnly: true}},
+	{Name: "the dead take mail, and only what a known dead one owned is recovered", Faults: memory.Faults{KnownDeadOnly: true, DeadTake: true}},
 	{Name: "recovery lets go of marked mail", Faults: memory.Faults{ReleaseMarked: true}},
 	{Name: "an orderly end lets go of marked mail", Faults: memory.Faults{UnregisterMarked: true}},
-	{Name: "the lost answer of a claim is looked for by nobody", lost: ".claim "},
-	{Name: "the lost answer of a recovery is looked for by nobody", lost: ".recover"},
+	{Name: "what is owned and not known of is looked for by nobody", blind: true},
+	{Name: "taking back lets go of marked mail", Faults: memory.Faults{TakeBackMarked: true}},
 	{Name: "a connection slot that is not given back stays taken", keepsSlot: true},
 	{Name: "a dead replica's slots stay taken", Faults: memory.Faults{SlotsForever: true}},
 	{Name: "one connection too many", slots: 1},

@@ -84,7 +84,7 @@ func New(cfg Config) *Engine {
 		memory: newMemory(cfg.MaxBytes),
 		ready:  make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1),
 	}
-	e.results = newResults(cfg.Journal, cfg.Logger, e.held.let)
+	e.results = newResults(cfg.Journal, cfg.Logger, e.held)
 	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
 	e.newest.byName = map[string]*store.MailServer{}
 	e.flights.byID = map[uuid.UUID]*flight{}

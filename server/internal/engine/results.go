@@ -5,8 +5,6 @@ import (
 	"log/slog"
 	"sync"
 
-	"github.com/google/uuid"
-
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -15,7 +13,7 @@ import (
 type results struct {
 	journal Journal
 	log     *slog.Logger
-	settled func(id uuid.UUID, claim int64) // hears of mails whose result is durable, or refused
+	held    *held // hears of progress, and of mails whose result is durable, or refused
 
 	// mu guards open: record adds what is handed over, and the goroutine that waits for its answer takes
 	// it away. Each is closed when it is durable, refused, or the store is closed.
@@ -23,8 +21,8 @@ type results struct {
 	open map[chan struct{}]struct{}
 }
 
-func newResults(j Journal, log *slog.Logger, settled func(id uuid.UUID, claim int64)) *results {
-	return &results{journal: j, log: log, settled: settled, open: map[chan struct{}]struct{}{}}
+func newResults(j Journal, log *slog.Logger, h *held) *results {
+	return &results{journal: j, log: log, held: h, open: map[chan struct{}]struct{}{}}
 }
 
 // record hands over a settlement. done, which may be nil, hears once it is durable whether the mail was
@@ -34,6 +32,9 @@ func (r *results) record(s *store.Settlement, done func(mine bool)) {
 	r.mu.Lock()
 	r.open[over] = struct{}{}
 	r.mu.Unlock()
+	if s.Kind == store.SettleProgress {
+		r.held.advance(s.ID, s.Claim)
+	}
 	answer := r.journal.Settle(s)
 	go func() {
 		a := <-answer
@@ -45,7 +46,7 @@ func (r *results) record(s *store.Settlement, done func(mine bool)) {
 		}
 		switch s.Kind {
 		case store.SettleArchive, store.SettlePark, store.SettleRetry:
-			r.settled(s.ID, s.Claim)
+			r.held.let(s.ID, s.Claim)
 		}
 		if done != nil {
 			done(a.Err == nil && a.Mine)

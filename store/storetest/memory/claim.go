@@ -31,38 +31,55 @@ func (s *Store) DueServers(context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Claim makes up to most due mails of a mail server me's: an equal share for every team that waits,
-// a team's by priority, then by due time; only those of a priority above the given one.
+// Claim makes up to most due mails of a mail server me's: most when that many are due. Every team that
+// waits gets an equal share, a team's by priority, then by due time; where there are more teams than
+// most, others take part each time. Only those of a priority above the given one are looked at. A
+// replica that was taken for dead gets none.
 func (s *Store) Claim(_ context.Context, me store.ReplicaID, server string, most int, above int16) ([]*store.Claimed, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.lives(me) {
+		return nil, nil
+	}
 	now := s.clock()
-	var due []*row
+	var names []string
 	teams := map[string][]*row{}
 	for _, r := range s.order {
-		if r.m.MailServer == server && (r.due(now) || s.Faults.ClaimEarly && r.due(r.runAt)) {
+		if r.m.MailServer == server && r.m.Priority > above && (r.due(now) || s.Faults.ClaimEarly && r.due(r.runAt)) {
+			if teams[r.m.Team] == nil {
+				names = append(names, r.m.Team)
+			}
 			teams[r.m.Team] = append(teams[r.m.Team], r)
 		}
 	}
+	slices.Sort(names)
 	for _, rs := range teams {
 		slices.SortStableFunc(rs, before)
 	}
-	share := 1
-	if len(teams) > 0 {
-		share = max(1, most/len(teams))
-	}
-	for _, rs := range teams {
-		rs = slices.DeleteFunc(rs, func(r *row) bool { return r.m.Priority <= above })
-		due = append(due, rs[:min(len(rs), share)]...)
+	s.turn++
+	var due []*row
+	for rank, more := 0, true; more && len(due) < most; rank++ {
+		more = false
+		for i := range names {
+			rs := teams[names[(s.turn+i)%len(names)]]
+			if rank < len(rs) && len(due) < most {
+				due, more = append(due, rs[rank]), true
+			}
+		}
 	}
 	slices.SortFunc(due, before)
-	due = due[:min(len(due), most)]
 	out := make([]*store.Claimed, len(due))
 	for i, r := range due {
 		out[i] = s.take(r, me)
 		s.log(r, store.MailSending)
 	}
 	return out, nil
+}
+
+// lives says whether somebody may take mail: who is not known, or was taken for dead, may not.
+func (s *Store) lives(r store.ReplicaID) bool {
+	x := s.replicas[r]
+	return x != nil && !x.alive.IsZero() || s.Faults.DeadTake
 }
 
 // before is the order in which mails are sent.
@@ -203,7 +220,8 @@ func (s *Store) Unregister(_ context.Context, r store.ReplicaID) error {
 	return nil
 }
 
-// Recover takes over what has no living owner: unmarked mails become claimable, up to most marked ones become me's.
+// Recover takes over what has no living owner: unmarked mails become claimable, up to most marked ones
+// and suspects become me's. Nobody buries itself.
 func (s *Store) Recover(_ context.Context, me store.ReplicaID, most int) (released int, adopted []*store.Claimed, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -226,7 +244,7 @@ func (s *Store) Recover(_ context.Context, me store.ReplicaID, most int) (releas
 				r.claim++
 				released++
 				s.log(r, r.status)
-			case len(adopted) < most:
+			case len(adopted) < most && s.lives(me):
 				r.crashes = max(r.crashes, 1)
 				adopted = append(adopted, s.take(r, me))
 			}
@@ -236,6 +254,40 @@ func (s *Store) Recover(_ context.Context, me store.ReplicaID, most int) (releas
 	for id, x := range s.replicas {
 		if x.alive.IsZero() && !owned[id] {
 			delete(s.replicas, id)
+		}
+	}
+	return released, adopted, nil
+}
+
+// Owned is what r has.
+func (s *Store) Owned(_ context.Context, r store.ReplicaID) ([]store.Ownership, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []store.Ownership
+	for _, m := range s.order {
+		if m.owner == r && !m.archived() {
+			out = append(out, store.Ownership{ID: m.m.ID, Claim: m.claim})
+		}
+	}
+	return out, nil
+}
+
+// TakeBack ends what r has and does not know of, where it still has it under that token: unmarked mails
+// become claimable as they were, marked ones and those that somebody died of become r's anew.
+func (s *Store) TakeBack(_ context.Context, r store.ReplicaID, lost []store.Ownership) (released int, adopted []*store.Claimed, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range lost {
+		m := s.mails[o.ID]
+		switch {
+		case m == nil || m.archived() || m.owner != r || m.claim != o.Claim:
+		case m.dataAt.IsZero() && !m.begun || s.Faults.TakeBackMarked:
+			m.owner, m.dataAt = 0, time.Time{}
+			m.claim++
+			released++
+			s.log(m, m.status)
+		default:
+			adopted = append(adopted, s.take(m, r))
 		}
 	}
 	return released, adopted, nil

@@ -29,6 +29,7 @@ type Store struct {
 	servers  map[string]*store.MailServer
 	replicas map[store.ReplicaID]*replica
 	last     store.ReplicaID
+	turn     int // of claims: who comes first
 	breakers map[string]*store.Breaker
 	slots    map[string]map[int]held
 	quotas   map[string]*quota
@@ -43,10 +44,12 @@ type Store struct {
 type Faults struct {
 	OwnerOnly     bool // a write is conditional on its owner, and not on its token
 	KnownDeadOnly bool // only what a replica owns that is known to be dead is recovered
+	DeadTake      bool // who was taken for dead takes mail all the same
 
 	MarkAnybody      bool // a mark is taken from whoever sends it
 	ReleaseMarked    bool // recovery lets go of marked mail as of unmarked
 	UnregisterMarked bool // an orderly end does
+	TakeBackMarked   bool // a replica does, with what it owns and does not know of
 	SlotsForever     bool // a dead replica's slots stay taken
 	ModifyOwned      bool // a person's word changes what is being sent
 	HeldIsDue        bool // held mail stays claimable
@@ -240,7 +243,10 @@ func (s *Store) insertOne(m *store.NewMail) store.Enqueued {
 	if m.Held != "" {
 		r.status, r.last, r.runAt, r.resumeAt = store.MailHeld, m.Held, time.Time{}, r.runAt
 	}
-	if m.Owner != 0 {
+	if m.Owner != 0 && !s.lives(m.Owner) {
+		r.owner = 0 // it waits for whoever claims it
+	}
+	if r.owner != 0 {
 		r.claim = store.BornClaim
 	}
 	s.mails[m.ID] = r
