@@ -18,7 +18,7 @@ func away(p *storetest.Proxy) (back func()) {
 }
 
 // owned enqueues n mails that r owns.
-func owned(t testing.TB, s *store.Store, r store.ReplicaID, n int) []*store.NewMail {
+func owned(t testing.TB, s storetest.Store, r store.ReplicaID, n int) []*store.NewMail {
 	t.Helper()
 	ms := make([]*store.NewMail, n)
 	for i := range ms {

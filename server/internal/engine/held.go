@@ -21,7 +21,7 @@ type held struct {
 }
 
 // tokens are those under which one claim of a mail may be found: the one it was taken under, up to the
-// one that its last progress may have raised it to.
+// one that its last progress raises it to.
 type tokens struct{ first, last int64 }
 
 func newHeld() *held {
