@@ -1,10 +1,7 @@
 package store_test
 
 import (
-	"bytes"
-	"errors"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
