@@ -156,6 +156,9 @@ func (c *Config) keyFile() string {
 	return c.KeyFile
 }
 
+// stateFile is where this machine remembers how far the database was.
+func (c *Config) stateFile() string { return c.keyFile() + ".state" }
+
 // String is the configuration in force, one line a flag, without secrets.
 func (c *Config) String() string {
 	var b strings.Builder

@@ -73,6 +73,13 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		_ = l.Close() // nothing came in yet
 		return nil, err
 	}
+	back, err := st.Remember(ctx, cfg.stateFile())
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), st.Close())
+	}
+	if !back.Since.IsZero() {
+		log.Error(wentBack(back))
+	}
 	// The mail program of this machine is reached on purpose, whatever the destinations say about loopback.
 	local := &smtpx.Dialer{}
 	remote := &smtpx.Dialer{Allow: dest.Check}
@@ -210,6 +217,13 @@ const (
 // what does not; to restart a process whose database is away helps nobody.
 const Liveness = "liveness"
 
+// Adopted is the name under which health says whether the database is known to have gone on from where
+// it was. One that was restored or copied is NOT_SERVING under it until somebody adopts it.
+const Adopted = "adopted"
+
+// adoptedAgain is how often the log repeats that the database waits to be adopted.
+const adoptedAgain = 10 * time.Minute
+
 // watchHealth answers health from the truth: the database has taken the last renewal of the lease,
 // which is a write, and the batch has looked for mail lately.
 func (s *Server) watchHealth(ctx context.Context) {
@@ -218,7 +232,17 @@ func (s *Server) watchHealth(ctx context.Context) {
 	s.health.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	t := time.NewTicker(healthEvery)
 	defer t.Stop()
+	told := time.Now()
 	for {
+		back := s.store.WentBack()
+		adopted := healthpb.HealthCheckResponse_SERVING
+		if !back.Since.IsZero() {
+			adopted = healthpb.HealthCheckResponse_NOT_SERVING
+			if time.Since(told) >= adoptedAgain {
+				told = time.Now()
+				s.log.Error(wentBack(back))
+			}
+		}
 		now := healthpb.HealthCheckResponse_SERVING
 		why := ""
 		if err := s.engine.LeaseFault(); err != nil {
@@ -236,6 +260,7 @@ func (s *Server) watchHealth(ctx context.Context) {
 		for _, n := range names {
 			s.health.SetServingStatus(n, now)
 		}
+		s.health.SetServingStatus(Adopted, adopted)
 		select {
 		case <-ctx.Done():
 			return

@@ -48,7 +48,11 @@ type connector struct {
 
 // poolGroup is the pools of one process, of which one that has nothing gets a connection of another
 // when the server has no more. It is complete before the first connection is opened.
-type poolGroup struct{ all []*connector }
+type poolGroup struct {
+	all []*connector
+	// fresh looks at each connection before it is used; nil = no need.
+	fresh func(context.Context, *pgConn) error
+}
 
 // yield makes the pool that has most connections give one up, if any has more than one.
 func (g *poolGroup) yield() {
@@ -112,7 +116,13 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, errors.Join(fmt.Errorf("the driver's connection is a %T", raw), raw.Close())
 	}
 	c.standing.Add(1)
-	return &pgConn{pqConn: inner, line: d.last.Load(), silence: c.silence, pool: c}, nil
+	conn := &pgConn{pqConn: inner, line: d.last.Load(), silence: c.silence, pool: c}
+	if c.group.fresh != nil {
+		if err := c.group.fresh(ctx, conn); err != nil {
+			return nil, &connectError{errors.Join(err, conn.Close())}
+		}
+	}
+	return conn, nil
 }
 
 // narrow makes the pool as large as what stands, for a while.

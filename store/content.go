@@ -300,6 +300,13 @@ func (c *contentCache) put(k [32]byte, d []byte) {
 	}
 }
 
+// forget is for a database that may not have what it had.
+func (c *contentCache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.touched = nil
+}
+
 func (c *contentCache) touchedToday(k [32]byte, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

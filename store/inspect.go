@@ -148,6 +148,7 @@ type Inspection struct {
 	Suspended []SuspendedServer
 	NoDefault []NoDefault
 	Replicas  []ReplicaState
+	WentBack  WentBack // of which Held still waits
 
 	DefaultUnavailable []DefaultUnavailable
 }
@@ -279,6 +280,7 @@ func (l *look) all(opt InspectOptions) error {
 		func() error { return l.get(&l.r.NoDefault, "no_default") },
 		func() error { return l.get(&l.r.DefaultUnavailable, "default_unavailable") },
 		func() error { return l.get(&l.r.Replicas, "replicas") },
+		l.wentBack,
 	} {
 		if err := f(); err != nil {
 			return err
@@ -292,6 +294,20 @@ func (l *look) get(into any, name string, args ...any) error {
 		return fmt.Errorf("inspect: %s: %w", name, err)
 	}
 	return nil
+}
+
+// wentBack says whether the database waits to be adopted.
+func (l *look) wentBack() error {
+	var rows []struct {
+		Since dbTime
+		Why   string
+		Held  int
+	}
+	err := l.get(&rows, "went_back", WentBackReason)
+	for _, r := range rows {
+		l.r.WentBack = WentBack{Since: r.Since.Time, Why: r.Why, Held: r.Held}
+	}
+	return err
 }
 
 // contents hashes shared content, the newest first.

@@ -66,7 +66,7 @@ func (s *Store) openPostgres(ctx context.Context, dsn string, pools Pools, sessi
 	}
 	pools = pools.orDefault()
 	s.working = make(chan struct{}, pools.Work)
-	group := &poolGroup{}
+	group := &poolGroup{fresh: s.sameDatabase}
 	open := func(name string, size int, limit time.Duration, set map[string]string) *sqlx.DB {
 		cfg := base.Clone()
 		cfg.ApplicationName += "/" + name // for who looks at pg_stat_activity

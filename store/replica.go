@@ -41,11 +41,18 @@ func (s *Store) Renew(ctx context.Context, r ReplicaID, ttl time.Duration) error
 	if err == nil && n == 0 {
 		return ErrStale
 	}
-	return s.fault(err)
+	if err != nil {
+		return s.fault(err)
+	}
+	return s.beat(ctx)
 }
 
 // Unregister gives back what r owns and has not marked, and ends its lease. Marked mails stay with the dead id until Recover settles them.
 func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
+	// So that a backup that was made while r lived is older than what is remembered.
+	if err := s.beat(ctx); err != nil {
+		s.log.Warn("the last beat was not written", "error", err)
+	}
 	return s.tx(ctx, func(tx *sqlx.Tx) error {
 		if s.dialect == postgres {
 			if _, err := s.q.in(ctx, tx, "change_release").ExecContext(ctx, int64(r)); err != nil {

@@ -58,6 +58,8 @@ type Store struct {
 	reading singleflight.Group // of shared content
 
 	interactive *interactive // bulk yields to callers
+
+	lineage atomic.Pointer[lineage] // Remember sets it; nil = the past of the database is not looked at
 }
 
 // dialect is what differs between the databases beyond SQL text.

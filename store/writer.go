@@ -151,6 +151,9 @@ func (w *writer) try(ops []*settleOp) error {
 		return err
 	}
 	for _, op := range ops {
+		if l := w.s.lineage.Load(); l != nil && mine[op.s.ID] && w.s.dialect == postgres {
+			l.witness.saw(op.s)
+		}
 		op.answer(Settled{Mine: mine[op.s.ID]})
 	}
 	return nil

@@ -62,6 +62,10 @@ select 'team "' || team || '"', 'has ' || count(*) || ' mails of request_id ' ||
 group by team, request_id having count(*) > 1
 limit 1000;
 
+-- name: went_back
+-- one row; due is small. What was held when the database was found to have gone back in time
+select back_at as since, back_why as why, (select count(*) from due where status = 'held' and last_error = ?) as held from installation;
+
 -- name: contents
 -- the newest first; a scan of content, which is small beside its chunks
 select hash, size from content order by touched desc, hash;

@@ -97,6 +97,7 @@ func (d *diagnosis) print() {
 		}
 	}
 	fmt.Fprintf(d.out, "%d replicas alive\n\nWhat a person should look at:\n", alive)
+	d.wentBack()
 	d.dead()
 	d.waiting()
 	d.late(alive)
@@ -109,6 +110,16 @@ func (d *diagnosis) print() {
 	if d.found == 0 {
 		fmt.Fprintln(d.out, "- nothing")
 	}
+}
+
+func (d *diagnosis) wentBack() {
+	b := d.r.WentBack
+	if b.Since.IsZero() {
+		return
+	}
+	d.say(fmt.Sprintf("RESTORED OR COPIED (found %s): %s; %d mails that were due are held, because they may have left", when(b.Since), b.Why, b.Held),
+		d.call("Dispatch/ListDueOutMails", object{"filter": object{"statuses": []string{"MAIL_STATUS_HELD"}}}),
+		"maildispatchd adopt --database=... --key-file=...")
 }
 
 func (d *diagnosis) dead() {

@@ -24,8 +24,9 @@ var commands = []command{
 	{"demo", "demo", "the whole main job on this machine, self-contained; exits 0 if every step did what it says", demo},
 	{"migrate", "migrate [flags]", "bring the database's schema up to date and end", migrate},
 	{"doctor", "doctor [flags]", "look whether the database keeps the promise, and at what a person should do; changes nothing", doctor},
+	{"adopt", "adopt [flags]", "go on with a database that was restored or copied: let go what was held for it", adopt},
 	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
-	{"health", "health [--target host:port] [--service liveness]", "ask a running service whether it is well", healthCheck},
+	{"health", "health [--target host:port] [--service liveness|adopted]", "ask a running service whether it is well", healthCheck},
 	{"key", "key create FILE", "make a key file", key},
 }
 

@@ -104,7 +104,7 @@ func key(_ context.Context, args []string) error {
 func healthCheck(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("health", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	service := fs.String("service", "", "what to ask after: empty, whether mail is accepted and sent; liveness, whether the process answers")
+	service := fs.String("service", "", "what to ask after: empty, whether mail is accepted and sent; liveness, whether the process answers; adopted, whether a restored or copied database waits for `maildispatchd adopt`")
 	target := fs.String("target", "127.0.0.1:50051", "address of the service")
 	err := fs.Parse(args)
 	switch {

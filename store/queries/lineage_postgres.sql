@@ -1,0 +1,68 @@
+-- What tells a database that went back in time, on PostgreSQL; lineage.go says how. None is prepared:
+-- they run a few times a minute, or on a connection that nobody uses yet.
+
+-- name: system
+-- none; a dump that is restored gets another database, a new cluster another identifier
+select (select system_identifier from pg_control_system())::text || '/' || (select oid from pg_database where datname = current_database())::text;
+
+-- name: timeline
+-- none; each promotion begins a new one
+select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8);
+
+-- name: installation
+-- one row
+select id, beat, nonce, system, timeline, back_at, back_why from installation;
+
+-- name: installation_lock
+-- one row
+select id, beat, nonce, system, timeline, back_at, back_why from installation for update;
+
+-- name: installation_write
+-- one row
+update installation set id = ?, beat = ?, nonce = ?, system = ?, timeline = ?, back_at = ?, back_why = ?;
+
+-- name: beat
+-- one row
+update installation set beat = beat + 1, timeline = ? where id = ?
+returning id, beat, nonce, system, timeline, back_at, back_why;
+
+-- name: replica_lives
+-- a handful of rows
+select exists (select 1 from replica where alive_until > now());
+
+-- name: hold_lock
+-- waits for writes under way, so that none of them and the hold wait for each other
+lock table due in share row exclusive mode;
+
+-- name: hold
+-- a scan of due. Whatever was due may have left since; so may what waits for a person, who had perhaps
+-- let it go. claim: a number given out in the time that was lost is not given out again.
+with h as (
+  update due set status = 'held', resume_at = run_at, run_at = null, owner = null, data_at = null, claim = claim + 1000000,
+    wish = null, wish_reason = null, begun = false, possible_duplicate = true, last_error = ?
+  where run_at is not null returning id
+), o as (
+  update due set owner = null, data_at = null, claim = claim + 1000000, wish = null, wish_reason = null, begun = false, possible_duplicate = true
+  where run_at is null returning id
+), ch as (
+  insert into change (mail_id, status) select id, 'held' from h
+)
+select count(*) from h;
+
+-- name: hold_replicas
+-- a handful of rows: each that lives has to take a new lease, under an id that nobody had
+update replica set alive_until = 'epoch';
+
+-- name: hold_replica_ids
+-- none
+select setval(pg_get_serial_sequence('replica', 'id'), nextval(pg_get_serial_sequence('replica', 'id')) + 1000000);
+
+-- name: hold_audit
+-- none
+insert into audit (time, actor, action, team, target, reason) values (?, 'maildispatchd', 'HoldRestored', '', ?, ?);
+
+-- name: lost
+-- primary keys of due and archive: which of these writes are gone
+select count(*) from json_to_recordset(?::json) as x(id uuid, c bigint, k integer)
+where not exists (select 1 from archive a where a.id = x.id) and (x.k = 1 or not exists (
+  select 1 from due d where d.id = x.id and (d.claim > x.c or d.claim = x.c and (d.owner is null or x.k = 0 and d.data_at is not null))));
