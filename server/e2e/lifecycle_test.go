@@ -23,13 +23,13 @@ import (
 
 // TestCommands: what is asked for goes to stdout with code 0, what is wrong is one line on stderr with code 2.
 func TestCommands(t *testing.T) {
-	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"serve", "-h"}, {"check-config", "--help"}, {"migrate", "-h"}, {"doctor", "-h"}, {"health", "-h"}} {
+	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"serve", "-h"}, {"check-config", "--help"}, {"migrate", "-h"}, {"doctor", "-h"}, {"adopt", "-h"}, {"health", "-h"}} {
 		if r := run(t, nil, args...); r.code != 0 || r.stderr != "" || !strings.Contains(r.stdout, "  ") {
 			t.Errorf("%q: %+v", args, r)
 		}
 	}
 	help := run(t, nil, "help").stdout
-	for _, c := range []string{"serve", "demo", "migrate", "doctor", "check-config", "health", "key"} {
+	for _, c := range []string{"serve", "demo", "migrate", "doctor", "adopt", "check-config", "health", "key"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("help does not list %s:\n%s", c, help)
 		}
