@@ -94,7 +94,12 @@ func scripted() func(smtpxtest.Command) *smtpxtest.Action {
 		switch c.Verb {
 		case "MAIL":
 			by[c.Conn] = scriptOf.FindStringSubmatch(c.Arg)
-			return reply(by[c.Conn][1][0])
+			if code := by[c.Conn][1][0]; code != '5' {
+				return reply(code)
+			}
+			// Other refusals of MAIL are about the mail server, which they suspend: TestReplyAboutTheServer
+			// in server/e2e.
+			return &smtpxtest.Action{Reply: "552 5.3.4 refused by script\r\n"}
 		case "RCPT":
 			_, code, _ := strings.Cut(c.Arg, "<")
 			return reply(code[0])
