@@ -298,13 +298,13 @@ func TestRate(t *testing.T) {
 				t.Errorf("got %d, want up to the 60 of a new limit per minute", n)
 			}
 		},
-		"a dead replica's count as used": func(t *testing.T, k, other *taker) {
+		"a dead replica's count as used": func(t *testing.T, k, _ *taker) {
 			k.take(100, 0, 120)
 			if err := k.s.Unregister(ctx, k.r); err != nil {
 				t.Fatal(err)
 			}
-			other = &taker{t: t, s: k.s, r: register(t, k.s)}
-			if n, _ := other.take(500, 0, 120); n != 20 {
+			next := &taker{t: t, s: k.s, r: register(t, k.s)}
+			if n, _ := next.take(500, 0, 120); n != 20 {
 				t.Errorf("got %d, want 20", n)
 			}
 		},

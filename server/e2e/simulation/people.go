@@ -17,10 +17,9 @@ import (
 
 // people are callers and operators.
 type people struct {
-	w     *world
-	made  int
-	wg    sync.WaitGroup
-	again int
+	w    *world
+	made int
+	wg   sync.WaitGroup
 }
 
 func makeID(n int) uuid.UUID {

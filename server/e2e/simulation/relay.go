@@ -31,7 +31,6 @@ type relay struct {
 	pipe   bool
 	open   map[*dialogue]bool
 	queued int
-	dots   []time.Time
 }
 
 // dialogue is the relay's side of a connection.

@@ -276,8 +276,7 @@ func late(name string) bool {
 
 // logLines puts what an engine logs into the trace.
 type logLines struct {
-	w     *world
-	attrs []slog.Attr
+	w *world
 }
 
 func (l *logLines) Enabled(context.Context, slog.Level) bool { return true }

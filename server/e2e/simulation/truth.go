@@ -166,7 +166,7 @@ func (t *truth) leaving(c *conn, b []byte) {
 			t.w.wrong("%s: a dot of %s leaves without a mark of its owner: marked %v, owner %d, replica %d, status %s", short(id), c.rep.name, !row.Marked.IsZero(), row.Mail.Owner, c.rep.id.Load(), row.Mail.Status)
 		}
 		if s != nil && t.w.prof.clock == 0 && time.Now().Before(s.m.RunAt) && !s.hurried {
-			t.w.wrong("%s: a dot leaves %v before it is due", short(id), s.m.RunAt.Sub(time.Now()))
+			t.w.wrong("%s: a dot leaves %v before it is due", short(id), time.Until(s.m.RunAt))
 		}
 		if s != nil && t.w.prof.clock == 0 && s.m.ExpireTime != nil && row != nil && row.Marked.After(s.m.ExpireTime.Add(expireSlack)) {
 			t.w.wrong("%s: a dot leaves %v after it has expired", short(id), time.Since(*s.m.ExpireTime))

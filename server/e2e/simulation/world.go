@@ -68,8 +68,7 @@ type op struct {
 	key   string
 	who   *replica // whose it is, nil = nobody's
 	due   time.Time
-	order int // of arrival; decides between equal keys
-	seen  bool
+	order int  // of arrival; decides between equal keys
 	local bool // ends with whoever asked for it: never carried out behind the caller's back
 	calm  bool // never fails: its failing means nothing that another's does not
 
