@@ -123,7 +123,7 @@ func testKeys(t testing.TB) *seal.Ring {
 
 // ctx ends with the test's patience. Calls that a test expects to end at once take it too.
 func ctx(t testing.TB) context.Context {
-	c, cancel := context.WithTimeout(context.Background(), time.Minute)
+	c, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return c
 }
