@@ -270,8 +270,9 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 			p.Put(session)
 			return lifecycle.NoSession, why
 		}
+		before := j.Left()
 		next, end := f.transact(ctx, p, session, j)
-		if next == lifecycle.StepNext || next == lifecycle.StepFree && j.HasStaleMark() {
+		if next == lifecycle.StepNext || next == lifecycle.StepFree && (j.HasStaleMark() || j.Left() < before) {
 			f.e.results.record(j.Progress(), nil)
 		}
 		p.Put(session)

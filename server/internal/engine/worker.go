@@ -223,7 +223,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	}
 	switch next {
 	case lifecycle.StepFree:
-		if j.HasStaleMark() {
+		if j.HasStaleMark() || j.Left() < before { // a rescue counts from what is recorded: see leaveUnknown
 			w.d.record(j.Progress(), nil)
 		}
 		w.goOn(j)
