@@ -133,7 +133,8 @@ func TestDeathBetweenTransactions(t *testing.T) {
 	})
 }
 
-// TestDeathsAreCounted: an owner's death counts once for what it held, and again only for what the next ones had begun; the owner's word ends the count.
+// TestDeathsAreCounted: an owner's death counts once for what it held, and again only for what the
+// next ones had begun. What two owners died of is adopted. The owner's word ends the count.
 func TestDeathsAreCounted(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		held, begun := newMail("ss"), newMail("ss")
