@@ -14,13 +14,17 @@ import (
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// SendAll sends items over SendBatch and waits for its summary; slices.Values makes items of a slice. It is the fastest way in, and the one that knows
-// strict and validate_only; Bulk is for those who want to hear of each item, or have more than 1,000,000.
+// SendAll sends items over SendBatch and waits for its summary; slices.Values makes items of a
+// slice. It is the fastest way in, and the one that knows strict and validate_only; Bulk is for
+// those who want to hear of each item, or have more than 1,000,000.
 //
-// When the connection breaks it ranges over items again, up to three times, so they have to be the same in the same order: nothing of them is kept. An item
-// without a request_id gets one that depends on its place, therefore none is doubled, and one that has become another is rejected (REQUEST_ID_REUSED).
-// In the summary of a repeated call duplicates are also what the broken call had taken, unless no item had a request_id of its own. The batch_id is filled
-// in as well. After an error some of the items may have been taken: GetBatch counts them if the options name the batch.
+// When the connection breaks it ranges over items again, up to three times, so they have to be
+// the same in the same order: nothing of them is kept. An item without a request_id gets one
+// that depends on its place, therefore none is doubled, and one that has become another is
+// rejected (REQUEST_ID_REUSED). In the summary of a repeated call duplicates are also what the
+// broken call had taken, unless no item had a request_id of its own. The batch_id is filled in
+// as well. After an error some of the items may have been taken: GetBatch counts them if the
+// options name the batch.
 func (c *Client) SendAll(ctx context.Context, options *maildispatchv1.BatchOptions, items iter.Seq[*maildispatchv1.BatchItem], opts ...grpc.CallOption) (*maildispatchv1.SendBatchResponse, error) {
 	options = withBatchID(options)
 	ids := rand.Text()

@@ -21,12 +21,15 @@ import (
 
 // BulkOptions say how a Bulk goes about its work. The zero value is right for most.
 type BulkOptions struct {
-	// Window is how many items may wait for their answers before Add does: 0 = 2000, as many as the service takes.
+	// Window is how many items may wait for their answers before Add does: 0 = 2000, as many as
+	// the service takes.
 	Window int
-	// WindowBytes bounds the size of those items in the same way: 0 = 32 MiB. One item always has room.
+	// WindowBytes bounds the size of those items in the same way: 0 = 32 MiB. One item always
+	// has room.
 	WindowBytes int
-	// Answer hears what became of each item, once, as the answers come. One call at a time, from a goroutine of the Bulk's own; while it takes its
-	// time the service waits. It must not call Add or Close.
+	// Answer hears what became of each item, once, as the answers come. One call at a time,
+	// from a goroutine of the Bulk's own; while it takes its time the service waits. It must
+	// not call Add or Close.
 	Answer func(item *maildispatchv1.BatchItem, answer *maildispatchv1.SendStreamResponse)
 }
 
@@ -39,10 +42,12 @@ const (
 	maxRejections      = 1000     // in a summary, as in the service's own
 )
 
-// streamItems is how many items go over one stream, which takes 1,000,000; a variable for the test.
+// streamItems is how many items go over one stream, which takes 1,000,000; a variable for the
+// test.
 var streamItems int64 = 500_000
 
-// Bulk sends any number of mails over SendStream. It is safe for concurrent use; see Client.Bulk.
+// Bulk sends any number of mails over SendStream. It is safe for concurrent use; see
+// Client.Bulk.
 type Bulk struct {
 	c      *Client
 	ctx    context.Context
@@ -54,10 +59,11 @@ type Bulk struct {
 
 	mu      sync.Mutex
 	changed sync.Cond
-	queue   []*bulkItem         // to be sent, in order
-	open    map[int64]*bulkItem // sent over the present stream and not answered, by their position in it
-	bytes   int                 // of both
-	hearing bool                // an answer is with o.Answer
+	queue   []*bulkItem // to be sent, in order
+	// sent over the present stream and not answered, by their position in it
+	open    map[int64]*bulkItem
+	bytes   int  // of both
+	hearing bool // an answer is with o.Answer
 	summary *maildispatchv1.SendBatchResponse
 	closed  bool  // nothing more will be added
 	err     error // why it is over
@@ -71,15 +77,20 @@ type bulkItem struct {
 	ours     bool // its request_id was made here, so that nobody else can have used it before
 }
 
-// Bulk begins to send many mails, which Add takes one by one. When the connection breaks, a new stream is opened and every item without an answer is sent
-// again under its request_id, so that none is lost and none doubled: three times in a row, and from the start after every answer. What waits for an
-// answer is kept in memory, nothing else, and Window bounds it. The batch is the one that options name, or a new one, whose name is BatchID.
+// Bulk begins to send many mails, which Add takes one by one. When the connection breaks, a new
+// stream is opened and every item without an answer is sent again under its request_id, so that
+// none is lost and none doubled: three times in a row, and from the start after every answer.
+// What waits for an answer is kept in memory, nothing else, and Window bounds it. The batch is
+// the one that options name, or a new one, whose name is BatchID.
 //
-// With grpc.WaitForReady(true) among opts it waits for a service that is away instead of giving up, for as long as Options.SendTimeout allows.
+// With grpc.WaitForReady(true) among opts it waits for a service that is away instead of giving
+// up, for as long as Options.SendTimeout allows.
 //
-// In php mode an item whose mail had not begun to leave when the connection broke is then answered as FAILED, as with Follow.
+// In php mode an item whose mail had not begun to leave when the connection broke is then
+// answered as FAILED, as with Follow.
 //
-// Close has to be called, or ctx ended, to let go of the connection. Ending ctx ends the Bulk; what was taken before is sent all the same.
+// Close has to be called, or ctx ended, to let go of the connection. Ending ctx ends the Bulk;
+// what was taken before is sent all the same.
 func (c *Client) Bulk(ctx context.Context, options *maildispatchv1.BatchOptions, o BulkOptions, opts ...grpc.CallOption) *Bulk {
 	b := &Bulk{c: c, opts: opts, o: o, first: withBatchID(options), open: map[int64]*bulkItem{}, done: make(chan struct{})}
 	b.o.Window, b.o.WindowBytes = cmp.Or(o.Window, defaultWindow), cmp.Or(o.WindowBytes, defaultWindowBytes)
@@ -107,8 +118,10 @@ func withBatchID(options *maildispatchv1.BatchOptions) *maildispatchv1.BatchOpti
 // BatchID is the batch that the items belong to: see Dispatch.GetBatch.
 func (b *Bulk) BatchID() string { return b.first.GetBatchId() }
 
-// Add sends an item, with a request_id if it has none. It waits while the window is full. The item is the Bulk's until it is answered: change nothing in it.
-// An error means that the item was not added; it is the last one unless the item is larger than the 16 MiB that one request may have.
+// Add sends an item, with a request_id if it has none. It waits while the window is full. The
+// item is the Bulk's until it is answered: change nothing in it. An error means that the item
+// was not added; it is the last one unless the item is larger than the 16 MiB that one request
+// may have.
 func (b *Bulk) Add(item *maildispatchv1.BatchItem) error {
 	if item == nil {
 		item = &maildispatchv1.BatchItem{}
@@ -139,7 +152,8 @@ func (b *Bulk) Add(item *maildispatchv1.BatchItem) error {
 	return nil
 }
 
-// fits refuses an item that would end the stream: a request has up to 16 MiB, of which a few bytes are not the item's.
+// fits refuses an item that would end the stream: a request has up to 16 MiB, of which a few
+// bytes are not the item's.
 func fits(size int) error {
 	if size > maxRequestBytes-64 {
 		return status.Errorf(codes.ResourceExhausted, "the item has %d bytes, and one request takes %d", size, maxRequestBytes)
@@ -152,7 +166,8 @@ func (b *Bulk) full(size int) bool {
 	return n >= b.o.Window || n > 0 && b.bytes+size > b.o.WindowBytes
 }
 
-// Close waits for the last answer and sums up. With an error the summary counts what was answered before it, and Unanswered has the rest.
+// Close waits for the last answer and sums up. With an error the summary counts what was
+// answered before it, and Unanswered has the rest.
 func (b *Bulk) Close() (*maildispatchv1.SendBatchResponse, error) {
 	b.mu.Lock()
 	b.closed = true
@@ -162,8 +177,9 @@ func (b *Bulk) Close() (*maildispatchv1.SendBatchResponse, error) {
 	return proto.CloneOf(b.summary), b.err
 }
 
-// Unanswered lists, after Close, the items that were added and not answered, with their request_ids. They may have been taken or not: sent again in the
-// same batch, they are not doubled.
+// Unanswered lists, after Close, the items that were added and not answered, with their
+// request_ids. They may have been taken or not: sent again in the same batch, they are not
+// doubled.
 func (b *Bulk) Unanswered() []*maildispatchv1.BatchItem {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -268,7 +284,8 @@ func (b *Bulk) stream() (heard bool, err error) {
 	}
 }
 
-// listen goes on waiting for the service, if it owes an answer. It does not count while Answer has the last one.
+// listen goes on waiting for the service, if it owes an answer. It does not count while Answer
+// has the last one.
 func (b *Bulk) listen(listen func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -291,7 +308,8 @@ func (b *Bulk) finished() bool {
 	return b.closed && len(b.open)+len(b.queue) == 0
 }
 
-// send writes what is queued to a stream until nothing more comes, it is long enough, or it is gone, which its reader is told.
+// send writes what is queued to a stream until nothing more comes, it is long enough, or it is
+// gone, which its reader is told.
 func (b *Bulk) send(ctx context.Context, stream grpc.BidiStreamingClient[maildispatchv1.SendStreamRequest, maildispatchv1.SendStreamResponse], listen func()) {
 	if stream.Send(&maildispatchv1.SendStreamRequest{Options: b.first}) != nil {
 		return
@@ -309,7 +327,8 @@ func (b *Bulk) send(ctx context.Context, stream grpc.BidiStreamingClient[maildis
 	_ = stream.CloseSend() // never fails
 }
 
-// take waits for items and moves a request's worth of them from the queue to the stream, where the first has position at. None = there are no more.
+// take waits for items and moves a request's worth of them from the queue to the stream, where
+// the first has position at. None = there are no more.
 func (b *Bulk) take(ctx context.Context, at int64, listen func()) []*maildispatchv1.BatchItem {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -337,7 +356,8 @@ func (b *Bulk) take(ctx context.Context, at int64, listen func()) []*maildispatc
 	return items
 }
 
-// answered takes an item out of the window, counts it, and makes the answer say its position in the Bulk.
+// answered takes an item out of the window, counts it, and makes the answer say its position in
+// the Bulk.
 func (b *Bulk) answered(a *maildispatchv1.SendStreamResponse, hush func()) *bulkItem {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -105,7 +105,8 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// More items than a stream takes go over several, which is no failure. Not parallel: the others are to have the ordinary length.
+// More items than a stream takes go over several, which is no failure. Not parallel: the others
+// are to have the ordinary length.
 func TestBulkOverManyStreams(t *testing.T) {
 	defer client.SetStreamItems(20)()
 	srv := clienttest.New(t)
@@ -228,7 +229,8 @@ func TestBulkWindow(t *testing.T) {
 	}
 }
 
-// A Bulk that ends with an error says which items are left, and the rest can be sent later without doubling any.
+// A Bulk that ends with an error says which items are left, and the rest can be sent later
+// without doubling any.
 func TestBulkGivesUp(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

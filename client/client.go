@@ -26,26 +26,31 @@ const (
 	maxMessageBytes    = 32 << 20
 )
 
-// serviceConfig balances over all addresses of the target, leaves out replicas that say they are not serving, and repeats what is safe to repeat.
+// serviceConfig balances over all addresses of the target, leaves out replicas that say they
+// are not serving, and repeats what is safe to repeat.
 //
 //go:embed service_config.json
 var serviceConfig string
 
 // Options say how to reach the service. The zero value is right for a service on this machine.
 type Options struct {
-	// TLS is used when set. When nil, a target on this machine (loopback, unix socket) is reached in plaintext and any other with the system's roots.
+	// TLS is used when set. When nil, a target on this machine (loopback, unix socket) is
+	// reached in plaintext and any other with the system's roots.
 	TLS *tls.Config
-	// Insecure speaks plaintext to any target. It excludes TLS, and a Token unless the target is on this machine.
+	// Insecure speaks plaintext to any target. It excludes TLS, and a Token unless the target
+	// is on this machine.
 	Insecure bool
 	// Token is sent with every call as "authorization: Bearer <token>". Empty = none.
 	Token string
 
-	// Timeout of a unary call, and of the silence of a download or upload, when the context has no deadline: 0 = 30 s, negative = none. TestMailServer
-	// and a RunBatch that waits get what they were asked to take on top.
+	// Timeout of a unary call, and of the silence of a download or upload, when the context has
+	// no deadline: 0 = 30 s, negative = none. TestMailServer and a RunBatch that waits get what
+	// they were asked to take on top.
 	Timeout time.Duration
-	// SendTimeout of Deliver and Follow, over all their tries, when the context has no deadline: 0 = 5 min, negative = none. It bounds the attempt of
-	// a php-mode mail as well: see Dispatch.Send. SendAll and Bulk may take as long as they like, but the service may not be silent for longer than this
-	// while it owes an answer.
+	// SendTimeout of Deliver and Follow, over all their tries, when the context has no
+	// deadline: 0 = 5 min, negative = none. It bounds the attempt of a php-mode mail as well:
+	// see Dispatch.Send. SendAll and Bulk may take as long as they like, but the service may
+	// not be silent for longer than this while it owes an answer.
 	SendTimeout time.Duration
 
 	// UserAgent names the calling program in the service's log.
@@ -64,8 +69,9 @@ type Client struct {
 	sendTimeout time.Duration
 }
 
-// New gives a client of the service at target, a grpc target such as "mail.internal:50051" or "dns:///mail.internal:50051". It does not connect:
-// the first call does, and an unreachable service is that call's UNAVAILABLE.
+// New gives a client of the service at target, a grpc target such as "mail.internal:50051" or
+// "dns:///mail.internal:50051". It does not connect: the first call does, and an unreachable
+// service is that call's UNAVAILABLE.
 func New(target string, o Options) (*Client, error) {
 	if target == "" {
 		return nil, errors.New("maildispatch: target is empty")
@@ -90,7 +96,8 @@ func New(target string, o Options) (*Client, error) {
 	}
 	if o.Token != "" {
 		if strings.ContainsFunc(o.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			return nil, errors.New("maildispatch: Options.Token has characters other than printable ASCII") // never say which
+			// never say which
+			return nil, errors.New("maildispatch: Options.Token has characters other than printable ASCII")
 		}
 		if plaintext && !here {
 			return nil, fmt.Errorf("maildispatch: a token may not travel to %s in plaintext", target)
@@ -116,7 +123,8 @@ func (c *Client) Conn() *grpc.ClientConn { return c.conn }
 // Close ends the connection and every call on it.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// withDefault reads a timeout of Options: 0 stands for the default, negative (returned as 0) for none.
+// withDefault reads a timeout of Options: 0 stands for the default, negative (returned as 0)
+// for none.
 func withDefault(d, ifZero time.Duration) time.Duration {
 	if d == 0 {
 		return ifZero
@@ -135,8 +143,9 @@ func bounded(ctx context.Context, d time.Duration) (context.Context, context.Can
 // errSilent ends a call that stands still.
 var errSilent = errors.New("nothing came")
 
-// attentive bounds how long a call may stand still rather than how long it takes: when d passes after listen and nothing was heard, the context ends
-// with errSilent. It listens at first. A context with a deadline has its own, and d = 0 is none.
+// attentive bounds how long a call may stand still rather than how long it takes: when d passes
+// after listen and nothing was heard, the context ends with errSilent. It listens at first. A
+// context with a deadline has its own, and d = 0 is none.
 func attentive(ctx context.Context, d time.Duration) (_ context.Context, listen, heard, cancel func()) {
 	_, has := ctx.Deadline()
 	ctx, end := context.WithCancelCause(ctx)
@@ -165,5 +174,6 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 	return map[string]string{"authorization": "Bearer " + b.token}, nil
 }
 
-// RequireTransportSecurity makes grpc refuse the token on a connection without TLS, should a DialOption have put one there.
+// RequireTransportSecurity makes grpc refuse the token on a connection without TLS, should a
+// DialOption have put one there.
 func (b bearer) RequireTransportSecurity() bool { return !b.plaintext }

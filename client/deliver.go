@@ -19,20 +19,24 @@ import (
 type Result struct {
 	// RequestID the mail was sent with. In a further request it attaches to the same mail.
 	RequestID string
-	// MailID is set as soon as the mail is accepted, which means durable. Empty with validate_only.
+	// MailID is set as soon as the mail is accepted, which means durable. Empty with
+	// validate_only.
 	MailID string
 	// Accepted says which mail server was taken and why.
 	Accepted *maildispatchv1.SendResponse_Accepted
-	// Recipients is the last word on each: the mail server's answers in php mode, PENDING for mail that waits for the batch.
+	// Recipients is the last word on each: the mail server's answers in php mode, PENDING for
+	// mail that waits for the batch.
 	Recipients []*maildispatchv1.RecipientResult
-	// Mail is the mail as the journal had it at the end; nil with validate_only and after an error.
+	// Mail is the mail as the journal had it at the end; nil with validate_only and after an
+	// error.
 	Mail *maildispatchv1.Mail
 }
 
 // Sent reports whether every recipient was accepted by the mail server.
 func (r *Result) Sent() bool { return r.Mail.GetStatus() == maildispatchv1.MailStatus_MAIL_STATUS_SENT }
 
-// NotAccepted lists the recipients that the mail server has not taken: refused, deferred, of unknown outcome, or not tried yet.
+// NotAccepted lists the recipients that the mail server has not taken: refused, deferred, of
+// unknown outcome, or not tried yet.
 func (r *Result) NotAccepted() []*maildispatchv1.RecipientResult {
 	var rs []*maildispatchv1.RecipientResult
 	for _, rcpt := range r.Recipients {
@@ -61,17 +65,20 @@ func (r *Result) add(e *maildispatchv1.SendResponse) {
 		r.Recipients = append(r.Recipients, e.Recipient)
 	case *maildispatchv1.SendResponse_Completed_:
 		r.Mail = e.Completed.GetMail()
-		if rs := r.Mail.GetRecipients(); len(rs) > 0 { // all of them, in the order they were given
+		if rs := r.Mail.GetRecipients(); len(rs) > 0 {
+			// all of them, in the order they were given
 			r.Recipients = rs
 		}
 	}
 }
 
-// Deliver sends one mail and waits for the last event of Send: in php mode until the mail server has answered for every recipient, in daemon mode
-// until the mail is queued. It is Send folded into one result, and unlike Send it survives broken connections, also with mails of any size: see
-// Follow. The stub's Send is still there for those who want the stream itself.
+// Deliver sends one mail and waits for the last event of Send: in php mode until the mail
+// server has answered for every recipient, in daemon mode until the mail is queued. It is Send
+// folded into one result, and unlike Send it survives broken connections, also with mails of
+// any size: see Follow. The stub's Send is still there for those who want the stream itself.
 //
-// The result is never nil. With a nil error it is complete, whatever became of the mail; with an error it holds what was heard before.
+// The result is never nil. With a nil error it is complete, whatever became of the mail; with
+// an error it holds what was heard before.
 func (c *Client) Deliver(ctx context.Context, req *maildispatchv1.SendRequest, opts ...grpc.CallOption) (*Result, error) {
 	req, ours := identified(req)
 	r := &Result{RequestID: req.GetRequestId()}
@@ -84,12 +91,15 @@ func (c *Client) Deliver(ctx context.Context, req *maildispatchv1.SendRequest, o
 	return r, nil
 }
 
-// Follow sends one mail and yields the events of Send as they come, each once. When the connection breaks it calls again with the same request_id
-// and goes on where it was: three times in a row, and from the start after every new event. An error is yielded last.
+// Follow sends one mail and yields the events of Send as they come, each once. When the
+// connection breaks it calls again with the same request_id and goes on where it was: three
+// times in a row, and from the start after every new event. An error is yielded last.
 //
-// A break looks to the service like a caller who went away, so a php-mode mail that had not begun to leave is then told as FAILED; it stays in the
-// due-out journal and RetryMails sends it. To leave the loop early is to go away as well: a mail that has begun to leave is not
-// stopped by it, a php-mode attempt before that point is. Ranging over the result again tells the story of the same mail.
+// A break looks to the service like a caller who went away, so a php-mode mail that had not
+// begun to leave is then told as FAILED; it stays in the due-out journal and RetryMails sends
+// it. To leave the loop early is to go away as well: a mail that has begun to leave is not
+// stopped by it, a php-mode attempt before that point is. Ranging over the result again tells
+// the story of the same mail.
 func (c *Client) Follow(ctx context.Context, req *maildispatchv1.SendRequest, opts ...grpc.CallOption) iter.Seq2[*maildispatchv1.SendResponse, error] {
 	req, ours := identified(req)
 	return c.follow(ctx, req, ours, opts)
@@ -105,7 +115,8 @@ func identified(req *maildispatchv1.SendRequest) (*maildispatchv1.SendRequest, b
 }
 
 const (
-	followTries = 4 // in a row without a new event; as many as service_config.json gives the stubs
+	// in a row without a new event; as many as service_config.json gives the stubs
+	followTries = 4
 	firstWait   = 100 * time.Millisecond
 	longestWait = 2 * time.Second
 )
@@ -138,7 +149,8 @@ func (c *Client) follow(ctx context.Context, req *maildispatchv1.SendRequest, ou
 	}
 }
 
-// tell makes one call of Send and yields what is new. heard = something was, left = the caller had enough.
+// tell makes one call of Send and yields what is new. heard = something was, left = the caller
+// had enough.
 func (c *Client) tell(ctx context.Context, req *maildispatchv1.SendRequest, s *story, yield func(*maildispatchv1.SendResponse, error) bool, opts []grpc.CallOption) (heard, left bool, err error) {
 	ctx, cancel := context.WithCancel(ctx) // ends a stream that is not read to its end
 	defer cancel()
@@ -149,7 +161,8 @@ func (c *Client) tell(ctx context.Context, req *maildispatchv1.SendRequest, s *s
 	for {
 		e, err := stream.Recv()
 		switch {
-		case err != nil && s.completed, err == io.EOF && req.GetValidateOnly(): // whatever comes after the last word
+		case err != nil && s.completed, err == io.EOF && req.GetValidateOnly():
+			// whatever comes after the last word
 			return heard, false, nil
 		case err == io.EOF: // somebody on the way closed it politely
 			return heard, false, status.Error(codes.Unavailable, "the stream of Send ended before the completed event")
@@ -165,7 +178,8 @@ func (c *Client) tell(ctx context.Context, req *maildispatchv1.SendRequest, s *s
 	}
 }
 
-// wait sleeps before call n+1: doubling, less a random part of up to a fifth. False when ctx ended first.
+// wait sleeps before call n+1: doubling, less a random part of up to a fifth. False when ctx
+// ended first.
 func wait(ctx context.Context, n int) bool {
 	d := min(firstWait<<(n-1), longestWait)
 	t := time.NewTimer(d - rand.N(d/5))
@@ -178,7 +192,8 @@ func wait(ctx context.Context, n int) bool {
 	}
 }
 
-// story knows what the caller has heard of a mail, because a repeated call is told from the beginning.
+// story knows what the caller has heard of a mail, because a repeated call is told from the
+// beginning.
 type story struct {
 	ours      bool // the request_id was made here, so that nobody else can have used it before
 	accepted  bool

@@ -109,11 +109,13 @@ func TestFollowYieldsEveryEventInOrder(t *testing.T) {
 	}
 }
 
-// The heart of the helper: wherever the stream breaks, once or twice, the caller hears every event once and there is one mail.
+// The heart of the helper: wherever the stream breaks, once or twice, the caller hears every
+// event once and there is one mail.
 func TestDeliverSurvivesBreaks(t *testing.T) {
 	t.Parallel()
 	big := mailTo("a@example.com", "b@example.com")
-	big.Message.Attachments = []*maildispatchv1.Attachment{{Filename: "scan.tiff", Content: make([]byte, 2<<20)}} // far beyond what grpc repeats by itself
+	// far beyond what grpc repeats by itself
+	big.Message.Attachments = []*maildispatchv1.Attachment{{Filename: "scan.tiff", Content: make([]byte, 2<<20)}}
 	want := []string{"accepted", "attempt", "a@example.com", "b@example.com", "completed"}
 	for size, req := range map[string]*maildispatchv1.SendRequest{"small": mailTo("a@example.com", "b@example.com"), "big": big} {
 		for name, faults := range map[string][]clienttest.Fault{
@@ -216,7 +218,8 @@ func TestRequestIDAttaches(t *testing.T) {
 	})
 }
 
-// Nobody else can have used an id that was made for this call, so a duplicate is the echo of its own first try.
+// Nobody else can have used an id that was made for this call, so a duplicate is the echo of
+// its own first try.
 func TestOwnEchoIsNoDuplicate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -394,7 +397,8 @@ func TestLeavingTheLoop(t *testing.T) {
 	})
 }
 
-// The stub is still the stub: grpc repeats a small mail until the first event, and the filled request_id makes that one mail.
+// The stub is still the stub: grpc repeats a small mail until the first event, and the filled
+// request_id makes that one mail.
 func TestBareSendIsSafeToRepeat(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -1,6 +1,7 @@
 // Package client is maildispatch for callers written in Go.
 //
-// New gives a Client: both generated stubs, embedded, and a few helpers where a bare stub is tedious.
+// New gives a Client: both generated stubs, embedded, and a few helpers where a bare stub is
+// tedious.
 //
 //	Deliver     sends one mail and folds the stream of Send into one Result
 //	Follow      the same, event by event
@@ -14,19 +15,24 @@
 //
 // # What it promises
 //
-// A call is repeated by itself only where that is safe, and only on UNAVAILABLE: reads, and the calls that create something, because every one of
-// those leaves with a request_id (an empty one is filled in, in a copy of the request). Such a call may be made any number of times and creates one
-// thing. service_config.json, generated from the schema, lists them; everything else fails at once. Bulk, SendAll and Upload repeat their streams in the
-// same way, which the bare stubs do not.
+// A call is repeated by itself only where that is safe, and only on UNAVAILABLE: reads, and the
+// calls that create something, because every one of those leaves with a request_id (an empty
+// one is filled in, in a copy of the request). Such a call may be made any number of times and
+// creates one thing. service_config.json, generated from the schema, lists them; everything
+// else fails at once. Bulk, SendAll and Upload repeat their streams in the same way, which the
+// bare stubs do not.
 //
-// A mail that was not delivered is not an error. Send answers OK whatever the mail server said; look at Result.Sent or at the recipients. An error
-// says that the call failed. After an error of Deliver the mail may have been taken all the same: call again with Result.RequestID in the request,
-// which attaches to the same mail, or read it with GetMail when Result.MailID is known.
+// A mail that was not delivered is not an error. Send answers OK whatever the mail server said;
+// look at Result.Sent or at the recipients. An error says that the call failed. After an error
+// of Deliver the mail may have been taken all the same: call again with Result.RequestID in the
+// request, which attaches to the same mail, or read it with GetMail when Result.MailID is
+// known.
 //
 // Every unary call and every helper has a deadline, from Options when the context has none.
 //
 // # What it does not do
 //
-// It keeps no queue and no copy of a mail, but for a Bulk's items that wait for their answers: what is not accepted is the caller's. It imports the schema and grpc, nothing else of maildispatch.
-// Tests of programs that use it need no service: see package clienttest.
+// It keeps no queue and no copy of a mail, but for a Bulk's items that wait for their answers:
+// what is not accepted is the caller's. It imports the schema and grpc, nothing else of
+// maildispatch. Tests of programs that use it need no service: see package clienttest.
 package client

@@ -10,8 +10,9 @@ import (
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// ReasonOf is the reason of a failed call, one of the Reason constants of package maildispatchv1 (or a newer one), and "" when the error is nil or does
-// not come from the service: then status.Code says what there is to know. It looks through wrapped errors.
+// ReasonOf is the reason of a failed call, one of the Reason constants of package
+// maildispatchv1 (or a newer one), and "" when the error is nil or does not come from the
+// service: then status.Code says what there is to know. It looks through wrapped errors.
 func ReasonOf(err error) string {
 	for info := range details[*errdetails.ErrorInfo](err) {
 		if info.GetDomain() == maildispatchv1.ErrorDomain {
@@ -27,8 +28,8 @@ type Violation struct {
 	Description string
 }
 
-// Violations lists what is wrong with a request that was refused with ReasonValidationFailed: the
-// first 50 things. The text of the error says how many more there are.
+// Violations lists what is wrong with a request that was refused with ReasonValidationFailed:
+// the first 50 things. The text of the error says how many more there are.
 func Violations(err error) []Violation {
 	var vs []Violation
 	for bad := range details[*errdetails.BadRequest](err) {
@@ -39,7 +40,8 @@ func Violations(err error) []Violation {
 	return vs
 }
 
-// RetryAfter is how long the service asks to wait before the call is made again; false when it does not say.
+// RetryAfter is how long the service asks to wait before the call is made again; false when it
+// does not say.
 func RetryAfter(err error) (time.Duration, bool) {
 	for info := range details[*errdetails.RetryInfo](err) {
 		return info.GetRetryDelay().AsDuration(), true

@@ -12,7 +12,8 @@ import (
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// A program has one client for its whole life. The zero Options reach a service on this machine.
+// A program has one client for its whole life. The zero Options reach a service on this
+// machine.
 func Example() {
 	c, err := client.New("localhost:50051", client.Options{UserAgent: "invoicing"})
 	if err != nil {
@@ -23,7 +24,8 @@ func Example() {
 	// Output: localhost:50051
 }
 
-// A remote service is reached with TLS and the system's roots; the token is shown once by `maildispatchd token create`.
+// A remote service is reached with TLS and the system's roots; the token is shown once by
+// `maildispatchd token create`.
 func ExampleNew() {
 	c, err := client.New("dns:///mail.internal:50051", client.Options{Token: "t0ken"})
 	if err != nil {
@@ -36,7 +38,8 @@ func ExampleNew() {
 	// Output: maildispatch: a token may not travel to mail.internal:50051 in plaintext
 }
 
-// An invoice is sent while the caller waits. That one recipient was refused is a result, not an error.
+// An invoice is sent while the caller waits. That one recipient was refused is a result, not an
+// error.
 func ExampleClient_Deliver() {
 	srv := clienttest.Start()
 	defer srv.Close()
@@ -61,7 +64,9 @@ func ExampleClient_Deliver() {
 		},
 	})
 	if err != nil {
-		log.Fatal(err) // the call failed; res.RequestID and perhaps res.MailID say how to find out what became of the mail
+		// the call failed; res.RequestID and perhaps res.MailID say how to find out what became
+		// of the mail
+		log.Fatal(err)
 	}
 	fmt.Println("through", res.Accepted.GetMailServer()+":", res.Mail.GetStatus())
 	for _, r := range res.NotAccepted() {
@@ -106,7 +111,8 @@ func ExampleClient_Follow() {
 	// completed: MAIL_STATUS_SENT
 }
 
-// A newsletter, of which each item's answer is heard as it comes. The window bounds what is kept in memory, and a broken connection is mended on the way.
+// A newsletter, of which each item's answer is heard as it comes. The window bounds what is
+// kept in memory, and a broken connection is mended on the way.
 func ExampleClient_Bulk() {
 	srv := clienttest.Start()
 	defer srv.Close()

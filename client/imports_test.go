@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// Whoever imports the client gets the schema, grpc and protobuf, and no mail server, database or telemetry.
+// Whoever imports the client gets the schema, grpc and protobuf, and no mail server, database
+// or telemetry.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	allowed := []string{"google.golang.org/grpc", "google.golang.org/protobuf/", "google.golang.org/genproto/googleapis/rpc/errdetails",

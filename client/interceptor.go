@@ -56,8 +56,9 @@ type requestIDStream struct{ grpc.ClientStream }
 
 func (s requestIDStream) SendMsg(m any) error { return s.ClientStream.SendMsg(withRequestID(m)) }
 
-// withRequestID returns req, or if it is one of ours with an empty request_id a copy with a new one. The caller's own stays as it is, because sent
-// again it means a new thing. The copy is shallow: a mail may be large, and nobody writes to it.
+// withRequestID returns req, or if it is one of ours with an empty request_id a copy with a new
+// one. The caller's own stays as it is, because sent again it means a new thing. The copy is
+// shallow: a mail may be large, and nobody writes to it.
 func withRequestID(req any) any {
 	m, is := req.(proto.Message)
 	if !is {

@@ -14,8 +14,9 @@ import (
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// DueOutMails yields the due-out journal page by page: what the filter takes, from page_token on, page_size at a time; a nil request is all of it. An
-// error is yielded last. Mails that come or finish meanwhile may be met or not; none is met twice.
+// DueOutMails yields the due-out journal page by page: what the filter takes, from page_token
+// on, page_size at a time; a nil request is all of it. An error is yielded last. Mails that
+// come or finish meanwhile may be met or not; none is met twice.
 func (c *Client) DueOutMails(ctx context.Context, req *maildispatchv1.ListDueOutMailsRequest, opts ...grpc.CallOption) iter.Seq2[*maildispatchv1.Mail, error] {
 	return pages(req, func(req *maildispatchv1.ListDueOutMailsRequest, token string) ([]*maildispatchv1.Mail, string, error) {
 		req.PageToken = token
@@ -48,7 +49,8 @@ type lister interface {
 	GetPageToken() string
 }
 
-// pages yields the items of all pages. The request is the caller's: fetch writes to a copy of its own for every range.
+// pages yields the items of all pages. The request is the caller's: fetch writes to a copy of
+// its own for every range.
 func pages[R lister, T any](req R, fetch func(req R, token string) ([]T, string, error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var none T
@@ -76,9 +78,10 @@ func pages[R lister, T any](req R, fetch func(req R, token string) ([]T, string,
 	}
 }
 
-// Download writes the raw message of a mail to w and says how many bytes that were. A nil error means all of them: a stream that ends early is
-// io.ErrUnexpectedEOF. What was written before an error is not taken back. Without a deadline in the context it may take as long as it likes, but the
-// service may not be silent for longer than Options.Timeout.
+// Download writes the raw message of a mail to w and says how many bytes that were. A nil error
+// means all of them: a stream that ends early is io.ErrUnexpectedEOF. What was written before
+// an error is not taken back. Without a deadline in the context it may take as long as it
+// likes, but the service may not be silent for longer than Options.Timeout.
 func (c *Client) Download(ctx context.Context, id string, w io.Writer, opts ...grpc.CallOption) (int64, error) {
 	ctx, listen, heard, cancel := attentive(ctx, c.timeout)
 	defer cancel()
@@ -86,7 +89,8 @@ func (c *Client) Download(ctx context.Context, id string, w io.Writer, opts ...g
 	var n int64
 	for size := int64(-1); ; {
 		var part *maildispatchv1.DownloadMailResponse
-		if err == nil && ctx.Err() != nil { // grpc would go on giving what it has already received
+		if err == nil && ctx.Err() != nil {
+			// grpc would go on giving what it has already received
 			err = status.FromContextError(ctx.Err()).Err()
 		}
 		if err == nil {
@@ -113,9 +117,11 @@ func (c *Client) Download(ctx context.Context, id string, w io.Writer, opts ...g
 	}
 }
 
-// Watch yields every change of a mail's status of those mails that the filter takes, each once, from the request's cursor on (none: from now on), until ctx
-// ends or the caller leaves the loop. A broken connection is mended by going on from the last cursor. Keep the cursor of what you have taken in, to go on from it
-// after a restart; answers without a mail only carry one. An error is yielded last; status OUT_OF_RANGE means that the cursor is too old.
+// Watch yields every change of a mail's status of those mails that the filter takes, each once,
+// from the request's cursor on (none: from now on), until ctx ends or the caller leaves the
+// loop. A broken connection is mended by going on from the last cursor. Keep the cursor of what
+// you have taken in, to go on from it after a restart; answers without a mail only carry one.
+// An error is yielded last; status OUT_OF_RANGE means that the cursor is too old.
 func (c *Client) Watch(ctx context.Context, req *maildispatchv1.WatchMailsRequest, opts ...grpc.CallOption) iter.Seq2[*maildispatchv1.WatchMailsResponse, error] {
 	return func(yield func(*maildispatchv1.WatchMailsResponse, error) bool) {
 		at := &maildispatchv1.WatchMailsRequest{Filter: req.GetFilter(), Cursor: req.GetCursor()}
@@ -140,7 +146,8 @@ func (c *Client) Watch(ctx context.Context, req *maildispatchv1.WatchMailsReques
 	}
 }
 
-// watch makes one call and moves the cursor of req. heard = something came, left = the caller had enough.
+// watch makes one call and moves the cursor of req. heard = something came, left = the caller
+// had enough.
 func (c *Client) watch(ctx context.Context, req *maildispatchv1.WatchMailsRequest, yield func(*maildispatchv1.WatchMailsResponse, error) bool, opts []grpc.CallOption) (heard, left bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -22,7 +22,8 @@ import (
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// journals gives a client of a server with due and archived mails, whose references are d0, d1, ... and a0, a1, ...
+// journals gives a client of a server with due and archived mails, whose references are d0, d1,
+// ... and a0, a1, ...
 func journals(t *testing.T, due, archived int) (*clienttest.Server, *client.Client) {
 	t.Helper()
 	srv := clienttest.New(t)
@@ -252,7 +253,8 @@ func TestDownloadTimes(t *testing.T) {
 	}
 }
 
-// Watch tells every change once and in order for each mail, however often the connection breaks, and its cursor goes on after a restart of the caller.
+// Watch tells every change once and in order for each mail, however often the connection
+// breaks, and its cursor goes on after a restart of the caller.
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	for name, faults := range map[string][]clienttest.Fault{
@@ -322,7 +324,8 @@ func TestWatchFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		srv := clienttest.New(t)
-		srv.Fault("WatchMails", slices.Repeat([]clienttest.Fault{{}}, 16)...) // grpc repeats each of four calls
+		// grpc repeats each of four calls
+		srv.Fault("WatchMails", slices.Repeat([]clienttest.Fault{{}}, 16)...)
 		c := srv.Client(t, client.Options{})
 		n := 0
 		for r, err := range c.Watch(t.Context(), nil) {

@@ -21,7 +21,8 @@ type methodName struct {
 	Method  string `json:"method"`
 }
 
-// safe lists what may be repeated: reads, by their mark in the schema, and calls that begin with one request that carries a request_id.
+// safe lists what may be repeated: reads, by their mark in the schema, and calls that begin
+// with one request that carries a request_id.
 func safe() []methodName {
 	var names []methodName
 	for _, f := range []protoreflect.FileDescriptor{maildispatchv1.File_maildispatch_v1_dispatch_proto, maildispatchv1.File_maildispatch_v1_mail_server_admin_proto} {
@@ -41,7 +42,8 @@ func safe() []methodName {
 	return names
 }
 
-// The file is made from the schema: a new rpc changes it, and a mistake in it would repeat what must not be.
+// The file is made from the schema: a new rpc changes it, and a mistake in it would repeat what
+// must not be.
 func TestServiceConfigIsGenerated(t *testing.T) {
 	type object = map[string]any
 	want, err := json.MarshalIndent(object{

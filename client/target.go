@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// local reports whether a grpc target can only be this machine: a unix socket, or nothing but loopback addresses. In doubt it says no.
+// local reports whether a grpc target can only be this machine: a unix socket, or nothing but
+// loopback addresses. In doubt it says no.
 func local(target string) bool {
 	endpoint := target
 	switch scheme, rest, _ := strings.Cut(target, ":"); scheme {
@@ -26,7 +27,8 @@ func local(target string) bool {
 	return true
 }
 
-// loopback reads host, host:port, :port (which net.Dial and grpc take for this machine) or [host]:port.
+// loopback reads host, host:port, :port (which net.Dial and grpc take for this machine) or
+// [host]:port.
 func loopback(address string) bool {
 	host, port, err := net.SplitHostPort(address)
 	switch {

@@ -18,9 +18,11 @@ import (
 // chunkBytes is how much of a file travels in one message: more is not faster.
 const chunkBytes = 128 << 10
 
-// Upload takes a file over UploadAttachment, up to the end of r, and makes sure that what arrived is what was read. The answer's upload_id goes into the
-// Attachment of any number of mails of the same team. A broken connection is mended by sending the file again from where it began, up to three times, if r
-// is an io.Seeker that can; the header's request_id, filled in if it is empty, keeps that from being two uploads.
+// Upload takes a file over UploadAttachment, up to the end of r, and makes sure that what
+// arrived is what was read. The answer's upload_id goes into the Attachment of any number of
+// mails of the same team. A broken connection is mended by sending the file again from where it
+// began, up to three times, if r is an io.Seeker that can; the header's request_id, filled in
+// if it is empty, keeps that from being two uploads.
 func (c *Client) Upload(ctx context.Context, header *maildispatchv1.UploadAttachmentRequest_Header, r io.Reader, opts ...grpc.CallOption) (*maildispatchv1.UploadAttachmentResponse, error) {
 	if header == nil {
 		header = &maildispatchv1.UploadAttachmentRequest_Header{}
@@ -60,8 +62,9 @@ func (c *Client) upload(ctx context.Context, header *maildispatchv1.UploadAttach
 	err = stream.Send(&maildispatchv1.UploadAttachmentRequest{Part: &maildispatchv1.UploadAttachmentRequest_Header_{Header: header}})
 	hash, size := sha256.New(), int64(0)
 	for end := false; err == nil && !end; {
-		chunk := make([]byte, chunkBytes) // a new one for each: statistics handlers and interceptors may keep what is sent
-		heard()                           // a slow r is not silence
+		// a new one for each: statistics handlers and interceptors may keep what is sent
+		chunk := make([]byte, chunkBytes)
+		heard() // a slow r is not silence
 		n, failure := io.ReadFull(r, chunk)
 		end = failure == io.EOF || failure == io.ErrUnexpectedEOF
 		if failure != nil && !end {

@@ -27,7 +27,8 @@ func schema(t *testing.T) (files []protoreflect.FileDescriptor, elements map[pro
 	elements = map[protoreflect.FullName]protoreflect.Descriptor{}
 	add := func(d protoreflect.Descriptor) {
 		name := d.FullName()
-		if v, is := d.(protoreflect.EnumValueDescriptor); is { // its full name leaves out the enum
+		if v, is := d.(protoreflect.EnumValueDescriptor); is {
+			// its full name leaves out the enum
 			name = v.Parent().FullName().Append(v.Name())
 		}
 		elements[name] = d
@@ -86,8 +87,10 @@ var (
 	value = regexp.MustCompile(`^(\w+)\s*=\s*\d+\b`)
 )
 
-// comments reads the leading comment of every element from the text of the .proto files, which is all there is: generated Go carries no source
-// info. It understands what `buf format` writes, and the caller compares its findings with the descriptors, so that it cannot overlook anything.
+// comments reads the leading comment of every element from the text of the .proto files, which
+// is all there is: generated Go carries no source info. It understands what `buf format`
+// writes, and the caller compares its findings with the descriptors, so that it cannot overlook
+// anything.
 func comments(t *testing.T) map[protoreflect.FullName]string {
 	t.Helper()
 	paths, err := filepath.Glob("maildispatch/v1/*.proto")
@@ -200,7 +203,8 @@ func TestOnlyWellKnownImports(t *testing.T) {
 	}
 }
 
-// Retries and proxies go by this mark: a read that lacks it is not retried, a write that has it is retried wrongly.
+// Retries and proxies go by this mark: a read that lacks it is not retried, a write that has it
+// is retried wrongly.
 func TestReadsAreMarked(t *testing.T) {
 	t.Parallel()
 	_, elements := schema(t)
@@ -287,7 +291,8 @@ func TestReasonsAreTheTable(t *testing.T) {
 	}
 }
 
-// A reason that a comment promises and no constant has would be found by callers, in production.
+// A reason that a comment promises and no constant has would be found by callers, in
+// production.
 func TestReasonsInCommentsExist(t *testing.T) {
 	t.Parallel()
 	_, elements := schema(t)

@@ -23,15 +23,16 @@ type Adoption struct {
 	Failures []store.ModifyFailure // mails that could not be released, the first of them
 }
 
-// Adopt says "go on" to a database that was restored or copied: what was held for that waits to be
-// sent again, flagged as a possible duplicate. A database that no service was started on since is
-// looked at first.
+// Adopt says "go on" to a database that was restored or copied: what was held for that waits to
+// be sent again, flagged as a possible duplicate. A database that no service was started on
+// since is looked at first.
 func Adopt(ctx context.Context, cfg Config) (a Adoption, err error) {
 	if err := cfg.Validate(); err != nil {
 		return a, err
 	}
 	if _, err := readKeys(&cfg); err != nil {
-		return a, err // most likely another key file than the service's, with another state file
+		// most likely another key file than the service's, with another state file
+		return a, err
 	}
 	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: cfg.logger(), Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe})
 	if errors.Is(err, store.ErrLocked) {

@@ -18,7 +18,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// Config of one service process. Each field has a flag and, as its fallback, an environment variable MAILDISPATCH_<FLAG> in capitals with _ for -.
+// Config of one service process. Each field has a flag and, as its fallback, an environment
+// variable MAILDISPATCH_<FLAG> in capitals with _ for -.
 type Config struct {
 	Listen        string        // host:port; port 0 picks one
 	Database      string        // sqlite:PATH or postgres://...
@@ -27,8 +28,9 @@ type Config struct {
 	BatchInterval time.Duration // 0 = the batch never rests
 	KeyFile       string        // seals passwords
 	LocalhostSMTP string        // where TYPE_LOCALHOST servers hand over
-	Destinations  string        // what may be dialled; "" = the default of smtpx.ParseDestinations
-	HeloName      string        // "" = the machine's name
+	// what may be dialled; "" = the default of smtpx.ParseDestinations
+	Destinations  string
+	HeloName      string // "" = the machine's name
 	TLSCert       string
 	TLSKey        string
 	ClientCA      string
@@ -42,7 +44,8 @@ type Config struct {
 	LogOutput io.Writer // nil = standard error
 }
 
-// Flags declares the flags of serve on fs, with what the environment says as defaults. Values that do not parse are reported by Validate or by fs.Parse.
+// Flags declares the flags of serve on fs, with what the environment says as defaults. Values
+// that do not parse are reported by Validate or by fs.Parse.
 func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:50051", "address to listen on; port 0 picks one")
 	fs.StringVar(&c.Database, "database", "sqlite:maildispatch.db", "sqlite:PATH, or postgres://user@host/db?sslmode=verify-full")
@@ -111,7 +114,8 @@ func (c *Config) Validate() error {
 	return store.CheckDSN(c.Database)
 }
 
-// Check is Validate and a look at the files that the configuration names. It changes nothing and asks nobody.
+// Check is Validate and a look at the files that the configuration names. It changes nothing
+// and asks nobody.
 func (c *Config) Check() error {
 	if err := c.Validate(); err != nil {
 		return err

@@ -1,5 +1,6 @@
-// Package server puts the service together: configuration, store, engine, api, and the gRPC server with TLS, health and reflection around them. It decides the
-// order in which things start and stop, and nothing else.
+// Package server puts the service together: configuration, store, engine, api, and the gRPC
+// server with TLS, health and reflection around them. It decides the order in which things
+// start and stop, and nothing else.
 package server
 
 import (
@@ -42,7 +43,8 @@ type Server struct {
 
 const maxMessage = 32 << 20 // a request: a mail of 25 MiB and what stands around it
 
-// New opens everything that can fail: configuration, keys, database, port. Errors are one line for the person who starts it.
+// New opens everything that can fail: configuration, keys, database, port. Errors are one line
+// for the person who starts it.
 func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -80,7 +82,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if !back.Since.IsZero() {
 		log.Error(wentBack(back))
 	}
-	// The mail program of this machine is reached on purpose, whatever the destinations say about loopback.
+	// The mail program of this machine is reached on purpose, whatever the destinations say
+	// about loopback.
 	local := &smtpx.Dialer{}
 	remote := &smtpx.Dialer{Allow: dest.Check}
 	dialer := func(s *store.MailServer) *smtpx.Dialer {
@@ -126,11 +129,13 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// loadKeys reads the key file. Beside an SQLite database it is made when there is none; with PostgreSQL, which several replicas share, each making its own
-// would lose passwords, so it has to be there.
+// loadKeys reads the key file. Beside an SQLite database it is made when there is none; with
+// PostgreSQL, which several replicas share, each making its own would lose passwords, so it has
+// to be there.
 func loadKeys(cfg *Config) (*seal.Ring, error) {
 	if path := cfg.sqlite(); path != "" {
-		if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() { // else the key file would be blamed
+		if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
+			// else the key file would be blamed
 			return nil, fmt.Errorf("database: %s is not a folder", filepath.Dir(path))
 		}
 		return seal.LoadOrCreate(cfg.keyFile())
@@ -158,8 +163,9 @@ func (m *missingKey) Unwrap() error { return fs.ErrNotExist }
 // Addr is the address the service listens on.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Run serves until ctx ends and then stops in order: health says no, nothing new begins, what is under way finishes or is cut before its dot, results are
-// recorded, the lease is given back, the database is closed. It returns nil on a requested stop.
+// Run serves until ctx ends and then stops in order: health says no, nothing new begins, what
+// is under way finishes or is cut before its dot, results are recorded, the lease is given
+// back, the database is closed. It returns nil on a requested stop.
 func (s *Server) Run(ctx context.Context) error {
 	ectx, stopEngine := context.WithCancel(context.Background())
 	defer stopEngine()
@@ -196,7 +202,8 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	select {
 	case <-graceful:
-	case <-time.After(2 * time.Second): // calls that still wait for something when the engine is done wait for nothing
+	case <-time.After(2 * time.Second):
+		// calls that still wait for something when the engine is done wait for nothing
 		s.grpc.Stop()
 		<-graceful
 	}
@@ -207,25 +214,27 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// healthEvery is how often health is looked at; healthLate is how old the last batch pass may be beyond its interval.
+// healthEvery is how often health is looked at; healthLate is how old the last batch pass may
+// be beyond its interval.
 const (
 	healthEvery = time.Second
 	healthLate  = 30 * time.Second
 )
 
-// Liveness is the name under which health says only that the process answers. A supervisor may restart
-// what does not; to restart a process whose database is away helps nobody.
+// Liveness is the name under which health says only that the process answers. A supervisor may
+// restart what does not; to restart a process whose database is away helps nobody.
 const Liveness = "liveness"
 
-// Adopted is the name under which health says whether the database is known to have gone on from where
-// it was. One that was restored or copied is NOT_SERVING under it until somebody adopts it.
+// Adopted is the name under which health says whether the database is known to have gone on
+// from where it was. One that was restored or copied is NOT_SERVING under it until somebody
+// adopts it.
 const Adopted = "adopted"
 
 // adoptedAgain is how often the log repeats that the database waits to be adopted.
 const adoptedAgain = 10 * time.Minute
 
-// watchHealth answers health from the truth: the database has taken the last renewal of the lease,
-// which is a write, and the batch has looked for mail lately.
+// watchHealth answers health from the truth: the database has taken the last renewal of the
+// lease, which is a write, and the batch has looked for mail lately.
 func (s *Server) watchHealth(ctx context.Context) {
 	names := []string{"", pb.MailServerAdmin_ServiceDesc.ServiceName, pb.Dispatch_ServiceDesc.ServiceName}
 	was := healthpb.HealthCheckResponse_UNKNOWN

@@ -7,8 +7,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// tellingStore is the API's store. It tells the engine of this process at once when a mail server
-// was changed; the other replicas find out by themselves.
+// tellingStore is the API's store. It tells the engine of this process at once when a mail
+// server was changed; the other replicas find out by themselves.
 type tellingStore struct {
 	*store.Store
 	engine *engine.Engine

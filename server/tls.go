@@ -37,7 +37,8 @@ func transport(cfg *Config) (credentials.TransportCredentials, error) {
 	return credentials.NewTLS(t), nil
 }
 
-// certificate reads a pair of files again when they change, so that a renewed certificate needs no restart.
+// certificate reads a pair of files again when they change, so that a renewed certificate needs
+// no restart.
 type certificate struct {
 	cert, key string
 
@@ -64,5 +65,6 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if c.loaded == nil {
 		return nil, err
 	}
-	return c.loaded, nil // half-written files are looked at again in a second; the old pair serves meanwhile
+	// half-written files are looked at again in a second; the old pair serves meanwhile
+	return c.loaded, nil
 }

@@ -10,8 +10,8 @@ import (
 	mail "github.com/xhit/go-simple-mail/v2"
 )
 
-// authState is where a login stands. While one runs, lines are answers to challenges and never commands, whatever they look like: the base64 of a
-// password may well spell EHLO.
+// authState is where a login stands. While one runs, lines are answers to challenges and never
+// commands, whatever they look like: the base64 of a password may well spell EHLO.
 type authState int
 
 const (
@@ -70,11 +70,14 @@ func (s *Session) library(mech string) *mail.SMTPServer {
 	s.lib = libraryConn{s: s, mech: mech, out: []byte("220 session\r\n")}
 	srv := mail.NewSMTPClient()
 	srv.Host, srv.Port = s.relay.Host, s.relay.Port
-	srv.Helo = "localhost" // never leaves this process: the session has greeted the relay itself
+	// never leaves this process: the session has greeted the relay itself
+	srv.Helo = "localhost"
 	srv.Encryption = mail.EncryptionNone
 	srv.Authentication = mail.AuthNone
 	srv.KeepAlive = true
-	srv.ConnectTimeout, srv.SendTimeout = 0, 0 // with them set the library leaks goroutines and never returns; deadlines are the connection's
+	// with them set the library leaks goroutines and never returns; deadlines are the
+	// connection's
+	srv.ConnectTimeout, srv.SendTimeout = 0, 0
 	srv.CustomConn = &s.lib
 	return srv
 }
@@ -133,8 +136,8 @@ var (
 	errNoMechanism   = errors.New("no login mechanism in common")
 )
 
-// maxAuthLine is how long an AUTH command with an initial response may be (RFC 4954 4); a longer
-// response follows a challenge.
+// maxAuthLine is how long an AUTH command with an initial response may be (RFC 4954 4); a
+// longer response follows a challenge.
 const maxAuthLine = 512
 
 // beginAuth starts the login at the relay. LOGIN goes without the initial response that the
@@ -147,7 +150,8 @@ func (c *libraryConn) beginAuth(line string) {
 			rep, _, err = c.s.command(d, name)
 		}
 		if err == nil && rep.Code == 334 {
-			// Whatever the prompt said, it is the password's turn; the library knows only this spelling.
+			// Whatever the prompt said, it is the password's turn; the library knows only this
+			// spelling.
 			c.auth = authAnswers
 			c.answer("334 " + base64.StdEncoding.EncodeToString([]byte("Password:")))
 			return

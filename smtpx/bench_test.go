@@ -28,7 +28,8 @@ func fiveKB() []byte {
 	return []byte("From: a@x.example\r\nTo: b@y.example\r\nSubject: s\r\nMessage-ID: <1@x.example>\r\n\r\n" + strings.Repeat(strings.Repeat("x", 74)+"\r\n", 66))
 }
 
-// benchmark runs b.N mails over 32 connections to a sink in this process; the CPU figure is of both ends.
+// benchmark runs b.N mails over 32 connections to a sink in this process; the CPU figure is of
+// both ends.
 func benchmark(b *testing.B, open func(port int) (send func() error, done func())) {
 	sink := &smtpxtest.Sink{}
 	if err := sink.Start(); err != nil {
@@ -107,7 +108,8 @@ func BenchmarkSessionTwoRoundTrips(b *testing.B) {
 	})
 }
 
-// BenchmarkLibraryBare is the mail library without the session, at its best: ready bytes, kept connection, no timeouts.
+// BenchmarkLibraryBare is the mail library without the session, at its best: ready bytes, kept
+// connection, no timeouts.
 func BenchmarkLibraryBare(b *testing.B) {
 	raw := string(fiveKB())
 	benchmark(b, func(port int) (func() error, func()) {

@@ -6,14 +6,17 @@ import (
 	"time"
 )
 
-// The library hears of a stand-in for the message and never of its bytes: it would copy them twice and then write them octet by octet, which took half of all
-// CPU for a mail with a large file, and a sixth for a small one. What goes to the relay is the submitted bytes, dot-stuffed here (RFC 5321 4.5.2).
+// The library hears of a stand-in for the message and never of its bytes: it would copy them
+// twice and then write them octet by octet, which took half of all CPU for a mail with a large
+// file, and a sixth for a small one. What goes to the relay is the submitted bytes, dot-stuffed
+// here (RFC 5321 4.5.2).
 const standIn = "stand-in\r\n"
 
 // standInEnd is how the library ends it.
 const standInEnd = standIn + ".\r\n"
 
-// bodyBlock is how much of a body is written at once. A usual mail leaves whole, in one write with its dot and the commands of the next.
+// bodyBlock is how much of a body is written at once. A usual mail leaves whole, in one write
+// with its dot and the commands of the next.
 const bodyBlock = 64 << 10
 
 var (
@@ -55,7 +58,8 @@ func writeBody(raw, next, buf []byte, put func(block []byte, dot int) error) ([]
 			}
 			break
 		}
-		if err := add(rest[:i+2]); err != nil { // the line end and the dot that was there, and one more
+		if err := add(rest[:i+2]); err != nil {
+			// the line end and the dot that was there, and one more
 			return buf, err
 		}
 		if err := add(finalDot[:1]); err != nil {
@@ -79,8 +83,8 @@ const minBodyRate = 8 << 10
 
 // sendBody writes the held mail's body and dot, and next behind it. The gate is asked when
 // nothing but the block with the dot is left to write. gone says whether the dot may have left:
-// what the connection did not take of the block with the dot has not. gate is the gate's refusal,
-// err the connection's fault.
+// what the connection did not take of the block with the dot has not. gate is the gate's
+// refusal, err the connection's fault.
 func (s *Session) sendBody(ctx context.Context, t *Transaction, next []byte) (gone bool, gate, err error) {
 	began, sent := time.Now(), 0
 	s.block, err = writeBody(t.Raw, next, s.block, func(block []byte, dot int) error {

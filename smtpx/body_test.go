@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// TestWriteBody compares the body on the wire with what net/textproto's dot writer makes of the same message, at every edge of a block.
+// TestWriteBody compares the body on the wire with what net/textproto's dot writer makes of the
+// same message, at every edge of a block.
 func TestWriteBody(t *testing.T) {
 	dots := func(n int) string { return strings.Repeat(".\r\n", n) }
 	bodies := []string{"", "a", ".", "..", "\r\n", ".\r\n", "..\r\n", "a\r\n.", "a\r\n.\r\n", "a\r\n..b\r\n.c", "no end", dots(20000), "\r\n.\r\n.\r\n"}

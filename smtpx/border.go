@@ -7,8 +7,10 @@ import (
 )
 
 const (
-	maxText  = 1 << 10 // octets of a foreign text that are kept: a reply, an error, a hint
-	maxShown = 200     // octets of one in a probe's report: enough for a person, too little to read out a service that is not SMTP
+	maxText = 1 << 10 // octets of a foreign text that are kept: a reply, an error, a hint
+	// octets of one in a probe's report: enough for a person, too little to read out a service
+	// that is not SMTP
+	maxShown = 200
 )
 
 // Clean makes text from outside fit to be stored, logged and answered: valid UTF-8, printable,
@@ -44,7 +46,8 @@ func Clean(s string, limit int) string {
 	return b.String()
 }
 
-// foreign is an error whose text came from outside, made printable. Its cause stays there for errors.Is and errors.As.
+// foreign is an error whose text came from outside, made printable. Its cause stays there for
+// errors.Is and errors.As.
 type foreign struct {
 	text string
 	err  error

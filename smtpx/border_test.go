@@ -18,10 +18,12 @@ import (
 
 const (
 	smuggled = "MAIL FROM:<ceo@bank.example>\r\nRCPT TO:<victim@y.example>\r\nDATA\r\nFrom: ceo@bank.example\r\n\r\nsmuggled\r\n.\r\nNOOP"
-	hostile  = "a\x00b\x1b[2J\x9b\u202e\u2028\r\nc" // NUL, a terminal's escape, C1, a change of direction, line ends, not UTF-8
+	// NUL, a terminal's escape, C1, a change of direction, line ends, not UTF-8
+	hostile = "a\x00b\x1b[2J\x9b\u202e\u2028\r\nc"
 )
 
-// TestClean: what is made printable is valid UTF-8 of printable characters and no longer than asked.
+// TestClean: what is made printable is valid UTF-8 of printable characters and no longer than
+// asked.
 func TestClean(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                       "",
@@ -65,8 +67,8 @@ func cleanError(t *testing.T, e *smtpx.Error) {
 	}
 }
 
-// TestForeignTextIsClean: whatever a certificate, a name server or a relay writes comes out of a send and of a probe printable and short, and its
-// cause can still be told.
+// TestForeignTextIsClean: whatever a certificate, a name server or a relay writes comes out of
+// a send and of a probe printable and short, and its cause can still be told.
 func TestForeignTextIsClean(t *testing.T) {
 	long := strings.Repeat("x\x01", 20000)
 	conf, _ := smtpxtest.Certificate(t, time.Now().Add(time.Hour), "a\x00b\x1b.example", strings.Repeat("n", 5000)+".example")
@@ -224,8 +226,9 @@ func TestInternationalHost(t *testing.T) {
 	_ = s.Close()
 }
 
-// TestNothingUncheckedIsACommand: a name, a login or an address with line ends in it, however it came to be configured, reaches no command, neither in a
-// probe nor in a send. The relay hears nothing but what the session says by itself.
+// TestNothingUncheckedIsACommand: a name, a login or an address with line ends in it, however
+// it came to be configured, reaches no command, neither in a probe nor in a send. The relay
+// hears nothing but what the session says by itself.
 func TestNothingUncheckedIsACommand(t *testing.T) {
 	own := []string{"AUTH", "DATA", "EHLO", "HELO", "MAIL", "QUIT", "RCPT", "RSET", "STARTTLS"}
 	for _, helo := range []string{"fe80::1%x\r\n" + smuggled, "x\r\n" + smuggled, "x\n" + smuggled, "x\r" + smuggled, "[IPv6:::1%\r\n" + smuggled + "]", "x\x00y", "x y", "grüße\r\nQUIT"} {

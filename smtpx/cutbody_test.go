@@ -64,8 +64,9 @@ func largeBody() []byte {
 	return []byte("Subject: s\r\n\r\n" + strings.Repeat(strings.Repeat("z", 76)+"\r\n", 200_000))
 }
 
-// TestCutInTheBodyIsNotTried: a connection that breaks, or falls silent, before the block with the dot was begun has delivered nothing. The mail is not
-// tried, the gate was not asked, and nobody is in doubt.
+// TestCutInTheBodyIsNotTried: a connection that breaks, or falls silent, before the block with
+// the dot was begun has delivered nothing. The mail is not tried, the gate was not asked, and
+// nobody is in doubt.
 func TestCutInTheBodyIsNotTried(t *testing.T) {
 	over := make(chan struct{})
 	t.Cleanup(func() { close(over) })
@@ -74,7 +75,8 @@ func TestCutInTheBodyIsNotTried(t *testing.T) {
 		"reset":   func(c *net.TCPConn) { _ = c.SetLinger(0) },
 		"silence": func(*net.TCPConn) { <-over },
 		"garbage": func(c *net.TCPConn) { _, _ = io.WriteString(c, "what?\r\n") },
-		"250":     func(c *net.TCPConn) { _, _ = io.WriteString(c, "250 ok\r\n") }, // of no command
+		// of no command
+		"250": func(c *net.TCPConn) { _, _ = io.WriteString(c, "250 ok\r\n") },
 	}
 	for name, end := range ends {
 		for _, ext := range []string{"PIPELINING", "8BITMIME"} {
@@ -107,7 +109,8 @@ func TestCutInTheBodyIsNotTried(t *testing.T) {
 	}
 }
 
-// TestCancelInTheBody: a call that ends while the body is being written ends at once, and without a doubt.
+// TestCancelInTheBody: a call that ends while the body is being written ends at once, and
+// without a doubt.
 func TestCancelInTheBody(t *testing.T) {
 	over := make(chan struct{})
 	t.Cleanup(func() { close(over) })
@@ -145,7 +148,8 @@ func (c *shortConn) Write(p []byte) (int, error) {
 	return n, errors.Join(c.cut, err)
 }
 
-// TestCutInTheLastBlock: of the block with the dot, too, what the connection did not take has not left. From the dot on nobody knows.
+// TestCutInTheLastBlock: of the block with the dot, too, what the connection did not take has
+// not left. From the dot on nobody knows.
 func TestCutInTheLastBlock(t *testing.T) {
 	for name, c := range map[string]struct {
 		take func(dot int) int
@@ -180,7 +184,8 @@ func TestCutInTheLastBlock(t *testing.T) {
 	}
 }
 
-// TestGateClosesALargeBody: the gate of a large mail is asked when all but its last block has left, and what it refuses does not arrive.
+// TestGateClosesALargeBody: the gate of a large mail is asked when all but its last block has
+// left, and what it refuses does not arrive.
 func TestGateClosesALargeBody(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		srv := (&smtpxtest.Server{Extensions: ext}).Start(t)
@@ -202,7 +207,8 @@ func TestGateClosesALargeBody(t *testing.T) {
 	})
 }
 
-// TestOneRecipientsNeed: a recipient that no command may name is refused alone, in its place, whatever the others are.
+// TestOneRecipientsNeed: a recipient that no command may name is refused alone, in its place,
+// whatever the others are.
 func TestOneRecipientsNeed(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		srv := (&smtpxtest.Server{Extensions: ext, On: on("RCPT", 2, smtpxtest.Action{Reply: "550 5.1.1 no\r\n"})}).Start(t)

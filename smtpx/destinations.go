@@ -25,13 +25,14 @@ const defaultPorts = "25+465+587+2525"
 
 // ParseDestinations reads a comma list of TARGET:PORTS.
 //
-// TARGET is public, private, loopback, an address, or a CIDR prefix (IPv6 in brackets: [2001:db8::]/32). PORTS is * or ports and
-// ranges joined by +, such as 25+465+8000-8010. The empty spec means
+// TARGET is public, private, loopback, an address, or a CIDR prefix (IPv6 in brackets:
+// [2001:db8::]/32). PORTS is * or ports and ranges joined by +, such as 25+465+8000-8010. The
+// empty spec means
 //
 //	public:25+465+587+2525,private:25+465+587+2525[,loopback:*]
 //
-// with the loopback part only where the service itself listens on loopback. Whatever the spec says, link-local, metadata, multicast, broadcast and
-// unspecified addresses are never allowed.
+// with the loopback part only where the service itself listens on loopback. Whatever the spec
+// says, link-local, metadata, multicast, broadcast and unspecified addresses are never allowed.
 func ParseDestinations(spec string, serviceOnLoopback bool) (*Destinations, error) {
 	if strings.TrimSpace(spec) == "" {
 		spec = "public:" + defaultPorts + ",private:" + defaultPorts
@@ -99,7 +100,8 @@ func parseDestination(item string) ([]destination, error) {
 	return out, nil
 }
 
-// Check says whether the address may be dialled. The error is always the same, so that a caller learns nothing about the network.
+// Check says whether the address may be dialled. The error is always the same, so that a caller
+// learns nothing about the network.
 func (d *Destinations) Check(ap netip.AddrPort) error {
 	for _, a := range unwrap(ap.Addr()) {
 		if never(a) || !d.allows(a, ap.Port()) {
@@ -127,19 +129,22 @@ func (d *Destinations) allows(a netip.Addr, port uint16) bool {
 }
 
 var (
-	shared    = netip.MustParsePrefix("100.64.0.0/10")   // RFC 6598
-	nat64     = netip.MustParsePrefix("64:ff9b::/96")    // RFC 6052
-	nat64own  = netip.MustParsePrefix("64:ff9b:1::/48")  // RFC 8215; the last 32 bits, as every translator is set up
+	shared = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
+	nat64  = netip.MustParsePrefix("64:ff9b::/96")  // RFC 6052
+	// RFC 8215; the last 32 bits, as every translator is set up
+	nat64own  = netip.MustParsePrefix("64:ff9b:1::/48")
 	siit      = netip.MustParsePrefix("::ffff:0:0:0/96") // RFC 7915, IPv4-translated
 	sixToFour = netip.MustParsePrefix("2002::/16")       // RFC 3056
 
 	neverHosts = []netip.Prefix{
-		netip.MustParsePrefix("0.0.0.0/8"),          // this network
-		netip.MustParsePrefix("240.0.0.0/4"),        // reserved, broadcast
-		netip.MustParsePrefix("192.0.0.0/24"),       // protocol assignments; a metadata service at 192.0.0.192
-		netip.MustParsePrefix("2001::/32"),          // Teredo: hides an IPv4 address
-		netip.MustParsePrefix("fec0::/10"),          // site-local, given up
-		netip.MustParsePrefix("fd00:ec2::/32"),      // metadata services of clouds, from here on
+		netip.MustParsePrefix("0.0.0.0/8"),   // this network
+		netip.MustParsePrefix("240.0.0.0/4"), // reserved, broadcast
+		// protocol assignments; a metadata service at 192.0.0.192
+		netip.MustParsePrefix("192.0.0.0/24"),
+		netip.MustParsePrefix("2001::/32"), // Teredo: hides an IPv4 address
+		netip.MustParsePrefix("fec0::/10"), // site-local, given up
+		// metadata services of clouds, from here on
+		netip.MustParsePrefix("fd00:ec2::/32"),
 		netip.MustParsePrefix("fd20:ce::254/128"),   //
 		netip.MustParsePrefix("100.100.100.200/32"), //
 		netip.MustParsePrefix("168.63.129.16/32"),   //
@@ -154,7 +159,8 @@ func never(a netip.Addr) bool {
 		slices.ContainsFunc(neverHosts, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// unwrap gives the address and, where it carries an IPv4 address that the network would unpack, that one too: both must be allowed.
+// unwrap gives the address and, where it carries an IPv4 address that the network would unpack,
+// that one too: both must be allowed.
 func unwrap(a netip.Addr) []netip.Addr {
 	a = a.WithZone("").Unmap()
 	b := a.As16()
@@ -165,7 +171,8 @@ func unwrap(a netip.Addr) []netip.Addr {
 		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[12:16]))}
 	case sixToFour.Contains(a):
 		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[2:6]))}
-	case [12]byte(b[:12]) == [12]byte{} && !a.IsLoopback() && !a.IsUnspecified(): // ::a.b.c.d, the old compatible form
+	case [12]byte(b[:12]) == [12]byte{} && !a.IsLoopback() && !a.IsUnspecified():
+		// ::a.b.c.d, the old compatible form
 		return []netip.Addr{netip.AddrFrom4([4]byte(b[12:16]))}
 	}
 	return []netip.Addr{a}

@@ -119,7 +119,8 @@ func TestBadDestinations(t *testing.T) {
 	}
 }
 
-// TestSSRF: whatever way an address on this machine is written or resolved, a policy without loopback makes no connection to it, and the error is one and the same.
+// TestSSRF: whatever way an address on this machine is written or resolved, a policy without
+// loopback makes no connection to it, and the error is one and the same.
 func TestSSRF(t *testing.T) {
 	four := (&smtpxtest.Server{}).Start(t)
 	dials := func(allow func(netip.AddrPort) error, host string, lookup func(context.Context, string) ([]netip.Addr, error)) error {
@@ -164,7 +165,8 @@ func TestSSRF(t *testing.T) {
 		t.Fatalf("%d connections", n)
 	}
 
-	// A name with two addresses: the one that is not allowed is left out, wherever it stands, and tells nothing.
+	// A name with two addresses: the one that is not allowed is left out, wherever it stands,
+	// and tells nothing.
 	only := destinations(t, "127.0.0.1:*", false).Check
 	for _, addrs := range [][]string{{"169.254.169.254", "127.0.0.1"}, {"127.0.0.1", "169.254.169.254"}, {"127.0.0.2", "::1", "127.0.0.1"}} {
 		var asked []string
@@ -183,7 +185,8 @@ func TestSSRF(t *testing.T) {
 		t.Fatalf("%d connections", n)
 	}
 
-	// A name that answers differently the second time: what was checked is what is dialled, and it is asked once.
+	// A name that answers differently the second time: what was checked is what is dialled, and
+	// it is asked once.
 	var asked atomic.Int32
 	rebinding := func(context.Context, string) ([]netip.Addr, error) {
 		if asked.Add(1) == 1 {
@@ -205,7 +208,8 @@ func TestSSRF(t *testing.T) {
 	}
 }
 
-// TestProbeTellsNothingAboutTheNetwork: a probe goes through the same check, and its steps say no more than the error.
+// TestProbeTellsNothingAboutTheNetwork: a probe goes through the same check, and its steps say
+// no more than the error.
 func TestProbeTellsNothingAboutTheNetwork(t *testing.T) {
 	open := (&smtpxtest.Server{}).Start(t)
 	d := &smtpx.Dialer{Allow: destinations(t, "public:*", false).Check}
@@ -230,7 +234,8 @@ func TestProbeTellsNothingAboutTheNetwork(t *testing.T) {
 	}
 }
 
-// TestProbeCutsAtLetters: a report is UTF-8 however long the relay's words are, else it could not be answered.
+// TestProbeCutsAtLetters: a report is UTF-8 however long the relay's words are, else it could
+// not be answered.
 func TestProbeCutsAtLetters(t *testing.T) {
 	for n := range 4 {
 		long := strings.Repeat("x", n) + strings.Repeat("語", 300)

@@ -10,8 +10,9 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// TestNoDoubtIsAccepted: an answer that is not clearly one decides nobody. Before the dot the mail is not tried and no content leaves; after it the outcome is
-// unknown. The connection is finished, because what stands behind such an answer belongs to nobody.
+// TestNoDoubtIsAccepted: an answer that is not clearly one decides nobody. Before the dot the
+// mail is not tried and no content leaves; after it the outcome is unknown. The connection is
+// finished, because what stands behind such an answer belongs to nobody.
 func TestNoDoubtIsAccepted(t *testing.T) {
 	for name, a := range map[string]smtpxtest.Action{
 		"letter in the code":       {Reply: "2x0 ok\r\n"},

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestGuard: only a printable line is written, whoever made it. It is the last door: whatever was forgotten before it stays inside.
+// TestGuard: only a printable line is written, whoever made it. It is the last door: whatever
+// was forgotten before it stays inside.
 func TestGuard(t *testing.T) {
 	s := &Session{smtputf8: true}
 	for _, good := range []string{"QUIT\r\n", "EHLO x.example\r\n", "MAIL FROM:<a@x.example> SIZE=1\r\n", "RCPT TO:<josé@x.example>\r\n",

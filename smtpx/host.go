@@ -21,9 +21,9 @@ const maxHost = 253
 // internationalised name, which becomes its A-labels (RFC 5890): the form that a name server
 // and a certificate know.
 //
-// A name that IDNA maps to another one than is written (ⓔvil.example) is refused, with that name.
-// A zone (fe80::1%eth0) is refused. It names an interface of this machine, and its text may
-// hold any octet.
+// A name that IDNA maps to another one than is written (ⓔvil.example) is refused, with that
+// name. A zone (fe80::1%eth0) is refused. It names an interface of this machine, and its text
+// may hold any octet.
 func Host(s string) (string, error) {
 	addr := s
 	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {

@@ -9,8 +9,9 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// TestLastWords: what a relay says before it closes is kept: its code, its enhanced code and its words stand in the fault and with every recipient that got no
-// answer of its own, in both modes, whether the relay closes at once, resets, or goes on answering.
+// TestLastWords: what a relay says before it closes is kept: its code, its enhanced code and
+// its words stand in the fault and with every recipient that got no answer of its own, in both
+// modes, whether the relay closes at once, resets, or goes on answering.
 func TestLastWords(t *testing.T) {
 	const words = "421 4.7.0 slow down, you are too fast"
 	for _, c := range []struct {

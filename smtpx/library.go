@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// libraryConn is the net.Conn the mail library talks to: it plays the server, in memory and on the caller's goroutine. A Write that completes a
-// command does the work and leaves the answer for the next Read.
+// libraryConn is the net.Conn the mail library talks to: it plays the server, in memory and on
+// the caller's goroutine. A Write that completes a command does the work and leaves the answer
+// for the next Read.
 type libraryConn struct {
 	s    *Session
 	in   []byte // of an unfinished line
@@ -21,7 +22,8 @@ type libraryConn struct {
 	ctx  context.Context
 }
 
-// Read gives the library its answers. There is always one when it reads; if not, the dialogue is out of step.
+// Read gives the library its answers. There is always one when it reads; if not, the dialogue
+// is out of step.
 func (c *libraryConn) Read(p []byte) (int, error) {
 	if len(c.out) == 0 {
 		return 0, errClosed
@@ -54,12 +56,14 @@ func (c *libraryConn) Write(p []byte) (int, error) {
 	}
 }
 
-// takeBody waits for the end of the library's stand-in. The mail is in hand then; its bytes were all the time.
+// takeBody waits for the end of the library's stand-in. The mail is in hand then; its bytes
+// were all the time.
 func (c *libraryConn) takeBody(p []byte) {
 	c.in = append(c.in, p...)
 	if string(c.in) != standInEnd[:min(len(c.in), len(standInEnd))] || len(c.in) > len(standInEnd) {
 		c.body = false
-		c.answer("554 not the stand-in") // Submit finds the mail still current, and that the relay waits for a body
+		// Submit finds the mail still current, and that the relay waits for a body
+		c.answer("554 not the stand-in")
 		return
 	}
 	if len(c.in) == len(standInEnd) {
@@ -107,7 +111,9 @@ func (c *libraryConn) line(line string) {
 			return
 		}
 		c.rcpt++
-		c.answer("250 noted") // the true reply goes into the outcome; one refused recipient must not end the mail for the others
+		// the true reply goes into the outcome; one refused recipient must not end the mail for
+		// the others
+		c.answer("250 noted")
 	case "DATA":
 		if c.s.cur == nil || c.rcpt != len(c.s.cur.t.To) {
 			c.answer("503 not what was submitted")

@@ -133,7 +133,8 @@ func TestT4e_StrictLogin(t *testing.T) {
 	for _, lower := range []bool{false, true} {
 		srv := (&smtpxtest.Server{Username: "user", Password: "xyNabc", Mechanisms: []string{"LOGIN"}, StrictLogin: true, LowerPrompts: lower}).Start(t)
 		r := relay(srv)
-		// "xyNabc" is eHlOYWJj in base64: a continuation line that looks like EHLO to a matcher without an AUTH state.
+		// "xyNabc" is eHlOYWJj in base64: a continuation line that looks like EHLO to a matcher
+		// without an AUTH state.
 		r.Username, r.Password, r.AllowPlaintextAuth = "user", "xyNabc", true
 		s := dial(t, r)
 		if o := s.Send(context.Background(), tx(1)); statuses(o) != "A" {
@@ -227,7 +228,8 @@ func TestT4h_CertificateIsChecked(t *testing.T) {
 	}
 }
 
-// TestLongLogin: a response that would make the AUTH line too long follows the server's challenge (RFC 4954 4), and every line stays within its limit.
+// TestLongLogin: a response that would make the AUTH line too long follows the server's
+// challenge (RFC 4954 4), and every line stays within its limit.
 func TestLongLogin(t *testing.T) {
 	for _, n := range []int{10, 350, 400, 1024} {
 		for _, mech := range []string{"PLAIN", "LOGIN", "CRAM-MD5"} {

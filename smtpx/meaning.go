@@ -6,9 +6,10 @@ import "strings"
 type About string
 
 const (
-	AboutNobody    About = ""          // there was no reply, or it is a success
-	AboutSession   About = "session"   // this connection, or how many and how fast they are
-	AboutServer    About = "server"    // the mail server as it is configured: login, sender, account, limits
+	AboutNobody  About = ""        // there was no reply, or it is a success
+	AboutSession About = "session" // this connection, or how many and how fast they are
+	// the mail server as it is configured: login, sender, account, limits
+	AboutServer    About = "server"
 	AboutMail      About = "mail"      // this mail
 	AboutRecipient About = "recipient" // this recipient
 )
@@ -17,14 +18,20 @@ const (
 type Action string
 
 const (
-	ActNothing       Action = ""
-	ActSlower        Action = "slower"         // fewer connections; it costs no mail an attempt, and no mail is to blame
-	ActWait          Action = "wait"           // the mail server is in trouble for now: mails wait, it costs them no attempt
-	ActSuspend       Action = "suspend"        // one fresh login; if that hears the same, mails wait and the mail server is suspended with the words
-	ActNextMechanism Action = "next mechanism" // this way to log in does not work: try the next on offer
-	ActSplit         Action = "split"          // the recipient goes into the next transaction at once, at no cost
-	ActDefer         Action = "defer"          // try again later; the attempt counts
-	ActRefuse        Action = "refuse"         // never try again
+	ActNothing Action = ""
+	// fewer connections; it costs no mail an attempt, and no mail is to blame
+	ActSlower Action = "slower"
+	// the mail server is in trouble for now: mails wait, it costs them no attempt
+	ActWait Action = "wait"
+	// one fresh login; if that hears the same, mails wait and the mail server is suspended with
+	// the words
+	ActSuspend Action = "suspend"
+	// this way to log in does not work: try the next on offer
+	ActNextMechanism Action = "next mechanism"
+	// the recipient goes into the next transaction at once, at no cost
+	ActSplit  Action = "split"
+	ActDefer  Action = "defer"  // try again later; the attempt counts
+	ActRefuse Action = "refuse" // never try again
 )
 
 // Meaning is what a reply means.
@@ -44,8 +51,9 @@ type Said struct {
 
 // meaning is a row of the table. The first row that fits holds.
 type meaning struct {
-	codes    string // "421", "4" for every 4yz, several with blanks; "" = any
-	enhanced string // "5.7.57", "*.5.3" in class 4 and 5, a prefix with a final dot ("4.7."); "" = any
+	codes string // "421", "4" for every 4yz, several with blanks; "" = any
+	// "5.7.57", "*.5.3" in class 4 and 5, a prefix with a final dot ("4.7."); "" = any
+	enhanced string
 	phases   string // "" = any
 	words    string // one of these, set apart by "|", in the text in any case; "" = any
 	behind   bool   // an earlier recipient was accepted
@@ -58,9 +66,9 @@ const (
 	sending  = "mail rcpt data dot"
 )
 
-// meanings is who a reply is about and what to do, as one table. RFC 5321 4.2 gives the codes, RFC
-// 3463 and 5248 the enhanced ones, RFC 4954 those of logins. Words stand only where the codes of
-// real servers do not tell.
+// meanings is who a reply is about and what to do, as one table. RFC 5321 4.2 gives the codes,
+// RFC 3463 and 5248 the enhanced ones, RFC 4954 those of logins. Words stand only where the
+// codes of real servers do not tell.
 var meanings = []meaning{
 	// The session.
 	{codes: "421", phases: "starttls", is: Meaning{AboutServer, ActWait, false}},
@@ -87,8 +95,10 @@ var meanings = []meaning{
 	{codes: "552", phases: "mail", is: Meaning{AboutMail, ActRefuse, false}},
 	{codes: "5", enhanced: "5.3.4", phases: "mail", is: Meaning{AboutMail, ActRefuse, false}},
 	{codes: "5", enhanced: "5.2.3", phases: "mail", is: Meaning{AboutMail, ActRefuse, false}},
-	{codes: "5", enhanced: "5.6.7", phases: "mail", is: Meaning{AboutMail, ActRefuse, false}}, // needs SMTPUTF8
-	{codes: "5", phases: "mail", is: Meaning{AboutServer, ActSuspend, false}},                 // the sender's address is the mail server's
+	// needs SMTPUTF8
+	{codes: "5", enhanced: "5.6.7", phases: "mail", is: Meaning{AboutMail, ActRefuse, false}},
+	// the sender's address is the mail server's
+	{codes: "5", phases: "mail", is: Meaning{AboutServer, ActSuspend, false}},
 	{codes: "450 451 452", enhanced: "4.7.", phases: "mail data dot", is: Meaning{AboutMail, ActDefer, true}},
 	{codes: "4", phases: "mail data dot", is: Meaning{AboutMail, ActDefer, false}},
 	{codes: "5", phases: "data dot", is: Meaning{AboutMail, ActRefuse, false}},
@@ -96,7 +106,8 @@ var meanings = []meaning{
 	// A recipient.
 	{codes: "450 451 452 552", enhanced: "*.5.3", phases: "rcpt", behind: true, is: Meaning{AboutSession, ActSplit, false}},
 	{codes: "450 451 452 552", phases: "rcpt", words: "too many recipients", behind: true, is: Meaning{AboutSession, ActSplit, false}},
-	{codes: "552", enhanced: "*.5.3", phases: "rcpt", is: Meaning{AboutRecipient, ActDefer, false}}, // RFC 5321 4.5.3.1.10: as 452
+	// RFC 5321 4.5.3.1.10: as 452
+	{codes: "552", enhanced: "*.5.3", phases: "rcpt", is: Meaning{AboutRecipient, ActDefer, false}},
 	{codes: "552", phases: "rcpt", words: "too many recipients", is: Meaning{AboutRecipient, ActDefer, false}},
 	{codes: "4", phases: "rcpt", is: Meaning{AboutRecipient, ActDefer, false}},
 	{codes: "5", phases: "rcpt", is: Meaning{AboutRecipient, ActRefuse, false}},

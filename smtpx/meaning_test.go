@@ -13,7 +13,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// means are replies as relays give them, and whom each is about. at lists the phases; behind says that an earlier recipient of the mail was accepted.
+// means are replies as relays give them, and whom each is about. at lists the phases; behind
+// says that an earlier recipient of the mail was accepted.
 var means = []struct {
 	reply, at, want string
 	behind          bool
@@ -38,7 +39,8 @@ var means = []struct {
 	{reply: "450 4.2.1 mailbox busy", at: "rcpt", want: "recipient defer"},
 	{reply: "455 what", at: "rcpt", want: "recipient defer"},
 
-	// A login that is gone, a dialogue out of order, a server that takes no mail: every mail would hear it.
+	// A login that is gone, a dialogue out of order, a server that takes no mail: every mail
+	// would hear it.
 	{reply: "530 5.7.0 authentication required", at: "mail rcpt data", want: "server suspend"},
 	{reply: "503 5.5.1 need MAIL", at: "mail rcpt data", want: "server suspend"},
 	{reply: "502 5.5.1 not implemented", at: "mail rcpt data", want: "server suspend"},
@@ -139,7 +141,8 @@ func TestMeans(t *testing.T) {
 	}
 }
 
-// TestMeansOnTheWire: a mail's outcome carries the meaning of what a relay said, with and without PIPELINING.
+// TestMeansOnTheWire: a mail's outcome carries the meaning of what a relay said, with and
+// without PIPELINING.
 func TestMeansOnTheWire(t *testing.T) {
 	for _, c := range means {
 		for at := range strings.FieldsSeq(c.at) {
@@ -165,7 +168,8 @@ func TestMeansOnTheWire(t *testing.T) {
 	}
 }
 
-// TestNextMechanism: a mechanism that the relay offers and does not take is followed by the next; a wrong password is not tried twice.
+// TestNextMechanism: a mechanism that the relay offers and does not take is followed by the
+// next; a wrong password is not tried twice.
 func TestNextMechanism(t *testing.T) {
 	conf, ca := smtpxtest.Certificate(t, time.Now().Add(time.Hour), "127.0.0.1")
 	for _, c := range []struct {

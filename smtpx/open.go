@@ -15,9 +15,11 @@ import (
 	"time"
 )
 
-// Dialer opens sessions: the one way to a relay, for sending and for probing. The zero Dialer dials anything.
+// Dialer opens sessions: the one way to a relay, for sending and for probing. The zero Dialer
+// dials anything.
 type Dialer struct {
-	// Allow is asked about every address right before it is dialled, so a name cannot resolve to something else in between. nil = everything.
+	// Allow is asked about every address right before it is dialled, so a name cannot resolve
+	// to something else in between. nil = everything.
 	Allow func(netip.AddrPort) error
 	// Lookup resolves a host name; nil = the system's resolver.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -50,7 +52,8 @@ func (t Timeouts) withDefaults() Timeouts {
 	return t
 }
 
-// Dial opens a session: name lookup, TCP, TLS, greeting, EHLO, STARTTLS and login, all within r.Timeouts.Connect. A failure is an *[Error].
+// Dial opens a session: name lookup, TCP, TLS, greeting, EHLO, STARTTLS and login, all within
+// r.Timeouts.Connect. A failure is an *[Error].
 func (d *Dialer) Dial(ctx context.Context, r Relay) (*Session, error) {
 	s, fault := d.dial(ctx, r, nil)
 	if fault != nil {
@@ -112,7 +115,8 @@ func (d *Dialer) connect(ctx context.Context, r Relay, tr *trace) (net.Conn, *Er
 				continue
 			}
 		}
-		// Each address gets its share of what is left, so that one that swallows packets does not cost the others their turn.
+		// Each address gets its share of what is left, so that one that swallows packets does
+		// not cost the others their turn.
 		actx, cancel := ctx, context.CancelFunc(func() {})
 		if t, ok := ctx.Deadline(); ok && i < len(addrs)-1 {
 			actx, cancel = context.WithTimeout(ctx, time.Until(t)/time.Duration(len(addrs)-i))
@@ -137,7 +141,8 @@ func (d *Dialer) open(ctx context.Context, to netip.AddrPort) (net.Conn, error) 
 	return nd.DialContext(ctx, "tcp", to.String())
 }
 
-// trimDial takes the addresses out of a dial error: the caller knows them, and an error that differs by address would tell about the network.
+// trimDial takes the addresses out of a dial error: the caller knows them, and an error that
+// differs by address would tell about the network.
 func trimDial(err error) error {
 	var sys *os.SyscallError
 	if errors.As(err, &sys) {
@@ -232,7 +237,8 @@ func (s *Session) ehlo(tr *trace) *Error {
 	for _, l := range lines[1:] {
 		k, v, _ := strings.Cut(strings.TrimSpace(l), " ")
 		k = strings.ToUpper(k)
-		if m, ok := strings.CutPrefix(k, "AUTH="); ok { // an old form, beside or instead of AUTH
+		if m, ok := strings.CutPrefix(k, "AUTH="); ok {
+			// an old form, beside or instead of AUTH
 			k, v = "AUTH", strings.TrimSpace(m+" "+v)
 			if had := s.ext["AUTH"]; had != "" {
 				v = had + " " + v
@@ -247,7 +253,8 @@ func (s *Session) ehlo(tr *trace) *Error {
 	_, s.smtputf8 = s.ext["SMTPUTF8"]
 	s.sizeLimit = 0
 	if v, ok := s.ext["SIZE"]; ok {
-		s.sizeLimit, _ = strconv.ParseInt(strings.TrimSpace(v), 10, 64) // no number = no limit told
+		// no number = no limit told
+		s.sizeLimit, _ = strconv.ParseInt(strings.TrimSpace(v), 10, 64)
 	}
 	_, s.sizeOffered = s.ext["SIZE"]
 	facts := map[string]string{"extensions": strings.Join(names, " ")}
@@ -273,7 +280,8 @@ func (s *Session) upgrade(ctx context.Context, tr *trace) *Error {
 	if err != nil || rep.Code != 220 {
 		return done.fail(s.fault(PhaseSTARTTLS, rep, err), s.relay)
 	}
-	// Anything that came in clear behind the 220 was injected (the STARTTLS response injection attack).
+	// Anything that came in clear behind the 220 was injected (the STARTTLS response injection
+	// attack).
 	if s.br.Buffered() > 0 {
 		return done.fail(&Error{Phase: PhaseSTARTTLS, Err: errors.New("text in clear behind the STARTTLS answer: somebody may be in the line")}, s.relay)
 	}
@@ -295,7 +303,8 @@ func (s *Session) startTLS(ctx context.Context, phase Phase, tr *trace, step Ste
 	return nil
 }
 
-// handshake wraps the connection in TLS. The certificate must carry the configured host, whatever the address.
+// handshake wraps the connection in TLS. The certificate must carry the configured host,
+// whatever the address.
 func (s *Session) handshake(ctx context.Context, phase Phase) *Error {
 	cfg := &tls.Config{ServerName: strings.Trim(s.relay.Host, "[]"), MinVersion: tls.VersionTLS12}
 	if len(s.relay.CAPEM) > 0 {
@@ -338,7 +347,8 @@ func (s *Session) tlsFacts() map[string]string {
 func (s *Session) heloName() (string, error) {
 	if name := s.relay.HeloName; name != "" {
 		if a, err := netip.ParseAddr(name); err == nil && a.Zone() == "" {
-			return addressLiteral(a), nil // saved by a version that took an address without brackets
+			// saved by a version that took an address without brackets
+			return addressLiteral(a), nil
 		}
 		wire, err := HeloName(name)
 		if err != nil {

@@ -30,12 +30,15 @@ type Status int
 const (
 	StatusNotTried Status = iota // nothing of it was decided; try again, it cost nothing
 	StatusAccepted               // the relay took responsibility (2yz after the dot)
-	StatusDeferred               // temporary refusal (4yz), or the connection broke before the dot
-	StatusRejected               // permanent refusal (5yz)
-	StatusUnknown                // the dot left and no reply came: it may or may not have been sent
+	// temporary refusal (4yz), or the connection broke before the dot
+	StatusDeferred
+	StatusRejected // permanent refusal (5yz)
+	// the dot left and no reply came: it may or may not have been sent
+	StatusUnknown
 )
 
-// Reply is one complete reply of the relay, text cut to 1 KiB and stripped of control characters.
+// Reply is one complete reply of the relay, text cut to 1 KiB and stripped of control
+// characters.
 type Reply struct {
 	Code     int    // 0 = there was no reply
 	Enhanced string // "5.1.1", empty when the relay gave none
@@ -53,29 +56,40 @@ type RecipientOutcome struct {
 // Outcome is the whole truth about one transaction. Exactly one is delivered per transaction.
 type Outcome struct {
 	Recipients []RecipientOutcome
-	DotSent    bool      // the final dot may have left; false where a break or a stall is known to have come before it
-	DotTime    time.Time // when the reply after the dot was read
-	RemoteID   string    // queue id read out of the reply after the dot, when it has one ("queued as 4F2A1", "id=1abc")
-	Err        *Error    // first fault of the transaction as a whole; nil when every recipient was decided by a reply
-	ServerDown bool      // the fault is the server's (connect, TLS, AUTH, 421, broken connection before the dot, a reply about the mail server): it costs the mail no attempt
+	// the final dot may have left; false where a break or a stall is known to have come before
+	// it
+	DotSent bool
+	DotTime time.Time // when the reply after the dot was read
+	// queue id read out of the reply after the dot, when it has one ("queued as 4F2A1",
+	// "id=1abc")
+	RemoteID string
+	// first fault of the transaction as a whole; nil when every recipient was decided by a
+	// reply
+	Err *Error
+	// the fault is the server's (connect, TLS, AUTH, 421, broken connection before the dot, a
+	// reply about the mail server): it costs the mail no attempt
+	ServerDown bool
 }
 
 // Transaction is one mail to at most MaxRecipients recipients.
 type Transaction struct {
 	From string   // bare mailbox, "" = null reverse-path
 	To   []string // bare mailboxes, at least one
-	Raw  []byte   // RFC 5322 message with CRLF line ends, not dot-stuffed; shared, never written to
-	UTF8 bool     // the message header needs SMTPUTF8 (addresses are looked at by the session itself)
+	// RFC 5322 message with CRLF line ends, not dot-stuffed; shared, never written to
+	Raw []byte
+	// the message header needs SMTPUTF8 (addresses are looked at by the session itself)
+	UTF8 bool
 
-	// Gate is called once, immediately before the write that carries the final dot: the rest of a
-	// large body has been written by then. Only when it returns nil may the dot leave. It may block
-	// (a durable mark is being committed) and must respect ctx. It is not called when no recipient
-	// was accepted, or when the connection breaks before. nil = open.
+	// Gate is called once, immediately before the write that carries the final dot: the rest of
+	// a large body has been written by then. Only when it returns nil may the dot leave. It may
+	// block (a durable mark is being committed) and must respect ctx. It is not called when no
+	// recipient was accepted, or when the connection breaks before. nil = open.
 	Gate func(ctx context.Context) error
-	// Done receives the outcome exactly once, on the goroutine that called Submit or Flush, before that call's own return or
-	// during a later one.
+	// Done receives the outcome exactly once, on the goroutine that called Submit or Flush,
+	// before that call's own return or during a later one.
 	Done func(Outcome)
 }
 
-// MaxRecipients is the most recipients one transaction takes (RFC 5321 4.5.3.1.8 obliges servers to take 100).
+// MaxRecipients is the most recipients one transaction takes (RFC 5321 4.5.3.1.8 obliges
+// servers to take 100).
 const MaxRecipients = 100

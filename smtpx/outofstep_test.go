@@ -58,8 +58,9 @@ type scriptedMail struct {
 	ok   []bool
 }
 
-// brokenRelay is the relay's end of a connection, acted out on the client's own goroutine: what is written is answered at once, and a read of what will never
-// come ends at its deadline at once. What is under way lies in a real socket, where the session looks for it.
+// brokenRelay is the relay's end of a connection, acted out on the client's own goroutine: what
+// is written is answered at once, and a read of what will never come ends at its deadline at
+// once. What is under way lies in a real socket, where the session looks for it.
 type brokenRelay struct {
 	net.Conn // the session's end
 	far      net.Conn
@@ -260,22 +261,25 @@ func newScript(rnd *rand.Rand) *script {
 	return sc
 }
 
-// beyondTelling: damage that looks, to whoever has only the connection, exactly like an honest relay's answer. See TRAPS.md.
+// beyondTelling: damage that looks, to whoever has only the connection, exactly like an honest
+// relay's answer. See TRAPS.md.
 func (c *brokenRelay) beyondTelling(verb string, code int) bool {
 	sc := c.script
 	switch sc.damage {
 	case damageSurplus, damageTwice:
-		// It comes after the next command was said, where that command's answer is due; or after the body was.
-		// A 354 behind the last RCPT is DATA's.
+		// It comes after the next command was said, where that command's answer is due; or
+		// after the body was. A 354 behind the last RCPT is DATA's.
 		return sc.lazy && (sc.ext != "PIPELINING" || code == 354 || sc.damage == damageSurplus && sc.surplus == 354 && verb == "RCPT")
 	case damageDrop:
-		return verb == "DOT" && sc.ext == "PIPELINING" && !sc.alone // the answer to the next mail's MAIL stands in its place
+		// the answer to the next mail's MAIL stands in its place
+		return verb == "DOT" && sc.ext == "PIPELINING" && !sc.alone
 	}
 	return false
 }
 
-// TestOutOfStep is F10: replies too many, too few and garbled, at any place of a dialogue of up to three mails. Whatever the relay does, no recipient is given an
-// outcome that the relay did not decide for that recipient.
+// TestOutOfStep is F10: replies too many, too few and garbled, at any place of a dialogue of up
+// to three mails. Whatever the relay does, no recipient is given an outcome that the relay did
+// not decide for that recipient.
 func TestOutOfStep(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(10, 10))
 	seen, doubts := map[Status]int{}, 0
@@ -292,7 +296,8 @@ func TestOutOfStep(t *testing.T) {
 	}
 }
 
-// playScript sends the script's mails, each by itself or in one round trip each, and says what is wrong with the outcomes.
+// playScript sends the script's mails, each by itself or in one round trip each, and says what
+// is wrong with the outcomes.
 func playScript(t *testing.T, sc *script, seen map[Status]int, doubts *int) string {
 	relay, err := newBrokenRelay(sc)
 	if err != nil {
@@ -348,7 +353,8 @@ func playScript(t *testing.T, sc *script, seen map[Status]int, doubts *int) stri
 	return ""
 }
 
-// TestT7d_AWordUnasked: what a relay says while nothing is asked, a goodbye most often, is found before the next mail begins; nothing leaves, and it costs nothing.
+// TestT7d_AWordUnasked: what a relay says while nothing is asked, a goodbye most often, is
+// found before the next mail begins; nothing leaves, and it costs nothing.
 func TestT7d_AWordUnasked(t *testing.T) {
 	for _, ext := range []string{"PIPELINING", "8BITMIME"} {
 		for _, word := range []string{"421 4.4.2 idle too long\r\n", "250 ok\r\n", "550 no\r\n", "x"} {
@@ -379,7 +385,8 @@ func TestT7d_AWordUnasked(t *testing.T) {
 	}
 }
 
-// TestAWordBeforeTheDot: what comes between the 354 and the dot would be read as the dot's answer, and may have moved the others: the dot stays.
+// TestAWordBeforeTheDot: what comes between the 354 and the dot would be read as the dot's
+// answer, and may have moved the others: the dot stays.
 func TestAWordBeforeTheDot(t *testing.T) {
 	for word, want := range map[string]Status{"250 ok\r\n": StatusNotTried, "550 no\r\n": StatusNotTried, "x": StatusNotTried, "": StatusRejected} {
 		sc := &script{ext: "PIPELINING", mails: []scriptedMail{{mail: 250, data: 354, dot: 250, rcpt: []int{250, 550}, ok: make([]bool, 2)}}}
@@ -410,7 +417,8 @@ func TestAWordBeforeTheDot(t *testing.T) {
 	}
 }
 
-// TestT2_TheLibraryKeepsNoTime: with a time limit of its own the library's Send never returns when it passes; and it must not end what it did not begin.
+// TestT2_TheLibraryKeepsNoTime: with a time limit of its own the library's Send never returns
+// when it passes; and it must not end what it did not begin.
 func TestT2_TheLibraryKeepsNoTime(t *testing.T) {
 	relay, err := newBrokenRelay(&script{ext: "PIPELINING"})
 	if err != nil {

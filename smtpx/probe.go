@@ -58,8 +58,9 @@ type ProbeResult struct {
 	Err     *Error // of the step that failed
 }
 
-// Probe opens a session exactly as a send does and reports every step. DATA is never said. ctx bounds the whole; its last moment is kept back so that
-// the step's own error arrives instead of the caller's.
+// Probe opens a session exactly as a send does and reports every step. DATA is never said. ctx
+// bounds the whole; its last moment is kept back so that the step's own error arrives instead
+// of the caller's.
 func Probe(ctx context.Context, d *Dialer, r Relay, opt ProbeOptions) ProbeResult {
 	if t, ok := ctx.Deadline(); ok {
 		left := time.Until(t)
@@ -186,7 +187,8 @@ func (t *trace) warnCertificate(s *Session) {
 	}
 }
 
-// complete gives the steps in the order of a session, those that were not reached as skipped, the second EHLO behind STARTTLS folded into the first.
+// complete gives the steps in the order of a session, those that were not reached as skipped,
+// the second EHLO behind STARTTLS folded into the first.
 func (t *trace) complete(r Relay) []Step {
 	order := []StepKind{StepDNS, StepTCP, StepGreeting, StepEHLO, StepAuth, StepMailFrom, StepRcptTo, StepQuit}
 	switch r.Encryption {

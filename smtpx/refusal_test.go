@@ -11,8 +11,10 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// TestRefusalMatrix is F8 and F9: MAIL, RCPT k of n, DATA and the dot, refused for now and for good. Every recipient has the outcome and the reply that the relay
-// gave it, the others have the mail, nobody else has, no content goes to a relay that accepted nobody, and the next mail goes over the same connection.
+// TestRefusalMatrix is F8 and F9: MAIL, RCPT k of n, DATA and the dot, refused for now and for
+// good. Every recipient has the outcome and the reply that the relay gave it, the others have
+// the mail, nobody else has, no content goes to a relay that accepted nobody, and the next mail
+// goes over the same connection.
 func TestRefusalMatrix(t *testing.T) {
 	type refusal struct {
 		name string
@@ -34,7 +36,8 @@ func TestRefusalMatrix(t *testing.T) {
 		for _, rf := range refusals {
 			for _, code := range []int{450, 451, 452, 550, 552, 554} {
 				for _, n := range []int{1, 2, smtpx.MaxRecipients} {
-					for _, anyway := range []bool{false, true} { // DATA is answered 354 though nobody was accepted
+					for _, anyway := range []bool{false, true} {
+						// DATA is answered 354 though nobody was accepted
 						if anyway && rf.verb != "MAIL" && rf.name != "every rcpt" {
 							continue
 						}
@@ -84,24 +87,30 @@ func refuse(t *testing.T, ext []string, verb string, hits func(k, n int) bool, c
 		if code >= 500 {
 			want.Status = smtpx.StatusRejected
 		}
-		want.Means = smtpx.Means(smtpx.Said{Phase: phase, Reply: want.Reply}) // TestMeans has what that is
+		// TestMeans has what that is
+		want.Means = smtpx.Means(smtpx.Said{Phase: phase, Reply: want.Reply})
 		if r != want {
 			t.Fatalf("recipient %d of %d: %+v, want %+v", k, n, r, want)
 		}
 	}
-	content := slices.DeleteFunc(srv.Mails(), func(m smtpxtest.Mail) bool { return len(m.Data) == 0 }) // a lone dot for nobody
+	// a lone dot for nobody
+	content := slices.DeleteFunc(srv.Mails(), func(m smtpxtest.Mail) bool { return len(m.Data) == 0 })
 	switch {
 	case len(served) == 0 && len(content) != 0:
 		t.Fatalf("content for nobody: %+v", content)
 	case len(served) > 0 && (len(content) != 1 || !slices.Equal(content[0].To, served) || string(content[0].Data) != raw):
 		t.Fatalf("%d mails arrived, want one for %d", len(content), len(served))
 	}
-	aboutServer := verb == "MAIL" && code >= 500 && code != 552 // 552 is about the size of the mail. Else the sender's address is the mail server's: a fresh login may help, this session does not
+	// 552 is about the size of the mail. Else the sender's address is the mail server's: a
+	// fresh login may help, this session does not
+	aboutServer := verb == "MAIL" && code >= 500 && code != 552
 	if o.ServerDown != aboutServer || o.DotSent != (verb == "DOT" || len(served) > 0) {
 		t.Errorf("server down %v, dot sent %v", o.ServerDown, o.DotSent)
 	}
 	if aboutServer || verb == "MAIL" && anyway && len(ext) == 3 {
-		if s.Usable() { // a lone dot would be taken as an empty mail, and to end the body there is nothing else
+		if s.Usable() {
+			// a lone dot would be taken as an empty mail, and to end the body there is nothing
+			// else
 			t.Error("the connection is still used")
 		}
 		return
@@ -111,7 +120,8 @@ func refuse(t *testing.T, ext []string, verb string, hits func(k, n int) bool, c
 	}
 }
 
-// TestMailWins: a relay that refuses MAIL says 503 to the rest of the flight; what counts is what it said to MAIL, for now or for good.
+// TestMailWins: a relay that refuses MAIL says 503 to the rest of the flight; what counts is
+// what it said to MAIL, for now or for good.
 func TestMailWins(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		for code, want := range map[string]string{"451 4.7.1 later": "DDD", "550 5.7.1 not you": "RRR"} {
@@ -132,8 +142,8 @@ func TestMailWins(t *testing.T) {
 	})
 }
 
-// TestMailWinsWhenCut: a relay that refuses MAIL, says 503 to the rest of the flight and closes in
-// the middle of that has refused nobody but by what it said to MAIL.
+// TestMailWinsWhenCut: a relay that refuses MAIL, says 503 to the rest of the flight and closes
+// in the middle of that has refused nobody but by what it said to MAIL.
 func TestMailWinsWhenCut(t *testing.T) {
 	for code, want := range map[string]string{"451 4.7.1 later": "DDD", "550 5.7.1 not you": "RRR"} {
 		for name, last := range map[string]struct {
@@ -161,7 +171,8 @@ func TestMailWinsWhenCut(t *testing.T) {
 	}
 }
 
-// TestGoodbyeIsTheEnd: after a 421 to any command nothing more is said, also where the relay does not close.
+// TestGoodbyeIsTheEnd: after a 421 to any command nothing more is said, also where the relay
+// does not close.
 func TestGoodbyeIsTheEnd(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		for _, at := range []struct {

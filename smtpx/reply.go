@@ -11,13 +11,15 @@ const (
 	maxReply = 64 << 10 // all lines of one reply
 )
 
-// replyReader reads replies with a limit on lines and on the whole: a hostile server must not be able to fill the memory. Deadlines are the
-// connection's, set once per reply, so that dripping bytes do not extend them.
+// replyReader reads replies with a limit on lines and on the whole: a hostile server must not
+// be able to fill the memory. Deadlines are the connection's, set once per reply, so that
+// dripping bytes do not extend them.
 type replyReader struct {
 	br *bufio.Reader
 }
 
-// read reads one reply (RFC 5321 4.2). Any doubt about its form is an error; the connection is then finished.
+// read reads one reply (RFC 5321 4.2). Any doubt about its form is an error; the connection is
+// then finished.
 func (r replyReader) read() (Reply, []string, error) {
 	var (
 		rep   Reply
@@ -65,7 +67,8 @@ func (r replyReader) read() (Reply, []string, error) {
 	return rep, lines, nil
 }
 
-// finishReply fills in the enhanced code (RFC 2034: the first word of every line) and the text without it.
+// finishReply fills in the enhanced code (RFC 2034: the first word of every line) and the text
+// without it.
 func finishReply(rep *Reply, lines []string) {
 	first, _, _ := strings.Cut(lines[0], " ")
 	if isEnhanced(first, rep.Code) {

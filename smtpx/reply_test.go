@@ -24,9 +24,11 @@ func readReply(r io.Reader) (Reply, []string, string, error) {
 // TestReply: what is read out of a good reply, and that not a byte behind it is touched.
 func TestReply(t *testing.T) {
 	for in, want := range map[string]Reply{
-		"250 ok\r\n":                        {250, "", "ok"},
-		"250 ok\n":                          {250, "", "ok"}, // some relays end lines so; where a line ends is no doubt
-		"250\r\n":                           {250, "", ""},   // RFC 5321 4.2: a client must not insist on a text
+		"250 ok\r\n": {250, "", "ok"},
+		// some relays end lines so; where a line ends is no doubt
+		"250 ok\n": {250, "", "ok"},
+		// RFC 5321 4.2: a client must not insist on a text
+		"250\r\n":                           {250, "", ""},
 		"250 \r\n":                          {250, "", ""},
 		"250-a\r\n250-b\r\n250 c\r\n":       {250, "", "a b c"},
 		"250-a\r\n250\r\n":                  {250, "", "a"},
@@ -122,7 +124,8 @@ func TestEndlessReply(t *testing.T) {
 	}
 }
 
-// grammar is RFC 5321 4.2 as a whole, with bare LF and no text allowed: a second reading of the same bytes.
+// grammar is RFC 5321 4.2 as a whole, with bare LF and no text allowed: a second reading of the
+// same bytes.
 var grammar = regexp.MustCompile(`^((?:([2-5][0-9]{2})-[^\n]*\n)*)([2-5][0-9]{2})(?:\r?\n| [^\n]*\n)`)
 
 func FuzzReply(f *testing.F) {

@@ -20,13 +20,16 @@ import (
 
 // Session is one logged-in connection to a relay. It is used by one goroutine at a time.
 //
-// The library drives the dialogue, but over a net.Conn of ours (libraryConn): it says MAIL, RCPT, DATA and a stand-in for the body to us, we say them to the relay,
-// several at once where it offers PIPELINING, read every reply and keep the truth per recipient. The library's own return value is never the outcome
-// of a mail. Without this its Send hangs for ever on a silent relay, drops TLS silently, fails a whole mail for one refused recipient, and
-// cannot tell what happened after the dot.
+// The library drives the dialogue, but over a net.Conn of ours (libraryConn): it says MAIL,
+// RCPT, DATA and a stand-in for the body to us, we say them to the relay, several at once where
+// it offers PIPELINING, read every reply and keep the truth per recipient. The library's own
+// return value is never the outcome of a mail. Without this its Send hangs for ever on a silent
+// relay, drops TLS silently, fails a whole mail for one refused recipient, and cannot tell what
+// happened after the dot.
 //
-// With PIPELINING a mail costs one round trip: body and dot of mail k leave in one write with MAIL, RCPT and DATA of mail k+1 (RFC 2920 3.1). Mail k
-// waits behind its DATA until Submit(k+1) or Flush.
+// With PIPELINING a mail costs one round trip: body and dot of mail k leave in one write with
+// MAIL, RCPT and DATA of mail k+1 (RFC 2920 3.1). Mail k waits behind its DATA until
+// Submit(k+1) or Flush.
 type Session struct {
 	relay Relay
 	conn  net.Conn
@@ -53,9 +56,11 @@ type Session struct {
 	flight []byte // commands of the flight being written
 	block  []byte // of the body being written
 
-	mu       sync.Mutex // guards what cancellation touches from another goroutine
-	ended    bool       // ctx of the running call is over
-	pastDot  bool       // a dot may have left and its reply is awaited: cutting now would only make the outcome unknown
+	mu    sync.Mutex // guards what cancellation touches from another goroutine
+	ended bool       // ctx of the running call is over
+	// a dot may have left and its reply is awaited: cutting now would only make the outcome
+	// unknown
+	pastDot  bool
 	deadline time.Time
 }
 
@@ -69,7 +74,8 @@ type transfer struct {
 	lastAt Phase
 }
 
-// dotGrace is how long the reply after a dot is awaited once the call was cancelled. Cutting at once would only make an unknown outcome.
+// dotGrace is how long the reply after a dot is awaited once the call was cancelled. Cutting at
+// once would only make an unknown outcome.
 const dotGrace = 60 * time.Second
 
 func newSession(c net.Conn, r Relay) *Session {
@@ -106,7 +112,8 @@ func (s *Session) setDeadline(d time.Duration) {
 	s.mu.Unlock()
 }
 
-// applyDeadline sets the connection's deadline from the phase's and the call's state. s.mu is held.
+// applyDeadline sets the connection's deadline from the phase's and the call's state. s.mu is
+// held.
 func (s *Session) applyDeadline() {
 	t := s.deadline
 	switch {
@@ -147,7 +154,8 @@ func (s *Session) command(d time.Duration, line string) (Reply, []string, error)
 	return s.readReply(d)
 }
 
-// fault is an error of a phase out of a reply or a broken read. Temporary unless the relay said 5yz.
+// fault is an error of a phase out of a reply or a broken read. Temporary unless the relay said
+// 5yz.
 func (s *Session) fault(p Phase, rep Reply, err error) *Error {
 	if err != nil {
 		return &Error{Phase: p, Temporary: true, Err: cleanNet(err)}
@@ -170,8 +178,9 @@ func cleanNet(err error) error {
 	return err
 }
 
-// Submit hands over one mail. Its outcome comes through t.Done: now, where it is decided before the dot or the relay does not pipeline, else
-// during the next Submit or Flush. An error means the session is dead and every transaction handed over has had its Done.
+// Submit hands over one mail. Its outcome comes through t.Done: now, where it is decided before
+// the dot or the relay does not pipeline, else during the next Submit or Flush. An error means
+// the session is dead and every transaction handed over has had its Done.
 func (s *Session) Submit(ctx context.Context, t *Transaction) error {
 	if s.dead != nil {
 		tr := s.take(t)
@@ -194,9 +203,11 @@ func (s *Session) Submit(ctx context.Context, t *Transaction) error {
 		return s.dead
 	}
 	s.cur, s.lib.ctx = tr, ctx
-	_ = mail.SendMessage(t.From, t.To, standIn, s.client) // the session's record is the outcome, not this error
+	// the session's record is the outcome, not this error
+	_ = mail.SendMessage(t.From, t.To, standIn, s.client)
 	if s.cur == tr {
-		// The library stopped before the body was complete: only when it refused an address itself, which refuseLocally should have.
+		// The library stopped before the body was complete: only when it refused an address
+		// itself, which refuseLocally should have.
 		s.cur = nil
 		s.needReset = true
 		s.finish(tr, rejectedAll(tr, &Error{Phase: PhaseMail, Err: errors.New("the mail library refused the transaction")}))
@@ -236,7 +247,8 @@ func (s *Session) Send(ctx context.Context, t *Transaction) Outcome {
 	return out
 }
 
-// Usable reports whether another mail may be submitted: not dead, and the relay has said nothing unasked (a goodbye, most often).
+// Usable reports whether another mail may be submitted: not dead, and the relay has said
+// nothing unasked (a goodbye, most often).
 func (s *Session) Usable() bool {
 	if s.dead != nil {
 		return false
@@ -252,7 +264,8 @@ func (s *Session) TLS() bool { return s.tls }
 
 const quitWait = 5 * time.Second
 
-// Close says QUIT, waits at most 5 s for the answer, and closes. A mail that still waits behind its DATA has not left; its Done says so.
+// Close says QUIT, waits at most 5 s for the answer, and closes. A mail that still waits behind
+// its DATA has not left; its Done says so.
 func (s *Session) Close() error {
 	if h := s.held; h != nil {
 		s.held = nil
@@ -298,13 +311,15 @@ func (s *Session) unread() bool {
 	return said || closed
 }
 
-// surplus reports whether the relay said something unasked. That it closed is seen by the next command.
+// surplus reports whether the relay said something unasked. That it closed is seen by the next
+// command.
 func (s *Session) surplus() bool {
 	said, _ := s.look()
 	return said
 }
 
-// look looks for what is there to be read without waiting for it. What the kernel holds may be TLS housekeeping, so a hit is looked at.
+// look looks for what is there to be read without waiting for it. What the kernel holds may be
+// TLS housekeeping, so a hit is looked at.
 func (s *Session) look() (said, closed bool) {
 	if s.br.Buffered() > 0 {
 		return true, false
@@ -322,7 +337,9 @@ func (s *Session) look() (said, closed bool) {
 		return false, true
 	}
 	var one [1]byte
-	err = rc.Control(func(fd uintptr) { // its Read would fail once the last wait's deadline has passed, and an idle session be taken for closed
+	err = rc.Control(func(fd uintptr) {
+		// its Read would fail once the last wait's deadline has passed, and an idle session be
+		// taken for closed
 		n, _, e := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		said = n > 0
 		closed = !said && e != syscall.EAGAIN && e != syscall.EINTR // an end or an error
@@ -348,7 +365,8 @@ func (s *Session) take(t *Transaction) *transfer {
 		tr = &transfer{}
 	}
 	*tr = transfer{t: t}
-	tr.rcpt = make([]RecipientOutcome, len(t.To)) // handed out with the outcome, so never reused
+	// handed out with the outcome, so never reused
+	tr.rcpt = make([]RecipientOutcome, len(t.To))
 	return tr
 }
 
@@ -359,7 +377,8 @@ func (s *Session) finish(tr *transfer, o Outcome) {
 	s.spare = tr
 	o = o.clean().means()
 	if why := o.aboutServer(); why.Code != 0 {
-		// Every mail would hear it on this session. A fresh login may help; whoever has mails decides.
+		// Every mail would hear it on this session. A fresh login may help; whoever has mails
+		// decides.
 		o.ServerDown = true
 		if o.Err == nil {
 			o.Err = &Error{Phase: PhaseRcpt, Reply: why, Temporary: why.Code < 500}
@@ -371,7 +390,8 @@ func (s *Session) finish(tr *transfer, o Outcome) {
 	}
 }
 
-// refuseLocally finds what no relay needs to be asked about. The last line of defence: nothing unchecked reaches a command (RFC 5321 4.1.2).
+// refuseLocally finds what no relay needs to be asked about. The last line of defence: nothing
+// unchecked reaches a command (RFC 5321 4.1.2).
 func (s *Session) refuseLocally(t *Transaction) *Error {
 	bad := func(p Phase, text string) *Error { return &Error{Phase: p, Err: errors.New(text)} }
 	switch {
@@ -438,7 +458,8 @@ func (s *Session) reachable(t *Transaction) *Transaction {
 	return &c
 }
 
-// wireSafe is the strict pattern for what stands between < and >: a dot-atom, an @, a domain. Independent of ParseAddress on purpose.
+// wireSafe is the strict pattern for what stands between < and >: a dot-atom, an @, a domain.
+// Independent of ParseAddress on purpose.
 func wireSafe(a string) bool {
 	if len(a) > 320 {
 		return false
@@ -464,7 +485,8 @@ func ascii(s string) bool {
 	return true
 }
 
-// bareLineEnd looks for a CR without LF, an LF without CR, or a NUL: the ways a body could be read as two mails.
+// bareLineEnd looks for a CR without LF, an LF without CR, or a NUL: the ways a body could be
+// read as two mails.
 func bareLineEnd(b []byte) bool {
 	if bytes.IndexByte(b, 0) >= 0 {
 		return true

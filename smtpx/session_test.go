@@ -82,7 +82,8 @@ func all(fs ...func(smtpxtest.Command) *smtpxtest.Action) func(smtpxtest.Command
 	}
 }
 
-// TestMatrix is the session matrix: what each fault means for each recipient, whether the relay got content, and whether the connection can be used again.
+// TestMatrix is the session matrix: what each fault means for each recipient, whether the relay
+// got content, and whether the connection can be used again.
 func TestMatrix(t *testing.T) {
 	reply := func(s string) smtpxtest.Action { return smtpxtest.Action{Reply: s + "\r\n"} }
 	for name, tc := range map[string]struct {
@@ -143,7 +144,9 @@ func TestMatrix(t *testing.T) {
 				}
 				if name == "421 at mail" && len(ext) == 3 {
 					want = "DD"
-					if statuses(o) == "nn" { // the close may cut the rest of the flight off before or after the 421 is read
+					if statuses(o) == "nn" {
+						// the close may cut the rest of the flight off before or after the 421
+						// is read
 						want = "nn"
 					}
 				}
@@ -208,7 +211,8 @@ func TestMailIsWhatWasSubmitted(t *testing.T) {
 	})
 }
 
-// TestOneRoundTrip: with PIPELINING, mail k leaves together with the envelope of k+1; outcomes come in order, each exactly once.
+// TestOneRoundTrip: with PIPELINING, mail k leaves together with the envelope of k+1; outcomes
+// come in order, each exactly once.
 func TestOneRoundTrip(t *testing.T) {
 	srv := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		switch {
@@ -252,7 +256,8 @@ func TestOneRoundTrip(t *testing.T) {
 	}
 }
 
-// TestOneRoundTripBreaks: mail k breaks after its dot; k+1, of whose body nothing left, is not tried.
+// TestOneRoundTripBreaks: mail k breaks after its dot; k+1, of whose body nothing left, is not
+// tried.
 func TestOneRoundTripBreaks(t *testing.T) {
 	for name, a := range map[string]smtpxtest.Action{"close": {Close: true}, "silence": {Hang: true}, "reset": {Reset: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -298,7 +303,8 @@ func TestGateRefuses(t *testing.T) {
 	})
 }
 
-// TestT2_CancelReturnsAtOnce: before the dot the end of the context ends the wait; after the dot the reply is still awaited.
+// TestT2_CancelReturnsAtOnce: before the dot the end of the context ends the wait; after the
+// dot the reply is still awaited.
 func TestT2_CancelReturnsAtOnce(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		for _, verb := range []string{"MAIL", "RCPT", "DATA"} {
@@ -477,7 +483,8 @@ func TestT7e_RepliesAreBounded(t *testing.T) {
 	}
 }
 
-// TestT2b_OutcomeBeforeQUIT: the outcome is there when the reply is read, whatever happens at QUIT.
+// TestT2b_OutcomeBeforeQUIT: the outcome is there when the reply is read, whatever happens at
+// QUIT.
 func TestT2b_OutcomeBeforeQUIT(t *testing.T) {
 	srv := (&smtpxtest.Server{On: on("QUIT", 1, smtpxtest.Action{Hang: true})}).Start(t)
 	s := dial(t, relay(srv))
@@ -529,7 +536,8 @@ func TestDestinationIsAskedBeforeDialling(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeftBehind: goroutines and descriptors are back at their baseline after sends that got stuck at every phase.
+// TestNothingIsLeftBehind: goroutines and descriptors are back at their baseline after sends
+// that got stuck at every phase.
 func TestNothingIsLeftBehind(t *testing.T) {
 	srv := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == []string{"CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "DOT"}[c.Conn%6] {

@@ -27,7 +27,8 @@ func rejectedAll(tr *transfer, fault *Error) Outcome {
 	return Outcome{Recipients: tr.rcpt, Err: fault}
 }
 
-// decide writes a reply into the recipients that are still open (accepted at RCPT or not asked yet).
+// decide writes a reply into the recipients that are still open (accepted at RCPT or not asked
+// yet).
 func (tr *transfer) decide(rep Reply, p Phase) {
 	st := StatusDeferred
 	switch {
@@ -45,8 +46,8 @@ func (tr *transfer) decide(rep Reply, p Phase) {
 	}
 }
 
-// appendMail appends the MAIL command with the parameters the relay offers and the mail needs. The library's own line was checked against the
-// transaction and is not used further.
+// appendMail appends the MAIL command with the parameters the relay offers and the mail needs.
+// The library's own line was checked against the transaction and is not used further.
 func (s *Session) appendMail(b []byte, t *Transaction) []byte {
 	b = append(b, "MAIL FROM:<"...)
 	b = append(b, t.From...)
@@ -54,7 +55,8 @@ func (s *Session) appendMail(b []byte, t *Transaction) []byte {
 	if s.sizeOffered {
 		b = fmt.Appendf(b, " SIZE=%d", len(t.Raw))
 	}
-	// SMTPUTF8 only where it is needed: a relay behind this one may not have it and would bounce plain mail (RFC 6531 3.4).
+	// SMTPUTF8 only where it is needed: a relay behind this one may not have it and would
+	// bounce plain mail (RFC 6531 3.4).
 	utf8 := t.UTF8 || !ascii(t.From)
 	for _, to := range t.To {
 		utf8 = utf8 || !ascii(to)
@@ -74,7 +76,8 @@ func appendRcpt(b []byte, to string) []byte {
 	return append(b, ">\r\n"...)
 }
 
-// envelope runs MAIL, RCPT and DATA of s.cur. True: the relay waits for its body. False: s.cur has had its Done.
+// envelope runs MAIL, RCPT and DATA of s.cur. True: the relay waits for its body. False: s.cur
+// has had its Done.
 func (s *Session) envelope(ctx context.Context) bool {
 	tr := s.cur
 	if s.pipelining {
@@ -92,8 +95,8 @@ func (s *Session) end(o Outcome) bool {
 }
 
 // heard keeps a reply by which the relay ends the session, or the transaction as a whole. Its
-// words then stand in the fault and with every recipient that got no answer of its own, whatever
-// becomes of the connection behind it. The first one counts.
+// words then stand in the fault and with every recipient that got no answer of its own,
+// whatever becomes of the connection behind it. The first one counts.
 func (tr *transfer) heard(rep Reply, p Phase) {
 	if tr.last.Code == 0 && (rep.Code == 421 || p == PhaseMail && rep.Code/100 > 3) {
 		tr.last, tr.lastAt = rep, p
@@ -126,8 +129,8 @@ func (s *Session) broken(tr *transfer, p Phase, err error) bool {
 	return s.end(Outcome{Recipients: tr.rcpt, Err: fault, ServerDown: true})
 }
 
-// outOfStep ends s.cur when a reply may have been given to the wrong command: nothing of the mail
-// left, and nothing that was said about it counts, but for a goodbye.
+// outOfStep ends s.cur when a reply may have been given to the wrong command: nothing of the
+// mail left, and nothing that was said about it counts, but for a goodbye.
 func (s *Session) outOfStep(tr *transfer, p Phase, err error) bool {
 	s.kill(err)
 	o := notTried(tr, s.deadFault(p))
@@ -137,8 +140,9 @@ func (s *Session) outOfStep(tr *transfer, p Phase, err error) bool {
 	return s.end(o)
 }
 
-// cut ends s.cur when the answers of a flight end early. A relay that closed has given those that came in their order. One that fell silent or garbled may
-// have left one out before, and then each belongs to the recipient before.
+// cut ends s.cur when the answers of a flight end early. A relay that closed has given those
+// that came in their order. One that fell silent or garbled may have left one out before, and
+// then each belongs to the recipient before.
 func (s *Session) cut(tr *transfer, p Phase, err error) bool {
 	if isEOF(err) {
 		clearOpen(tr)
@@ -217,8 +221,8 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	return s.afterData(tr, mailRep, dataRep, down)
 }
 
-// cutFlight is cut behind the answer to MAIL. When that was a refusal, what was said to RCPT only
-// follows from it (503, most often) and refuses nobody by itself.
+// cutFlight is cut behind the answer to MAIL. When that was a refusal, what was said to RCPT
+// only follows from it (503, most often) and refuses nobody by itself.
 func (s *Session) cutFlight(tr *transfer, p Phase, mailRep Reply, err error) bool {
 	if mailRep.Code/100 != 2 && isEOF(err) {
 		clearAll(tr)
@@ -240,7 +244,8 @@ func (tr *transfer) noteRcpt(i int, rep Reply) {
 	}
 }
 
-// clearOpen forgets the 2yz of recipients whose mail was not sent: acceptance at RCPT alone is nothing.
+// clearOpen forgets the 2yz of recipients whose mail was not sent: acceptance at RCPT alone is
+// nothing.
 func clearOpen(tr *transfer) {
 	for i := range tr.rcpt {
 		if r := &tr.rcpt[i]; r.Status == StatusNotTried {
@@ -336,10 +341,12 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 			fault = words
 		}
 	case waiting && mailRep.Code/100 != 2:
-		// The relay refused the sender and waits for a body all the same. A lone dot would be taken as an empty mail.
+		// The relay refused the sender and waits for a body all the same. A lone dot would be
+		// taken as an empty mail.
 		s.kill(errProtocol)
 	case waiting:
-		// Nobody was accepted, yet it waits: a lone dot, whose answer counts for nothing (RFC 2920 3.1).
+		// Nobody was accepted, yet it waits: a lone dot, whose answer counts for nothing (RFC
+		// 2920 3.1).
 		if rep, _, err := s.command(s.relay.Timeouts.Data, "."); err != nil || rep.Code == 421 || s.br.Buffered() > 0 {
 			s.kill(errClosed)
 		} else if rep.Code/100 == 2 {
@@ -350,8 +357,10 @@ func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) boo
 	return s.end(Outcome{Recipients: tr.rcpt, Err: fault, ServerDown: down})
 }
 
-// inStep makes sure, before a refusal counts, that no answer is left over: in a flight one too many would have moved every refusal to the next recipient. The
-// answer to RSET, which has to be said anyhow, shows it. In lock step, and where the last answer was the only 354, a look suffices.
+// inStep makes sure, before a refusal counts, that no answer is left over: in a flight one too
+// many would have moved every refusal to the next recipient. The answer to RSET, which has to
+// be said anyhow, shows it. In lock step, and where the last answer was the only 354, a look
+// suffices.
 func (s *Session) inStep(waiting bool) bool {
 	s.needReset = true
 	if s.surplus() {
@@ -362,7 +371,8 @@ func (s *Session) inStep(waiting bool) bool {
 	}
 	rep, _, err := s.command(s.relay.Timeouts.Command, "RSET")
 	switch {
-	case isEOF(err) || errors.Is(err, os.ErrDeadlineExceeded): // it said no more than it was asked, and closed or fell silent
+	case isEOF(err) || errors.Is(err, os.ErrDeadlineExceeded):
+		// it said no more than it was asked, and closed or fell silent
 		s.kill(err)
 	case err != nil:
 		return false
@@ -392,12 +402,14 @@ func (s *Session) cutInBody(tr *transfer, rep Reply, err, werr error) Outcome {
 	return Outcome{Recipients: tr.rcpt, Err: &Error{Phase: PhaseData, Reply: rep, Temporary: rep.Code < 500}, ServerDown: rep.Code == 421}
 }
 
-// flushHeld lets the held mail go: gate, body and dot, and with them next (the commands of the next mail, nil for none) in one write; then its reply
-// is read and its outcome delivered. False: the session is dead, and nothing of next counts.
+// flushHeld lets the held mail go: gate, body and dot, and with them next (the commands of the
+// next mail, nil for none) in one write; then its reply is read and its outcome delivered.
+// False: the session is dead, and nothing of next counts.
 func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 	tr := s.held
 	s.held = nil
-	// Between 354 and the dot the relay has nothing to say. If it did, the next reply read would not be the dot's.
+	// Between 354 and the dot the relay has nothing to say. If it did, the next reply read
+	// would not be the dot's.
 	switch said, closed := s.look(); {
 	case said: // an answer too many: positions cannot be trusted any more
 		s.kill(errSurplus)
@@ -419,7 +431,8 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 	case werr == nil:
 		s.setDeadline(s.relay.Timeouts.Dot)
 	default:
-		s.setDeadline(quitWait) // a relay that refuses in the middle of the body says why before it closes
+		// a relay that refuses in the middle of the body says why before it closes
+		s.setDeadline(quitWait)
 	}
 	s.inData = false
 	rep, _, err := replyReader{s.br}.read()

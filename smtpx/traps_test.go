@@ -17,10 +17,11 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// The rows of the traps and of the session matrix that no other test of this package holds; TRAPS.md lists them all.
+// The rows of the traps and of the session matrix that no other test of this package holds;
+// TRAPS.md lists them all.
 
-// TestT1b_TheNextMailBegins: after every way a transaction can fail and leave the connection open, the relay takes the next MAIL; a relay that refuses RSET is
-// not used further.
+// TestT1b_TheNextMailBegins: after every way a transaction can fail and leave the connection
+// open, the relay takes the next MAIL; a relay that refuses RSET is not used further.
 func TestT1b_TheNextMailBegins(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		var mu sync.Mutex
@@ -63,7 +64,8 @@ func TestT1b_TheNextMailBegins(t *testing.T) {
 	})
 }
 
-// TestRefusedThenSilence: a relay that refuses and then answers nothing any more has refused all the same.
+// TestRefusedThenSilence: a relay that refuses and then answers nothing any more has refused
+// all the same.
 func TestRefusedThenSilence(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		for name, a := range map[string]smtpxtest.Action{"silence": {Hang: true}, "close": {Close: true}, "421": {Reply: "421 4.7.0 too many errors\r\n", Close: true}} {
@@ -83,7 +85,8 @@ func TestRefusedThenSilence(t *testing.T) {
 	})
 }
 
-// TestT2b_SuccessDoesNotWaitForQUIT: what the relay accepted is known at once, also when it answers nothing any more.
+// TestT2b_SuccessDoesNotWaitForQUIT: what the relay accepted is known at once, also when it
+// answers nothing any more.
 func TestT2b_SuccessDoesNotWaitForQUIT(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		t.Parallel()
@@ -101,8 +104,8 @@ func TestT2b_SuccessDoesNotWaitForQUIT(t *testing.T) {
 	})
 }
 
-// TestT2_NoPhaseUndoesTheEndOfTheCall: a call that is over before it begins waits for nothing, though every phase sets its own deadline; past the dot the reply is
-// awaited.
+// TestT2_NoPhaseUndoesTheEndOfTheCall: a call that is over before it begins waits for nothing,
+// though every phase sets its own deadline; past the dot the reply is awaited.
 func TestT2_NoPhaseUndoesTheEndOfTheCall(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		for _, verb := range []string{"MAIL", "RCPT", "DATA"} {
@@ -141,7 +144,8 @@ func TestT2_NoPhaseUndoesTheEndOfTheCall(t *testing.T) {
 	})
 }
 
-// TestT3b_NoSessionWithoutItsLogin: whatever happens to a login, there is an error, soon, and no open connection.
+// TestT3b_NoSessionWithoutItsLogin: whatever happens to a login, there is an error, soon, and
+// no open connection.
 func TestT3b_NoSessionWithoutItsLogin(t *testing.T) {
 	for _, mech := range []string{"PLAIN", "LOGIN", "CRAM-MD5"} {
 		for name, a := range map[string]smtpxtest.Action{
@@ -166,7 +170,8 @@ func TestT3b_NoSessionWithoutItsLogin(t *testing.T) {
 	}
 }
 
-// TestT5b_CommandsHoldNothingElse: whatever the relay offers, RCPT holds one address and MAIL the sender and its size.
+// TestT5b_CommandsHoldNothingElse: whatever the relay offers, RCPT holds one address and MAIL
+// the sender and its size.
 func TestT5b_CommandsHoldNothingElse(t *testing.T) {
 	for _, pipelining := range []string{"PIPELINING", "HELP"} {
 		srv := (&smtpxtest.Server{Extensions: []string{pipelining, "8BITMIME", "SMTPUTF8", "DSN", "CHUNKING", "BINARYMIME", "SIZE", "DELIVERBY"}}).Start(t)
@@ -186,7 +191,8 @@ func TestT5b_CommandsHoldNothingElse(t *testing.T) {
 	}
 }
 
-// TestGateIsAskedOnce: once for every mail, whatever its size is to the buffers of the library, and never with the dot already gone.
+// TestGateIsAskedOnce: once for every mail, whatever its size is to the buffers of the library,
+// and never with the dot already gone.
 func TestGateIsAskedOnce(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		srv := (&smtpxtest.Server{Extensions: ext}).Start(t)
@@ -212,7 +218,8 @@ func TestGateIsAskedOnce(t *testing.T) {
 	})
 }
 
-// TestRefusedWhileTheBodyLeaves: a relay that says 552 in the middle of the body and closes has refused the mail; that the write failed makes no doubt of it.
+// TestRefusedWhileTheBodyLeaves: a relay that says 552 in the middle of the body and closes has
+// refused the mail; that the write failed makes no doubt of it.
 func TestRefusedWhileTheBodyLeaves(t *testing.T) {
 	for _, ext := range []string{"PIPELINING", "8BITMIME"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -242,7 +249,8 @@ func refuseInTheBody(l net.Listener, ext string) error {
 		return err
 	}
 	defer c.Close()
-	_, _ = io.WriteString(c, "220 relay\r\n") // the client's outcome tells of every failure here
+	// the client's outcome tells of every failure here
+	_, _ = io.WriteString(c, "220 relay\r\n")
 	br := bufio.NewReader(c)
 	for {
 		line, err := br.ReadString('\n')
@@ -265,7 +273,8 @@ func refuseInTheBody(l net.Listener, ext string) error {
 	}
 }
 
-// TestRoundTrips: at a distance, a mail costs two round trips by itself and one in a row of mails, however many recipients it has.
+// TestRoundTrips: at a distance, a mail costs two round trips by itself and one in a row of
+// mails, however many recipients it has.
 func TestRoundTrips(t *testing.T) {
 	const trip = 200 * time.Millisecond
 	srv := (&smtpxtest.Server{Delay: trip}).Start(t)
@@ -302,7 +311,8 @@ func allocated(f func()) int {
 	return int(after.TotalAlloc - before.TotalAlloc)
 }
 
-// TestT8_MemoryOfALargeFile: composing allocates the encoded file once, sending nothing up to the gate; the library's own composer took ten times.
+// TestT8_MemoryOfALargeFile: composing allocates the encoded file once, sending nothing up to
+// the gate; the library's own composer took ten times.
 func TestT8_MemoryOfALargeFile(t *testing.T) {
 	from, err := message.ParseAddress("a@x.example")
 	if err != nil {
@@ -340,7 +350,8 @@ func TestT8_MemoryOfALargeFile(t *testing.T) {
 	}
 }
 
-// TestEndlessRelays is F6: 64 relays at once that answer for ever, in lines and in one line, at every phase, are each cut, and cost little memory.
+// TestEndlessRelays is F6: 64 relays at once that answer for ever, in lines and in one line, at
+// every phase, are each cut, and cost little memory.
 func TestEndlessRelays(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		endless := map[string]string{"lines": strings.Repeat("250-"+strings.Repeat("y", 500)+"\r\n", 400), "one line": strings.Repeat("250 xxxx", 25_000)}
@@ -382,7 +393,8 @@ func TestEndlessRelays(t *testing.T) {
 	})
 }
 
-// TestIdleSessionIsKept: a session that was idle for longer than any wait of it is as good as before.
+// TestIdleSessionIsKept: a session that was idle for longer than any wait of it is as good as
+// before.
 func TestIdleSessionIsKept(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		t.Parallel()
@@ -403,7 +415,8 @@ func TestIdleSessionIsKept(t *testing.T) {
 	})
 }
 
-// TestKeptSessionDies is F7 at the session: a relay that says goodbye or resets between two mails costs the second nothing.
+// TestKeptSessionDies is F7 at the session: a relay that says goodbye or resets between two
+// mails costs the second nothing.
 func TestKeptSessionDies(t *testing.T) {
 	for _, verb := range []string{"MAIL", "RCPT", "DATA"} {
 		for name, a := range map[string]smtpxtest.Action{"421": {Reply: "421 4.3.2 bye\r\n", Close: true, Refuse: true}, "close": {Close: true}, "reset": {Reset: true}} {
@@ -428,7 +441,8 @@ func TestKeptSessionDies(t *testing.T) {
 	}
 }
 
-// TestFlightIsCapped: a transaction takes at most 100 recipients; more are refused before the relay hears of them.
+// TestFlightIsCapped: a transaction takes at most 100 recipients; more are refused before the
+// relay hears of them.
 func TestFlightIsCapped(t *testing.T) {
 	srv := (&smtpxtest.Server{}).Start(t)
 	s := dial(t, relay(srv))
@@ -438,7 +452,8 @@ func TestFlightIsCapped(t *testing.T) {
 	}
 }
 
-// TestT3_AFailedOpeningCloses: a relay that is not taken sees the connection end at once, not when the memory is tidied.
+// TestT3_AFailedOpeningCloses: a relay that is not taken sees the connection end at once, not
+// when the memory is tidied.
 func TestT3_AFailedOpeningCloses(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

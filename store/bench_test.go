@@ -11,9 +11,10 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// BenchmarkTerms is what search by recipient costs: mails of 5 KB, each to a recipient of its own, enqueued, claimed, marked and finished in batches of 500,
-// with the rows of the search table and without. Both ways take turns on one database, so that its growth and the machine's moods meet both alike; the
-// figures are mails/s of each, and the cost in per cent.
+// BenchmarkTerms is what search by recipient costs: mails of 5 KB, each to a recipient of its
+// own, enqueued, claimed, marked and finished in batches of 500, with the rows of the search
+// table and without. Both ways take turns on one database, so that its growth and the machine's
+// moods meet both alike; the figures are mails/s of each, and the cost in per cent.
 //
 //	go test -run '^$' -bench Terms -benchtime 40x ./store
 func BenchmarkTerms(b *testing.B) {
@@ -78,7 +79,8 @@ func cycle(b *testing.B, s *store.Store, body []byte) time.Duration {
 	return took
 }
 
-// BenchmarkFindRecipient asks both journals for the mails to one recipient, who has four to eight, among 100,000 and 1,000,000 mails in each.
+// BenchmarkFindRecipient asks both journals for the mails to one recipient, who has four to
+// eight, among 100,000 and 1,000,000 mails in each.
 //
 //	go test -run '^$' -bench FindRecipient ./store
 func BenchmarkFindRecipient(b *testing.B) {

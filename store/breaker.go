@@ -7,7 +7,8 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Breaker is what all replicas know about a mail server's health. Its rules are the engine's; times are the database's.
+// Breaker is what all replicas know about a mail server's health. Its rules are the engine's;
+// times are the database's.
 type Breaker struct {
 	MailServer  string
 	Version     int64     // of the configuration it is about
@@ -51,8 +52,9 @@ func (s *Store) Breakers(ctx context.Context) (map[string]*Breaker, error) {
 	return out, nil
 }
 
-// ChangeBreaker reads, changes and writes a mail server's breaker in one transaction, so that replicas decide one after the other. change gets the
-// database's clock; false writes nothing. A mail server without a breaker has an empty one.
+// ChangeBreaker reads, changes and writes a mail server's breaker in one transaction, so that
+// replicas decide one after the other. change gets the database's clock; false writes nothing.
+// A mail server without a breaker has an empty one.
 func (s *Store) ChangeBreaker(ctx context.Context, server string, change func(now time.Time, b *Breaker) bool) (*Breaker, error) {
 	var out *Breaker
 	err := s.tx(ctx, func(tx *sqlx.Tx) error {
@@ -81,7 +83,8 @@ func (s *Store) ChangeBreaker(ctx context.Context, server string, change func(no
 	return out, nil
 }
 
-// clock is the time that decides, inside tx: after waiting for a lock, not when the transaction began.
+// clock is the time that decides, inside tx: after waiting for a lock, not when the transaction
+// began.
 func (s *Store) clock(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
 	if s.dialect == sqliteDia {
 		return micro(s.now()), nil

@@ -21,7 +21,8 @@ func content(b []byte) *store.Content {
 	return &store.Content{Sum: sha256.Sum256(b), Size: len(b), Data: b}
 }
 
-// TestRangesOfSharedContent: a body that is cut at variables is one copy for all, whatever stands between its runs.
+// TestRangesOfSharedContent: a body that is cut at variables is one copy for all, whatever
+// stands between its runs.
 func TestRangesOfSharedContent(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		body, pdf := content([]byte("Dear =\r\n, your parcel =\r\n is here.\r\n")), content(bytes.Repeat([]byte("pdf\r\n"), 1000))
@@ -250,7 +251,8 @@ func TestUploads(t *testing.T) {
 	}
 }
 
-// TestServerChanged: a mail that was routed by what a mail server was before is not stored, but the repetition of one that was is told so.
+// TestServerChanged: a mail that was routed by what a mail server was before is not stored, but
+// the repetition of one that was is told so.
 func TestServerChanged(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Position is a place in the sequence of changes. Positions of one database only compare with each other.
+// Position is a place in the sequence of changes. Positions of one database only compare with
+// each other.
 type Position struct{ XID, Seq int64 }
 
 func (p Position) before(q Position) bool { return p.XID < q.XID || p.XID == q.XID && p.Seq < q.Seq }
@@ -25,7 +26,8 @@ type MailChange struct {
 // ErrForgotten: changes behind the position have been forgotten meanwhile.
 var ErrForgotten = errors.New("changes since this position are not kept any more")
 
-// errOvertaken: the mail was changed by a transaction that began after ours; ours begins again, so that its change comes behind that one.
+// errOvertaken: the mail was changed by a transaction that began after ours; ours begins again,
+// so that its change comes behind that one.
 var errOvertaken = errors.New("overtaken by a later transaction")
 
 // LastChange is the position behind everything that has happened.
@@ -43,8 +45,10 @@ func (s *Store) horizon(ctx context.Context) (int64, error) {
 	return h, s.fault(err)
 }
 
-// Changes reads changes behind after, at most n, and returns those that sc and f let through, with the position to go on from. more: there are further ones
-// already. Every change comes exactly once and each mail's in their order, also over replicas; a mail that is not kept any more is left out.
+// Changes reads changes behind after, at most n, and returns those that sc and f let through,
+// with the position to go on from. more: there are further ones already. Every change comes
+// exactly once and each mail's in their order, also over replicas; a mail that is not kept any
+// more is left out.
 func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Position, n int) (out []MailChange, next Position, more bool, err error) {
 	h, err := s.horizon(ctx)
 	if err != nil {

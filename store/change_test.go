@@ -22,7 +22,8 @@ var legal = map[store.MailStatus]string{
 	store.MailSending: "sent queued deferred failed", store.MailFailed: "queued cancelled", store.MailSent: "", store.MailCancelled: "",
 }
 
-// TestChanges: while workers and people change mails in every way, each watcher sees every change once and each mail's in order, wherever it starts again.
+// TestChanges: while workers and people change mails in every way, each watcher sees every
+// change once and each mail's in order, wherever it starts again.
 func TestChanges(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("ss", "sales"), store.Audit{}); err != nil {

@@ -31,12 +31,13 @@ var errPooler = errors.New("database: between the service and PostgreSQL stands 
 	"such as PgBouncer with pool_mode=transaction; prepared statements and locks do not survive that: " +
 	"give the address of the server itself, or of a pooler with pool_mode=session")
 
-// poolerWait is how long one session waits for the other one's transaction before that is an answer.
+// poolerWait is how long one session waits for the other one's transaction before that is an
+// answer.
 const poolerWait = 3 * time.Second
 
-// checkPooler refuses a pooler that gives transactions to sessions that are free. Two connections take
-// turns: while one has a transaction open, the other one is moved to another process, and later to the
-// one that has become free, whichever the pooler prefers.
+// checkPooler refuses a pooler that gives transactions to sessions that are free. Two
+// connections take turns: while one has a transaction open, the other one is moved to another
+// process, and later to the one that has become free, whichever the pooler prefers.
 func checkPooler(ctx context.Context, db *sqlx.DB) error {
 	a, err := db.Connx(ctx)
 	if err != nil {

@@ -55,8 +55,8 @@ func (r *claimedRow) claimed() (*Claimed, error) {
 	return c, nil
 }
 
-// claimedOf reads the rows of mails that r has now. One that cannot be read is settled as failed with the reason, or as unknown when its dot may have left;
-// the others go on.
+// claimedOf reads the rows of mails that r has now. One that cannot be read is settled as
+// failed with the reason, or as unknown when its dot may have left; the others go on.
 func (s *Store) claimedOf(r ReplicaID, rows []claimedRow) []*Claimed {
 	cs := make([]*Claimed, 0, len(rows))
 	for i := range rows {
@@ -77,7 +77,8 @@ func inOrder(cs []*Claimed) {
 	})
 }
 
-// setAside settles a mail whose row cannot be read: with an outcome, or nobody would ever look at it.
+// setAside settles a mail whose row cannot be read: with an outcome, or nobody would ever look
+// at it.
 func (s *Store) setAside(r ReplicaID, row *claimedRow, why error) {
 	st := &Settlement{ID: row.ID, Owner: r, Claim: row.Claim, Kind: settleUnreadable, Status: MailFailed, LastError: unreadable(why)}
 	if !row.DataAt.IsZero() {
@@ -92,7 +93,8 @@ func unreadable(why error) string {
 	return "the journal's row of this mail cannot be read: " + why.Error()
 }
 
-// DueServers names the mail servers that have claimable mail now, deleted and unavailable ones too.
+// DueServers names the mail servers that have claimable mail now, deleted and unavailable ones
+// too.
 func (s *Store) DueServers(ctx context.Context) ([]string, error) {
 	var names []string
 	var args []any
@@ -103,9 +105,11 @@ func (s *Store) DueServers(ctx context.Context) ([]string, error) {
 	return names, s.fault(err)
 }
 
-// Claim makes up to max due mails of a mail server r's: max when that many are due. Every team that waits gets an equal share of the page, its mails by
-// priority, then by due time; where there are more teams than max, others take part each time. Only mails of a priority above the given one are looked at.
-// No two replicas ever get the same mail, and a replica that was taken for dead gets none.
+// Claim makes up to max due mails of a mail server r's: max when that many are due. Every team
+// that waits gets an equal share of the page, its mails by priority, then by due time; where
+// there are more teams than max, others take part each time. Only mails of a priority above the
+// given one are looked at. No two replicas ever get the same mail, and a replica that was taken
+// for dead gets none.
 //
 // After an error mails may be r's that it does not know of: see Owned.
 func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, above int16) ([]*Claimed, error) {
@@ -126,7 +130,8 @@ func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, 
 	return out, nil
 }
 
-// moreWaits says whether a page that is not full may have left something: a team had more than its share, and others less.
+// moreWaits says whether a page that is not full may have left something: a team had more than
+// its share, and others less.
 func moreWaits(rows []claimedRow, want int) bool {
 	teams, most := map[string]int{}, 0
 	for i := range rows {

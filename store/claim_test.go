@@ -23,7 +23,8 @@ func teams(t testing.TB, s storetest.Store, n int, at time.Time) {
 	enqueue(t, s, ms...)
 }
 
-// TestClaimNeverMoreThanAsked: limits are counted by what was asked for; with more teams than that, others have their turn each time.
+// TestClaimNeverMoreThanAsked: limits are counted by what was asked for; with more teams than
+// that, others have their turn each time.
 func TestClaimNeverMoreThanAsked(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -45,7 +46,8 @@ func TestClaimNeverMoreThanAsked(t *testing.T) {
 	})
 }
 
-// TestClaimAsManyAsAsked: what other teams have due later, or little of, takes nothing off a page.
+// TestClaimAsManyAsAsked: what other teams have due later, or little of, takes nothing off a
+// page.
 func TestClaimAsManyAsAsked(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -72,7 +74,8 @@ func TestClaimAsManyAsAsked(t *testing.T) {
 	})
 }
 
-// TestDueServersBesideMuchLater: looking for mail servers with due mail does not read what is due later. The best of ten, so that a busy machine does not matter.
+// TestDueServersBesideMuchLater: looking for mail servers with due mail does not read what is
+// due later. The best of ten, so that a busy machine does not matter.
 func TestDueServersBesideMuchLater(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		for _, name := range []string{"busy", "ready", "void"} {
@@ -104,8 +107,8 @@ func TestDueServersBesideMuchLater(t *testing.T) {
 	})
 }
 
-// TestClaimsKeepTheOrder: a claim never says "sending" before what a person has changed by then: a settlement follows a person's change with a claim
-// in between, as it happened.
+// TestClaimsKeepTheOrder: a claim never says "sending" before what a person has changed by
+// then: a settlement follows a person's change with a claim in between, as it happened.
 func TestClaimsKeepTheOrder(t *testing.T) {
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	r := register(t, s)

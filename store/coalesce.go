@@ -2,8 +2,8 @@ package store
 
 import "sync"
 
-// coalescer turns single calls into batches without a timer: it takes one, drains what is queued, and flushes. The flush that runs is the
-// window in which the next batch gathers.
+// coalescer turns single calls into batches without a timer: it takes one, drains what is
+// queued, and flushes. The flush that runs is the window in which the next batch gathers.
 type coalescer[T any] struct {
 	in    chan T
 	flush func([]T)

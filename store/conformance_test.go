@@ -19,7 +19,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestEnqueueBatchAnswersInOrder: whatever the order of the ids, with request_ids that come twice, in the batch and before it, and mails written again.
+// TestEnqueueBatchAnswersInOrder: whatever the order of the ids, with request_ids that come
+// twice, in the batch and before it, and mails written again.
 func TestEnqueueBatchAnswersInOrder(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		with := func(request string, print byte) func(*store.NewMail) {
@@ -64,7 +65,8 @@ func TestEnqueueBatchAnswersInOrder(t *testing.T) {
 	})
 }
 
-// TestBadRowsFailAlone: several in one commit, each in another way; all others are stored, and each is told its own.
+// TestBadRowsFailAlone: several in one commit, each in another way; all others are stored, and
+// each is told its own.
 func TestBadRowsFailAlone(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		var ms []*store.NewMail
@@ -95,8 +97,8 @@ func TestBadRowsFailAlone(t *testing.T) {
 	})
 }
 
-// TestSettledAgain: a result is written once. Handed over again under its token it is answered like the first time; nothing else is taken for it, and
-// nothing is written.
+// TestSettledAgain: a result is written once. Handed over again under its token it is answered
+// like the first time; nothing else is taken for it, and nothing is written.
 func TestSettledAgain(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -144,8 +146,9 @@ func TestSettledAgain(t *testing.T) {
 	})
 }
 
-// TestLateProgress: what a connection that was given up delivers behind the next transaction's mark leaves that mark alone. Were it cleared, a crash would
-// send that part of a large mail a second time, without a flag.
+// TestLateProgress: what a connection that was given up delivers behind the next transaction's
+// mark leaves that mark alone. Were it cleared, a crash would send that part of a large mail a
+// second time, without a flag.
 func TestLateProgress(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -192,8 +195,9 @@ func TestLateProgress(t *testing.T) {
 	})
 }
 
-// TestLateWrite: a write that is repeated when its owner has the mail once more does nothing to that later claim: its mark stands, and its result counts.
-// So does one of a person, or of a rescue, in between.
+// TestLateWrite: a write that is repeated when its owner has the mail once more does nothing to
+// that later claim: its mark stands, and its result counts. So does one of a person, or of a
+// rescue, in between.
 func TestLateWrite(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
@@ -252,7 +256,8 @@ func TestLateWrite(t *testing.T) {
 	})
 }
 
-// TestLostOwnershipIsTold: whoever lost a mail to a rescue, or to an orderly end, is never told that its result was written.
+// TestLostOwnershipIsTold: whoever lost a mail to a rescue, or to an orderly end, is never told
+// that its result was written.
 func TestLostOwnershipIsTold(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		for _, end := range []string{"rescued", "unregistered"} {
@@ -279,13 +284,15 @@ func TestLostOwnershipIsTold(t *testing.T) {
 	})
 }
 
-// TestRecoverInPages: marked mails of several dead replicas come page by page, each once; unmarked ones are free at the first call; the living keep theirs.
+// TestRecoverInPages: marked mails of several dead replicas come page by page, each once;
+// unmarked ones are free at the first call; the living keep theirs.
 func TestRecoverInPages(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		const marked, unmarked = 750, 330
 		var dead []store.ReplicaID
 		ms := make([]*store.NewMail, marked+unmarked)
-		for k := range 3 { // one after the other: on SQLite a successor is the end of those before
+		for k := range 3 {
+			// one after the other: on SQLite a successor is the end of those before
 			dead = append(dead, register(t, s))
 			var own []*store.NewMail
 			for i := k; i < len(ms); i += 3 {
@@ -340,7 +347,8 @@ func TestRecoverInPages(t *testing.T) {
 	})
 }
 
-// TestUnregister: an orderly end gives back what was not marked, counts no crash, and leaves the marked to whoever rescues.
+// TestUnregister: an orderly end gives back what was not marked, counts no crash, and leaves
+// the marked to whoever rescues.
 func TestUnregister(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -379,14 +387,16 @@ func TestUnregister(t *testing.T) {
 	})
 }
 
-// TestSharedContentOverDays: content used again on a later day is marked as used then, by whoever has not yet marked it, and every store reads the same bytes.
+// TestSharedContentOverDays: content used again on a later day is marked as used then, by
+// whoever has not yet marked it, and every store reads the same bytes.
 func TestSharedContentOverDays(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			var day atomic.Int64
 			begin := time.Now().UTC().Truncate(24 * time.Hour).Add(12 * time.Hour)
 			now := func() time.Time { return begin.AddDate(0, 0, int(day.Load())) }
-			shared := bytes.Repeat([]byte("a body for all of them\r\n"), 60_000) // 1.4 MB: three chunks
+			// 1.4 MB: three chunks
+			shared := bytes.Repeat([]byte("a body for all of them\r\n"), 60_000)
 			var want []byte
 			mail := func() *store.NewMail {
 				return newMail("ss", func(m *store.NewMail) {
@@ -437,7 +447,8 @@ func TestSharedContentOverDays(t *testing.T) {
 	}
 }
 
-// TestFullSQLite: a database that cannot grow refuses new mail as full, loses nothing, and takes mail again when it can.
+// TestFullSQLite: a database that cannot grow refuses new mail as full, loses nothing, and
+// takes mail again when it can.
 func TestFullSQLite(t *testing.T) {
 	s := storetest.Open(t, storetest.SQLiteDSN(t))
 	kept := newMail("ss")
@@ -473,7 +484,8 @@ func until(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// TestDatabaseAway: every call says so while PostgreSQL cannot be reached, what was accepted before is there after, and nothing has to be restarted.
+// TestDatabaseAway: every call says so while PostgreSQL cannot be reached, what was accepted
+// before is there after, and nothing has to be restarted.
 func TestDatabaseAway(t *testing.T) {
 	u, err := url.Parse(storetest.PostgresDSN(t))
 	if err != nil {

@@ -14,22 +14,25 @@ import (
 	"github.com/lib/pq"
 )
 
-// A connection can fail in a way that nobody reports: its answers stop while TCP still acknowledges
-// what is sent, behind a pooler, a firewall or a failover. lib/pq then reads for ever, also when the
-// context has ended, because it asks the server to cancel and waits for the answer. So each read and
-// each write has a limit here, a little above the statement's own at the server.
+// A connection can fail in a way that nobody reports: its answers stop while TCP still
+// acknowledges what is sent, behind a pooler, a firewall or a failover. lib/pq then reads for
+// ever, also when the context has ended, because it asks the server to cancel and waits for the
+// answer. So each read and each write has a limit here, a little above the statement's own at
+// the server.
 //
-// Other errors are about the connection and not about the statement: the server has become a standby
-// or read-only. Such a connection is closed, and the next one looks for a server that can write.
+// Other errors are about the connection and not about the statement: the server has become a
+// standby or read-only. Such a connection is closed, and the next one looks for a server that
+// can write.
 
-// narrowFor is how long a pool stays at the connections that stand after the server refused one more.
+// narrowFor is how long a pool stays at the connections that stand after the server refused one
+// more.
 const narrowFor = 5 * time.Second
 
 // waitForPlace is how long a pool without any connection waits for the server to have a place.
 const waitForPlace = 5 * time.Second
 
-// pieceBytes is how much is written under one limit, so that a large value over a slow line is no
-// silence.
+// pieceBytes is how much is written under one limit, so that a large value over a slow line is
+// no silence.
 const pieceBytes = 64 << 10
 
 // connector makes the connections of one pool.
@@ -46,8 +49,8 @@ type connector struct {
 	widen *time.Timer // gives the pool its size back
 }
 
-// poolGroup is the pools of one process, of which one that has nothing gets a connection of another
-// when the server has no more. It is complete before the first connection is opened.
+// poolGroup is the pools of one process, of which one that has nothing gets a connection of
+// another when the server has no more. It is complete before the first connection is opened.
 type poolGroup struct {
 	all []*connector
 	// fresh looks at each connection before it is used; nil = no need.
@@ -86,8 +89,8 @@ func (c *connector) setSize(n int) {
 // Driver implements driver.Connector.
 func (c *connector) Driver() driver.Driver { return &pq.Driver{} }
 
-// Connect implements driver.Connector. It tries the address's hosts in their order and takes the
-// first that answers and can write.
+// Connect implements driver.Connector. It tries the address's hosts in their order and takes
+// the first that answers and can write.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	d := &dialer{silence: c.silence}
 	p, err := pq.NewConnectorConfig(c.cfg)
@@ -99,7 +102,8 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	for end := time.Now().Add(waitForPlace); tooManyConnections(err) && time.Now().Before(end); raw, err = p.Connect(ctx) {
 		if n := c.standing.Load(); n > 0 {
 			c.narrow(int(n))
-			return nil, driver.ErrBadConn // database/sql asks again, and waits for one that stands
+			// database/sql asks again, and waits for one that stands
+			return nil, driver.ErrBadConn
 		}
 		c.group.yield()
 		select {
@@ -165,8 +169,8 @@ type pqConn interface {
 	driver.NamedValueChecker
 }
 
-// pgConn is a connection that knows when it has to be closed. database/sql uses it from one goroutine
-// at a time.
+// pgConn is a connection that knows when it has to be closed. database/sql uses it from one
+// goroutine at a time.
 type pgConn struct {
 	pqConn
 	line    *line
@@ -177,8 +181,9 @@ type pgConn struct {
 	closed  bool
 }
 
-// check looks at what a call of the driver returned. An error about the connection ends it; outside of
-// a transaction such a statement did nothing and may be asked again on another connection.
+// check looks at what a call of the driver returned. An error about the connection ends it;
+// outside of a transaction such a statement did nothing and may be asked again on another
+// connection.
 func (c *pgConn) check(err error) error {
 	if !endsConnection(err) {
 		return err
@@ -241,8 +246,8 @@ func (c *pgConn) PrepareContext(ctx context.Context, q string) (driver.Stmt, err
 	return &pgStmt{inner, c}, nil
 }
 
-// BeginTx implements driver.ConnBeginTx. In a transaction begun with a context of [patient] each
-// statement may take that long.
+// BeginTx implements driver.ConnBeginTx. In a transaction begun with a context of [patient]
+// each statement may take that long.
 func (c *pgConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	tx, err := c.pqConn.BeginTx(ctx, opts)
 	if err != nil {
@@ -309,8 +314,8 @@ func (s *pgStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (dr
 	return r, s.c.check(err)
 }
 
-// dialer opens lines. lib/pq uses it for the connection, and later to ask the server to cancel a
-// statement of it.
+// dialer opens lines. lib/pq uses it for the connection, and later to ask the server to cancel
+// a statement of it.
 type dialer struct {
 	silence time.Duration
 	last    atomic.Pointer[line] // the newest; the connection's own as soon as it stands
@@ -340,13 +345,15 @@ func (d *dialer) DialTimeout(network, address string, timeout time.Duration) (ne
 	return d.DialContext(ctx, network, address)
 }
 
-// line is a network connection whose reads and writes have a limit each. lib/pq only reads while it
-// waits for an answer, so a connection at rest in the pool is never cut by it.
+// line is a network connection whose reads and writes have a limit each. lib/pq only reads
+// while it waits for an answer, so a connection at rest in the pool is never cut by it.
 type line struct {
 	net.Conn
-	silence atomic.Int64              // nanoseconds; the connection's owner writes, reads and writes read
-	until   atomic.Pointer[time.Time] // a limit of the driver's own, while it connects; nil = none
-	broken  atomic.Bool               // a read or write has failed; nothing clears it
+	// nanoseconds; the connection's owner writes, reads and writes read
+	silence atomic.Int64
+	// a limit of the driver's own, while it connects; nil = none
+	until  atomic.Pointer[time.Time]
+	broken atomic.Bool // a read or write has failed; nothing clears it
 }
 
 // SetDeadline implements net.Conn.

@@ -16,7 +16,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// admin runs statements on a connection of its own to the server of dsn, whatever the server is.
+// admin runs statements on a connection of its own to the server of dsn, whatever the server
+// is.
 func admin(t *testing.T, dsn string, statements ...string) {
 	t.Helper()
 	u, err := url.Parse(dsn)
@@ -70,8 +71,8 @@ func acceptedWithin(t *testing.T, s *store.Store, d time.Duration) {
 	}
 }
 
-// TestReadOnlyServer: a database that refuses writes is unavailable, neither full nor a puzzle, and
-// used again as soon as it takes them. No connection stays with what was.
+// TestReadOnlyServer: a database that refuses writes is unavailable, neither full nor a puzzle,
+// and used again as soon as it takes them. No connection stays with what was.
 func TestReadOnlyServer(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	s := storetest.Open(t, dsn)
@@ -96,8 +97,9 @@ func TestReadOnlyServer(t *testing.T) {
 	acceptedWithin(t, s, 5*time.Second)
 }
 
-// TestStandby: of several servers the one that can be written is used. When it ends and the standby is
-// promoted, mail is accepted again within 5 seconds; until then the database is unavailable.
+// TestStandby: of several servers the one that can be written is used. When it ends and the
+// standby is promoted, mail is accepted again within 5 seconds; until then the database is
+// unavailable.
 func TestStandby(t *testing.T) {
 	first := cluster(t)
 	second, err := first.StartStandby()
@@ -142,8 +144,10 @@ func TestServerHasNoMoreConnections(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	name := databaseOf(t, dsn)
 	role := "few_" + name
-	storetest.Open(t, dsn)                                                                    // makes the schema
-	admin(t, dsn, "create role "+role+" login connection limit 6", "grant postgres to "+role) // the limit is not for superusers themselves
+	// makes the schema
+	storetest.Open(t, dsn)
+	// the limit is not for superusers themselves
+	admin(t, dsn, "create role "+role+" login connection limit 6", "grant postgres to "+role)
 	t.Cleanup(func() { admin(t, dsn, "drop role "+role) })
 	u, err := url.Parse(dsn)
 	if err != nil {
@@ -178,8 +182,8 @@ func TestServerHasNoMoreConnections(t *testing.T) {
 	}
 }
 
-// TestSilentConnection: a call whose answer stops ends within 15 seconds; the next one is well, and a
-// connection that rests longer than that is not ended.
+// TestSilentConnection: a call whose answer stops ends within 15 seconds; the next one is well,
+// and a connection that rests longer than that is not ended.
 func TestSilentConnection(t *testing.T) {
 	t.Parallel()
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))

@@ -16,19 +16,23 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// chunkBytes is the size of a stored piece of shared content: large enough to be fast, small enough that a 25 MiB file costs little memory.
+// chunkBytes is the size of a stored piece of shared content: large enough to be fast, small
+// enough that a 25 MiB file costs little memory.
 const chunkBytes = 512 << 10
 
-// segment is one run of a raw message: n bytes of mail.raw, or of shared content from an offset on.
+// segment is one run of a raw message: n bytes of mail.raw, or of shared content from an offset
+// on.
 type segment struct {
-	Bytes  int    `json:"n"`
-	Hash   string `json:"h,omitempty"` // of the content; "=" is that of the last segment that had one
+	Bytes int `json:"n"`
+	// of the content; "=" is that of the last segment that had one
+	Hash   string `json:"h,omitempty"`
 	Offset int    `json:"o,omitempty"`
 }
 
 const sameContent = "="
 
-// pack makes what mail.raw and mail.layout hold of the pieces. No layout: raw is the whole message.
+// pack makes what mail.raw and mail.layout hold of the pieces. No layout: raw is the whole
+// message.
 func (m *NewMail) pack() {
 	if m.inline != nil {
 		return
@@ -93,8 +97,9 @@ func unpack(inline, layout []byte) ([]Piece, error) {
 	return ps, nil
 }
 
-// shareContent stores a mail's shared content that is not there yet, and marks the rest as used today, before the mail refers to it. Clean-up leaves alone
-// what was touched within three days, so it cannot race with this.
+// shareContent stores a mail's shared content that is not there yet, and marks the rest as used
+// today, before the mail refers to it. Clean-up leaves alone what was touched within three
+// days, so it cannot race with this.
 func (s *Store) shareContent(ctx context.Context, m *NewMail) error {
 	var last *Content
 	for _, p := range m.Raw {
@@ -117,7 +122,8 @@ func (s *Store) shareContent(ctx context.Context, m *NewMail) error {
 // ErrContentGone: a mail refers to content that is not stored, and brings no bytes of it.
 var ErrContentGone = errors.New("shared content is not stored")
 
-// putContent stores content, or marks it as touched today where it is there; used: a mail refers to it. data may be nil for content that has to be there.
+// putContent stores content, or marks it as touched today where it is there; used: a mail
+// refers to it. data may be nil for content that has to be there.
 func (s *Store) putContent(ctx context.Context, sum [32]byte, size int, data []byte, used bool) error {
 	return s.tx(ctx, func(tx *sqlx.Tx) error { return s.putContentTx(ctx, tx, sum, size, data, used) })
 }
@@ -165,8 +171,8 @@ func (s *Store) day(t time.Time) any {
 	return t.UTC().Format(time.DateOnly)
 }
 
-// content reads shared content through the cache, with the statement of the engine or of people; many
-// who want the same at once read it once.
+// content reads shared content through the cache, with the statement of the engine or of
+// people; many who want the same at once read it once.
 func (s *Store) content(ctx context.Context, statement, hash string) ([]byte, error) {
 	b, err := hex.DecodeString(hash)
 	if err != nil || len(b) != 32 {
@@ -265,7 +271,8 @@ func (s *Store) RawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer
 	return n, err
 }
 
-// contentCache keeps recently used shared content, so that one body for thousands of mails is read once.
+// contentCache keeps recently used shared content, so that one body for thousands of mails is
+// read once.
 type contentCache struct {
 	mu      sync.Mutex
 	data    map[[32]byte][]byte

@@ -13,7 +13,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// auditRows reads the audit log beside the store, newest last: action, target, reason and detail.
+// auditRows reads the audit log beside the store, newest last: action, target, reason and
+// detail.
 func auditRows(t *testing.T, dsn string) (rows [][4]string) {
 	t.Helper()
 	driver, name := "postgres", dsn
@@ -186,7 +187,8 @@ func TestModifyMail(t *testing.T) {
 	}
 }
 
-// TestAPersonsWordEndsAQuarantine: else a mail that was put aside for its owners' deaths could never be sent again.
+// TestAPersonsWordEndsAQuarantine: else a mail that was put aside for its owners' deaths could
+// never be sent again.
 func TestAPersonsWordEndsAQuarantine(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		m := newMail("ss")
@@ -214,7 +216,8 @@ func TestAPersonsWordEndsAQuarantine(t *testing.T) {
 	})
 }
 
-// TestHoldUnknown: what a mail server says of unknown outcomes reaches whoever claims or rescues its mail.
+// TestHoldUnknown: what a mail server says of unknown outcomes reaches whoever claims or
+// rescues its mail.
 func TestHoldUnknown(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		holding := newServer("holding", "")

@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	// flushTimeout bounds a flush. Never a caller's context: cancelling one caller's commit would break everybody's in the batch.
+	// flushTimeout bounds a flush. Never a caller's context: cancelling one caller's commit
+	// would break everybody's in the batch.
 	flushTimeout = 30 * time.Second
 	// enqueueFlushers on PostgreSQL; SQLite has one writer.
 	enqueueFlushers = 2
@@ -48,8 +49,9 @@ func (s *Store) startCoalescers() {
 	s.settle, s.quick = s.newWriter(), s.newWriter()
 }
 
-// Enqueue makes a mail durable. It returns when the commit is done, shared with whatever else arrives meanwhile. ctx bounds only the wait: a caller
-// who gives up may still find the mail by its request_id.
+// Enqueue makes a mail durable. It returns when the commit is done, shared with whatever else
+// arrives meanwhile. ctx bounds only the wait: a caller who gives up may still find the mail by
+// its request_id.
 func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 	if m.Mode == ModePHP && m.Owner != 0 { // it is sent at once, and its caller waits for that
 		defer s.interactive.begin()()
@@ -71,10 +73,10 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 	}
 }
 
-// EnqueueBatch makes mails durable, one commit for up to 500 mails (100 while the interactive window is
-// open) or 4 MB. The answers are in the order of ms. An error of the whole means the database failed;
-// what was written before it stays written, and the same request_ids find it. ctx bounds the storing of
-// shared content, never a commit.
+// EnqueueBatch makes mails durable, one commit for up to 500 mails (100 while the interactive
+// window is open) or 4 MB. The answers are in the order of ms. An error of the whole means the
+// database failed; what was written before it stays written, and the same request_ids find it.
+// ctx bounds the storing of shared content, never a commit.
 func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
 	ops, err := s.enqueueOps(ctx, ms)
 	if err != nil {
@@ -99,7 +101,8 @@ func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, er
 	return out, nil
 }
 
-// EnqueueAll makes mails durable in one transaction, or none of them when one has an Err in the answers.
+// EnqueueAll makes mails durable in one transaction, or none of them when one has an Err in the
+// answers.
 func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
 	ops, err := s.enqueueOps(ctx, ms)
 	if err != nil {
@@ -111,7 +114,8 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 	var out []Enqueued
 	for try := 0; ; try++ {
 		out, err = s.insertAll(fctx, ms, ops)
-		// A lost connection leaves open whether the commit happened. The same ids again write nothing twice.
+		// A lost connection leaves open whether the commit happened. The same ids again write
+		// nothing twice.
 		if !errors.Is(err, ErrUnavailable) || try == 3 {
 			break
 		}
@@ -197,12 +201,14 @@ func chunkEnd(ops []*enqueueOp, i, most int) int {
 	return j
 }
 
-// sortOps: several flushers insert at once, and the same order everywhere keeps them from waiting for each other in a circle.
+// sortOps: several flushers insert at once, and the same order everywhere keeps them from
+// waiting for each other in a circle.
 func sortOps(ops []*enqueueOp) {
 	slices.SortFunc(ops, func(a, b *enqueueOp) int { return bytes.Compare(a.m.ID[:], b.m.ID[:]) })
 }
 
-// flushEnqueue writes a batch and answers every op. A mail whose data the database refuses fails alone.
+// flushEnqueue writes a batch and answers every op. A mail whose data the database refuses
+// fails alone.
 func (s *Store) flushEnqueue(ops []*enqueueOp) {
 	ops = slices.Clone(ops)
 	sortOps(ops)
@@ -212,7 +218,8 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 	var err error
 	for try := 0; ; try++ {
 		inserted, err = s.insertBatch(ctx, ops)
-		// A broken connection leaves open whether the commit happened. The same ids again write nothing twice.
+		// A broken connection leaves open whether the commit happened. The same ids again write
+		// nothing twice.
 		if err == nil || try == 3 || !(retryable(err) || errors.Is(s.fault(err), ErrUnavailable)) {
 			break
 		}
@@ -241,7 +248,8 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 	}
 }
 
-// explain finds out why a mail was not inserted: it is there already (a repeated write of ours), or its request_id was used before. tx may be nil.
+// explain finds out why a mail was not inserted: it is there already (a repeated write of
+// ours), or its request_id was used before. tx may be nil.
 func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAnswer {
 	a := enqueueAnswer{res: Enqueued{ID: m.ID}}
 	var n int

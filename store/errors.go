@@ -18,8 +18,9 @@ var (
 	ErrUnreadable        = errors.New("mail cannot be read")
 	ErrSending           = errors.New("mail is being sent")
 	ErrFinished          = errors.New("mail is finished")
-	ErrUnavailable       = errors.New("database is unavailable") // wraps connection faults: the outcome of a write may be unknown
-	ErrFull              = errors.New("database is full")
+	// wraps connection faults: the outcome of a write may be unknown
+	ErrUnavailable = errors.New("database is unavailable")
+	ErrFull        = errors.New("database is full")
 )
 
 // DefaultExistsError: the team already has a default mail server.

@@ -34,7 +34,8 @@ func Statements(d string) ([]Statement, error) {
 	return out, err
 }
 
-// RecordUse begins to record what stores ask for, and returns how to look whether a statement was.
+// RecordUse begins to record what stores ask for, and returns how to look whether a statement
+// was.
 func RecordUse() func(dialectName, statement string) bool {
 	var names sync.Map
 	used = func(d dialect, name string) { names.Store(string(d)+" "+name, true) }
@@ -63,8 +64,9 @@ func (s *Store) JournalQuery(archive bool, sc Scope, f MailFilter, after Cursor,
 	return s.dueQuery(sc, &f, after, n)
 }
 
-// Plan is how the database would execute a statement, one step a line. generic: PostgreSQL's plan for whatever arguments, which a prepared statement gets
-// when it has been used for a while. SQLite's never depends on them.
+// Plan is how the database would execute a statement, one step a line. generic: PostgreSQL's
+// plan for whatever arguments, which a prepared statement gets when it has been used for a
+// while. SQLite's never depends on them.
 func (s *Store) Plan(ctx context.Context, text string, args []any, generic bool) (string, error) {
 	var lines []string
 	if s.dialect == sqliteDia {

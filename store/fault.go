@@ -37,16 +37,18 @@ func dataFault(err error) bool {
 
 // SQLSTATEs that fault and the connections look at.
 const (
-	readOnlyTransaction   = "25006" // the server is a standby, or default_transaction_read_only is on
-	featureNotSupported   = "0A000" // of our statements only in recovery, or after a table they read was altered
+	// the server is a standby, or default_transaction_read_only is on
+	readOnlyTransaction = "25006"
+	// of our statements only in recovery, or after a table they read was altered
+	featureNotSupported   = "0A000"
 	idleTransactionEnded  = "25P03"
 	tooManyConnectionsNow = "53300"
 	lockNotAvailable      = "55P03" // lock_timeout
 	queryCanceled         = "57014" // statement_timeout, or a context that ended
 )
 
-// endsConnection says whether an error is about the connection: on another one the same statement may
-// work.
+// endsConnection says whether an error is about the connection: on another one the same
+// statement may work.
 func endsConnection(err error) bool {
 	var pe *pq.Error
 	if !errors.As(err, &pe) {
@@ -80,7 +82,8 @@ func lockTimeout(err error) bool {
 	return errors.As(err, &pe) && pe.Code == lockNotAvailable
 }
 
-// fault turns an error into one of the sentinels of this package, with the cause wrapped for the log.
+// fault turns an error into one of the sentinels of this package, with the cause wrapped for
+// the log.
 func (s *Store) fault(err error) error {
 	if err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrFull) {
 		return err

@@ -41,7 +41,8 @@ func (m journalMail) matches(f store.MailFilter) bool {
 	return f.Recipient == "" || slices.ContainsFunc(m.Recipients, func(r store.Recipient) bool { return strings.EqualFold(r.Mailbox, f.Recipient) })
 }
 
-// journals fills both journals with mails that differ in everything that can be searched for, in states of every kind.
+// journals fills both journals with mails that differ in everything that can be searched for,
+// in states of every kind.
 func journals(t *testing.T, s storetest.Store) []journalMail {
 	t.Helper()
 	r := register(t, s)
@@ -144,7 +145,8 @@ func pages(t *testing.T, s storetest.Store, archive bool, sc store.Scope, f stor
 	}
 }
 
-// TestEveryFilter: every field alone, every two and all together, on both journals, page by page, find what the filter's meaning says.
+// TestEveryFilter: every field alone, every two and all together, on both journals, page by
+// page, find what the filter's meaning says.
 func TestEveryFilter(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		all := journals(t, s)
@@ -190,7 +192,8 @@ func TestEveryFilter(t *testing.T) {
 	})
 }
 
-// TestScopeIsOnEveryRead: for a caller of another team nothing of this one exists, whatever it asks by.
+// TestScopeIsOnEveryRead: for a caller of another team nothing of this one exists, whatever it
+// asks by.
 func TestScopeIsOnEveryRead(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		begin, err := s.LastChange(ctx)
@@ -278,7 +281,8 @@ func TestScopeIsOnEveryRead(t *testing.T) {
 	})
 }
 
-// TestPagesInAnyOrderOfInsertion: the order of the journals is that of ids and of finishing, whatever the order of the rows.
+// TestPagesInAnyOrderOfInsertion: the order of the journals is that of ids and of finishing,
+// whatever the order of the rows.
 func TestPagesInAnyOrderOfInsertion(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail
@@ -295,7 +299,8 @@ func TestPagesInAnyOrderOfInsertion(t *testing.T) {
 		if got := pages(t, s, false, store.Everything, store.MailFilter{}, 7); len(got) != 60 {
 			t.Fatalf("%d due", len(got))
 		}
-		done := make([]<-chan store.Settled, len(ms)) // handed over together: many finish at the very same time
+		// handed over together: many finish at the very same time
+		done := make([]<-chan store.Settled, len(ms))
 		for i, j := range []int{1, 0} {
 			for k := j; k < len(ms); k += 2 {
 				at := k

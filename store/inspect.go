@@ -33,7 +33,8 @@ import (
 //	    recipient can be found by. It is written once, so what is whole now is what every attempt sends
 //	I7  at most one default a team, which is not deleted, and one mail or mail server a (team, request_id)
 //
-// I1 to I5 and I7 look at every row; so does I6 at lengths. Its hashes and its reading of whole messages are limited, see [InspectOptions].
+// I1 to I5 and I7 look at every row; so does I6 at lengths. Its hashes and its reading of whole
+// messages are limited, see [InspectOptions].
 var invariants = []struct{ name, says string }{
 	{"I1", "every mail is in exactly one journal"},
 	{"I2", "states and times agree"},
@@ -44,10 +45,12 @@ var invariants = []struct{ name, says string }{
 	{"I7", "defaults and request_ids are unique"},
 }
 
-// rescueGrace is how long after a replica was taken for dead its mail may still wait for its rescue.
+// rescueGrace is how long after a replica was taken for dead its mail may still wait for its
+// rescue.
 const rescueGrace = time.Minute
 
-// Inspector reads a database beside the service that uses it: it takes no lock, changes nothing and migrates nothing.
+// Inspector reads a database beside the service that uses it: it takes no lock, changes nothing
+// and migrates nothing.
 type Inspector struct {
 	s  *Store // of which only the reading side is open
 	st map[string]string
@@ -117,7 +120,8 @@ func (in *Inspector) Close() error { return in.s.closeDBs() }
 
 // InspectOptions of [Inspector.Inspect].
 type InspectOptions struct {
-	// Messages and ContentBytes bound how many of the newest messages are read whole and how much of the newest shared content is hashed; < 0 = all.
+	// Messages and ContentBytes bound how many of the newest messages are read whole and how
+	// much of the newest shared content is hashed; < 0 = all.
 	Messages     int
 	ContentBytes int64
 	// Late is how long mail may be due without being taken before it is reported.
@@ -191,14 +195,16 @@ type SuspendedServer struct {
 	RetryAt    dbTime `db:"retry_at"`
 }
 
-// NoDefault is a team, "" the system, whose mail has no mail server of its own to go through by itself. Candidate could be it; null if there is none.
+// NoDefault is a team, "" the system, whose mail has no mail server of its own to go through by
+// itself. Candidate could be it; null if there is none.
 type NoDefault struct {
 	Team      string
 	Candidate sql.NullString
 }
 
-// DefaultUnavailable is a default mail server that is switched off: its team's mail that names no mail
-// server is refused. Candidate of the same team could take its place; null if there is none.
+// DefaultUnavailable is a default mail server that is switched off: its team's mail that names
+// no mail server is refused. Candidate of the same team could take its place; null if there is
+// none.
 type DefaultUnavailable struct {
 	MailServer string `db:"name"`
 	Team       string
@@ -355,7 +361,8 @@ func (l *look) content(hash []byte) ([]byte, error) {
 	return d, nil
 }
 
-// messagePage is how many messages are listed at once; each is read by itself, so that large ones cost no memory.
+// messagePage is how many messages are listed at once; each is read by itself, so that large
+// ones cost no memory.
 const messagePage = 500
 
 // headerMost is more than the header of any mail: 500 recipients, 50 headers of 900 octets.

@@ -7,14 +7,14 @@ import (
 )
 
 const (
-	// interactiveBatch is how many mails one statement of bulk takes while the window is open: a
-	// few milliseconds of a processor and of the disk.
+	// interactiveBatch is how many mails one statement of bulk takes while the window is open:
+	// a few milliseconds of a processor and of the disk.
 	interactiveBatch = 100
-	// interactiveWindow is how long the window stays open after the last interactive work began.
-	// Statements of bulk are small already when the next caller comes.
+	// interactiveWindow is how long the window stays open after the last interactive work
+	// began. Statements of bulk are small already when the next caller comes.
 	interactiveWindow = 2 * time.Second
-	// maxYield is the longest that one step of bulk waits for interactive work: with callers all
-	// the time bulk goes on at a pace.
+	// maxYield is the longest that one step of bulk waits for interactive work: with callers
+	// all the time bulk goes on at a pace.
 	maxYield = 20 * time.Millisecond
 )
 
@@ -30,9 +30,10 @@ type interactive struct {
 
 	// mu guards what follows. Who does interactive work writes it, and bulk reads it.
 	mu      sync.Mutex
-	working int           // pieces of interactive work under way
-	idle    chan struct{} // closed when there is none any more; replaced when the next one begins
-	until   time.Time     // the end of the window
+	working int // pieces of interactive work under way
+	// closed when there is none any more; replaced when the next one begins
+	idle  chan struct{}
+	until time.Time // the end of the window
 }
 
 func newInteractive() *interactive { return &interactive{turn: make(chan struct{}, 1)} }

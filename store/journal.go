@@ -54,7 +54,8 @@ func (w *where) scope(column string, sc Scope, team *string) {
 	}
 }
 
-// filter adds the conditions that both journals share. hot is the alias of the journal's own table, m of mail.
+// filter adds the conditions that both journals share. hot is the alias of the journal's own
+// table, m of mail.
 func (w *where) filter(f *MailFilter, hot string) {
 	if f.MailServer != "" {
 		w.add(hot+".mail_server = ?", f.MailServer)
@@ -62,7 +63,8 @@ func (w *where) filter(f *MailFilter, hot string) {
 	if f.Kind != "" {
 		w.add("m.kind = ?", f.Kind)
 	}
-	if f.RequestID != "" { // mail_request begins with the team: one probe for each that there is
+	if f.RequestID != "" {
+		// mail_request begins with the team: one probe for each that there is
 		w.add(hot+`.id in (with recursive t(team) as (
   select '' union all
   select (select y.team from mail y where y.request_id is not null and y.team > t.team order by y.team limit 1) from t where t.team is not null
@@ -211,8 +213,8 @@ func (s *Store) mails(ctx context.Context, from sqlx.QueryerContext, q string, a
 	return ms, nil
 }
 
-// dueQuery selects unfinished mail in the order it was taken (ids are ordered by time). Served by due_team, due_server or the primary key, and by term
-// where something is searched for.
+// dueQuery selects unfinished mail in the order it was taken (ids are ordered by time). Served
+// by due_team, due_server or the primary key, and by term where something is searched for.
 func (s *Store) dueQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
 	return s.dueSelect(dueColumns, sc, f, after, n)
 }
@@ -228,7 +230,8 @@ func (s *Store) dueSelect(columns string, sc Scope, f *MailFilter, after Cursor,
 	return "select " + columns + " from due d " + s.joinMail(f) + " mail m on m.id = d.id where " + w.sql() + " order by d.id limit ?", append(w.args, n)
 }
 
-// archiveQuery selects finished mail, the last finished first. Served by archive_team, archive_server or archive_done, read backwards.
+// archiveQuery selects finished mail, the last finished first. Served by archive_team,
+// archive_server or archive_done, read backwards.
 func (s *Store) archiveQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
 	w := newWhere(s)
 	w.scope("a.team", sc, f.Team)
@@ -248,8 +251,9 @@ func (s *Store) archiveQuery(sc Scope, f *MailFilter, after Cursor, n int) (stri
 	return "select " + archiveColumns + " from archive a " + s.joinMail(f) + " mail m on m.id = a.id where " + w.sql() + " order by a.done_at desc, a.id desc limit ?", append(w.args, n)
 }
 
-// joinMail joins mail to a journal. SQLite takes its order of tables from a cross join; left to itself it would read all mail where only that can tell what is
-// wanted. Of a batch it reads just that batch's.
+// joinMail joins mail to a journal. SQLite takes its order of tables from a cross join; left to
+// itself it would read all mail where only that can tell what is wanted. Of a batch it reads
+// just that batch's.
 func (s *Store) joinMail(f *MailFilter) string {
 	if s.dialect == sqliteDia && f.BatchID == "" {
 		return "cross join"
@@ -275,7 +279,8 @@ func (s *Store) Mail(ctx context.Context, sc Scope, id uuid.UUID) (*Mail, error)
 }
 
 func (s *Store) mailFrom(ctx context.Context, from sqlx.QueryerContext, sc Scope, id uuid.UUID) (*Mail, error) {
-	// A mail moves from due to archive in one commit. Looked for in that order, a move between the two looks is seen by the second.
+	// A mail moves from due to archive in one commit. Looked for in that order, a move between
+	// the two looks is seen by the second.
 	for _, q := range []string{
 		"select " + dueColumns + " from due d join mail m on m.id = d.id where d.id = ?",
 		"select " + archiveColumns + " from archive a join mail m on m.id = a.id where a.id = ?",

@@ -13,36 +13,36 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// A database goes back in time when it is restored from a backup, when a copy of it is started, or
-// when a standby is promoted that had not yet got the last commits. Mail that had left is due in it
-// again, and nothing in its rows says so. A memory outside of the database does:
+// A database goes back in time when it is restored from a backup, when a copy of it is started,
+// or when a standby is promoted that had not yet got the last commits. Mail that had left is
+// due in it again, and nothing in its rows says so. A memory outside of the database does:
 //
-//   - The database has a number, its beat, which is one higher at each start and at each renewal of a
-//     lease. Every process remembers the highest that it has seen, in memory and in a state file. A
-//     lower one means that the database went back.
-//   - PostgreSQL: cluster and database in which it lies are written into it. A dump that was restored
-//     elsewhere, and a clone, names another place than its own.
-//   - PostgreSQL: each new connection is compared before anybody uses it, because every failover needs
-//     new connections. When the server was promoted, the last results of this process have to be
-//     there still. That finds a loss which is younger than the last beat.
-//   - SQLite: each start writes a nonce into the database and into the state file. A copy beside
-//     another key file finds none there.
+//   - The database has a number, its beat, which is one higher at each start and at each
+//     renewal of a lease. Every process remembers the highest that it has seen, in memory and
+//     in a state file. A lower one means that the database went back.
+//   - PostgreSQL: cluster and database in which it lies are written into it. A dump that was
+//     restored elsewhere, and a clone, names another place than its own.
+//   - PostgreSQL: each new connection is compared before anybody uses it, because every
+//     failover needs new connections. When the server was promoted, the last results of this
+//     process have to be there still. That finds a loss which is younger than the last beat.
+//   - SQLite: each start writes a nonce into the database and into the state file. A copy
+//     beside another key file finds none there.
 //
-// Then all that is due is held, flagged as a possible duplicate, before anything else happens: in the
-// transaction that finds it, or on the connection that nobody else has yet. Mail that is accepted
-// later is sent as always. [Store.Adopted] ends it.
+// Then all that is due is held, flagged as a possible duplicate, before anything else happens:
+// in the transaction that finds it, or on the connection that nobody else has yet. Mail that is
+// accepted later is sent as always. [Store.Adopted] ends it.
 //
-// Not found are: a backup of SQLite that is younger than the last beat when the process was killed; a
-// copy of the disks of a PostgreSQL cluster, started by processes without a state file; and a loss
-// younger than the last beat of a process that ended with the server.
+// Not found are: a backup of SQLite that is younger than the last beat when the process was
+// killed; a copy of the disks of a PostgreSQL cluster, started by processes without a state
+// file; and a loss younger than the last beat of a process that ended with the server.
 
-// WentBackReason is the last_error of mail that was due when its database was found to have gone back
-// in time.
+// WentBackReason is the last_error of mail that was due when its database was found to have
+// gone back in time.
 const WentBackReason = "held: this database was restored or copied"
 
-// beatLeap is added to the beat when the mail of a database that went back has been held. It is more
-// than all replicas together add in the life of a database, so that each of them can see that it was
-// done.
+// beatLeap is added to the beat when the mail of a database that went back has been held. It is
+// more than all replicas together add in the life of a database, so that each of them can see
+// that it was done.
 const beatLeap = 1 << 32
 
 // holdStatement is how long the hold may take, by statement.
@@ -89,9 +89,9 @@ func (r *installationRow) wentBack() *WentBack {
 	return &WentBack{Since: r.BackAt.Time, Why: r.BackWhy}
 }
 
-// Remember compares the database with what the state file says of it, holds what is due if it went
-// back in time, and goes on to do so until Close. Call it before Register: what a dead replica left
-// would become claimable.
+// Remember compares the database with what the state file says of it, holds what is due if it
+// went back in time, and goes on to do so until Close. Call it before Register: what a dead
+// replica left would become claimable.
 func (s *Store) Remember(ctx context.Context, stateFile string) (WentBack, error) {
 	l, err := s.newLineage(stateFile)
 	if err != nil {
@@ -149,15 +149,16 @@ func (s *Store) newLineage(file string) (*lineage, error) {
 	return l, err
 }
 
-// compare says why the database went back in time, "" if it did not. known is the highest beat that
-// was seen.
+// compare says why the database went back in time, "" if it did not. known is the highest beat
+// that was seen.
 func (s *Store) compare(ctx context.Context, tx *sqlx.Tx, l *lineage, row *installationRow, system, timeline string) (known int64, why string, err error) {
 	e, had, err := l.state.get(l.id)
 	if err != nil {
 		s.log.Warn("the state file cannot be read", "file", l.state.path, "error", err)
 	}
 	if s.dialect == sqliteDia {
-		// The nonce is in the file before it is in the database, so that no crash makes them differ.
+		// The nonce is in the file before it is in the database, so that no crash makes them
+		// differ.
 		if err := l.state.put(l.id, func(e *stateEntry) { e.Next = l.nonce }); err != nil {
 			s.unsaved(l, err)
 			if !had || row.Beat >= e.Beat { // what the file lacks shows nothing
@@ -263,8 +264,8 @@ func (s *Store) saw(l *lineage, row *installationRow) {
 	l.wentBack.Store(row.wentBack())
 }
 
-// beat raises the beat, and holds what is due if it was lower than before. ErrStale: it was, so what
-// this replica has claimed is not its own any more.
+// beat raises the beat, and holds what is due if it was lower than before. ErrStale: it was, so
+// what this replica has claimed is not its own any more.
 func (s *Store) beat(ctx context.Context) error {
 	l := s.lineage.Load()
 	if l == nil {
@@ -311,8 +312,8 @@ func (s *Store) unsaved(l *lineage, err error) {
 	}
 }
 
-// WentBack says whether the database went back in time and waits to be adopted, as this process knows
-// it.
+// WentBack says whether the database went back in time and waits to be adopted, as this process
+// knows it.
 func (s *Store) WentBack() WentBack {
 	if l := s.lineage.Load(); l != nil {
 		return *l.wentBack.Load()

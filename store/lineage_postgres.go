@@ -13,8 +13,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// place asks where the database lies, and for the timeline of its server. What the server does not
-// tell this user is "".
+// place asks where the database lies, and for the timeline of its server. What the server does
+// not tell this user is "".
 func (s *Store) place(ctx context.Context, l *lineage) (system, timeline string, err error) {
 	if s.dialect != postgres {
 		return "", "", nil
@@ -63,8 +63,8 @@ func (c lent) Connect(context.Context) (driver.Conn, error) { return c, nil }
 // Driver implements driver.Connector.
 func (c lent) Driver() driver.Driver { return c.pool.Driver() }
 
-// sameDatabase looks at a connection that nobody has used whether its database is what it was on the
-// connections before, and holds what is due if it went back.
+// sameDatabase looks at a connection that nobody has used whether its database is what it was
+// on the connections before, and holds what is due if it went back.
 func (s *Store) sameDatabase(ctx context.Context, c *pgConn) error {
 	l := s.lineage.Load()
 	if l == nil {

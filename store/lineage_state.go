@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// stateFile is what the machine remembers of databases, one entry for each installation. Several
-// processes may share it: its folder is locked while it is read and written.
+// stateFile is what the machine remembers of databases, one entry for each installation.
+// Several processes may share it: its folder is locked while it is read and written.
 type stateFile struct{ path string }
 
 // stateEntry is what is known of one installation.

@@ -43,7 +43,8 @@ func (w *world) serve(dsn, state string) *service {
 		w.t.Fatal(err)
 	}
 	x := &service{world: w, s: s, close: sync.OnceValue(s.Close)}
-	w.t.Cleanup(func() { _ = x.close() }) // the test has closed it, or does not look at it any more
+	// the test has closed it, or does not look at it any more
+	w.t.Cleanup(func() { _ = x.close() })
 	if x.found, err = s.Remember(ctx, state); err != nil {
 		w.t.Fatal(err)
 	}
@@ -82,7 +83,8 @@ func (x *service) queue(n int) {
 	enqueue(x.t, x.s, ms...)
 }
 
-// send lets up to n mails leave, as far as results get: all the way, to the mark, or to the claim.
+// send lets up to n mails leave, as far as results get: all the way, to the mark, or to the
+// claim.
 func (x *service) send(n int, how string) int {
 	x.t.Helper()
 	cs, err := x.s.Claim(ctx, x.r, "s", n, store.AnyPriority)
@@ -112,7 +114,8 @@ func (x *service) send(n int, how string) int {
 // beat renews the lease.
 func (x *service) beat() error { return x.s.Renew(ctx, x.r, time.Minute) }
 
-// isHeld fails unless everything that was due is held for the reason and nothing can be claimed.
+// isHeld fails unless everything that was due is held for the reason and nothing can be
+// claimed.
 func (x *service) isHeld(what string) {
 	x.t.Helper()
 	if x.s.WentBack().Since.IsZero() {
@@ -188,8 +191,9 @@ func without(t *testing.T, files ...string) {
 	}
 }
 
-// turn is a way in which a database goes back. backup is called while the first service runs, and what
-// it returns is called when that has ended. The second service is started with what that returns.
+// turn is a way in which a database goes back. backup is called while the first service runs,
+// and what it returns is called when that has ended. The second service is started with what
+// that returns.
 type turn struct {
 	name   string
 	backup func(t *testing.T, x *service, dsn, state string) (restore func() (dsn, state string))
@@ -309,8 +313,8 @@ func rounds(few uint64) uint64 {
 	return few
 }
 
-// TestDatabaseThatWentBack: a database that was restored or copied, at any point, lets nothing leave that
-// was due in it before somebody says so, and what leaves then is flagged.
+// TestDatabaseThatWentBack: a database that was restored or copied, at any point, lets nothing
+// leave that was due in it before somebody says so, and what leaves then is flagged.
 func TestDatabaseThatWentBack(t *testing.T) {
 	for _, tu := range sqliteTurns {
 		t.Run("sqlite/"+tu.name, func(t *testing.T) {
@@ -357,7 +361,8 @@ func TestDatabaseThatGoesOn(t *testing.T) {
 	}
 }
 
-// TestTwoCopiesOneStateFile: of two copies that share a state file, whichever is started second.
+// TestTwoCopiesOneStateFile: of two copies that share a state file, whichever is started
+// second.
 func TestTwoCopiesOneStateFile(t *testing.T) {
 	state, dsn := stateIn(t), storetest.SQLiteDSN(t)
 	x := newWorld(t).serve(dsn, state)
@@ -375,8 +380,8 @@ func TestTwoCopiesOneStateFile(t *testing.T) {
 	x.adopt("the first one again")
 }
 
-// TestStandbyPromoted: a replica that lives notices when the server that it is moved to lacks its last
-// commits, however young they are, and nothing when it has them all.
+// TestStandbyPromoted: a replica that lives notices when the server that it is moved to lacks
+// its last commits, however young they are, and nothing when it has them all.
 func TestStandbyPromoted(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -399,7 +404,8 @@ func TestStandbyPromoted(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { _ = second.Stop("immediate") }) // ended by the test, or not any more
+			// ended by the test, or not any more
+			t.Cleanup(func() { _ = second.Stop("immediate") })
 			x := newWorld(t).serve(fmt.Sprintf("postgres://postgres@127.0.0.1:%d,127.0.0.1:%d/postgres?sslmode=disable", first.Port, second.Port), stateIn(t))
 			x.queue(30)
 			x.send(5, "sent")
@@ -450,8 +456,8 @@ func TestStandbyPromoted(t *testing.T) {
 	}
 }
 
-// TestRestoredWhileServed: a dump that is restored under a running service is noticed with the next beat,
-// and a database that is another one altogether is refused.
+// TestRestoredWhileServed: a dump that is restored under a running service is noticed with the
+// next beat, and a database that is another one altogether is refused.
 func TestRestoredWhileServed(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	x := newWorld(t).serve(dsn, stateIn(t))

@@ -11,16 +11,17 @@ import (
 	"syscall"
 )
 
-// One process serves an SQLite database. What is locked is the file itself, whatever name leads to it:
-// two processes that lock two names of one file write into each other's pages.
+// One process serves an SQLite database. What is locked is the file itself, whatever name leads
+// to it: two processes that lock two names of one file write into each other's pages.
 //
-// The lock is flock's. SQLite's own are POSIX locks by fcntl, which belong to the process and are
-// dropped as soon as it closes any descriptor of the file; on Linux flock knows nothing of them, belongs
-// to the one descriptor and ends with it or with the process. For the same reason the descriptor is
-// closed after SQLite's, and the file is never opened a second time in this process: see lockedHere.
+// The lock is flock's. SQLite's own are POSIX locks by fcntl, which belong to the process and
+// are dropped as soon as it closes any descriptor of the file; on Linux flock knows nothing of
+// them, belongs to the one descriptor and ends with it or with the process. For the same reason
+// the descriptor is closed after SQLite's, and the file is never opened a second time in this
+// process: see lockedHere.
 //
-// The file with .lock behind the name is locked too. It keeps out a program from before the database
-// file itself was locked, and it is asked first.
+// The file with .lock behind the name is locked too. It keeps out a program from before the
+// database file itself was locked, and it is asked first.
 
 // fileID is a file, whatever its names are.
 type fileID struct{ dev, ino uint64 }
@@ -31,8 +32,8 @@ var lockedHere = struct {
 	files map[fileID]bool
 }{files: map[fileID]bool{}}
 
-// resolveSQLite is the path of the file that a name leads to, which need not exist yet. It refuses what
-// has a second name, because SQLite keeps the log of a file beside its name.
+// resolveSQLite is the path of the file that a name leads to, which need not exist yet. It
+// refuses what has a second name, because SQLite keeps the log of a file beside its name.
 func resolveSQLite(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -68,15 +69,15 @@ func resolveSQLite(path string) (string, error) {
 	return real, nil
 }
 
-// mountPoint says whether something is mounted at exactly this path. Elsewhere than on Linux it does
-// not know.
+// mountPoint says whether something is mounted at exactly this path. Elsewhere than on Linux it
+// does not know.
 func mountPoint(path string) bool {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	return err == nil && mountedIn(string(b), path)
 }
 
-// mountedIn says whether a list as of /proc/self/mountinfo has path as a mount point. In its fifth field
-// blanks, tabs, newlines and backslashes are written as octal numbers.
+// mountedIn says whether a list as of /proc/self/mountinfo has path as a mount point. In its
+// fifth field blanks, tabs, newlines and backslashes are written as octal numbers.
 func mountedIn(mounts, path string) bool {
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	for line := range strings.Lines(mounts) {
@@ -87,9 +88,9 @@ func mountedIn(mounts, path string) bool {
 	return false
 }
 
-// lockSQLite locks a database by its name as it was written and as it is resolved, and then its file,
-// which it makes when there is none. What it returns gives the locks back; SQLite has to have closed the
-// file before.
+// lockSQLite locks a database by its name as it was written and as it is resolved, and then its
+// file, which it makes when there is none. What it returns gives the locks back; SQLite has to
+// have closed the file before.
 func lockSQLite(path, real string) (unlock func() error, err error) {
 	var held []func() error
 	unlock = func() error {
@@ -158,8 +159,8 @@ func locked(path string) error {
 	return fmt.Errorf("database: %w: %s is locked; SQLite serves one process, use PostgreSQL for several", ErrLocked, path)
 }
 
-// lockFile opens a file, makes it if there is none, and takes an exclusive lock that ends with the
-// process, however it ends.
+// lockFile opens a file, makes it if there is none, and takes an exclusive lock that ends with
+// the process, however it ends.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -59,21 +59,24 @@ type RecipientResult struct {
 	Attempt     int             `json:"n,omitempty"`
 	Time        time.Time       `json:"t,omitzero"`
 	NextAttempt time.Time       `json:"w,omitzero"`
-	Held        bool            `json:"h,omitempty"` // unknown, and only a person's word sends to it again
+	// unknown, and only a person's word sends to it again
+	Held bool `json:"h,omitempty"`
 }
 
 // Attempt is one try to deliver a mail.
 type Attempt struct {
-	Number   int       `json:"n"`
-	Start    time.Time `json:"t"`
-	End      time.Time `json:"u,omitzero"`
-	Server   string    `json:"m"`
-	Outcome  string    `json:"o,omitempty"` // sent, partial, deferred, failed, unknown, server (the server's fault: cost nothing)
-	Detail   string    `json:"d,omitempty"`
-	RemoteID string    `json:"q,omitempty"`
+	Number int       `json:"n"`
+	Start  time.Time `json:"t"`
+	End    time.Time `json:"u,omitzero"`
+	Server string    `json:"m"`
+	// sent, partial, deferred, failed, unknown, server (the server's fault: cost nothing)
+	Outcome  string `json:"o,omitempty"`
+	Detail   string `json:"d,omitempty"`
+	RemoteID string `json:"q,omitempty"`
 }
 
-// Progress is what happened to a mail so far. Results is empty (all pending) or as long as the recipients.
+// Progress is what happened to a mail so far. Results is empty (all pending) or as long as the
+// recipients.
 type Progress struct {
 	Results  []RecipientResult `json:"r,omitempty"`
 	Attempts []Attempt         `json:"a,omitempty"` // the newest 20
@@ -127,8 +130,8 @@ type NewMail struct {
 	Held  string    // not "": born held, and why
 	Audit *Audit    // a row of the audit log in the same transaction; only EnqueueAll writes it
 
-	// ServerVersion, when it is not 0, is the version of the mail server that the mail was routed to: if it is another by now, the mail is refused with
-	// ErrServerChanged.
+	// ServerVersion, when it is not 0, is the version of the mail server that the mail was
+	// routed to: if it is another by now, the mail is refused with ErrServerChanged.
 	ServerVersion int64
 
 	inline, layout []byte // Raw as it is stored; made by pack
@@ -158,7 +161,8 @@ const BornClaim = 1
 type Enqueued struct {
 	ID        uuid.UUID // the first one's when Duplicate
 	Duplicate bool
-	Err       error // ErrRequestIDReused, or a data error of this mail alone; nothing of it was stored
+	// ErrRequestIDReused, or a data error of this mail alone; nothing of it was stored
+	Err error
 }
 
 // Claimed is a mail this replica may send.
@@ -176,17 +180,22 @@ type Claimed struct {
 	Recipients []Recipient
 	Progress   Progress
 	Attempts   int // that counted
-	Crashes    int // owners in a row that died: the first while it held the mail, the others while they were at it, less those that died of something else
+	// owners in a row that died: the first while it held the mail, the others while they were
+	// at it, less those that died of something else
+	Crashes    int
 	CreateTime time.Time
 	RunAt      time.Time
 	ExpireTime *time.Time
 
 	PossibleDuplicate bool
 	HoldUnknown       bool // its mail server holds mail of every kind whose outcome is unknown
-	Marked            bool // only from Recover: the dot may have left for the first MaxRecipients pending recipients
-	Begun             bool // only from Recover: its dead owner had recorded that it was at this mail (SettleBegin)
+	// only from Recover: the dot may have left for the first MaxRecipients pending recipients
+	Marked bool
+	// only from Recover: its dead owner had recorded that it was at this mail (SettleBegin)
+	Begun bool
 
-	// Claim is the token of this ownership: every write of its owner carries it, and none counts under another one. Each claim and each adoption raises it.
+	// Claim is the token of this ownership: every write of its owner carries it, and none
+	// counts under another one. Each claim and each adoption raises it.
 	Claim int64
 
 	Raw    []byte // the whole message, or nil when it has shared pieces: see Store.LoadRaw
@@ -197,17 +206,26 @@ type Claimed struct {
 type SettleKind int
 
 const (
-	SettleMark       SettleKind = iota + 1 // the dot is about to leave: durable before it does
-	SettleProgress                         // results so far: clears the mark and raises the token by one; Status "" keeps what would be there without the claim
-	SettleArchive                          // finished: Status sent or cancelled; moves to the archive
-	SettlePark                             // stays in the due-out journal with Status, not claimable
-	SettleRetry                            // claimable again from RunAt on, with Status queued, deferred or partially_sent
-	SettleBegin                            // Crashes only: what it counts if this owner dies as well
-	settleUnreadable                       // parked with Status and LastError; all else stays as it is, because it cannot be read
+	SettleMark SettleKind = iota + 1 // the dot is about to leave: durable before it does
+	// results so far: clears the mark and raises the token by one; Status "" keeps what would
+	// be there without the claim
+	SettleProgress
+	// finished: Status sent or cancelled; moves to the archive
+	SettleArchive
+	// stays in the due-out journal with Status, not claimable
+	SettlePark
+	// claimable again from RunAt on, with Status queued, deferred or partially_sent
+	SettleRetry
+	// Crashes only: what it counts if this owner dies as well
+	SettleBegin
+	// parked with Status and LastError; all else stays as it is, because it cannot be read
+	settleUnreadable
 )
 
-// Settlement is one conditional write to a mail that Owner has under the token Claim. SettleProgress raises the token, so the owner's next write carries
-// Claim+1: the next transaction's mark must not fall to the progress of the one before, should that be delivered once more behind it.
+// Settlement is one conditional write to a mail that Owner has under the token Claim.
+// SettleProgress raises the token, so the owner's next write carries Claim+1: the next
+// transaction's mark must not fall to the progress of the one before, should that be delivered
+// once more behind it.
 type Settlement struct {
 	ID                uuid.UUID
 	Owner             ReplicaID
@@ -223,8 +241,9 @@ type Settlement struct {
 	Quick             bool // somebody waits for it: not behind what the batch hands over
 }
 
-// Settled answers a Settlement. Mine == false: the mail is not the owner's under this token any more, nothing was written. A result that is handed over a
-// second time is written once and answered like the first time, until somebody else has the mail.
+// Settled answers a Settlement. Mine == false: the mail is not the owner's under this token any
+// more, nothing was written. A result that is handed over a second time is written once and
+// answered like the first time, until somebody else has the mail.
 type Settled struct {
 	Mine bool
 	Err  error
@@ -262,7 +281,8 @@ type Mail struct {
 	FinishTime        *time.Time
 	Archived          bool
 	Owner             ReplicaID // 0 = nobody
-	Unreadable        error     // a part of its row cannot be read, and is missing here: nobody may write the mail anew
+	// a part of its row cannot be read, and is missing here: nobody may write the mail anew
+	Unreadable error
 }
 
 // MailFilter is an AND of its set fields.

@@ -27,8 +27,8 @@ func (s *Store) ServerVersions(ctx context.Context, names []string) (map[string]
 	return out, nil
 }
 
-// HoldDeleted holds what waits at a mail server that is deleted, and returns how many mails that
-// were. Deleting it has held what waited then; this is for what was being sent.
+// HoldDeleted holds what waits at a mail server that is deleted, and returns how many mails
+// that were. Deleting it has held what waited then; this is for what was being sent.
 func (s *Store) HoldDeleted(ctx context.Context, server string) (held int, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		held = 0

@@ -121,8 +121,9 @@ func uniqueFault(err error) string {
 	return ""
 }
 
-// CreateServer saves a mail server. duplicate: the same RequestID and Fingerprint had been used in its team, and that server is answered. Errors:
-// ErrExists (the name is taken, also by a deleted one), ErrRequestIDReused, *DefaultExistsError.
+// CreateServer saves a mail server. duplicate: the same RequestID and Fingerprint had been used
+// in its team, and that server is answered. Errors: ErrExists (the name is taken, also by a
+// deleted one), ErrRequestIDReused, *DefaultExistsError.
 func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *MailServer, duplicate bool, err error) {
 	if m.RequestID != "" {
 		had, err := s.serverBy(ctx, nil, "server_by_request", m.Team, m.RequestID)
@@ -155,7 +156,8 @@ func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *
 	case "mail_server_pkey":
 		return nil, false, ErrExists
 	case "mail_server_request":
-		return s.CreateServer(ctx, m, a) // somebody else was faster; the first look finds theirs now
+		// somebody else was faster; the first look finds theirs now
+		return s.CreateServer(ctx, m, a)
 	case "mail_server_default":
 		return nil, false, s.defaultExists(ctx, m.Team)
 	}
@@ -200,8 +202,8 @@ func (s *Store) Server(ctx context.Context, sc Scope, name string) (*MailServer,
 	return m, err
 }
 
-// DefaultServer is a team's default mail server, "" for the system's, whether it is available or
-// not. ErrNotFound.
+// DefaultServer is a team's default mail server, "" for the system's, whether it is available
+// or not. ErrNotFound.
 func (s *Store) DefaultServer(ctx context.Context, team string) (*MailServer, error) {
 	return s.serverBy(ctx, nil, "server_default", team)
 }
@@ -269,8 +271,9 @@ func (s *Store) writeServer(ctx context.Context, tx *sqlx.Tx, m *MailServer) err
 	return err
 }
 
-// UpdateServer reads, changes and writes a mail server in one transaction. ifVersion 0 = any version. change's error is returned as it is and nothing is
-// written. Errors: ErrNotFound, ErrVersion, *DefaultExistsError.
+// UpdateServer reads, changes and writes a mail server in one transaction. ifVersion 0 = any
+// version. change's error is returned as it is and nothing is written. Errors: ErrNotFound,
+// ErrVersion, *DefaultExistsError.
 func (s *Store) UpdateServer(ctx context.Context, sc Scope, name string, ifVersion int64, a Audit, change func(*MailServer) error) (*MailServer, error) {
 	var out *MailServer
 	team := ""
@@ -301,8 +304,9 @@ func (s *Store) UpdateServer(ctx context.Context, sc Scope, name string, ifVersi
 	return out, nil
 }
 
-// DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless forced: then the mail that nobody is sending is held. Failed and
-// unknown mail does not count as unfinished: it waits for a person, not for the mail server.
+// DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless
+// forced: then the mail that nobody is sending is held. Failed and unknown mail does not count
+// as unfinished: it waits for a person, not for the mail server.
 func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersion int64, force bool, a Audit) (out *MailServer, held int, err error) {
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		held = 0
@@ -351,8 +355,8 @@ func (s *Store) UndeleteServer(ctx context.Context, sc Scope, name string, a Aud
 	})
 }
 
-// SetDefault makes a mail server the default of its team and takes that from the one before, in one
-// transaction. previous is nil if there was none or it was this one. A default may become
+// SetDefault makes a mail server the default of its team and takes that from the one before, in
+// one transaction. previous is nil if there was none or it was this one. A default may become
 // unavailable, but none is taken away in favour of one that is: mail would be refused at once.
 // Errors: ErrNotFound, ErrDeleted, ErrServerUnavailable.
 func (s *Store) SetDefault(ctx context.Context, sc Scope, name string, a Audit) (now, previous *MailServer, err error) {
@@ -414,7 +418,8 @@ func (m *MailServer) clone() *MailServer {
 	return &c
 }
 
-// audit writes who did what, in the transaction that does it. Passwords appear only as "set" or not.
+// audit writes who did what, in the transaction that does it. Passwords appear only as "set" or
+// not.
 func (s *Store) audit(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, before, after *MailServer) error {
 	var detail map[string]any
 	if before != nil || after != nil {
@@ -426,8 +431,8 @@ func (s *Store) audit(ctx context.Context, tx *sqlx.Tx, a Audit, team, target st
 	return s.auditDetail(ctx, tx, a, team, target, detail)
 }
 
-// Record writes an audit row by itself, for a call that changes nothing in the database. tested is
-// the configuration that was used, nil if none was.
+// Record writes an audit row by itself, for a call that changes nothing in the database. tested
+// is the configuration that was used, nil if none was.
 func (s *Store) Record(ctx context.Context, a Audit, team, target string, tested *MailServer) error {
 	var detail map[string]any
 	if tested != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// TestMain ends a run of the whole package with the question whether every statement was executed on its database.
+// TestMain ends a run of the whole package with the question whether every statement was
+// executed on its database.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	was := store.RecordUse()

@@ -14,8 +14,8 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
-// The migrations wait this long for a lock of a table, so that what waits behind them does not wait
-// longer, and try again this often.
+// The migrations wait this long for a lock of a table, so that what waits behind them does not
+// wait longer, and try again this often.
 const (
 	migrationLock  = 5 * time.Second
 	migrationTries = 60
@@ -27,9 +27,9 @@ func newerSchema(have, known int64) error {
 		"or say --allow-unsafe-database to go back to this one", have, known)
 }
 
-// migrate brings the schema up to date. On PostgreSQL an advisory lock lets any number of replicas
-// start at once, and the migrations have connections of their own, whose statements may take as long
-// as an index takes to be built.
+// migrate brings the schema up to date. On PostgreSQL an advisory lock lets any number of
+// replicas start at once, and the migrations have connections of their own, whose statements
+// may take as long as an index takes to be built.
 func (s *Store) migrate(ctx context.Context, allowNewer bool) error {
 	dir, err := fs.Sub(migrations, "migrations/"+string(s.dialect))
 	if err != nil {

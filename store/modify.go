@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	modifyPage     = 10000 // ids that a filter selects at a time: what it searches through is searched again for each
-	modifyChunk    = 500   // mails of one transaction
+	// ids that a filter selects at a time: what it searches through is searched again for each
+	modifyPage     = 10000
+	modifyChunk    = 500 // mails of one transaction
 	modifyFailures = 100
 )
 
@@ -24,18 +25,19 @@ const (
 // if there is none of that name. A nil Change leaves the mail alone. An error is a failure of
 // that mail only.
 //
-// It is called inside a transaction, while a connection of the pool is held. It must not ask the
-// store: callers that hold one connection each and wait for a second one stop the whole service.
-// That is why it is given everything it may look at, and no context.
+// It is called inside a transaction, while a connection of the pool is held. It must not ask
+// the store: callers that hold one connection each and wait for a second one stop the whole
+// service. That is why it is given everything it may look at, and no context.
 type Decide func(m *Mail, server *MailServer) (*Change, error)
 
-// Modify changes due mails by people's word: those with the ids, or those that f selects. decide
-// says what becomes of each. Only mails that nobody is sending are changed. Each chunk of 500 is
-// one transaction, with an audit row for each team that it touches. dryRun counts only. When ctx
-// ends, the chunks before stay changed, and the same call again goes on where decide or f leaves
-// alone what has been changed.
+// Modify changes due mails by people's word: those with the ids, or those that f selects.
+// decide says what becomes of each. Only mails that nobody is sending are changed. Each chunk
+// of 500 is one transaction, with an audit row for each team that it touches. dryRun counts
+// only. When ctx ends, the chunks before stay changed, and the same call again goes on where
+// decide or f leaves alone what has been changed.
 //
-// failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound, or decide's error.
+// failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound, or
+// decide's error.
 func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide Decide) (matched, changed int, failures []ModifyFailure, err error) {
 	fail := func(id uuid.UUID, err error) {
 		if len(failures) < modifyFailures {
@@ -102,7 +104,8 @@ func set(ids []uuid.UUID) map[uuid.UUID]bool {
 	return m
 }
 
-// modifyChunk changes due mails in one transaction, and in further ones those that could not be had in it.
+// modifyChunk changes due mails in one transaction, and in further ones those that could not be
+// had in it.
 func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changed int, failures []ModifyFailure, err error) {
 	for left := ids; len(left) > 0; {
 		if !dryRun {
@@ -197,8 +200,9 @@ func decideAll(ms []*Mail, servers map[string]*MailServer, decide Decide) (chang
 	return changes, failures
 }
 
-// modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those that it could not lock: somebody sends or
-// has finished them, or a younger transaction has changed them.
+// modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those
+// that it could not lock: somebody sends or has finished them, or a younger transaction has
+// changed them.
 func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide Decide) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		changed, left = 0, nil
@@ -254,8 +258,9 @@ func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []
 	return nil
 }
 
-// ModifyMail changes one due mail by a person's word and returns it as that left it; the audit row in the same transaction names it. Errors: ErrNotFound,
-// also outside the scope, ErrSending, ErrFinished, or decide's own. Nothing is written then.
+// ModifyMail changes one due mail by a person's word and returns it as that left it; the audit
+// row in the same transaction names it. Errors: ErrNotFound, also outside the scope,
+// ErrSending, ErrFinished, or decide's own. Nothing is written then.
 func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit, decide Decide) (*Mail, error) {
 	had, err := s.Mail(ctx, sc, id)
 	switch {
@@ -309,7 +314,8 @@ func (s *Store) whyNotLocked(ctx context.Context, tx *sqlx.Tx, id uuid.UUID) err
 	return errOvertaken // or let go just now: to be had in the next transaction
 }
 
-// lockDue reads mails for change: those that nobody is sending and that no younger transaction has changed.
+// lockDue reads mails for change: those that nobody is sending and that no younger transaction
+// has changed.
 func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (map[uuid.UUID]*Mail, error) {
 	b, err := json.Marshal(ids)
 	if err != nil {
@@ -317,7 +323,8 @@ func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (map[
 	}
 	var rows []struct {
 		mailViewRow
-		Lead int64 // PostgreSQL: by how many transactions ours is younger than the one that wrote the row
+		// PostgreSQL: by how many transactions ours is younger than the one that wrote the row
+		Lead int64
 	}
 	if err := s.q.in(ctx, tx, "modify_lock").SelectContext(ctx, &rows, string(b)); err != nil {
 		return nil, err

@@ -15,7 +15,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// largeControl times control calls over n waiting mails of the seeded journals, each well inside the deadline of a call.
+// largeControl times control calls over n waiting mails of the seeded journals, each well
+// inside the deadline of a call.
 func largeControl(t *testing.T, s *store.Store, n int) {
 	err := errors.Join(
 		s.Exec("update due set mail_server = 'big' where id in (select id from due where run_at is not null and owner is null order by id limit "+strconv.Itoa(n)+")"),
@@ -81,9 +82,9 @@ func largeControl(t *testing.T, s *store.Store, n int) {
 	}
 }
 
-// largeAudit compares the audit with what largeControl did, steps times over the same mails: each
-// transaction of 500 mails leaves one row for each team it touched, with how many of its mails and
-// the first of them.
+// largeAudit compares the audit with what largeControl did, steps times over the same mails:
+// each transaction of 500 mails leaves one row for each team it touched, with how many of its
+// mails and the first of them.
 func largeAudit(t *testing.T, s *store.Store, steps int) {
 	t.Helper()
 	var mails []struct {
@@ -149,7 +150,8 @@ func TestModifyShowsTheWholeMail(t *testing.T) {
 	})
 }
 
-// TestModifyAmongSenders: while workers claim and settle, control calls over everything lose no mail, change none that is being sent, and end.
+// TestModifyAmongSenders: while workers claim and settle, control calls over everything lose no
+// mail, change none that is being sent, and end.
 func TestModifyAmongSenders(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		const n = 500

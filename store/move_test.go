@@ -11,8 +11,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestMove: a change can let a mail go on through another mail server, which has to be there and
-// available when the change is written. The mail is claimed from there then.
+// TestMove: a change can let a mail go on through another mail server, which has to be there
+// and available when the change is written. The mail is claimed from there then.
 func TestMove(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		off := newServer("off", "")

@@ -15,7 +15,8 @@ import (
 
 const seeded = 100_000 // mails in each journal
 
-// seed fills both journals with mails of 20 teams, 50 mail servers and 4 priorities, by statements on whole sets.
+// seed fills both journals with mails of 20 teams, 50 mail servers and 4 priorities, by
+// statements on whole sets.
 func seed(t testing.TB, s *store.Store, n int) {
 	t.Helper()
 	id, at, blob, day, yes := "printf('%%08x-0000-7000-8000-%%012x', %[1]s, %[1]s)", "(1700000000 + %s) * 1000000", "cast('body ' || i as blob)", "19000", "1"
@@ -51,7 +52,8 @@ func seed(t testing.TB, s *store.Store, n int) {
 		ID("i")+", 't' || (i % 20), 's' || (i % 50), 'daemon', case i % 4 when 0 then 'invoice' when 1 then 'bulk' when 2 then 'other' else 'work_order' end, 10 * (i % 4), 'R' || (i % 1000), "+
 			"'a@x.example', 'subject ' || i, 'm' || i, 100, '[{\"a\":\"r@x.example\"}]', case when i % 2 = 0 then 'q' || i end, 'named', "+no+", "+AT("i")+", "+blob+
 			", case when i % 4 = 0 then 'b' || (i % 8000) end", 2*n)
-	// 1 in 50 is held by one of the two dead replicas, a tenth of these with the dot away; 1 in 20 has failed; 1 in 10 is due later.
+	// 1 in 50 is held by one of the two dead replicas, a tenth of these with the dot away; 1 in
+	// 20 has failed; 1 in 10 is due later.
 	insert("due", "id, team, mail_server, priority, status, run_at, owner, data_at",
 		ID("i")+", 't' || (i % 20), 's' || (i % 50), 10 * (i % 4), case when i % 20 = 7 then 'failed' else 'queued' end, case when i % 20 <> 7 then "+
 			AT("i + (case when i % 10 = 3 then 1000000000 else 0 end)")+" end, case when i % 50 = 1 then 1 + i % 2 end, case when i % 500 = 1 then "+AT("i")+" end", n)
@@ -94,8 +96,9 @@ func seededID(i int) uuid.UUID {
 const large = "due|mail|archive|term|change|content_chunk"
 
 var (
-	insertion  = regexp.MustCompile(`(?s)^insert into \w+ \([^)]*\)\s*values`)
-	decides    = regexp.MustCompile(`decides? what is new`) // an index that refuses rows is in no plan
+	insertion = regexp.MustCompile(`(?s)^insert into \w+ \([^)]*\)\s*values`)
+	// an index that refuses rows is in no plan
+	decides    = regexp.MustCompile(`decides? what is new`)
 	ownKey     = regexp.MustCompile(`(\w+)'s primary key`)
 	table      = regexp.MustCompile(`\b(?:from|join|update|using)\s+(` + large + `)\b(?:\s+(?:as\s+)?(\w+))?`)
 	seqScan    = regexp.MustCompile(`Seq Scan on (` + large + `)\b`)
@@ -104,8 +107,9 @@ var (
 	sqliteScan = regexp.MustCompile(`(?m)^SCAN (\w+)(.*)$`)
 )
 
-// fullScan says where a plan reads a large table from one end to the other. limited: an index that is read in the order that is wanted, up to a limit, is none,
-// nor is due_owner, which holds only what is being sent.
+// fullScan says where a plan reads a large table from one end to the other. limited: an index
+// that is read in the order that is wanted, up to a limit, is none, nor is due_owner, which
+// holds only what is being sent.
 func fullScan(dialect, text, plan string, limited bool) string {
 	if dialect == "postgres" {
 		if m := seqScan.FindString(plan); m != "" {
@@ -144,8 +148,10 @@ func key(dialect, table string) *regexp.Regexp {
 	return regexp.MustCompile(`\b` + table + `_pkey\b`)
 }
 
-// TestHundredThousand looks at plans and at large control calls, on journals of 100,000 mails each. Under the race detector SQLite has 2,000: its plans are
-// the same for any number, because the service never has it gather statistics, and its speed is not to be measured there.
+// TestHundredThousand looks at plans and at large control calls, on journals of 100,000 mails
+// each. Under the race detector SQLite has 2,000: its plans are the same for any number,
+// because the service never has it gather statistics, and its speed is not to be measured
+// there.
 func TestHundredThousand(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		n := seeded
@@ -153,7 +159,8 @@ func TestHundredThousand(t *testing.T) {
 			n = 2000
 		}
 		if s.Dialect() == "postgres" {
-			// A prepared statement keeps its first plan for a while, so it has to be right before there is anything to know.
+			// A prepared statement keeps its first plan for a while, so it has to be right
+			// before there is anything to know.
 			t.Run("statements on an empty database", func(t *testing.T) { plansOfStatements(t, s) })
 			seed(t, s, 50)
 			t.Run("statements on a small one", func(t *testing.T) { plansOfStatements(t, s) })
@@ -173,8 +180,9 @@ func TestHundredThousand(t *testing.T) {
 	})
 }
 
-// plansOfStatements: every named statement is served by the indexes that the line under its name says, reads no large table from end to end, and takes a list of
-// 500 mails not 500 times as long as one.
+// plansOfStatements: every named statement is served by the indexes that the line under its
+// name says, reads no large table from end to end, and takes a list of 500 mails not 500 times
+// as long as one.
 func plansOfStatements(t *testing.T, s *store.Store) {
 	d := s.Dialect()
 	q := "select name from sqlite_master where type = 'index' and sql is not null"
@@ -208,7 +216,8 @@ func plansOfStatements(t *testing.T, s *store.Store) {
 		case want == nil && !regexp.MustCompile(`^(none|one|a handful)\b`).MatchString(head):
 			t.Errorf("%s: the line under its name says neither which index serves it nor that none is needed: %q", st.Name, st.Index)
 			continue
-		case insertion.MatchString(st.Text), strings.HasPrefix(head, "none"): // nothing is looked up
+		case insertion.MatchString(st.Text), strings.HasPrefix(head, "none"):
+			// nothing is looked up
 			continue
 		case decides.MatchString(head):
 			want = nil
@@ -244,8 +253,9 @@ func plansOfStatements(t *testing.T, s *store.Store) {
 	}
 }
 
-// plansOfJournals: the first and the next page of both journals, for all, for some teams and for one, with every field of the filter, read no table from end
-// to end and sort no more than what was searched for.
+// plansOfJournals: the first and the next page of both journals, for all, for some teams and
+// for one, with every field of the filter, read no table from end to end and sort no more than
+// what was searched for.
 func plansOfJournals(t *testing.T, s *store.Store) {
 	team := "t4"
 	at := time.Unix(1700000000+seeded, 0)
@@ -276,8 +286,9 @@ func plansOfJournals(t *testing.T, s *store.Store) {
 	}
 }
 
-// TestUrgentClaimBesideBacklog: looking for what is more urgent than a backlog does not read the backlog. The best of ten, so that a busy machine does not
-// matter; read through, 50,000 take a tenth of a second and more.
+// TestUrgentClaimBesideBacklog: looking for what is more urgent than a backlog does not read
+// the backlog. The best of ten, so that a busy machine does not matter; read through, 50,000
+// take a tenth of a second and more.
 func TestUrgentClaimBesideBacklog(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		id, at := "printf('%08x-0000-7000-8000-000000000000', i)", "i"

@@ -15,8 +15,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestOneConnection calls every method with one connection in each pool: one that holds a connection
-// and asks for another would wait for itself for ever.
+// TestOneConnection calls every method with one connection in each pool: one that holds a
+// connection and asks for another would wait for itself for ever.
 func TestOneConnection(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		s.OneConnection()
@@ -118,8 +118,10 @@ func TestOneConnection(t *testing.T) {
 			{"Now", func() error { return second(s.Now(c)) }},
 		}
 		called := map[string]bool{
-			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, // ask nothing
-			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "InteractiveWork": true, // of tests
+			// ask nothing
+			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true,
+			// of tests
+			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "InteractiveWork": true,
 		}
 		for _, x := range calls {
 			called[x.name] = true

@@ -15,8 +15,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// Pools says how many connections to PostgreSQL a process opens at most; 0 = the default. The lease
-// has one more, so that nothing can keep it from being renewed.
+// Pools says how many connections to PostgreSQL a process opens at most; 0 = the default. The
+// lease has one more, so that nothing can keep it from being renewed.
 type Pools struct {
 	// Mail is for mail under way: what is accepted, claimed, marked and settled. Default 12.
 	Mail int
@@ -42,8 +42,8 @@ func (p Pools) orDefault() Pools {
 	return p
 }
 
-// How long a statement may take at the server, by what it is for. A connection is closed when nothing
-// moves for silenceAfter more: its answers have stopped then.
+// How long a statement may take at the server, by what it is for. A connection is closed when
+// nothing moves for silenceAfter more: its answers have stopped then.
 const (
 	mailStatement  = 10 * time.Second
 	leaseStatement = 3 * time.Second // a renewal every 5 s has to fit in, with a new connection
@@ -55,9 +55,9 @@ const (
 	poolIdle     = 5 * time.Minute
 )
 
-// openPostgres connects with the settings that the hot statements were measured with. sslmode has to
-// be said, because the driver's default is about to change and mail content goes over this line.
-// session is what a server has to be for it.
+// openPostgres connects with the settings that the hot statements were measured with. sslmode
+// has to be said, because the driver's default is about to change and mail content goes over
+// this line. session is what a server has to be for it.
 func (s *Store) openPostgres(ctx context.Context, dsn string, pools Pools, session pq.TargetSessionAttrs) error {
 	s.dialect = postgres
 	base, err := pgConfig(dsn, session)
@@ -76,13 +76,15 @@ func (s *Store) openPostgres(ctx context.Context, dsn string, pools Pools, sessi
 		}
 		return sqlx.NewDb(openPool(group, cfg, size, limit+silenceAfter), "postgres")
 	}
-	// A prepared statement keeps the plan that it got when its tables were small or had just been
-	// emptied, also when they have grown: until the next analyze every claim would then read all of
-	// them. No named statement gains by reading a table as a whole.
+	// A prepared statement keeps the plan that it got when its tables were small or had just
+	// been emptied, also when they have grown: until the next analyze every claim would then
+	// read all of them. No named statement gains by reading a table as a whole.
 	named := map[string]string{
 		"enable_seqscan":   "off",
 		"enable_mergejoin": "off", // it reads an index as a whole
-		"jit":              "off", // for plans that seem dear to it, as those without an index do now: 50 ms for the few rows of replica
+		// for plans that seem dear to it, as those without an index do now: 50 ms for the few
+		// rows of replica
+		"jit": "off",
 	}
 	s.read = open("read", (pools.Read+1)/2, readStatement, nil)
 	s.look = open("look", (pools.Read+1)/2, readStatement, named)
@@ -104,10 +106,12 @@ func (s *Store) openPostgres(ctx context.Context, dsn string, pools Pools, sessi
 	return c.Close()
 }
 
-// pgConfig reads an address. session is what a server has to be, unless the address says. Several hosts are tried in their order, and the first that can write is
-// used; each may have a port of its own, as libpq has it.
+// pgConfig reads an address. session is what a server has to be, unless the address says.
+// Several hosts are tried in their order, and the first that can write is used; each may have a
+// port of its own, as libpq has it.
 func pgConfig(dsn string, session pq.TargetSessionAttrs) (pq.Config, error) {
-	unreadable := errors.New("database: the PostgreSQL address cannot be read") // url's own error would show the password
+	// url's own error would show the password
+	unreadable := errors.New("database: the PostgreSQL address cannot be read")
 	dsn, hosts := splitHosts(dsn)
 	u, err := url.Parse(dsn)
 	if err != nil {
@@ -141,7 +145,8 @@ func pgConfig(dsn string, session pq.TargetSessionAttrs) (pq.Config, error) {
 	if cfg.ApplicationName == "" {
 		cfg.ApplicationName = "maildispatch"
 	}
-	if cfg.ConnectTimeout == 0 { // of one host; all of them have to fit into a renewal of the lease
+	if cfg.ConnectTimeout == 0 {
+		// of one host; all of them have to fit into a renewal of the lease
 		cfg.ConnectTimeout = max(time.Second, 4*time.Second/time.Duration(1+len(cfg.Multi)))
 	}
 	if cfg.TargetSessionAttrs == "" {
@@ -150,11 +155,13 @@ func pgConfig(dsn string, session pq.TargetSessionAttrs) (pq.Config, error) {
 	if cfg.Runtime == nil {
 		cfg.Runtime = map[string]string{}
 	}
-	setDefault(cfg.Runtime, "synchronous_commit", "on")                     // whatever the server, the user or the database says
-	setDefault(cfg.Runtime, "idle_in_transaction_session_timeout", "10000") // ms; guards the vacuum horizon
-	// What a server process has to write out itself goes to the disk at once and in small parts. Left
-	// to the kernel, hundreds of megabytes go there every half minute in one burst, and every commit
-	// waits a quarter of a second for it.
+	// whatever the server, the user or the database says
+	setDefault(cfg.Runtime, "synchronous_commit", "on")
+	// ms; guards the vacuum horizon
+	setDefault(cfg.Runtime, "idle_in_transaction_session_timeout", "10000")
+	// What a server process has to write out itself goes to the disk at once and in small
+	// parts. Left to the kernel, hundreds of megabytes go there every half minute in one burst,
+	// and every commit waits a quarter of a second for it.
 	setDefault(cfg.Runtime, "backend_flush_after", "128kB")
 	return cfg, nil
 }
@@ -165,8 +172,8 @@ func setDefault(m map[string]string, k, v string) {
 	}
 }
 
-// splitHosts takes the list of hosts out of an address that names several, which net/url cannot read
-// where they have ports. An address with one host or none comes back as it is.
+// splitHosts takes the list of hosts out of an address that names several, which net/url cannot
+// read where they have ports. An address with one host or none comes back as it is.
 func splitHosts(dsn string) (string, []string) {
 	scheme, rest, ok := strings.Cut(dsn, "://")
 	if !ok {
@@ -194,8 +201,8 @@ func hostsOf(cfg pq.Config) string {
 	return strings.Join(out, ", ")
 }
 
-// RedactDSN is dsn without its password, which PostgreSQL's driver takes in the user part and as a
-// parameter.
+// RedactDSN is dsn without its password, which PostgreSQL's driver takes in the user part and
+// as a parameter.
 func RedactDSN(dsn string) string {
 	if strings.HasPrefix(dsn, "sqlite:") {
 		return dsn

@@ -11,7 +11,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestClaimIsFair: every team gets its share of a page, and what is left of it goes to those who have more; by priority inside a team, and a claim above a priority takes nothing else.
+// TestClaimIsFair: every team gets its share of a page, and what is left of it goes to those
+// who have more; by priority inside a team, and a claim above a priority takes nothing else.
 func TestClaimIsFair(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -97,7 +98,8 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
-// TestDeathBetweenTransactions: a mail whose owner goes after the first hundred recipients have it is partially sent, not queued.
+// TestDeathBetweenTransactions: a mail whose owner goes after the first hundred recipients have
+// it is partially sent, not queued.
 func TestDeathBetweenTransactions(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		m := newMail("ss")
@@ -133,8 +135,8 @@ func TestDeathBetweenTransactions(t *testing.T) {
 	})
 }
 
-// TestDeathsAreCounted: an owner's death counts once for what it held, and again only for what the
-// next ones had begun. What two owners died of is adopted. The owner's word ends the count.
+// TestDeathsAreCounted: an owner's death counts once for what it held, and again only for what
+// the next ones had begun. What two owners died of is adopted. The owner's word ends the count.
 func TestDeathsAreCounted(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		held, begun := newMail("ss"), newMail("ss")
@@ -177,7 +179,8 @@ func TestDeathsAreCounted(t *testing.T) {
 		if settle(t, s, &store.Settlement{ID: held.ID, Owner: r + 77, Claim: tokenOf(t, s, held.ID), Kind: store.SettleBegin, Crashes: 9}) {
 			t.Fatal("a stale owner began")
 		}
-		// What two owners died of waits for the word of its new owner, the rest is claimed again.
+		// What two owners died of waits for the word of its new owner, the rest is claimed
+		// again.
 		next, suspects := die(r)
 		if len(suspects) != 1 || suspects[0].ID != begun.ID || suspects[0].Crashes != 2 || !suspects[0].Begun {
 			t.Fatalf("%d suspects, want the one that was begun: %+v", len(suspects), suspects)

@@ -9,23 +9,24 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// RateUse is what a replica says of its part of a mail server's rate limits, each time anew. It is
-// state and not a change: whatever the replica was granted and neither used nor holds comes back,
-// also what it was granted in an answer that it never heard.
+// RateUse is what a replica says of its part of a mail server's rate limits, each time anew. It
+// is state and not a change: whatever the replica was granted and neither used nor holds comes
+// back, also what it was granted in an answer that it never heard.
 type RateUse struct {
-	Call int64 // number of this call, higher than that of any before; a late one changes nothing
+	// number of this call, higher than that of any before; a late one changes nothing
+	Call int64
 	Used int64 // mails that have left, or were refused for themselves, since this process began
 	Held int   // mails that were granted and may still leave
 }
 
-// TakeRate takes up to want mails out of a mail server's limits over all replicas, 0 = no limit,
-// and writes down what the replica has used. granted is between 0 and want; next says when there
-// may be more, if not all was granted.
+// TakeRate takes up to want mails out of a mail server's limits over all replicas, 0 = no
+// limit, and writes down what the replica has used. granted is between 0 and want; next says
+// when there may be more, if not all was granted.
 //
-// A minute's limit is a bucket of a tenth of it that fills evenly. What is granted and has not left
-// yet takes up room in the bucket, so that any minute sees at most 110 % however late it leaves. A
-// day's limit is counted by UTC days, whether it is set or not, so that changing it gives nothing
-// back. What a replica held when it died counts as used.
+// A minute's limit is a bucket of a tenth of it that fills evenly. What is granted and has not
+// left yet takes up room in the bucket, so that any minute sees at most 110 % however late it
+// leaves. A day's limit is counted by UTC days, whether it is set or not, so that changing it
+// gives nothing back. What a replica held when it died counts as used.
 func (s *Store) TakeRate(ctx context.Context, r ReplicaID, server string, use RateUse, want, perMinute, perDay int) (granted int, next time.Time, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		granted, next = 0, time.Time{}
@@ -46,7 +47,8 @@ func (s *Store) TakeRate(ctx context.Context, r ReplicaID, server string, use Ra
 		var mine rateShare
 		err = s.q.in(ctx, tx, "rate_share").GetContext(ctx, &mine, server, int64(r))
 		if errors.Is(err, sql.ErrNoRows) {
-			mine = rateShare{Granted: use.Used + int64(use.Held), Held: use.Held} // it was somebody before, or has just begun
+			// it was somebody before, or has just begun
+			mine = rateShare{Granted: use.Used + int64(use.Held), Held: use.Held}
 			_, err = s.q.in(ctx, tx, "rate_share_forget").ExecContext(ctx, server)
 		}
 		if err != nil {
@@ -96,7 +98,8 @@ func (q *rateRow) take(now time.Time, mine rateShare, use RateUse, others, want,
 	if today := now.Format(time.DateOnly); q.Day < today {
 		q.Day, q.DayUsed = today, mine.Held+others // what is under way leaves today
 	}
-	back := int(mine.Granted - use.Used - int64(use.Held)) // negative: more has left than was granted
+	// negative: more has left than was granted
+	back := int(mine.Granted - use.Used - int64(use.Held))
 	q.DayUsed = max(0, q.DayUsed-back)
 	granted = max(0, want)
 	if perMinute > 0 {

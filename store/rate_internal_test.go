@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestRateOfAnyMinute: however late mails leave after they were granted, whatever comes back and
-// whichever answers are lost, no minute sees more than 110 % of the limit.
+// TestRateOfAnyMinute: however late mails leave after they were granted, whatever comes back
+// and whichever answers are lost, no minute sees more than 110 % of the limit.
 func TestRateOfAnyMinute(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 1))

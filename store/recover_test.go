@@ -15,7 +15,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// dies ends r's life without its knowing: its lease runs out, and a successor finds out. On SQLite a successor is all it takes.
+// dies ends r's life without its knowing: its lease runs out, and a successor finds out. On
+// SQLite a successor is all it takes.
 func dies(t testing.TB, s storetest.Store, r store.ReplicaID) (successor store.ReplicaID) {
 	t.Helper()
 	if s.Dialect() != "sqlite" {
@@ -26,7 +27,8 @@ func dies(t testing.TB, s storetest.Store, r store.ReplicaID) (successor store.R
 	return register(t, s)
 }
 
-// TestLateBirth: a mail that is written in the name of a replica that was buried, and forgotten, meanwhile belongs to nobody, or is found by the next recovery.
+// TestLateBirth: a mail that is written in the name of a replica that was buried, and
+// forgotten, meanwhile belongs to nobody, or is found by the next recovery.
 func TestLateBirth(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	s := storetest.Open(t, dsn)
@@ -40,7 +42,8 @@ func TestLateBirth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec("lock table term in exclusive mode"); err != nil { // stands for anything that makes the statement slow
+	if _, err := tx.Exec("lock table term in exclusive mode"); err != nil {
+		// stands for anything that makes the statement slow
 		t.Fatal(err)
 	}
 	m := newMail("ss", func(m *store.NewMail) { m.Owner = r })
@@ -69,7 +72,8 @@ func TestLateBirth(t *testing.T) {
 	}
 }
 
-// TestOwnedByNobodyKnown: mail whose owner is in no list is recovered like that of a dead one, marked and unmarked.
+// TestOwnedByNobodyKnown: mail whose owner is in no list is recovered like that of a dead one,
+// marked and unmarked.
 func TestOwnedByNobodyKnown(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
@@ -89,7 +93,8 @@ func TestOwnedByNobodyKnown(t *testing.T) {
 	})
 }
 
-// TestTheBuriedTakeNothing: whoever was taken for dead claims nothing, adopts nothing, and what it takes in is nobody's.
+// TestTheBuriedTakeNothing: whoever was taken for dead claims nothing, adopts nothing, and what
+// it takes in is nobody's.
 func TestTheBuriedTakeNothing(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -122,8 +127,8 @@ func TestTheBuriedTakeNothing(t *testing.T) {
 	})
 }
 
-// TestNobodyBuriesItself: a replica whose renewals are late goes on with its mail, and renews its lease, as long as nobody else has taken it for dead. On SQLite
-// nobody else is there.
+// TestNobodyBuriesItself: a replica whose renewals are late goes on with its mail, and renews
+// its lease, as long as nobody else has taken it for dead. On SQLite nobody else is there.
 func TestNobodyBuriesItself(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
@@ -132,7 +137,8 @@ func TestNobodyBuriesItself(t *testing.T) {
 		if !settle(t, s, mark) {
 			t.Fatal("mark refused")
 		}
-		if err := s.Renew(ctx, r, -time.Hour); err != nil { // the database, or this process, was away for longer than the lease
+		if err := s.Renew(ctx, r, -time.Hour); err != nil {
+			// the database, or this process, was away for longer than the lease
 			t.Fatal(err)
 		}
 		if n, adopted, err := s.Recover(ctx, r, 10); err != nil || n+len(adopted) != 0 {
@@ -147,8 +153,8 @@ func TestNobodyBuriesItself(t *testing.T) {
 	})
 }
 
-// TestUnreadableRow: a mail whose row does not decode is settled with the reason, by a claim and by a recovery; the rest of its page goes on, and the journal
-// lists it.
+// TestUnreadableRow: a mail whose row does not decode is settled with the reason, by a claim
+// and by a recovery; the rest of its page goes on, and the journal lists it.
 func TestUnreadableRow(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
@@ -204,7 +210,8 @@ func TestUnreadableRow(t *testing.T) {
 	})
 }
 
-// TestTakeBack: a claim or a recovery whose answer is lost is an error; what it has taken is found by comparing, and goes back, or comes again when it is marked.
+// TestTakeBack: a claim or a recovery whose answer is lost is an error; what it has taken is
+// found by comparing, and goes back, or comes again when it is marked.
 func TestTakeBack(t *testing.T) {
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s := storetest.Open(t, dsn)
@@ -256,7 +263,8 @@ func TestTakeBack(t *testing.T) {
 	}
 }
 
-// TestTakeBackEverywhere: what a replica has and does not know of goes back as it was; what may have left, or what somebody died of, comes again; another claim stays.
+// TestTakeBackEverywhere: what a replica has and does not know of goes back as it was; what may
+// have left, or what somebody died of, comes again; another claim stays.
 func TestTakeBackEverywhere(t *testing.T) {
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)

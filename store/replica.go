@@ -9,7 +9,8 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Register takes a new replica id, alive for ttl by the database's clock. On SQLite, which serves one process, everybody else is dead by definition.
+// Register takes a new replica id, alive for ttl by the database's clock. On SQLite, which
+// serves one process, everybody else is dead by definition.
 func (s *Store) Register(ctx context.Context, name string, ttl time.Duration) (ReplicaID, error) {
 	var id int64
 	if s.dialect == postgres {
@@ -26,7 +27,8 @@ func (s *Store) Register(ctx context.Context, name string, ttl time.Duration) (R
 	return ReplicaID(id), err
 }
 
-// Renew extends the lease of r. ErrStale: somebody has taken r for dead; what it owned is not its own any more.
+// Renew extends the lease of r. ErrStale: somebody has taken r for dead; what it owned is not
+// its own any more.
 func (s *Store) Renew(ctx context.Context, r ReplicaID, ttl time.Duration) error {
 	var arg any = ttl.Microseconds()
 	if s.dialect == sqliteDia {
@@ -47,7 +49,8 @@ func (s *Store) Renew(ctx context.Context, r ReplicaID, ttl time.Duration) error
 	return s.beat(ctx)
 }
 
-// Unregister gives back what r owns and has not marked, and ends its lease. Marked mails stay with the dead id until Recover settles them.
+// Unregister gives back what r owns and has not marked, and ends its lease. Marked mails stay
+// with the dead id until Recover settles them.
 func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 	// So that a backup that was made while r lived is older than what is remembered.
 	if err := s.beat(ctx); err != nil {
@@ -74,9 +77,11 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 	})
 }
 
-// Recover takes over what belongs to nobody who lives: replicas whose lease has run out, by the database's clock, and those that are not known any more,
-// whatever was written in their name after their end. Mails become claimable; up to max of those that may have left (Marked), or that an owner before died of
-// as well (Crashes above 1), become me's: their new owner has to say what becomes of them. Nobody buries itself. On SQLite nobody is buried by time: whoever
+// Recover takes over what belongs to nobody who lives: replicas whose lease has run out, by the
+// database's clock, and those that are not known any more, whatever was written in their name
+// after their end. Mails become claimable; up to max of those that may have left (Marked), or
+// that an owner before died of as well (Crashes above 1), become me's: their new owner has to
+// say what becomes of them. Nobody buries itself. On SQLite nobody is buried by time: whoever
 // was there before is dead when its successor registers.
 //
 // After an error mails may be me's that it does not know of: see Owned.
@@ -137,15 +142,17 @@ type Ownership struct {
 	Claim int64     `json:"c"`
 }
 
-// Owned is what r has. A replica that compares it with what it knows of finds the mails that became its own by a write whose answer was lost.
+// Owned is what r has. A replica that compares it with what it knows of finds the mails that
+// became its own by a write whose answer was lost.
 func (s *Store) Owned(ctx context.Context, r ReplicaID) ([]Ownership, error) {
 	var out []Ownership
 	err := s.q.get("owned").SelectContext(ctx, &out, int64(r))
 	return out, s.fault(err)
 }
 
-// TakeBack ends what r has and does not know of, where it still has it under that token: unmarked mails become claimable as they were. Those that may have left
-// (Marked), or that somebody died of (Begun), become r's anew.
+// TakeBack ends what r has and does not know of, where it still has it under that token:
+// unmarked mails become claimable as they were. Those that may have left (Marked), or that
+// somebody died of (Begun), become r's anew.
 func (s *Store) TakeBack(ctx context.Context, r ReplicaID, lost []Ownership) (released int, adopted []*Claimed, err error) {
 	b, err := json.Marshal(lost)
 	if err != nil || len(lost) == 0 {

@@ -24,7 +24,8 @@ func schemas(t *testing.T) map[string][]store.Schema {
 	return out
 }
 
-// TestSchemasAreTheSame: the same versions, and after each of them the same tables, columns that may or may not be empty, and indexes.
+// TestSchemasAreTheSame: the same versions, and after each of them the same tables, columns
+// that may or may not be empty, and indexes.
 func TestSchemasAreTheSame(t *testing.T) {
 	all := schemas(t)
 	p, s := all["postgres"], all["sqlite"]
@@ -60,7 +61,8 @@ func difference[V comparable](p, s map[string]V) (out []string) {
 	return out
 }
 
-// TestTheBinaryBeforeRunsOnTheNewSchema: no migration takes away or renames a table or column, and what it adds to a table need not be written.
+// TestTheBinaryBeforeRunsOnTheNewSchema: no migration takes away or renames a table or column,
+// and what it adds to a table need not be written.
 func TestTheBinaryBeforeRunsOnTheNewSchema(t *testing.T) {
 	for name, versions := range schemas(t) {
 		for i, now := range versions[1:] {

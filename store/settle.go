@@ -24,12 +24,15 @@ func (op *settleOp) answer(a Settled) {
 	}
 }
 
-// Settle hands over one conditional write to a mail and returns where its one answer will be: when the write is durable (Mine), when it is refused because
-// the mail is not the owner's under its token any more (not Mine), or when the store is closed (Err). It is never the database's being away: the store
-// repeats the write by itself. Err is also a write that the database does not take in any words, which is a fault of ours.
+// Settle hands over one conditional write to a mail and returns where its one answer will be:
+// when the write is durable (Mine), when it is refused because the mail is not the owner's
+// under its token any more (not Mine), or when the store is closed (Err). It is never the
+// database's being away: the store repeats the write by itself. Err is also a write that the
+// database does not take in any words, which is a fault of ours.
 //
-// Writes are committed in groups and strictly in the order they were handed over: none is committed later than one that came after it. The quick ones have an
-// order of their own; a mail's writes are all quick or none. When too many wait already, Settle waits.
+// Writes are committed in groups and strictly in the order they were handed over: none is
+// committed later than one that came after it. The quick ones have an order of their own; a
+// mail's writes are all quick or none. When too many wait already, Settle waits.
 func (s *Store) Settle(st *Settlement) <-chan Settled {
 	op := &settleOp{s: st, done: make(chan Settled, 1)}
 	if st.Quick {
@@ -41,12 +44,14 @@ func (s *Store) Settle(st *Settlement) <-chan Settled {
 	return op.done
 }
 
-// RefusedResults is how many results were stored with plain words because the database refused their data, since Open.
+// RefusedResults is how many results were stored with plain words because the database refused
+// their data, since Open.
 func (s *Store) RefusedResults() int64 { return s.refused.Load() }
 
-// writtenBefore finds, among results that are not their owner's to write any more, those that it has written under the same token: the answer to an earlier
-// try was lost. Progress leaves the mail its owner's, unmarked under the next token: no later write of the owner's can have been made yet. Marks repeat
-// without harm.
+// writtenBefore finds, among results that are not their owner's to write any more, those that
+// it has written under the same token: the answer to an earlier try was lost. Progress leaves
+// the mail its owner's, unmarked under the next token: no later write of the owner's can have
+// been made yet. Marks repeat without harm.
 func (s *Store) writtenBefore(ctx context.Context, ops []*settleOp, mine map[uuid.UUID]bool) error {
 	var rows []settleRow
 	for _, op := range ops {
@@ -78,7 +83,8 @@ func (s *Store) writtenBefore(ctx context.Context, ops []*settleOp, mine map[uui
 	return nil
 }
 
-// settleRow is a settlement as the statement reads it. A finished mail has only the fields that are always there.
+// settleRow is a settlement as the statement reads it. A finished mail has only the fields that
+// are always there.
 type settleRow struct {
 	ID       uuid.UUID  `json:"id"`
 	Claim    int64      `json:"c"`

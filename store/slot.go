@@ -18,20 +18,22 @@ type Slot struct {
 	Token int64
 }
 
-// SlotTake asks for a slot. Slots are state that their holder rewrites: what a replica has in the
-// table and does not hold is free, so that an answer that was lost costs nothing.
+// SlotTake asks for a slot. Slots are state that their holder rewrites: what a replica has in
+// the table and does not hold is free, so that an answer that was lost costs nothing.
 type SlotTake struct {
 	MailServer string
 	Limit      int
 	Token      int64 // of this taking
-	// Of the replica's own slots at this mail server, those taken before Settled are free unless
-	// they are in Held. Settled is not above the token of any taking that has no answer yet.
+	// Of the replica's own slots at this mail server, those taken before Settled are free
+	// unless they are in Held. Settled is not above the token of any taking that has no answer
+	// yet.
 	Settled int64
 	Held    []int
 }
 
-// TakeSlot takes one of a mail server's connections over all replicas, false when none is free. On
-// SQLite, which one process uses, that process's own count is enough and this always says yes.
+// TakeSlot takes one of a mail server's connections over all replicas, false when none is free.
+// On SQLite, which one process uses, that process's own count is enough and this always says
+// yes.
 func (s *Store) TakeSlot(ctx context.Context, r ReplicaID, t SlotTake) (n int, ok bool, err error) {
 	if s.dialect == sqliteDia {
 		return 0, true, nil
@@ -72,8 +74,8 @@ func (s *Store) GiveSlot(ctx context.Context, r ReplicaID, sl Slot) error {
 }
 
 // HoldSlots writes down which slots a replica holds: those in held and, besides, only what was
-// taken with the token settled or later. It returns the slots that the replica has lost, because
-// it was taken for dead and another one has them now.
+// taken with the token settled or later. It returns the slots that the replica has lost,
+// because it was taken for dead and another one has them now.
 func (s *Store) HoldSlots(ctx context.Context, r ReplicaID, held []Slot, settled int64) (lost []Slot, err error) {
 	if s.dialect == sqliteDia {
 		return nil, nil

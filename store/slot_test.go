@@ -81,8 +81,8 @@ func TestSlots(t *testing.T) {
 	}
 }
 
-// TestSlotsAreState: a slot is free when its replica does not say that it holds it, whatever became
-// of the answers.
+// TestSlotsAreState: a slot is free when its replica does not say that it holds it, whatever
+// became of the answers.
 func TestSlotsAreState(t *testing.T) {
 	for name, test := range map[string]func(t *testing.T, a, b *holder){
 		"given back": func(t *testing.T, a, b *holder) {
@@ -201,8 +201,8 @@ type taker struct {
 	store.RateUse
 }
 
-// take takes up to want and holds what it gets. next says how long after the call began there may be
-// more.
+// take takes up to want and holds what it gets. next says how long after the call began there
+// may be more.
 func (k *taker) take(want, perMinute, perDay int) (n int, next time.Duration) {
 	k.t.Helper()
 	k.Call++

@@ -14,8 +14,8 @@ import (
 // ErrLocked: another process has the SQLite database open.
 var ErrLocked = errors.New("another process uses this database")
 
-// Reading connections: for lists, counts, watchers and downloads, and for the engine, which never
-// waits for those.
+// Reading connections: for lists, counts, watchers and downloads, and for the engine, which
+// never waits for those.
 const (
 	sqliteReaders    = 4
 	sqliteOwnReaders = 2
@@ -23,9 +23,11 @@ const (
 
 func init() { sqlx.BindDriver("sqlite", sqlx.QUESTION) }
 
-// openSQLite opens the file with one writing and six reading connections. Its lock keeps a second process out: replicas need PostgreSQL.
-// synchronous=FULL: a commit that was reported survives a power cut; with group commit it costs nothing that can be measured. The caches are outside Go's
-// heap and its limit: 32 MiB for the writer, which also claims, and 16 for each reader.
+// openSQLite opens the file with one writing and six reading connections. Its lock keeps a
+// second process out: replicas need PostgreSQL. synchronous=FULL: a commit that was reported
+// survives a power cut; with group commit it costs nothing that can be measured. The caches are
+// outside Go's heap and its limit: 32 MiB for the writer, which also claims, and 16 for each
+// reader.
 func (s *Store) openSQLite(ctx context.Context, path string) error {
 	s.dialect = sqliteDia
 	if path == "" || path == ":memory:" {
@@ -45,7 +47,8 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	if err := s.write.PingContext(ctx); err != nil {
 		return fmt.Errorf("database: cannot open %s: %w", path, err)
 	}
-	if err := os.Chmod(abs, 0o600); err != nil { // mail and sealed passwords are nobody else's business
+	if err := os.Chmod(abs, 0o600); err != nil {
+		// mail and sealed passwords are nobody else's business
 		return fmt.Errorf("database: %w", err)
 	}
 	if s.read, err = sqliteDB(abs, "ro", "cache_size(-4096)"); err != nil {
@@ -63,7 +66,8 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	return nil
 }
 
-// readSQLite opens an existing file for reading only, beside the process that has it open and without its lock.
+// readSQLite opens an existing file for reading only, beside the process that has it open and
+// without its lock.
 func (s *Store) readSQLite(ctx context.Context, path string) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {

@@ -121,7 +121,8 @@ func (p *transactionPooler) give(c net.Conn) {
 	p.mu.Unlock()
 }
 
-// answer copies messages until the server is ready for the next question, and says in what state.
+// answer copies messages until the server is ready for the next question, and says in what
+// state.
 func answer(from io.Reader, to io.Writer) (byte, error) {
 	for {
 		head := make([]byte, 5)
@@ -183,8 +184,8 @@ func (p *transactionPooler) serve(client net.Conn) error {
 	}
 }
 
-// TestTransactionPooler: it is refused at the start, however many sessions it has and whichever it
-// prefers.
+// TestTransactionPooler: it is refused at the start, however many sessions it has and whichever
+// it prefers.
 func TestTransactionPooler(t *testing.T) {
 	for _, sessions := range []int{1, 2, 5} {
 		for _, newest := range []bool{true, false} {
@@ -202,7 +203,8 @@ func TestTransactionPooler(t *testing.T) {
 	}
 }
 
-// TestUnsafeServer: a server that may lose what it has confirmed is refused, unless that is allowed.
+// TestUnsafeServer: a server that may lose what it has confirmed is refused, unless that is
+// allowed.
 func TestUnsafeServer(t *testing.T) {
 	for _, set := range []string{"fsync=off", "full_page_writes=off"} {
 		t.Run(set, func(t *testing.T) {
@@ -263,8 +265,8 @@ func TestNewerSchema(t *testing.T) {
 	}
 }
 
-// TestMigrationWaits: a migration that meets a lock lets the lock's queue go on, and waits for longer
-// than a statement of the service may take.
+// TestMigrationWaits: a migration that meets a lock lets the lock's queue go on, and waits for
+// longer than a statement of the service may take.
 func TestMigrationWaits(t *testing.T) {
 	t.Parallel()
 	dsn := storetest.PostgresDSN(t)
@@ -302,8 +304,8 @@ func TestMigrationWaits(t *testing.T) {
 	wg.Wait()
 }
 
-// TestLockIsOnTheFile: whatever name leads to a database, a second one that uses it is refused, and the
-// first one is not harmed by that.
+// TestLockIsOnTheFile: whatever name leads to a database, a second one that uses it is refused,
+// and the first one is not harmed by that.
 func TestLockIsOnTheFile(t *testing.T) {
 	open := func(path string) error {
 		s, err := store.Open(ctx, "sqlite:"+path, store.Options{})
@@ -393,7 +395,8 @@ func TestLockIsOnTheFile(t *testing.T) {
 		if out, err := exec.Command("flock", "-n", path, "true").CombinedOutput(); err == nil {
 			t.Errorf("the file itself is not locked: %s", out)
 		}
-		if err := open(path); !errors.Is(err, store.ErrLocked) { // this process, which must not open it
+		if err := open(path); !errors.Is(err, store.ErrLocked) {
+			// this process, which must not open it
 			t.Errorf("got %v, want that it is locked", err)
 		}
 		// SQLite's own lock of a transaction still holds against other processes.
@@ -412,7 +415,8 @@ func TestLockIsOnTheFile(t *testing.T) {
 	})
 }
 
-// TestMountedFile: a file that is mounted by itself is told from one in a folder that is mounted.
+// TestMountedFile: a file that is mounted by itself is told from one in a folder that is
+// mounted.
 func TestMountedFile(t *testing.T) {
 	const mounts = `22 1 259:1 / / rw,relatime - ext4 /dev/root rw
 31 22 0:26 / /data rw - tmpfs tmpfs rw

@@ -53,7 +53,8 @@ type statements struct {
 	dialect  dialect
 }
 
-// used hears of every statement that is asked for. Only the conformance suite, which wants all of them, sets it.
+// used hears of every statement that is asked for. Only the conformance suite, which wants all
+// of them, sets it.
 var used func(d dialect, name string)
 
 // get returns a statement; a name that does not exist is a bug that the first call shows.
@@ -74,7 +75,8 @@ func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt
 	return tx.StmtxContext(ctx, q.writing[name])
 }
 
-// prepare prepares every statement on its pool, and on the writing one for use inside transactions.
+// prepare prepares every statement on its pool, and on the writing one for use inside
+// transactions.
 func prepare(ctx context.Context, s *Store) (statements, error) {
 	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, dialect: s.dialect}
 	all, err := readStatements(s.dialect)

@@ -15,7 +15,8 @@ type BatchCount struct {
 	Last     time.Time // finished; zero while none is
 }
 
-// CountBatch counts a team's batch exactly. ErrNotFound: no mail was taken under this id, or sc does not see the team.
+// CountBatch counts a team's batch exactly. ErrNotFound: no mail was taken under this id, or sc
+// does not see the team.
 func (s *Store) CountBatch(ctx context.Context, sc Scope, team, batchID string) (*BatchCount, error) {
 	if !sc.sees(team) {
 		return nil, ErrNotFound
@@ -65,7 +66,8 @@ type Lane struct {
 	Oldest  time.Time // when the oldest was due
 }
 
-// CountQueue counts what sc sees of the due-out journal, of one team or mail server where they are given. The due-out journal is read whole: it is small.
+// CountQueue counts what sc sees of the due-out journal, of one team or mail server where they
+// are given. The due-out journal is read whole: it is small.
 func (s *Store) CountQueue(ctx context.Context, sc Scope, team *string, server string) (*QueueCount, error) {
 	now, err := s.Now(ctx)
 	if err != nil {

@@ -18,10 +18,11 @@ import (
 // Options of [Open].
 type Options struct {
 	Logger *slog.Logger
-	// Now is the clock for times that people read, and for everything on SQLite; nil = time.Now.
+	// Now is the clock for times that people read, and for everything on SQLite; nil =
+	// time.Now.
 	Now func() time.Time
-	// AllowUnsafe opens a PostgreSQL server that loses what it has confirmed when its machine stops,
-	// and a database whose schema is newer than this program.
+	// AllowUnsafe opens a PostgreSQL server that loses what it has confirmed when its machine
+	// stops, and a database whose schema is newer than this program.
 	AllowUnsafe bool
 	// Pools are the connections to PostgreSQL.
 	Pools Pools
@@ -33,15 +34,15 @@ type Store struct {
 	now     func() time.Time
 	dialect dialect
 
-	// The pools. A transaction holds a connection of write and asks for no other while it does. Only
-	// Open and Close set them.
+	// The pools. A transaction holds a connection of write and asks for no other while it does.
+	// Only Open and Close set them.
 	write *sqlx.DB // mail under way, and transactions; SQLite: one connection
 	lease *sqlx.DB // Register and Renew; SQLite: write
 	own   *sqlx.DB // the engine's reading statements; PostgreSQL: write
 	look  *sqlx.DB // people's named reading statements
 	read  *sqlx.DB // lists and counts
-	// working holds a value for each transaction of people and of cleaning, so that enough of write
-	// is left for mail.
+	// working holds a value for each transaction of people and of cleaning, so that enough of
+	// write is left for mail.
 	working    chan struct{}
 	migrations func() *sql.DB // opens the connections of the migrations; nil = those of write
 
@@ -52,14 +53,16 @@ type Store struct {
 	settle  *writer
 	quick   *writer      // settlements that somebody waits for
 	refused atomic.Int64 // results whose data the database refused
-	noTerms bool         // write nothing to search by; only a benchmark sets it, to show what that costs
+	// write nothing to search by; only a benchmark sets it, to show what that costs
+	noTerms bool
 	intake  chan *enqueueOp
 	cache   contentCache
 	reading singleflight.Group // of shared content
 
 	interactive *interactive // bulk yields to callers
 
-	lineage atomic.Pointer[lineage] // Remember sets it; nil = the past of the database is not looked at
+	// Remember sets it; nil = the past of the database is not looked at
+	lineage atomic.Pointer[lineage]
 }
 
 // dialect is what differs between the databases beyond SQL text.
@@ -70,8 +73,9 @@ const (
 	sqliteDia dialect = "sqlite"
 )
 
-// Open connects to dsn, "sqlite:PATH" or "postgres://...", brings the schema up to date and prepares every statement, so that a broken one stops
-// the start. Errors are one line and name what to do where there is something to do.
+// Open connects to dsn, "sqlite:PATH" or "postgres://...", brings the schema up to date and
+// prepares every statement, so that a broken one stops the start. Errors are one line and name
+// what to do where there is something to do.
 func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 	s := &Store{log: opt.Logger, now: opt.Now, interactive: newInteractive()}
 	if s.log == nil {
@@ -144,7 +148,8 @@ func (s *Store) closeDBs() error {
 // Ping asks the database for a sign of life.
 func (s *Store) Ping(ctx context.Context) error { return s.fault(s.read.PingContext(ctx)) }
 
-// Now is the clock that decides what is due: the database's on PostgreSQL, whose replicas' clocks may differ; this machine's on SQLite.
+// Now is the clock that decides what is due: the database's on PostgreSQL, whose replicas'
+// clocks may differ; this machine's on SQLite.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	if s.dialect == sqliteDia {
 		return micro(s.now()), nil
@@ -210,8 +215,9 @@ func (s *Store) workTx(ctx context.Context, f func(tx *sqlx.Tx) error) error {
 	return s.tx(patient(ctx, workStatement), f)
 }
 
-// tx runs f in a transaction, again on serialization faults. f asks the database for nothing but
-// through tx: it holds a connection already, and when all who hold one want another, nobody gets any.
+// tx runs f in a transaction, again on serialization faults. f asks the database for nothing
+// but through tx: it holds a connection already, and when all who hold one want another, nobody
+// gets any.
 func (s *Store) tx(ctx context.Context, f func(tx *sqlx.Tx) error) error {
 	for try := 0; ; try++ {
 		err := s.txOnce(ctx, f)

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// storable returns text as both databases keep it and every reader can have it: valid UTF-8 and no NUL.
-// PostgreSQL refuses a NUL, SQLite keeps one and gives back what stands before it.
+// storable returns text as both databases keep it and every reader can have it: valid UTF-8 and
+// no NUL. PostgreSQL refuses a NUL, SQLite keeps one and gives back what stands before it.
 func storable(text string) string {
 	if utf8.ValidString(text) && strings.IndexByte(text, 0) < 0 {
 		return text
@@ -49,8 +49,9 @@ func copyProgress(p *Progress) *Progress {
 // unstorable stands in the journal for a text that the database refused.
 const unstorable = "the database refused the text that stood here; the service's log has it"
 
-// plain returns a settlement that says the same as st in words and numbers that no database refuses: statuses,
-// codes and times stay, texts are replaced, counts are cut to what the columns hold.
+// plain returns a settlement that says the same as st in words and numbers that no database
+// refuses: statuses, codes and times stay, texts are replaced, counts are cut to what the
+// columns hold.
 func plain(st *Settlement) *Settlement {
 	c := *st
 	if c.LastError != "" {

@@ -49,7 +49,8 @@ func resultWith(id uuid.UUID, r store.ReplicaID, kind store.SettleKind, text str
 	return st
 }
 
-// TestHostileTexts: whatever text comes with a result, the result is written, with all that is handed over beside it, and can be read.
+// TestHostileTexts: whatever text comes with a result, the result is written, with all that is
+// handed over beside it, and can be read.
 func TestHostileTexts(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		for name, text := range hostile {
@@ -94,7 +95,8 @@ func TestHostileTexts(t *testing.T) {
 	})
 }
 
-// TestRefusedData: a result that the database refuses for its numbers is written with plain words and is counted; those in its batch are written as they are.
+// TestRefusedData: a result that the database refuses for its numbers is written with plain
+// words and is counted; those in its batch are written as they are.
 func TestRefusedData(t *testing.T) {
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	r := register(t, s)

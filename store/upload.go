@@ -29,9 +29,11 @@ type Upload struct {
 const (
 	// uploadLife is how long an upload can be used after it was made, and after each use.
 	uploadLife = 7 * 24 * time.Hour
-	// uploadTouch is how much of that has to have passed before a use is written down: many mails use one upload.
+	// uploadTouch is how much of that has to have passed before a use is written down: many
+	// mails use one upload.
 	uploadTouch = time.Hour
-	// contentRest is how long content that no mail and no upload refers to is left alone: somebody may be about to refer to it.
+	// contentRest is how long content that no mail and no upload refers to is left alone:
+	// somebody may be about to refer to it.
 	contentRest = 3 * 24 * time.Hour
 )
 
@@ -55,8 +57,9 @@ func (r *uploadRow) upload() (*Upload, error) {
 		Content: Content{Sum: [32]byte(r.Hash), Size: r.ContentSize}, ExpireTime: r.ExpireTime.Time}, nil
 }
 
-// PutUpload stores an upload whose content is read from r, of which it holds a chunk in memory at a time, and sets its ExpireTime. With a request_id that was
-// used before it returns the first upload and true, or ErrRequestIDReused when that was another file.
+// PutUpload stores an upload whose content is read from r, of which it holds a chunk in memory
+// at a time, and sets its ExpireTime. With a request_id that was used before it returns the
+// first upload and true, or ErrRequestIDReused when that was another file.
 func (s *Store) PutUpload(ctx context.Context, u *Upload, r io.ReadSeeker) (*Upload, bool, error) {
 	// Times of uploads are for people; a day more or less loses nothing.
 	now := micro(s.now())
@@ -140,7 +143,8 @@ func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload,
 		if err != nil {
 			return nil, s.fault(err)
 		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 { // it expired just now, or somebody else was faster
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			// it expired just now, or somebody else was faster
 			if err != nil {
 				return nil, s.fault(err)
 			}
@@ -151,8 +155,8 @@ func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload,
 	return u, nil
 }
 
-// ForgetUploads ends uploads whose time has passed, and removes content that no upload needs and no mail has ever referred to. Content that a mail refers to,
-// or did, stays.
+// ForgetUploads ends uploads whose time has passed, and removes content that no upload needs
+// and no mail has ever referred to. Content that a mail refers to, or did, stays.
 func (s *Store) ForgetUploads(ctx context.Context) (uploads, contents int, err error) {
 	now := micro(s.now())
 	before := s.day(now.Add(-contentRest))
@@ -181,7 +185,8 @@ func (s *Store) ForgetUploads(ctx context.Context) (uploads, contents int, err e
 	return uploads, contents, err
 }
 
-// CopyMail is a mail's content and options for a new mail, with the id, times, Message-ID and request_id still to be set. ErrNotFound, also outside the scope.
+// CopyMail is a mail's content and options for a new mail, with the id, times, Message-ID and
+// request_id still to be set. ErrNotFound, also outside the scope.
 func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail, error) {
 	var r struct {
 		ID         uuid.UUID

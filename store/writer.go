@@ -10,25 +10,29 @@ import (
 	"github.com/google/uuid"
 )
 
-// writer commits settlements strictly in the order they were handed over, in groups, and answers each once: when it is durable, when its token
-// refuses it, or when the store is closed. A group that fails stays at the head and is repeated as it is; nothing overtakes it. That every write
-// may be made twice is the token's doing.
+// writer commits settlements strictly in the order they were handed over, in groups, and
+// answers each once: when it is durable, when its token refuses it, or when the store is
+// closed. A group that fails stays at the head and is repeated as it is; nothing overtakes it.
+// That every write may be made twice is the token's doing.
 type writer struct {
 	s       *Store
 	in      chan *settleOp // bounded: when it is full, whoever hands over waits
 	closing chan struct{}  // closed by close: a failing group is given up from now on
 	done    sync.WaitGroup
 
-	// mu is held for reading while something is handed over. close alone holds it for writing, and sets closed under it.
+	// mu is held for reading while something is handed over. close alone holds it for writing,
+	// and sets closed under it.
 	mu     sync.RWMutex
 	closed bool
 }
 
 const (
-	// writerLine is how many writes wait in memory for the database; far above the connections of one process.
+	// writerLine is how many writes wait in memory for the database; far above the connections
+	// of one process.
 	writerLine = 16 * batchItems
-	// A group that failed is repeated after a pause that doubles from the first of these to the second: short, so that what waits is written soon after the
-	// database is back, and long enough for a database that is away to be asked a few times in a second only.
+	// A group that failed is repeated after a pause that doubles from the first of these to the
+	// second: short, so that what waits is written soon after the database is back, and long
+	// enough for a database that is away to be asked a few times in a second only.
 	writerPause     = 20 * time.Millisecond
 	writerPauseMost = 250 * time.Millisecond
 	// writerTells is how often the log hears of a group that cannot be written.
@@ -52,7 +56,8 @@ func (w *writer) hand(op *settleOp) {
 	w.in <- op
 }
 
-// close writes what was handed over and ends the writer. What the database does not take then is answered with an error.
+// close writes what was handed over and ends the writer. What the database does not take then
+// is answered with an error.
 func (w *writer) close() {
 	close(w.closing) // before the lock: whoever waits for a full line holds it for reading
 	w.mu.Lock()
@@ -81,7 +86,8 @@ func (w *writer) run() {
 	}
 }
 
-// write writes a batch, cut where the same mail comes a second time, so that its writes keep their order, and where another owner's begin.
+// write writes a batch, cut where the same mail comes a second time, so that its writes keep
+// their order, and where another owner's begin.
 func (w *writer) write(ops []*settleOp) {
 	for len(ops) > 0 {
 		seen := make(map[uuid.UUID]bool, len(ops))
@@ -98,7 +104,8 @@ func (w *writer) write(ops []*settleOp) {
 	}
 }
 
-// group writes ops, which are of different mails and of one owner, and repeats them until they are written.
+// group writes ops, which are of different mails and of one owner, and repeats them until they
+// are written.
 func (w *writer) group(ops []*settleOp) {
 	began, told := time.Now(), time.Time{}
 	for pause := writerPause; ; pause = min(2*pause, writerPauseMost) {
@@ -159,8 +166,9 @@ func (w *writer) try(ops []*settleOp) error {
 	return nil
 }
 
-// apart writes a group that the database refused for the data of a row. Halves find that row; it is written with plain words in place of its own,
-// and the others as they are. What is refused even so is answered with the fault.
+// apart writes a group that the database refused for the data of a row. Halves find that row;
+// it is written with plain words in place of its own, and the others as they are. What is
+// refused even so is answered with the fault.
 func (w *writer) apart(ops []*settleOp, err error) {
 	if n := len(ops); n > 1 {
 		w.group(ops[:n/2])

@@ -28,8 +28,9 @@ func owned(t testing.TB, s storetest.Store, r store.ReplicaID, n int) []*store.N
 	return ms
 }
 
-// TestResultsAfterAnOutage: what waited for the database is durable soon after it is back, in groups and not one by one, and without an error to anybody.
-// 5,000 results take well below a second where nothing else runs; one by one they took minutes.
+// TestResultsAfterAnOutage: what waited for the database is durable soon after it is back, in
+// groups and not one by one, and without an error to anybody. 5,000 results take well below a
+// second where nothing else runs; one by one they took minutes.
 func TestResultsAfterAnOutage(t *testing.T) {
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s := storetest.Open(t, dsn)
@@ -59,7 +60,8 @@ func TestResultsAfterAnOutage(t *testing.T) {
 	}
 }
 
-// TestNothingOvertakes: when a write of a mail fails, those behind it wait. The results of one transaction never take away the mark of the next.
+// TestNothingOvertakes: when a write of a mail fails, those behind it wait. The results of one
+// transaction never take away the mark of the next.
 func TestNothingOvertakes(t *testing.T) {
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s := storetest.Open(t, dsn)
@@ -139,7 +141,8 @@ func TestFullLine(t *testing.T) {
 	}
 }
 
-// TestClosedStoreAnswers: what a store cannot write any more is answered with an error, whenever it was handed over.
+// TestClosedStoreAnswers: what a store cannot write any more is answered with an error,
+// whenever it was handed over.
 func TestClosedStoreAnswers(t *testing.T) {
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s, err := store.Open(ctx, dsn, store.Options{})

@@ -128,7 +128,8 @@ func merged(a, b map[string]string) map[string]string {
 	return m
 }
 
-// take takes one item as Send would, and tells a refusal as a rejection. Any other error is of the call. The lock is held.
+// take takes one item as Send would, and tells a refusal as a rejection. Any other error is of
+// the call. The lock is held.
 func (g *group) take(item *maildispatchv1.BatchItem, how taking) (e *entry, duplicate bool, r *maildispatchv1.BatchRejection, err error) {
 	position := g.n
 	g.n++
@@ -160,7 +161,8 @@ func rejection(err error) *maildispatchv1.BatchRejection {
 	return r
 }
 
-// SendBatch takes the items when the stream is over, so that a stream that breaks has done nothing.
+// SendBatch takes the items when the stream is over, so that a stream that breaks has done
+// nothing.
 func (d dispatch) SendBatch(stream grpc.ClientStreamingServer[maildispatchv1.SendBatchRequest, maildispatchv1.SendBatchResponse]) error {
 	var g *group
 	var items []*maildispatchv1.BatchItem

@@ -169,7 +169,8 @@ func (d dispatch) ResolveMail(_ context.Context, req *maildispatchv1.ResolveMail
 		m.Status, m.DueTime, m.PossibleDuplicate = waiting(m), now, true
 	case seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED] == len(m.Recipients):
 		m.Status, m.DueTime, m.FinishTime, m.LastError = maildispatchv1.MailStatus_MAIL_STATUS_SENT, nil, now, ""
-	case m.DueTime != nil || m.Status == maildispatchv1.MailStatus_MAIL_STATUS_HELD: // others are still to be tried
+	case m.DueTime != nil || m.Status == maildispatchv1.MailStatus_MAIL_STATUS_HELD:
+		// others are still to be tried
 	case seen[maildispatchv1.RecipientResult_STATUS_UNKNOWN] > 0:
 	case seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED] > 0:
 		m.Status = maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT

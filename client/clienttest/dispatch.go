@@ -333,7 +333,8 @@ func (d dispatch) DownloadMail(req *maildispatchv1.DownloadMailRequest, stream g
 	if e == nil {
 		return noMail(req.GetId())
 	}
-	part := &maildispatchv1.DownloadMailResponse{SizeBytes: int64(len(e.raw)), Filename: req.GetId() + ".eml"} // raw never changes
+	// raw never changes
+	part := &maildispatchv1.DownloadMailResponse{SizeBytes: int64(len(e.raw)), Filename: req.GetId() + ".eml"}
 	for chunk := range slices.Chunk(e.raw, 64<<10) {
 		part.Chunk = chunk
 		if err := stream.Send(part); err != nil {

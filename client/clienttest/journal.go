@@ -78,7 +78,8 @@ func (d dispatch) CancelMails(_ context.Context, req *maildispatchv1.CancelMails
 	return &maildispatchv1.CancelMailsResponse{Matched: matched, Changed: changed, Failures: failures}, err
 }
 
-// change applies what decide returns to selected mails of the due-out journal, or lists why not.
+// change applies what decide returns to selected mails of the due-out journal, or lists why
+// not.
 func (s *Server) change(ids []string, f *maildispatchv1.MailFilter, dry bool, decide func(m *maildispatchv1.Mail, named bool) (do func(), whyNot string)) (matched, changed int32, failures []*maildispatchv1.MailFailure, err error) {
 	s.mu.Lock()
 	defer s.unlock()
@@ -147,7 +148,8 @@ func match(f *maildispatchv1.MailFilter, m *maildispatchv1.Mail) bool {
 		(f.Until == nil || m.CreateTime.AsTime().Before(f.Until.AsTime()))
 }
 
-// page cuts a page out of all and copies it. The token is the position of the page's first item: good enough while nothing comes or goes.
+// page cuts a page out of all and copies it. The token is the position of the page's first
+// item: good enough while nothing comes or goes.
 func page[M proto.Message](all []M, size int32, token string) (items []M, next string, err error) {
 	from := 0
 	if token != "" {

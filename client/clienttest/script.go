@@ -34,23 +34,25 @@ var (
 	NoReply  = Outcome{maildispatchv1.RecipientResult_STATUS_UNKNOWN, 0, "", "no reply after the final dot"}
 )
 
-// Answer sets what the mail server says to an address from now on, compared without case. Without it: Accepted.
+// Answer sets what the mail server says to an address from now on, compared without case.
+// Without it: Accepted.
 func (s *Server) Answer(address string, o Outcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers[strings.ToLower(address)] = o
 }
 
-// AnswerTest makes TestMailServer find step for the mail server of this name, or for an unsaved configuration with this host: the step before which
-// everything is well, and after which everything is skipped if it failed.
+// AnswerTest makes TestMailServer find step for the mail server of this name, or for an unsaved
+// configuration with this host: the step before which everything is well, and after which
+// everything is skipped if it failed.
 func (s *Server) AnswerTest(nameOrHost string, step *maildispatchv1.TestStep) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tests[nameOrHost] = proto.CloneOf(step)
 }
 
-// Fault is something that happens to one call, of a stream of requests after the first one. The zero value fails it with UNAVAILABLE before anything is
-// done.
+// Fault is something that happens to one call, of a stream of requests after the first one. The
+// zero value fails it with UNAVAILABLE before anything is done.
 type Fault struct {
 	// Err ends the call; default UNAVAILABLE. Error makes one as the service does.
 	Err error
@@ -64,14 +66,16 @@ type Fault struct {
 	Quiet bool
 }
 
-// Fault sets what happens to the next calls of a method such as "Send", one fault each, after those already set.
+// Fault sets what happens to the next calls of a method such as "Send", one fault each, after
+// those already set.
 func (s *Server) Fault(method string, faults ...Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults[method] = append(s.faults[method], faults...)
 }
 
-// Error makes an error as the service sends it: code, reason, one line, and for a bad request what is wrong with it.
+// Error makes an error as the service sends it: code, reason, one line, and for a bad request
+// what is wrong with it.
 func Error(code codes.Code, reason, message string, violations ...client.Violation) error {
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: reason, Domain: maildispatchv1.ErrorDomain}}
 	if len(violations) > 0 {
@@ -106,7 +110,8 @@ type Request struct {
 	Header  metadata.MD
 }
 
-// Requests is every call that arrived for a method, those that failed by a Fault as well; "" = for all. Of a stream of requests each is there.
+// Requests is every call that arrived for a method, those that failed by a Fault as well; "" =
+// for all. Of a stream of requests each is there.
 func (s *Server) Requests(method string) []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -147,7 +152,8 @@ func (f Fault) happen(ctx context.Context) error {
 	return Error(codes.Unavailable, maildispatchv1.ReasonDraining, "the service is stopping")
 }
 
-// ours splits "/maildispatch.v1.Dispatch/Send"; false for health and the like, which are never disturbed.
+// ours splits "/maildispatch.v1.Dispatch/Send"; false for health and the like, which are never
+// disturbed.
 func ours(fullMethod string) (method string, is bool) {
 	service, method, _ := strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
 	return method, strings.HasPrefix(service, "maildispatch.v1.")

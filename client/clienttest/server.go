@@ -1,4 +1,5 @@
-// Package clienttest is a maildispatch in memory, for tests of programs that send mail through it.
+// Package clienttest is a maildispatch in memory, for tests of programs that send mail through
+// it.
 //
 //	srv := clienttest.New(t)
 //	srv.Answer("nobody@example.com", clienttest.Refused)
@@ -6,13 +7,17 @@
 //	... code under test uses c ...
 //	mails := srv.Mails()
 //
-// It speaks the real protocol over a pipe, through the real client, and keeps mails and mail servers as the service does: route, request_id, both
-// journals, batch. What the mail server says to an address is scripted with Answer, what happens to a call with Fault, what a test of a mail server
-// finds with AnswerTest. A server begins with one mail server, "test": php mode, default of the system.
+// It speaks the real protocol over a pipe, through the real client, and keeps mails and mail
+// servers as the service does: route, request_id, both journals, batch. What the mail server
+// says to an address is scripted with Answer, what happens to a call with Fault, what a test of
+// a mail server finds with AnswerTest. A server begins with one mail server, "test": php mode,
+// default of the system.
 //
-// Mail of SendBatch, SendStream and ResendMail is kept in the same way, the items' variables filled in, and Uploaded gives back what UploadAttachment took.
+// Mail of SendBatch, SendStream and ResendMail is kept in the same way, the items' variables
+// filled in, and Uploaded gives back what UploadAttachment took.
 //
-// It does not check requests as strictly as the service, sends nothing, keeps nothing after Close, and its page tokens are plain.
+// It does not check requests as strictly as the service, sends nothing, keeps nothing after
+// Close, and its page tokens are plain.
 package clienttest
 
 import (
@@ -76,7 +81,8 @@ func Start() *Server {
 		changed:  make(chan struct{}),
 	}
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}), // the service's own
+		// the service's own
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.interceptUnary), grpc.StreamInterceptor(s.interceptStream))
 	maildispatchv1.RegisterMailServerAdminServer(s.grpc, admin{s: s})
 	maildispatchv1.RegisterDispatchServer(s.grpc, dispatch{s: s})
@@ -110,7 +116,8 @@ func (s *Server) Client(t testing.TB, o client.Options) *client.Client {
 	return c
 }
 
-// Connect gives a client of this server; the caller closes it. Without o.TLS the pipe counts as loopback, so that a Token may be used.
+// Connect gives a client of this server; the caller closes it. Without o.TLS the pipe counts as
+// loopback, so that a Token may be used.
 func (s *Server) Connect(o client.Options) (*client.Client, error) {
 	o.DialOptions = append([]grpc.DialOption{s.DialOption()}, o.DialOptions...)
 	return client.New(Target, o)
@@ -124,7 +131,8 @@ func (s *Server) DialOption() grpc.DialOption {
 	return grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.listener.DialContext(ctx) })
 }
 
-// SetServing is what the health service says from now on. A client calls nobody that is not serving.
+// SetServing is what the health service says from now on. A client calls nobody that is not
+// serving.
 func (s *Server) SetServing(serving bool) {
 	status := healthpb.HealthCheckResponse_NOT_SERVING
 	if serving {
@@ -133,7 +141,8 @@ func (s *Server) SetServing(serving bool) {
 	s.health.SetServingStatus("", status)
 }
 
-// AddMailServer saves a mail server as it is, or replaces the one of that name; absent type, mode, status and from get values that work.
+// AddMailServer saves a mail server as it is, or replaces the one of that name; absent type,
+// mode, status and from get values that work.
 func (s *Server) AddMailServer(m *maildispatchv1.MailServer) {
 	s.mu.Lock()
 	defer s.unlock()
@@ -167,7 +176,8 @@ func (s *Server) Mails() []Mail {
 	return all
 }
 
-// RunBatch sends everything in the due-out journal that is due, as the service does every minute.
+// RunBatch sends everything in the due-out journal that is due, as the service does every
+// minute.
 func (s *Server) RunBatch() *maildispatchv1.RunBatchResponse {
 	s.mu.Lock()
 	defer s.unlock()

@@ -29,7 +29,8 @@ type upload struct {
 	expires time.Time
 }
 
-// Uploaded is the content of a file that UploadAttachment took, nil if it took none under this id.
+// Uploaded is the content of a file that UploadAttachment took, nil if it took none under this
+// id.
 func (s *Server) Uploaded(uploadID string) []byte {
 	s.mu.Lock()
 	defer s.unlock()

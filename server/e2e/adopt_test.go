@@ -12,8 +12,9 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestAdopt: mail that left after a backup was made does not leave again from the backup until somebody
-// adopts it, and is flagged then. A copy of the database says so by every way there is to ask.
+// TestAdopt: mail that left after a backup was made does not leave again from the backup until
+// somebody adopts it, and is flagged then. A copy of the database says so by every way there is
+// to ask.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)

@@ -23,7 +23,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// reach is a client of the service wherever it listens, also after a restart: the second result tells it of one.
+// reach is a client of the service wherever it listens, also after a restart: the second result
+// tells it of one.
 func (s *service) reach() (*client.Client, func()) {
 	s.t.Helper()
 	var at atomic.Pointer[string]
@@ -98,7 +99,8 @@ func violated(r *pb.BatchRejection) []string {
 	return fields
 }
 
-// TestSendBatch: the shared message, an item's own and its variables become one mail; an item that is wrong is rejected by its place and fields.
+// TestSendBatch: the shared message, an item's own and its variables become one mail; an item
+// that is wrong is rejected by its place and fields.
 func TestSendBatch(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -185,7 +187,8 @@ func TestSendBatch(t *testing.T) {
 	})
 }
 
-// TestSendBatchRoute: what is wrong with the options ends the call before the first item; a batch is queued whatever the mode.
+// TestSendBatchRoute: what is wrong with the options ends the call before the first item; a
+// batch is queued whatever the mode.
 func TestSendBatchRoute(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -225,7 +228,8 @@ func TestSendBatchRoute(t *testing.T) {
 	})
 }
 
-// TestSendBatchStrict: all or nothing, and every mistake at once. validate_only writes nothing at all.
+// TestSendBatchStrict: all or nothing, and every mistake at once. validate_only writes nothing
+// at all.
 func TestSendBatchStrict(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -301,7 +305,8 @@ func TestSendBatchStrict(t *testing.T) {
 	})
 }
 
-// TestSendBatchRequestIDs: fifty callers with the same items at once, and each item is one mail.
+// TestSendBatchRequestIDs: fifty callers with the same items at once, and each item is one
+// mail.
 func TestSendBatchRequestIDs(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -365,14 +370,16 @@ func (s *service) exactlyOnce(relay *smtpxtest.Server, batch string, n int) {
 	}
 }
 
-// TestBulkSurvivesKills: the service is killed while the client's Bulk and SendAll are under way; what they did is there once.
+// TestBulkSurvivesKills: the service is killed while the client's Bulk and SendAll are under
+// way; what they did is there once.
 func TestBulkSurvivesKills(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
 		c, moved := s.reach()
 		o := func(batch string) *pb.BatchOptions {
-			// Held, because a service that begins sends what is due, and what it had begun to send when it was killed is sent again, flagged: that is another test's.
+			// Held, because a service that begins sends what is due, and what it had begun to
+			// send when it was killed is sent again, flagged: that is another test's.
 			return &pb.BatchOptions{BatchId: batch, Options: &pb.SendOptions{MailServer: "bulk", Hold: true}, Message: &pb.MailMessage{Subject: "s", Text: "Hello {{n}}"}}
 		}
 		const n = 2500
@@ -482,7 +489,8 @@ func TestBatchCounts(t *testing.T) {
 	})
 }
 
-// TestBatchControl: a batch is held, released, retried and cancelled by its id, and validate_only says how many that would be.
+// TestBatchControl: a batch is held, released, retried and cancelled by its id, and
+// validate_only says how many that would be.
 func TestBatchControl(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)

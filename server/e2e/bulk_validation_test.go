@@ -17,7 +17,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestBulkValidation: a bad request of bulk mail says everything that is wrong with it at once, by field path, and stores nothing.
+// TestBulkValidation: a bad request of bulk mail says everything that is wrong with it at once,
+// by field path, and stores nothing.
 func TestBulkValidation(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)
@@ -83,7 +84,8 @@ func TestBulkValidation(t *testing.T) {
 	}
 }
 
-// TestItemValidation: what is wrong with an item rejects it alone, in both calls, with every field; nothing of it is stored.
+// TestItemValidation: what is wrong with an item rejects it alone, in both calls, with every
+// field; nothing of it is stored.
 func TestItemValidation(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	s.addServer("good", pb.Mode_MODE_DAEMON, 1, func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxMailBytes: 200_000} })

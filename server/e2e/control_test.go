@@ -19,7 +19,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// silence is a relay that can be told to hang up after the dot, so that nobody knows what became of the mail. It keeps every body that reached it.
+// silence is a relay that can be told to hang up after the dot, so that nobody knows what
+// became of the mail. It keeps every body that reached it.
 type silence struct {
 	*smtpxtest.Server
 	mu     sync.Mutex
@@ -115,7 +116,8 @@ const (
 	resend       = pb.Resolution_RESOLUTION_RESEND
 )
 
-// TestResolve: an invoice whose outcome is unknown waits for a person, whose word is kept with its reason.
+// TestResolve: an invoice whose outcome is unknown waits for a person, whose word is kept with
+// its reason.
 func TestResolve(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
@@ -218,7 +220,8 @@ func TestResolve(t *testing.T) {
 			}
 		})
 
-		// Bulk that the batch may double is no exception for a recipient whom a person has left open.
+		// Bulk that the batch may double is no exception for a recipient whom a person has left
+		// open.
 		t.Run("one of several in php mode", func(t *testing.T) {
 			relay.set(true)
 			r := s.mustSend(one("now", pb.Kind_KIND_BULK, "Php", "a@y.example", "b@y.example", "later@y.example"))
@@ -332,7 +335,8 @@ func TestBeingSent(t *testing.T) {
 	wantState(t, s.mail(id), "SENT a=ACCEPTED")
 }
 
-// TestHoldDuringTheBatch: what comes while the batch runs goes to it in memory, and the same rules hold there.
+// TestHoldDuringTheBatch: what comes while the batch runs goes to it in memory, and the same
+// rules hold there.
 func TestHoldDuringTheBatch(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		reached, release := make(chan struct{}), make(chan struct{})
@@ -368,7 +372,8 @@ func TestHoldDuringTheBatch(t *testing.T) {
 	})
 }
 
-// TestHoldUnknown: bulk of unknown outcome is sent again, flagged, unless its mail server holds all.
+// TestHoldUnknown: bulk of unknown outcome is sent again, flagged, unless its mail server holds
+// all.
 func TestHoldUnknown(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
@@ -410,7 +415,8 @@ func TestHoldUnknown(t *testing.T) {
 	})
 }
 
-// TestHoldAndRelease: held mail is out of the batch's reach; released it goes on where it was, at its time.
+// TestHoldAndRelease: held mail is out of the batch's reach; released it goes on where it was,
+// at its time.
 func TestHoldAndRelease(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
@@ -473,7 +479,8 @@ func TestHoldAndRelease(t *testing.T) {
 		}
 		wantState(t, s.mail(first.id), "SENT b=ACCEPTED")
 
-		// The mail server's deletion holds in the same way, and it has to be back before anything is released.
+		// The mail server's deletion holds in the same way, and it has to be back before
+		// anything is released.
 		if d, err := s.admin.DeleteMailServer(timeout(t), &pb.DeleteMailServerRequest{Name: "daily", Force: true}); err != nil || d.HeldMails != 2 {
 			t.Fatalf("%v %v", d, err)
 		}

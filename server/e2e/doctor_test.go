@@ -31,7 +31,8 @@ func (s *service) dsn() string {
 	return ""
 }
 
-// invariants runs `maildispatchd doctor --full` on the service's database, which may be in use, and wants that all invariants hold.
+// invariants runs `maildispatchd doctor --full` on the service's database, which may be in use,
+// and wants that all invariants hold.
 func (s *service) invariants(t *testing.T) {
 	t.Helper()
 	invariants(t, s.dsn())
@@ -128,7 +129,8 @@ func newClinic(t *testing.T, s *service) *clinic {
 	return c
 }
 
-// TestDoctorFindsDamage: each invariant holds on a database with mail of every status, in use and at rest, and each is seen to be broken by what breaks it.
+// TestDoctorFindsDamage: each invariant holds on a database with mail of every status, in use
+// and at rest, and each is seen to be broken by what breaks it.
 func TestDoctorFindsDamage(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
@@ -153,7 +155,8 @@ func TestDoctorFindsDamage(t *testing.T) {
 			return fmt.Sprintf("insert into replica (id, name, alive_until) %svalues (%d, 'r', %s)", over, id, until)
 		}
 		id := func(status string) string { return "'" + c.ids[status] + "'" + uuid }
-		told := map[string]bool{} // by the binary, of which one look at each invariant is enough
+		// by the binary, of which one look at each invariant is enough
+		told := map[string]bool{}
 		const accepted, rejected = `{"s":"accepted","n":1}`, `{"s":"rejected","n":1}`
 		for _, d := range []struct {
 			name   string
@@ -284,7 +287,8 @@ func backup(t *testing.T, db *sql.DB, isSQLite bool) (put func()) {
 	}
 }
 
-// TestDoctorAdvises: what a person should look at is named, each with commands that the service takes.
+// TestDoctorAdvises: what a person should look at is named, each with commands that the service
+// takes.
 func TestDoctorAdvises(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
@@ -345,7 +349,8 @@ func TestDoctorAdvises(t *testing.T) {
 	})
 }
 
-// TestDoctorOfADeadService: a service that died leaves mail that its next start takes over; doctor says so and breaks nothing over it.
+// TestDoctorOfADeadService: a service that died leaves mail that its next start takes over;
+// doctor says so and breaks nothing over it.
 func TestDoctorOfADeadService(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {

@@ -17,15 +17,17 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// TestFakeAnswersAlike: package clienttest, by which users test their programs, answers the calls of bulk mail as the service does: the same states, counts,
-// reasons, positions and fields. Times, ids, sizes and words are each one's own.
+// TestFakeAnswersAlike: package clienttest, by which users test their programs, answers the
+// calls of bulk mail as the service does: the same states, counts, reasons, positions and
+// fields. Times, ids, sizes and words are each one's own.
 func TestFakeAnswersAlike(t *testing.T) {
 	fake := clienttest.New(t)
 	fake.Answer("nobody@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_REJECTED, SmtpCode: 550, EnhancedCode: "5.1.1", Detail: "no such user"})
 	fake.Answer("later@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_DEFERRED, SmtpCode: 451, EnhancedCode: "4.7.1", Detail: "greylisted"})
 	fake.Answer("silent@y.example", clienttest.NoReply)
 	told := &transcript{t: t, c: fake.Client(t, client.Options{})}
-	if _, err := told.c.DeleteMailServer(t.Context(), &pb.DeleteMailServerRequest{Name: "test"}); err != nil { // the service begins without one
+	if _, err := told.c.DeleteMailServer(t.Context(), &pb.DeleteMailServerRequest{Name: "test"}); err != nil {
+		// the service begins without one
 		t.Fatal(err)
 	}
 	told.story(2525)
@@ -87,7 +89,8 @@ func (x *transcript) say(what string, m proto.Message, err error) {
 	x.lines = append(x.lines, what+": "+string(b))
 }
 
-// own puts "set" in the place of what nobody promises to be the same, and sorts what comes in any order.
+// own puts "set" in the place of what nobody promises to be the same, and sorts what comes in
+// any order.
 func own(key string, v any) any {
 	switch v := v.(type) {
 	case map[string]any:

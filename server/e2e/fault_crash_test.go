@@ -16,8 +16,9 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// TestKillDuringABatch (F1): kill -9 at random commands of a batch, restart each time. Nothing is lost, nothing is doubled in silence, at most one mail a
-// connection is in doubt, and what was claimed goes on.
+// TestKillDuringABatch (F1): kill -9 at random commands of a batch, restart each time. Nothing
+// is lost, nothing is doubled in silence, at most one mail a connection is in doubt, and what
+// was claimed goes on.
 func TestKillDuringABatch(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
@@ -48,7 +49,8 @@ func TestKillDuringABatch(t *testing.T) {
 			takeover = time.Since(begin)
 			return n == 0
 		})
-		s.drained("bulk", time.Duration(scaled(3, 20))*time.Minute) // those that two or three died of wait for 1.5 or 15 minutes
+		// those that two or three died of wait for 1.5 or 15 minutes
+		s.drained("bulk", time.Duration(scaled(3, 20))*time.Minute)
 		a := w.account(s, ids)
 		t.Logf("F1 %s worst_restart=%v takeover=%v mails=%d kills=%d", a, worst.Round(time.Millisecond), takeover.Round(time.Millisecond), mails, kills)
 		if a.flagged > flight*kills || a.doubled > flight*kills || a.mostPerConnection > 1 || a.quarantined > 0 {
@@ -60,8 +62,8 @@ func TestKillDuringABatch(t *testing.T) {
 	})
 }
 
-// TestKillDuringSubmits (F2): kill -9 while callers submit and repeat what was not acknowledged with the same request_id. Every acknowledged id is there, one
-// mail a key, none half-written.
+// TestKillDuringSubmits (F2): kill -9 while callers submit and repeat what was not acknowledged
+// with the same request_id. Every acknowledged id is there, one mail a key, none half-written.
 func TestKillDuringSubmits(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {

@@ -18,7 +18,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestDatabaseRestarts (F11): PostgreSQL is restarted during a batch. The process lives, calls hear UNAVAILABLE meanwhile, and the batch goes on.
+// TestDatabaseRestarts (F11): PostgreSQL is restarted during a batch. The process lives, calls
+// hear UNAVAILABLE meanwhile, and the batch goes on.
 func TestDatabaseRestarts(t *testing.T) {
 	t.Parallel()
 	mails := scaled(600, 5000)
@@ -28,7 +29,8 @@ func TestDatabaseRestarts(t *testing.T) {
 	}
 	s := start(t, c.DSN(), "--batch-interval=1s")
 	w := newWitness(t, 20*time.Millisecond, nil)
-	s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 8} }) // few: none of them may be lost
+	// few: none of them may be lost
+	s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 8} })
 	first := w.after(1)
 	ids := s.queue("bulk", mails)
 	await(t, "the batch begins", first)
@@ -49,7 +51,8 @@ func TestDatabaseRestarts(t *testing.T) {
 		back := time.Now()
 		eventually(t, 30*time.Second, "the batch goes on", func() bool { return len(w.Mails()) > before })
 		worst = max(worst, time.Since(back))
-		// The key of the refused call is still free, or found: it is not known whether it was written.
+		// The key of the refused call is still free, or found: it is not known whether it was
+		// written.
 		out := s.mustSend(&pb.SendRequest{RequestId: fmt.Sprint("while away ", i), Options: &pb.SendOptions{MailServer: "bulk"}, Message: message("u@y.example")})
 		ids = append(ids, out.id)
 	}
@@ -62,8 +65,9 @@ func TestDatabaseRestarts(t *testing.T) {
 	s.invariants(t)
 }
 
-// TestAnswersAreLost (F12): the connection to PostgreSQL breaks after a statement was done and before its answer is heard. Nothing is inserted twice, no mail
-// changes its state twice, no acknowledged id is missing.
+// TestAnswersAreLost (F12): the connection to PostgreSQL breaks after a statement was done and
+// before its answer is heard. Nothing is inserted twice, no mail changes its state twice, no
+// acknowledged id is missing.
 func TestAnswersAreLost(t *testing.T) {
 	t.Parallel()
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
@@ -72,8 +76,9 @@ func TestAnswersAreLost(t *testing.T) {
 	s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), flightLimit)
 	var cut atomic.Int64
 	lose := func(answer bool, b []byte) bool {
-		drop := int64(scaled(30, 10))                // of a thousand
-		if bytes.Contains(b, []byte("COMMIT\x00")) { // what most depends on, and one answer in many
+		drop := int64(scaled(30, 10)) // of a thousand
+		if bytes.Contains(b, []byte("COMMIT\x00")) {
+			// what most depends on, and one answer in many
 			drop *= 10
 		}
 		if !answer || rand.N(int64(1000)) >= drop {
@@ -120,8 +125,9 @@ func TestAnswersAreLost(t *testing.T) {
 	s.invariants(t)
 }
 
-// TestDatabaseAwayAfterThe250 (F13): the database cannot be reached from the moment of the relay's 250 on. What came within the lease is recorded as it was;
-// after it the mail is flagged if it goes again. The caller of an invoice hears the truth when it can be recorded.
+// TestDatabaseAwayAfterThe250 (F13): the database cannot be reached from the moment of the
+// relay's 250 on. What came within the lease is recorded as it was; after it the mail is
+// flagged if it goes again. The caller of an invoice hears the truth when it can be recorded.
 func TestDatabaseAwayAfterThe250(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

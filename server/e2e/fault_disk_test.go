@@ -74,7 +74,8 @@ func fill(t *testing.T, dir string) (free func()) {
 	}
 }
 
-// disks runs f with the service on a small disk, which is where SQLite's files are, and PostgreSQL's tables.
+// disks runs f with the service on a small disk, which is where SQLite's files are, and
+// PostgreSQL's tables.
 func disks(t *testing.T, f func(t *testing.T, s *service, disk string)) {
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
@@ -104,8 +105,9 @@ func disks(t *testing.T, f func(t *testing.T, s *service, disk string)) {
 	})
 }
 
-// TestDiskFull (F14): while the disk is full nothing is acknowledged that is not kept, callers hear RESOURCE_EXHAUSTED, no dot leaves without its mark, and all
-// goes on without a restart when there is space again.
+// TestDiskFull (F14): while the disk is full nothing is acknowledged that is not kept, callers
+// hear RESOURCE_EXHAUSTED, no dot leaves without its mark, and all goes on without a restart
+// when there is space again.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	disks(t, func(t *testing.T, s *service, disk string) {
@@ -114,7 +116,8 @@ func TestDiskFull(t *testing.T) {
 		ids := s.queue("bulk", 300)
 		free := fill(t, disk)
 		big := &pb.MailMessage{To: []string{"u@y.example"}, Subject: "big", Text: strings.Repeat("a line of text that takes some space\n", 1500)}
-		// Space that the database had kept may still take some; the same request_id is asked with again when there is space.
+		// Space that the database had kept may still take some; the same request_id is asked
+		// with again when there is space.
 		refused, row := []string{}, 0
 		for i := 0; row < 20; i++ {
 			r := &pb.SendRequest{RequestId: fmt.Sprint("full ", i), Options: &pb.SendOptions{MailServer: "bulk"}, Message: big}
@@ -169,7 +172,8 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
-// TestSQLiteOnAReadOnlyDisk: serve ends with one line; doctor looks, or says in one line why it cannot.
+// TestSQLiteOnAReadOnlyDisk: serve ends with one line; doctor looks, or says in one line why it
+// cannot.
 func TestSQLiteOnAReadOnlyDisk(t *testing.T) {
 	t.Parallel()
 	disk := smallDisk(t, 8)
@@ -184,13 +188,15 @@ func TestSQLiteOnAReadOnlyDisk(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	onlyLine(t, run(t, nil, "serve", "--listen=127.0.0.1:0", "--key-file="+key, "--database="+dsn), "database", "read-only")
-	// SQLite can read it if the files of the log were left there by a reader that went last, which is not for us to say.
+	// SQLite can read it if the files of the log were left there by a reader that went last,
+	// which is not for us to say.
 	if r := run(t, nil, "doctor", "--database="+dsn); r.code != 0 || !strings.Contains(r.stdout, "every mail is in exactly one journal") {
 		onlyLine(t, r, "database")
 	}
 }
 
-// platter is a disk that can be cut from its power: a file system in a file, of which a copy has what had reached the disk, and nothing that was only written.
+// platter is a disk that can be cut from its power: a file system in a file, of which a copy
+// has what had reached the disk, and nothing that was only written.
 type platter struct {
 	t          *testing.T
 	image, dir string
@@ -208,7 +214,8 @@ func newPlatter(t *testing.T, size string) *platter {
 	p := &platter{t, filepath.Join(t.TempDir(), "image"), mountPoint(t)}
 	command(t, "truncate", "-s", size, p.image)
 	command(t, "mkfs.ext4", "-q", p.image)
-	command(t, "mount", "-o", "loop,commit=300", p.image, p.dir) // nothing is written back by itself for so long
+	// nothing is written back by itself for so long
+	command(t, "mount", "-o", "loop,commit=300", p.image, p.dir)
 	if err := os.Chmod(p.dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +241,8 @@ func (p *platter) cut() {
 	}
 }
 
-// TestPowerCut (F15): the power goes while mail is taken and sent. Every acknowledged mail survives, and what may have arrived is known to.
+// TestPowerCut (F15): the power goes while mail is taken and sent. Every acknowledged mail
+// survives, and what may have arrived is known to.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	cuts := scaled(3, 20)

@@ -16,8 +16,9 @@ import (
 // peakKB is the most memory that the process has had resident since it started.
 func (s *service) peakKB() int { return s.procStatus("VmHWM:") }
 
-// TestLargeMailsAtOnce (F23): sixteen mails as large as they may be, at once, in both modes, by a process told to keep to 512 MiB: it stays below 600 (scaled: 400), takes what
-// it can, and tells the others to come again, which they do.
+// TestLargeMailsAtOnce (F23): sixteen mails as large as they may be, at once, in both modes, by
+// a process told to keep to 512 MiB: it stays below 600 (scaled: 400), takes what it can, and
+// tells the others to come again, which they do.
 func TestLargeMailsAtOnce(t *testing.T) {
 	t.Setenv("GOMEMLIMIT", "512MiB") // of the service: this process has read its own
 	const callers = 16

@@ -32,8 +32,9 @@ func (s *service) fill(o *pb.SendOptions, n int) {
 	}
 }
 
-// TestDeadBesideHealthy (F21): a mail server that takes connections and says nothing, with a large backlog, is asked rarely by all replicas together,
-// costs no mail an attempt, and slows nobody.
+// TestDeadBesideHealthy (F21): a mail server that takes connections and says nothing, with a
+// large backlog, is asked rarely by all replicas together, costs no mail an attempt, and slows
+// nobody.
 func TestDeadBesideHealthy(t *testing.T) {
 	t.Parallel()
 	dsn := storetest.PostgresDSN(t)
@@ -45,7 +46,8 @@ func TestDeadBesideHealthy(t *testing.T) {
 	backlog := scaled(500, 5000)
 	backlogged := &pb.MailFilter{MailServer: "dead"}
 	rs[0].fill(&pb.SendOptions{MailServer: "dead", Hold: true}, backlog)
-	// By turns, with the backlog held and let go, so that a machine that grows slower meanwhile does not decide.
+	// By turns, with the backlog held and let go, so that a machine that grows slower meanwhile
+	// does not decide.
 	rounds, mails := scaled(4, 10), scaled(25, 50)
 	var base, beside []time.Duration
 	var began time.Time
@@ -58,7 +60,8 @@ func TestDeadBesideHealthy(t *testing.T) {
 			began = time.Now()
 		}
 		beside = append(beside, rs[0].sendMany("healthy", mails, 4)...)
-		if _, err := rs[0].dispatch.HoldMails(timeout(t), &pb.HoldMailsRequest{Filter: backlogged}); err != nil { // but for those that are being tried
+		if _, err := rs[0].dispatch.HoldMails(timeout(t), &pb.HoldMailsRequest{Filter: backlogged}); err != nil {
+			// but for those that are being tried
 			t.Fatal(err)
 		}
 	}
@@ -83,7 +86,8 @@ func TestDeadBesideHealthy(t *testing.T) {
 		}
 		return !trying
 	})
-	// Asked at 0 s by either replica at most, then after 1, 5, 30 s and 1, 2 and 4 minutes by one of them; each try lasts 2 s.
+	// Asked at 0 s by either replica at most, then after 1, 5, 30 s and 1, 2 and 4 minutes by
+	// one of them; each try lasts 2 s.
 	most := scaled(5, 10)
 	if conns > most || conns == 0 {
 		t.Errorf("%d connections in %v, at most %d expected", conns, window, most)
@@ -92,7 +96,8 @@ func TestDeadBesideHealthy(t *testing.T) {
 		t.Errorf("%d attempts burned, %d of %d wait", attempts, waiting, backlog)
 	}
 	p0, p1 := percentile(base, 95), percentile(beside, 95)
-	if p1 > p0*3/2+time.Duration(scaled(50, 20))*time.Millisecond { // the constant is the noise of a machine that is shared
+	if p1 > p0*3/2+time.Duration(scaled(50, 20))*time.Millisecond {
+		// the constant is the noise of a machine that is shared
 		t.Errorf("the healthy mail server's p95 is %v, was %v", p1, p0)
 	}
 	rs[1].invariants(t)
@@ -100,7 +105,8 @@ func TestDeadBesideHealthy(t *testing.T) {
 		p1.Round(time.Microsecond), p0.Round(time.Microsecond))
 }
 
-// TestRampAfterOutage (F22): a mail server that comes back is met with one connection, then two, four and so on, however much waits for it.
+// TestRampAfterOutage (F22): a mail server that comes back is met with one connection, then
+// two, four and so on, however much waits for it.
 func TestRampAfterOutage(t *testing.T) {
 	t.Parallel()
 	s := start(t, storetest.PostgresDSN(t), "--batch-interval=1s")
@@ -154,8 +160,9 @@ func TestRampAfterOutage(t *testing.T) {
 	t.Logf("F22 mails=%d took=%v most_conns=%d too_early=%d peaks_by_3s=%v", mails, time.Since(healed).Round(time.Millisecond), most, early, peaks)
 }
 
-// TestLanes: while a throttled mail server works through a backlog of bulk, an urgent daemon-mode mail leaves with the next pass, php mode waits for nothing,
-// and teams share what there is.
+// TestLanes: while a throttled mail server works through a backlog of bulk, an urgent
+// daemon-mode mail leaves with the next pass, php mode waits for nothing, and teams share what
+// there is.
 func TestLanes(t *testing.T) {
 	inTurn(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Delay: 20 * time.Millisecond}).Start(t)
@@ -163,7 +170,8 @@ func TestLanes(t *testing.T) {
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 2} })
 		bulk := scaled(1000, 10000)
 		baseline := percentile(s.sendMany("now", 20, 1), 95)
-		// One team is first and has most; the php-mode server has a backlog of its own that the batch sends.
+		// One team is first and has most; the php-mode server has a backlog of its own that the
+		// batch sends.
 		s.fill(&pb.SendOptions{MailServer: "shared", Team: "early"}, bulk*8/10)
 		s.fill(&pb.SendOptions{MailServer: "shared", Team: "middle"}, bulk/10)
 		s.fill(&pb.SendOptions{MailServer: "shared", Team: "last"}, bulk/10)
@@ -206,7 +214,8 @@ func TestLanes(t *testing.T) {
 		if urgent > 5*time.Second {
 			t.Errorf("urgent mails took %v", urgent)
 		}
-		// Its own backlog may hold the connection for the exchange that is under way; what else waits is not in front of it.
+		// Its own backlog may hold the connection for the exchange that is under way; what else
+		// waits is not in front of it.
 		if php > 3*baseline+200*time.Millisecond {
 			t.Errorf("php mode's p95 is %v, was %v", php, baseline)
 		}

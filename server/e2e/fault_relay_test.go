@@ -55,7 +55,8 @@ func percentile(ds []time.Duration, p int) time.Duration {
 	return s[min(len(s)-1, len(s)*p/100)]
 }
 
-// sendMany sends n php-mode mails with so many callers and returns how long each took. A mail that is not sent fails the test.
+// sendMany sends n php-mode mails with so many callers and returns how long each took. A mail
+// that is not sent fails the test.
 func (s *service) sendMany(server string, n, callers int) []time.Duration {
 	s.t.Helper()
 	took := make([]time.Duration, n)
@@ -77,8 +78,9 @@ func (s *service) sendMany(server string, n, callers int) []time.Duration {
 	return took
 }
 
-// TestHostileReplies (F6): replies that never end, in time or in length, on 64 connections at once, are cut at their deadline or their limit, cost little
-// memory, and leave a healthy mail server alone.
+// TestHostileReplies (F6): replies that never end, in time or in length, on 64 connections at
+// once, are cut at their deadline or their limit, cost little memory, and leave a healthy mail
+// server alone.
 func TestHostileReplies(t *testing.T) {
 	const callers = 64
 	s := start(t, storetest.SQLiteDSN(t))
@@ -89,7 +91,8 @@ func TestHostileReplies(t *testing.T) {
 			m.Limits, m.Smtp.Timeout = &pb.Limits{MaxConnections: callers}, &durationpb.Duration{Seconds: seconds}
 		}
 	}
-	// The measure is a relay that behaves, with as many callers on as many connections: what is left is the hostility.
+	// The measure is a relay that behaves, with as many callers on as many connections: what is
+	// left is the hostility.
 	s.addServer("busy", pb.Mode_MODE_PHP, (&smtpxtest.Server{}).Start(t).Port(), within(20))
 	var busy sync.WaitGroup
 	busy.Go(func() { s.sendMany("busy", 4*callers, callers) })
@@ -141,7 +144,8 @@ func TestHostileReplies(t *testing.T) {
 			p95 := percentile(s.sendMany("healthy", 200, 4), 95)
 			wg.Wait()
 			grown := s.residentKB() - before
-			// The race detector and a busy machine make everything slower; a reply that is not cut takes for ever.
+			// The race detector and a busy machine make everything slower; a reply that is not
+			// cut takes for ever.
 			if l := time.Duration(longest.Load()); l > c.limit+10*time.Second {
 				t.Errorf("cut after %v", l)
 			}

@@ -14,7 +14,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// journals reads every mail of both journals by id. One that moves meanwhile is seen where it went.
+// journals reads every mail of both journals by id. One that moves meanwhile is seen where it
+// went.
 func (s *service) journals() map[string]*pb.Mail {
 	s.t.Helper()
 	all := map[string]*pb.Mail{}
@@ -58,8 +59,9 @@ func idOf(raw string) string {
 	return id
 }
 
-// TestFrozenReplica (F16): a replica that is frozen in the middle of its work, taken for dead and thawed writes nothing over what the other has done
-// meanwhile; what both sent is flagged, and only mails whose dot had left before are sent twice.
+// TestFrozenReplica (F16): a replica that is frozen in the middle of its work, taken for dead
+// and thawed writes nothing over what the other has done meanwhile; what both sent is flagged,
+// and only mails whose dot had left before are sent twice.
 func TestFrozenReplica(t *testing.T) {
 	t.Parallel()
 	dsn := storetest.PostgresDSN(t)
@@ -87,7 +89,8 @@ func TestFrozenReplica(t *testing.T) {
 		}
 		if c.Verb == stopAt.verb {
 			if stopAt.nth--; stopAt.nth == 0 {
-				_ = frozen.cmd.Process.Signal(syscall.SIGSTOP) // if it did not come, no other takes over
+				// if it did not come, no other takes over
+				_ = frozen.cmd.Process.Signal(syscall.SIGSTOP)
 				close(stopAt.c)
 			}
 		}
@@ -95,16 +98,19 @@ func TestFrozenReplica(t *testing.T) {
 	}}).Start(t)
 	frozen.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
 	rounds, mails := scaled(1, 30), scaled(400, 600)
-	stop := time.Duration(scaled(0, 95)) * time.Second // at full size three leases; else until the other has taken over
+	// at full size three leases; else until the other has taken over
+	stop := time.Duration(scaled(0, 95)) * time.Second
 	stale, unflagged, flagged, late, lost, doubled := 0, 0, 0, 0, 0, 0
 	for round := range rounds {
 		ids := other.queue("bulk", mails)
-		// At a random point in the middle of the work, which is often a dot that has no answer yet.
+		// At a random point in the middle of the work, which is often a dot that has no answer
+		// yet.
 		stopped := make(chan struct{})
 		mu.Lock()
 		stopAt.verb, stopAt.nth, stopAt.c = []string{"MAIL", "RCPT", "DATA", "DOT", "DOT", "DOT"}[rand.IntN(6)], 1+rand.IntN(30), stopped
 		mu.Unlock()
-		go func() { _, _ = frozen.admin.RunBatch(timeout(t), &pb.RunBatchRequest{}) }() // it may be frozen before it answers
+		// it may be frozen before it answers
+		go func() { _, _ = frozen.admin.RunBatch(timeout(t), &pb.RunBatchRequest{}) }()
 		select {
 		case <-stopped:
 		case <-timeout(t).Done():
@@ -114,9 +120,11 @@ func TestFrozenReplica(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		thaw := sync.OnceFunc(func() { _ = frozen.cmd.Process.Signal(syscall.SIGCONT) }) // also when the test ends early, else it could not be stopped
+		// also when the test ends early, else it could not be stopped
+		thaw := sync.OnceFunc(func() { _ = frozen.cmd.Process.Signal(syscall.SIGCONT) })
 		t.Cleanup(thaw)
-		// The frozen one's lease runs out and the other takes over: nothing belongs to anybody any more.
+		// The frozen one's lease runs out and the other takes over: nothing belongs to anybody
+		// any more.
 		eventually(t, stop+75*time.Second, "the other has taken over", func() bool {
 			if time.Since(began) < stop {
 				return false
@@ -189,7 +197,8 @@ func TestFrozenReplica(t *testing.T) {
 	t.Logf("F16 freezes=%d stale_writes=%d unflagged=%d flagged=%d doubled=%d dots_after_thaw=%d lost=%d", rounds, stale, unflagged, flagged, doubled, late, lost)
 }
 
-// TestReplicasShare (F17): two and four replicas share one backlog: none is doubled, each does its part, they do not stand in each other's way.
+// TestReplicasShare (F17): two and four replicas share one backlog: none is doubled, each does
+// its part, they do not stand in each other's way.
 func TestReplicasShare(t *testing.T) {
 	mails := scaled(2000, 20000)
 	single := 0.0

@@ -18,8 +18,9 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestStopDuringABatch (F19): SIGTERM with every connection in DATA and a backlog. Nothing new is claimed, what has begun finishes or is cut before its dot, the
-// leases are given back, and the next process goes on at once. Nothing is lost and nothing is doubled.
+// TestStopDuringABatch (F19): SIGTERM with every connection in DATA and a backlog. Nothing new
+// is claimed, what has begun finishes or is cut before its dot, the leases are given back, and
+// the next process goes on at once. Nothing is lost and nothing is doubled.
 func TestStopDuringABatch(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
@@ -100,7 +101,8 @@ func TestStopDuringABatch(t *testing.T) {
 		a := w.account(s, ids)
 		t.Logf("F19 %s exit_after=%v last_new_mail_after=%v owned=%d sent_before=%d takeover=%v mails=%d", a, took.Round(time.Millisecond), claimed.Round(time.Millisecond), owned, sent,
 			takeover.Round(time.Millisecond), mails)
-		// A mail whose MAIL left together with the dot before it was claimed long before the signal.
+		// A mail whose MAIL left together with the dot before it was claimed long before the
+		// signal.
 		if a.doubled+a.flagged > 0 || owned > 0 || took > 30*time.Second || sent-atStop > 2*flight {
 			t.Errorf("%+v, %d still owned, exit after %v, %d mails left after the signal", a, owned, took, sent-atStop)
 		}
@@ -108,7 +110,8 @@ func TestStopDuringABatch(t *testing.T) {
 	})
 }
 
-// TestSQLiteLockedByAWriter: another program holds the write lock of the database. Nothing is acknowledged meanwhile, and all goes on when it lets go.
+// TestSQLiteLockedByAWriter: another program holds the write lock of the database. Nothing is
+// acknowledged meanwhile, and all goes on when it lets go.
 func TestSQLiteLockedByAWriter(t *testing.T) {
 	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t), "--batch-interval=200ms")
@@ -130,11 +133,13 @@ func TestSQLiteLockedByAWriter(t *testing.T) {
 	select {
 	case a := <-answered:
 		t.Fatalf("acknowledged while nothing can be written: %+v", a)
-	case <-time.After(time.Duration(scaled(3, 12)) * time.Second): // the fault's length; the service waits for 10 s each time
+	case <-time.After(time.Duration(scaled(3, 12)) * time.Second):
+		// the fault's length; the service waits for 10 s each time
 	}
 	mustExec(t, db, "commit")
 	a := <-answered
-	if status.Code(a.err) == codes.Unavailable { // as far as the caller may know it: it asks again
+	if status.Code(a.err) == codes.Unavailable {
+		// as far as the caller may know it: it asks again
 		a.id, a.err = s.mustSend(r).id, nil
 	}
 	if a.err != nil {
@@ -145,7 +150,8 @@ func TestSQLiteLockedByAWriter(t *testing.T) {
 	s.invariants(t)
 }
 
-// TestSQLiteIsCopiedLive: a copy that another program makes while mail is taken and sent opens, is whole, and has everything that was acknowledged before.
+// TestSQLiteIsCopiedLive: a copy that another program makes while mail is taken and sent opens,
+// is whole, and has everything that was acknowledged before.
 func TestSQLiteIsCopiedLive(t *testing.T) {
 	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t), "--batch-interval=0")
@@ -158,7 +164,8 @@ func TestSQLiteIsCopiedLive(t *testing.T) {
 	vacuumed, copied := filepath.Join(dir, "vacuumed.db"), filepath.Join(dir, "copied.db")
 	db := openDB(t, s.dsn())
 	mustExec(t, db, "vacuum into ?", vacuumed)
-	// Files are copied under a read transaction, which keeps the log from being reset while the database file is read.
+	// Files are copied under a read transaction, which keeps the log from being reset while the
+	// database file is read.
 	mustExec(t, db, "begin")
 	var n int
 	if err := db.QueryRow("select count(*) from mail").Scan(&n); err != nil {

@@ -14,8 +14,9 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestHungAndCancelledStreams (F24): after many sends at which the relay hung, and many that their callers cancelled at any moment, the process holds no more
-// descriptors and threads than before. (Goroutines are counted in the engine's TestHungAndCancelled.)
+// TestHungAndCancelledStreams (F24): after many sends at which the relay hung, and many that
+// their callers cancelled at any moment, the process holds no more descriptors and threads than
+// before. (Goroutines are counted in the engine's TestHungAndCancelled.)
 func TestHungAndCancelledStreams(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	var hung atomic.Int32
@@ -75,9 +76,10 @@ func TestHungAndCancelledStreams(t *testing.T) {
 	t.Logf("F24 sends=%d hung=%d cancelled=%d descriptors=%d->%d threads=%d->%d mails=%d", 2*n, hung.Load(), cancelled.Load(), fds, s.descriptors(), threads, s.threads(), len(all))
 }
 
-// TestCallerGoesAwayAtEachEvent (F25): a caller of a php-mode mail to 250 recipients, three transactions, goes away after the k-th event of the stream, by
-// cancelling or by breaking the connection. Before the first dot that ends the mail; after it the mail goes on to everybody. The journal says of every recipient
-// what the relay has seen, and the mail is in one journal.
+// TestCallerGoesAwayAtEachEvent (F25): a caller of a php-mode mail to 250 recipients, three
+// transactions, goes away after the k-th event of the stream, by cancelling or by breaking the
+// connection. Before the first dot that ends the mail; after it the mail goes on to everybody.
+// The journal says of every recipient what the relay has seen, and the mail is in one journal.
 func TestCallerGoesAwayAtEachEvent(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Delay: 10 * time.Millisecond}).Start(t)
@@ -93,7 +95,8 @@ func TestCallerGoesAwayAtEachEvent(t *testing.T) {
 			id     string
 		}
 		var cases []*call
-		// accepted, attempt, 250 recipients, completed: 253 events. What comes after the last event of a transaction matters most.
+		// accepted, attempt, 250 recipients, completed: 253 events. What comes after the last
+		// event of a transaction matters most.
 		for _, after := range []int{1, 2, 3, 50, 101, 102, 103, 150, 201, 202, 203, 250, 252, 253} {
 			for range scaled(1, 20) {
 				cases = append(cases, &call{after: after}, &call{after: after, broken: true})

@@ -17,8 +17,9 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// The fault tests (F-numbers, README.md beside this file) print their figures in one line each and end with the invariants. In an ordinary run they are scaled
-// down; MAILDISPATCH_TEST_FULL=1 runs them at full size.
+// The fault tests (F-numbers, README.md beside this file) print their figures in one line each
+// and end with the invariants. In an ordinary run they are scaled down;
+// MAILDISPATCH_TEST_FULL=1 runs them at full size.
 
 // scaled is the size of a fault test.
 func scaled(ordinary, full int) int {
@@ -33,7 +34,8 @@ const flight = 16
 
 func flightLimit(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: flight} }
 
-// witness is a relay that remembers every mail that it accepted before it says so, and counts commands to trip a fault at one of them.
+// witness is a relay that remembers every mail that it accepted before it says so, and counts
+// commands to trip a fault at one of them.
 type witness struct {
 	*smtpxtest.Server
 	commands atomic.Int64
@@ -98,13 +100,15 @@ type account struct {
 	mostPerConnection int // mails of one connection that were accepted again on a later one
 }
 
-// account compares. Every id has to be sent and in the relay's memory, all copies of it with the same bytes, and flagged if there are several.
+// account compares. Every id has to be sent and in the relay's memory, all copies of it with
+// the same bytes, and flagged if there are several.
 func (w *witness) account(s *service, ids []string) account {
 	s.t.Helper()
 	return w.accountOf(s, ids, false)
 }
 
-// accountOf also takes mail that was kept and sent though nobody heard of it, where callers were cut off.
+// accountOf also takes mail that was kept and sent though nobody heard of it, where callers
+// were cut off.
 func (w *witness) accountOf(s *service, ids []string, cutOff bool) account {
 	s.t.Helper()
 	copies := map[string][]smtpxtest.Mail{}
@@ -163,7 +167,8 @@ func (a account) String() string {
 	return fmt.Sprintf("lost=%d unflagged=%d flagged=%d doubled=%d quarantined=%d", a.lost, a.unflagged, a.flagged, a.doubled, a.quarantined)
 }
 
-// drained polls until nothing of the mail server waits to be sent, making due at once what waits for another try.
+// drained polls until nothing of the mail server waits to be sent, making due at once what
+// waits for another try.
 func (s *service) drained(server string, within time.Duration) {
 	s.t.Helper()
 	open := []pb.MailStatus{pb.MailStatus_MAIL_STATUS_QUEUED, pb.MailStatus_MAIL_STATUS_SENDING, pb.MailStatus_MAIL_STATUS_DEFERRED, pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT}
@@ -194,10 +199,12 @@ func intact(t *testing.T, dsn string) {
 	}
 }
 
-// leaseOver lets the lease of every replica run out, as 30 seconds would. Nothing else is changed.
+// leaseOver lets the lease of every replica run out, as 30 seconds would. Nothing else is
+// changed.
 func leaseOver(t *testing.T, db *sql.DB, dsn string) {
 	t.Helper()
-	if !strings.HasPrefix(dsn, "sqlite:") { // there a new process means that the last one is dead
+	if !strings.HasPrefix(dsn, "sqlite:") {
+		// there a new process means that the last one is dead
 		mustExec(t, db, "update replica set alive_until = now() - interval '1 second' where alive_until > now()")
 	}
 }
@@ -205,8 +212,8 @@ func leaseOver(t *testing.T, db *sql.DB, dsn string) {
 // about is a random number around n.
 func about(n int) int { return n/2 + rand.N(n) }
 
-// TestFaultTable: every test that the table of fault tests names is in the package that it names
-// before the test. No package is this one, and a package holds up to the next semicolon.
+// TestFaultTable: every test that the table of fault tests names is in the package that it
+// names before the test. No package is this one, and a package holds up to the next semicolon.
 func TestFaultTable(t *testing.T) {
 	table, err := os.ReadFile("README.md")
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// TestAcceptedDuringTheBatch: mail that comes while the batch runs leaves once, and a pass that is waited for ends although more keeps coming.
+// TestAcceptedDuringTheBatch: mail that comes while the batch runs leaves once, and a pass that
+// is waited for ends although more keeps coming.
 func TestAcceptedDuringTheBatch(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)

@@ -31,8 +31,8 @@ func (s *service) isServing(name string) bool {
 	return r.Status == healthpb.HealthCheckResponse_SERVING
 }
 
-// trySend sends one daemon-mode mail and says whether it was accepted. Any error but that the database
-// is unavailable ends the test.
+// trySend sends one daemon-mode mail and says whether it was accepted. Any error but that the
+// database is unavailable ends the test.
 func (s *service) trySend() bool {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -44,7 +44,8 @@ func (s *service) trySend() bool {
 	return err == nil
 }
 
-// withoutWrites checks what a service says whose database takes no writes, and that it recovers.
+// withoutWrites checks what a service says whose database takes no writes, and that it
+// recovers.
 func (s *service) withoutWrites(off, on func()) {
 	s.t.Helper()
 	eventually(s.t, 20*time.Second, "health is SERVING", func() bool { return s.isServing("") })

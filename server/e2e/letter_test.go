@@ -14,7 +14,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// letter is a mail as its reader sees it, read with the standard library, which has no part in composing.
+// letter is a mail as its reader sees it, read with the standard library, which has no part in
+// composing.
 type letter struct {
 	header     netmail.Header
 	subject    string
@@ -70,7 +71,8 @@ func (l *letter) part(t *testing.T, field func(string) string, body io.Reader) {
 	case name != "":
 		l.files[name] = string(b)
 	case mediaType == "text/html":
-		l.html = strings.TrimSuffix(string(b), "\r\n") // the line end that every text of a mail has
+		// the line end that every text of a mail has
+		l.html = strings.TrimSuffix(string(b), "\r\n")
 	default:
 		l.text = strings.TrimSuffix(string(b), "\r\n")
 	}

@@ -21,7 +21,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestCommands: what is asked for goes to stdout with code 0, what is wrong is one line on stderr with code 2.
+// TestCommands: what is asked for goes to stdout with code 0, what is wrong is one line on
+// stderr with code 2.
 func TestCommands(t *testing.T) {
 	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"serve", "-h"}, {"check-config", "--help"}, {"migrate", "-h"}, {"doctor", "-h"}, {"adopt", "-h"}, {"health", "-h"}} {
 		if r := run(t, nil, args...); r.code != 0 || r.stderr != "" || !strings.Contains(r.stdout, "  ") {
@@ -53,7 +54,8 @@ func TestCommands(t *testing.T) {
 	onlyLine(t, run(t, nil, "key", "create", path), path, "exists") // it is never overwritten
 }
 
-// TestCheckConfig: a good configuration is printed, a bad one is one line. Neither makes a file or needs the database.
+// TestCheckConfig: a good configuration is printed, a bad one is one line. Neither makes a file
+// or needs the database.
 func TestCheckConfig(t *testing.T) {
 	cert, key := certificateFiles(t)
 	good := []string{"check-config", "--database=postgres://app:" + secret + "@db.invalid/mail?sslmode=disable", "--tls-cert=" + cert, "--tls-key=" + key}
@@ -129,18 +131,21 @@ func TestHealthCommand(t *testing.T) {
 	}
 }
 
-// TestStopWhileARelayHangs: SIGTERM ends the service within its grace although a relay says nothing more; the caller hears it, and the mail is not lost.
+// TestStopWhileARelayHangs: SIGTERM ends the service within its grace although a relay says
+// nothing more; the caller hears it, and the mail is not lost.
 func TestStopWhileARelayHangs(t *testing.T) {
 	const (
 		grace = 2 * time.Second
-		slack = 2 * time.Second // the race detector holds up every exit by one, a busy machine by some more
+		// the race detector holds up every exit by one, a busy machine by some more
+		slack = 2 * time.Second
 		back  = pb.MailStatus_MAIL_STATUS_QUEUED
 	)
 	for verb, c := range map[string]struct {
 		heard, becomes pb.MailStatus
 		arrived        int
 	}{
-		// Before the dot the mail is cut and goes back: the caller hears that it is queued, and the next batch sends it.
+		// Before the dot the mail is cut and goes back: the caller hears that it is queued, and
+		// the next batch sends it.
 		"CONNECT": {back, pb.MailStatus_MAIL_STATUS_SENT, 1},
 		"MAIL":    {back, pb.MailStatus_MAIL_STATUS_SENT, 1},
 		"RCPT":    {back, pb.MailStatus_MAIL_STATUS_SENT, 1},
@@ -229,7 +234,8 @@ func (s *service) becomes(id string, want pb.MailStatus) {
 	}
 }
 
-// TestJSONLog: with --log-format=json every line is one object, whatever relays and callers put into it.
+// TestJSONLog: with --log-format=json every line is one object, whatever relays and callers put
+// into it.
 func TestJSONLog(t *testing.T) {
 	path, err := binary()
 	if err != nil {

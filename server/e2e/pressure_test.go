@@ -57,8 +57,9 @@ func (s *service) queue(server string, n int, change ...func(*pb.SendRequest)) [
 	return ids
 }
 
-// TestSuspension: a mail server that is down is asked once, costs no mail an attempt, is there to be seen, tells php-mode callers at once, heals by one probe,
-// and starts afresh with a changed configuration.
+// TestSuspension: a mail server that is down is asked once, costs no mail an attempt, is there
+// to be seen, tells php-mode callers at once, heals by one probe, and starts afresh with a
+// changed configuration.
 func TestSuspension(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		var down atomic.Bool
@@ -162,7 +163,8 @@ func TestSuspensionIsShared(t *testing.T) {
 	}
 }
 
-// TestConnectionLimit: a mail server's own limit holds over replicas, and over php and daemon mode.
+// TestConnectionLimit: a mail server's own limit holds over replicas, and over php and daemon
+// mode.
 func TestConnectionLimit(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	a, b := start(t, dsn), start(t, dsn)
@@ -196,7 +198,8 @@ func TestConnectionLimit(t *testing.T) {
 	}
 }
 
-// TestRateLimits: per minute daemon-mode mail waits and flows evenly; per day it stays queued; php-mode mail hears of it.
+// TestRateLimits: per minute daemon-mode mail waits and flows evenly; per day it stays queued;
+// php-mode mail hears of it.
 func TestRateLimits(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -224,7 +227,8 @@ func TestRateLimits(t *testing.T) {
 	})
 }
 
-// TestThrottling: a relay that says we are too fast gets fewer connections and then a rest; no mail loses an attempt; nothing is lost.
+// TestThrottling: a relay that says we are too fast gets fewer connections and then a rest; no
+// mail loses an attempt; nothing is lost.
 func TestThrottling(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	var refused atomic.Int32

@@ -21,7 +21,8 @@ type ended struct {
 	code           int
 }
 
-// run runs the binary to its end, in an empty folder and with nothing of this process's configuration.
+// run runs the binary to its end, in an empty folder and with nothing of this process's
+// configuration.
 func run(t *testing.T, env []string, args ...string) ended {
 	t.Helper()
 	path, err := binary()
@@ -49,7 +50,8 @@ func cleanEnv(env []string) []string {
 	return append(out, env...)
 }
 
-// certificateFiles makes a self-signed certificate for 127.0.0.1 and its key, each also as a second file that ends in ".2".
+// certificateFiles makes a self-signed certificate for 127.0.0.1 and its key, each also as a
+// second file that ends in ".2".
 func certificateFiles(t *testing.T) (cert, key string) {
 	t.Helper()
 	cfg, certPEM := smtpxtest.Certificate(t, time.Now().Add(time.Hour), "127.0.0.1")

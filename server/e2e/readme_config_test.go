@@ -39,7 +39,8 @@ func helpOptions(t *testing.T) map[string]option {
 	return out
 }
 
-// readmeOptions reads the README's table. A row may hold several flags, with one default each or one for all.
+// readmeOptions reads the README's table. A row may hold several flags, with one default each
+// or one for all.
 func readmeOptions(t *testing.T) map[string]option {
 	t.Helper()
 	_, section, ok := strings.Cut(readme(t), "\n## Configuration\n")
@@ -108,7 +109,8 @@ func TestREADMEConfiguration(t *testing.T) {
 	}
 }
 
-// TestEnvironmentTwins: each flag can be given by its environment variable, and a flag wins over it.
+// TestEnvironmentTwins: each flag can be given by its environment variable, and a flag wins
+// over it.
 func TestEnvironmentTwins(t *testing.T) {
 	cert, key := certificateFiles(t)
 	// Two values a flag, neither of them its default.

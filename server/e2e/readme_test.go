@@ -32,14 +32,16 @@ import (
 
 // Where the README talks to.
 const (
-	readmeService  = "127.0.0.1:50051"
-	readmeRelay    = `"port": 2525`
-	readmeUnknown  = "01980000-0000-7000-8000-000000000000" // the mail to resolve
-	readmeDeadPort = `"port": 2526`                         // the change that is tried before it is saved
+	readmeService = "127.0.0.1:50051"
+	readmeRelay   = `"port": 2525`
+	readmeUnknown = "01980000-0000-7000-8000-000000000000" // the mail to resolve
+	// the change that is tried before it is saved
+	readmeDeadPort = `"port": 2526`
 )
 
-// TestREADME runs each grpcurl command of the README, in its order, against a service that was just started, and wants what the README promises. Like
-// grpcurl it knows nothing of the schema but what server reflection tells.
+// TestREADME runs each grpcurl command of the README, in its order, against a service that was
+// just started, and wants what the README promises. Like grpcurl it knows nothing of the schema
+// but what server reflection tells.
 func TestREADME(t *testing.T) {
 	commands := grpcurlCommands(t)
 	s := start(t, storetest.SQLiteDSN(t))
@@ -284,7 +286,8 @@ func parseGrpcurl(args []string) (grpcurl, error) {
 	return c, nil
 }
 
-// shellWords splits a script into commands of words, as a shell would; of the shell's language it takes only words, quotes and continued lines.
+// shellWords splits a script into commands of words, as a shell would; of the shell's language
+// it takes only words, quotes and continued lines.
 func shellWords(script string) ([][]string, error) {
 	var (
 		all  [][]string
@@ -415,8 +418,8 @@ func (r *reflector) file(ctx context.Context, symbol string) *protoregistry.File
 	return files
 }
 
-// call makes one call of any kind with the JSON messages in body and gives the answers as JSON with the names of the schema, of a watch the first one: it
-// does not end by itself.
+// call makes one call of any kind with the JSON messages in body and gives the answers as JSON
+// with the names of the schema, of a watch the first one: it does not end by itself.
 func (r *reflector) call(ctx context.Context, method, body string) ([]map[string]any, error) {
 	service, name, _ := strings.Cut(method, "/")
 	files := r.file(ctx, service)

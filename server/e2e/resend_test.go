@@ -18,7 +18,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// TestResendMail: a mail's content leaves once more as a new mail that says of which it is the repetition and why; the first stays as it is.
+// TestResendMail: a mail's content leaves once more as a new mail that says of which it is the
+// repetition and why; the first stays as it is.
 func TestResendMail(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)

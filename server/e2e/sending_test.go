@@ -32,7 +32,8 @@ func refuseBad(c smtpxtest.Command) *smtpxtest.Action {
 	return nil
 }
 
-// TestPHPMode: the caller waits and hears what happened to each recipient; success goes to the archive, failure stays in the due-out journal.
+// TestPHPMode: the caller waits and hears what happened to each recipient; success goes to the
+// archive, failure stays in the due-out journal.
 func TestPHPMode(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
@@ -192,7 +193,8 @@ func TestRequestID(t *testing.T) {
 	})
 }
 
-// TestDaemonMode: answered when durable, sent by the batch over kept connections, retried where that helps.
+// TestDaemonMode: answered when durable, sent by the batch over kept connections, retried where
+// that helps.
 func TestDaemonMode(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
@@ -261,7 +263,8 @@ func TestScheduling(t *testing.T) {
 	if b := s.batch(); b.Claimed != 0 {
 		t.Fatalf("%v", b)
 	}
-	<-time.After(time.Until(stale.mail.ExpireTime.AsTime())) // no batch ran while it could have been sent
+	// no batch ran while it could have been sent
+	<-time.After(time.Until(stale.mail.ExpireTime.AsTime()))
 	deadline := time.Now().Add(patience)
 	for s.mail(later.id).Status != pb.MailStatus_MAIL_STATUS_SENT {
 		if time.Now().After(deadline) {
@@ -277,7 +280,8 @@ func TestScheduling(t *testing.T) {
 	}
 }
 
-// TestCallersTime: the deadline ends an attempt before the dot as FAILED; after the dot the mail is UNKNOWN until the reply completes it.
+// TestCallersTime: the deadline ends an attempt before the dot as FAILED; after the dot the
+// mail is UNKNOWN until the reply completes it.
 func TestCallersTime(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	before := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
@@ -314,7 +318,8 @@ func TestCallersTime(t *testing.T) {
 	}
 }
 
-// TestCrashAndRestart: what was accepted survives kill -9; a mail whose dot may have left is unknown (invoice) or sent again flagged (bulk).
+// TestCrashAndRestart: what was accepted survives kill -9; a mail whose dot may have left is
+// unknown (invoice) or sent again flagged (bulk).
 func TestCrashAndRestart(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		reached := make(chan struct{}, 10)
@@ -349,7 +354,8 @@ func TestCrashAndRestart(t *testing.T) {
 		<-reached
 		s.kill()
 		s.run()
-		deadline := time.Now().Add(patience) // a dead replica's lease on PostgreSQL runs out after 30 s
+		// a dead replica's lease on PostgreSQL runs out after 30 s
+		deadline := time.Now().Add(patience)
 		for {
 			i, b := s.mail(invoice), s.mail(bulk.id)
 			if i.Status == pb.MailStatus_MAIL_STATUS_UNKNOWN && b.PossibleDuplicate {

@@ -1,4 +1,5 @@
-// Package e2e runs scenarios over the built binary: a real database, real SMTP on sockets, a real gRPC client.
+// Package e2e runs scenarios over the built binary: a real database, real SMTP on sockets, a
+// real gRPC client.
 package e2e
 
 import (
@@ -48,8 +49,8 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// patience is how long a test waits for what comes at once on an idle machine. What has to be quick
-// is measured where it counts; a busy machine alone fails nothing.
+// patience is how long a test waits for what comes at once on an idle machine. What has to be
+// quick is measured where it counts; a busy machine alone fails nothing.
 const patience = 2 * time.Minute
 
 func TestMain(m *testing.M) {
@@ -58,7 +59,8 @@ func TestMain(m *testing.M) {
 	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
 		_ = flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0))))
 	}
-	// A process with the race detector sleeps for a second when it ends, and these end by the hundred.
+	// A process with the race detector sleeps for a second when it ends, and these end by the
+	// hundred.
 	if os.Getenv("GORACE") == "" {
 		_ = os.Setenv("GORACE", "atexit_sleep_ms=50")
 	}
@@ -209,7 +211,8 @@ func timeout(t *testing.T) context.Context {
 	return ctx
 }
 
-// each runs f against the binary on both databases, beside each other: most of the time is waiting.
+// each runs f against the binary on both databases, beside each other: most of the time is
+// waiting.
 func each(t *testing.T, f func(t *testing.T, s *service)) {
 	t.Helper()
 	t.Run("on", func(t *testing.T) {

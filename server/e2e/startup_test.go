@@ -14,7 +14,8 @@ import (
 
 const secret = "hunter2-do-not-show"
 
-// onlyLine wants a process that could not begin: nothing on stdout, one line on stderr with every one of the words, and exit code 2.
+// onlyLine wants a process that could not begin: nothing on stdout, one line on stderr with
+// every one of the words, and exit code 2.
 func onlyLine(t *testing.T, r ended, words ...string) {
 	t.Helper()
 	line, ok := strings.CutSuffix(r.stderr, "\n")
@@ -33,7 +34,8 @@ func onlyLine(t *testing.T, r ended, words ...string) {
 	}
 }
 
-// TestStartFailures: whatever keeps serve from starting is said in one line, which names the thing, and the exit code is 2.
+// TestStartFailures: whatever keeps serve from starting is said in one line, which names the
+// thing, and the exit code is 2.
 func TestStartFailures(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string, mode os.FileMode) string {
@@ -127,14 +129,16 @@ func TestStartFailures(t *testing.T) {
 			}
 			args := []string{"serve"}
 			if !strings.Contains(strings.Join(c.args, " "), "--listen") {
-				args = append(args, "--listen=127.0.0.1:0") // where it starts after all, the test says so and does not meet another
+				// where it starts after all, the test says so and does not meet another
+				args = append(args, "--listen=127.0.0.1:0")
 			}
 			onlyLine(t, run(t, env, append(args, c.args...)...), c.words...)
 		})
 	}
 }
 
-// TestStartOnAnothersDatabase: SQLite serves one process; the second says so and does the first no harm.
+// TestStartOnAnothersDatabase: SQLite serves one process; the second says so and does the first
+// no harm.
 func TestStartOnAnothersDatabase(t *testing.T) {
 	dsn := storetest.SQLiteDSN(t)
 	s := start(t, dsn)
@@ -171,8 +175,10 @@ func TestStartRefusedByPostgreSQL(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer app.Close()
-	app.SetMaxIdleConns(0)                                                    // each ping logs in
-	for ctx := timeout(t); app.PingContext(ctx) == nil || ctx.Err() != nil; { // until the server has read its file again
+	// each ping logs in
+	app.SetMaxIdleConns(0)
+	for ctx := timeout(t); app.PingContext(ctx) == nil || ctx.Err() != nil; {
+		// until the server has read its file again
 		if ctx.Err() != nil {
 			t.Fatal("PostgreSQL goes on trusting everybody")
 		}

@@ -21,7 +21,8 @@ func (s *service) stats(r *pb.GetQueueStatsRequest) *pb.GetQueueStatsResponse {
 	return st
 }
 
-// TestGetQueueStats: how much waits, in which lane, since when, and how fast it goes, for all, for a team, and for a mail server.
+// TestGetQueueStats: how much waits, in which lane, since when, and how fast it goes, for all,
+// for a team, and for a mail server.
 func TestGetQueueStats(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
@@ -104,7 +105,8 @@ func TestGetQueueStats(t *testing.T) {
 	})
 }
 
-// TestGetQueueStatsSending: mails that are being sent do not wait; a batch that never rests has no next time.
+// TestGetQueueStatsSending: mails that are being sent do not wait; a batch that never rests has
+// no next time.
 func TestGetQueueStatsSending(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		gate, reached := make(chan struct{}), make(chan struct{}, 10)

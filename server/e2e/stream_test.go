@@ -22,7 +22,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// stream makes one call of SendStream and gives the answers by position; it wants one for each item.
+// stream makes one call of SendStream and gives the answers by position; it wants one for each
+// item.
 func (s *service) stream(ctx context.Context, o *pb.BatchOptions, items ...*pb.BatchItem) ([]*pb.SendStreamResponse, error) {
 	stream, err := s.dispatch.SendStream(ctx)
 	if err != nil {
@@ -67,7 +68,8 @@ func (s *service) mustStream(o *pb.BatchOptions, items ...*pb.BatchItem) []*pb.S
 	return answers
 }
 
-// TestSendStream: each item is answered once it is durable, by its position, and what is wrong with one holds up no other.
+// TestSendStream: each item is answered once it is durable, by its position, and what is wrong
+// with one holds up no other.
 func TestSendStream(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -130,7 +132,8 @@ func TestSendStream(t *testing.T) {
 	})
 }
 
-// TestSendStreamAnswersEarly: an answer does not wait for the end of the stream, nor for another item.
+// TestSendStreamAnswersEarly: an answer does not wait for the end of the stream, nor for
+// another item.
 func TestSendStreamAnswersEarly(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, 1)
@@ -154,7 +157,8 @@ func TestSendStreamAnswersEarly(t *testing.T) {
 	})
 }
 
-// TestSendStreamPHP: the answer says what the mail server said, recipient by recipient; at most 16 mails of a stream are under way.
+// TestSendStreamPHP: the answer says what the mail server said, recipient by recipient; at most
+// 16 mails of a stream are under way.
 func TestSendStreamPHP(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
@@ -221,7 +225,8 @@ func TestSendStreamPHP(t *testing.T) {
 		for range 16 {
 			<-reached
 		}
-		// Were there more, they would come within the second in which the service answers others.
+		// Were there more, they would come within the second in which the service answers
+		// others.
 		for end := time.Now().Add(time.Second); time.Now().Before(end); {
 			s.mail(answers[0].MailId)
 		}
@@ -237,7 +242,8 @@ func TestSendStreamPHP(t *testing.T) {
 	})
 }
 
-// TestSendStreamBroken: a stream that its caller breaks after some answers is told again, and no item is there twice.
+// TestSendStreamBroken: a stream that its caller breaks after some answers is told again, and
+// no item is there twice.
 func TestSendStreamBroken(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -281,7 +287,8 @@ func TestSendStreamBroken(t *testing.T) {
 	})
 }
 
-// TestSendStreamBrokenPHP: the same in php mode, where a mail that has begun to leave is not stopped, and the same request_id attaches to it.
+// TestSendStreamBrokenPHP: the same in php mode, where a mail that has begun to leave is not
+// stopped, and the same request_id attaches to it.
 func TestSendStreamBrokenPHP(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		gate, reached := make(chan struct{}), make(chan struct{}, 10)
@@ -326,12 +333,14 @@ func TestSendStreamBrokenPHP(t *testing.T) {
 	})
 }
 
-// TestSlowReaders: callers who never read their answers are held up, cost a bounded amount of memory, and hold up nobody else.
+// TestSlowReaders: callers who never read their answers are held up, cost a bounded amount of
+// memory, and hold up nobody else.
 func TestSlowReaders(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
-		// A caller has 2000 items open, 16 MiB of them read ahead, up to 16 MiB on the way, and some hundred answers: far less than it wants to send.
+		// A caller has 2000 items open, 16 MiB of them read ahead, up to 16 MiB on the way, and
+		// some hundred answers: far less than it wants to send.
 		const readers, most = 2, 8000
 		body := strings.Repeat("just as long as the mails that one meets ", 200) // 8 KB
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
@@ -376,7 +385,8 @@ func TestSlowReaders(t *testing.T) {
 				t.Errorf("a caller who reads nothing has sent %d of %d", n, most)
 			}
 		}
-		// Twice what the callers hold, because that is what the collector lets a heap grow to, and what the service has without them.
+		// Twice what the callers hold, because that is what the collector lets a heap grow to,
+		// and what the service has without them.
 		if rss := s.residentKB() >> 10; rss > memoryFactor*(readers*2*48+128) {
 			t.Errorf("%d MiB", rss)
 		} else {
@@ -411,7 +421,8 @@ func TestSlowReaders(t *testing.T) {
 	})
 }
 
-// TestBulkOverReplicas: two replicas take one batch from two callers, each item twice, and it is there once.
+// TestBulkOverReplicas: two replicas take one batch from two callers, each item twice, and it
+// is there once.
 func TestBulkOverReplicas(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	a := start(t, dsn)

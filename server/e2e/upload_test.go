@@ -75,7 +75,8 @@ func with(upload string, to ...string) *pb.MailMessage {
 	return &pb.MailMessage{To: to, Subject: "s", Text: "t", Attachments: []*pb.Attachment{{UploadId: upload}}}
 }
 
-// TestUpload: a file that is uploaded once is carried by many mails, and stored once whoever uploads it.
+// TestUpload: a file that is uploaded once is carried by many mails, and stored once whoever
+// uploads it.
 func TestUpload(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -129,7 +130,8 @@ func TestUpload(t *testing.T) {
 	})
 }
 
-// TestUploadOwner: an upload is its team's alone, until it expires; another id is as if it were not there.
+// TestUploadOwner: an upload is its team's alone, until it expires; another id is as if it were
+// not there.
 func TestUploadOwner(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -200,7 +202,8 @@ func TestUploadRequestID(t *testing.T) {
 	})
 }
 
-// TestUploadLimits: empty files, 18 MiB, and what is more; nothing of a broken or refused upload is left.
+// TestUploadLimits: empty files, 18 MiB, and what is more; nothing of a broken or refused
+// upload is left.
 func TestUploadLimits(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Extensions: []string{"PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 30000000"}}).Start(t)

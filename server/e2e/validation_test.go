@@ -40,7 +40,8 @@ func refused(t *testing.T, err error, fields ...string) {
 	}
 }
 
-// TestValidation: every request says everything that is wrong with it at once, by field path, and stores nothing.
+// TestValidation: every request says everything that is wrong with it at once, by field path,
+// and stores nothing.
 func TestValidation(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)
@@ -214,7 +215,8 @@ func download(s *service, id string) error {
 	return err
 }
 
-// TestRefusedAddressesAndHeaders: the ways into headers and commands that SMTP.md T6 lists are closed, each with its field named.
+// TestRefusedAddressesAndHeaders: the ways into headers and commands that SMTP.md T6 lists are
+// closed, each with its field named.
 func TestRefusedAddressesAndHeaders(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)

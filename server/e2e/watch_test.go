@@ -18,7 +18,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestWatch: a watcher hears every change of its mails once and in order, also when it breaks off after every few and begins again at another replica.
+// TestWatch: a watcher hears every change of its mails once and in order, also when it breaks
+// off after every few and begins again at another replica.
 func TestWatch(t *testing.T) {
 	run := func(t *testing.T, s, other *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
@@ -115,7 +116,8 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// TestWatchCursor: a cursor is good for its filter only, and a stop of the service ends the stream with a word.
+// TestWatchCursor: a cursor is good for its filter only, and a stop of the service ends the
+// stream with a word.
 func TestWatchCursor(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	stream, err := s.dispatch.WatchMails(timeout(t), &pb.WatchMailsRequest{})
@@ -145,8 +147,9 @@ func TestWatchCursor(t *testing.T) {
 	}
 }
 
-// TestWatchBatch: who watches a batch hears every change of its mails and of no others, also those that another replica makes, once and in order, with a break
-// after every few answers; the client's Watch mends the same over a restart of the service.
+// TestWatchBatch: who watches a batch hears every change of its mails and of no others, also
+// those that another replica makes, once and in order, with a break after every few answers;
+// the client's Watch mends the same over a restart of the service.
 func TestWatchBatch(t *testing.T) {
 	dsn := storetest.PostgresDSN(t)
 	a := start(t, dsn)

@@ -24,8 +24,9 @@ import (
 // smuggledHelo is a name for EHLO that brings commands and a mail of its own.
 const smuggledHelo = "fe80::1%x\r\nMAIL FROM:<ceo@bank.example>\r\nRCPT TO:<victim@y.example>\r\nDATA\r\nFrom: ceo@bank.example\r\n\r\nsmuggled\r\n.\r\nNOOP"
 
-// TestHeloNameIsNoWayIn: a name for EHLO with commands in it is refused by Create, Update and Test. One that an earlier version has saved makes nothing leave
-// either, in php mode or in daemon mode, and Test and the health of the mail server say what to do.
+// TestHeloNameIsNoWayIn: a name for EHLO with commands in it is refused by Create, Update and
+// Test. One that an earlier version has saved makes nothing leave either, in php mode or in
+// daemon mode, and Test and the health of the mail server say what to do.
 func TestHeloNameIsNoWayIn(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -83,7 +84,8 @@ func TestHeloNameIsNoWayIn(t *testing.T) {
 	})
 }
 
-// TestLongFaultIsKeptShort: a relay that offers 60 KB of login mechanisms costs each recipient of a mail a short text.
+// TestLongFaultIsKeptShort: a relay that offers 60 KB of login mechanisms costs each recipient
+// of a mail a short text.
 func TestLongFaultIsKeptShort(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		offer := "250-x\r\n" + strings.Repeat("250-AUTH "+strings.Repeat("XOAUTHX ", 500)+"\r\n", 15) + "250 8BITMIME\r\n"
@@ -114,7 +116,8 @@ func TestLongFaultIsKeptShort(t *testing.T) {
 	})
 }
 
-// TestEveryFileCanBeComposed: a file is taken or refused when its mail is handed in, whatever it is called. One item of a batch or a stream never ends the others.
+// TestEveryFileCanBeComposed: a file is taken or refused when its mail is handed in, whatever
+// it is called. One item of a batch or a stream never ends the others.
 func TestEveryFileCanBeComposed(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	s := start(t, storetest.SQLiteDSN(t))
@@ -138,7 +141,8 @@ func TestEveryFileCanBeComposed(t *testing.T) {
 	}
 }
 
-// cuttingRelay resets every connection some way into the body, as often as cuts says; then it takes mails. It returns its port and how many it took.
+// cuttingRelay resets every connection some way into the body, as often as cuts says; then it
+// takes mails. It returns its port and how many it took.
 func cuttingRelay(t *testing.T, cuts int64) (port int, taken *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -152,7 +156,8 @@ func cuttingRelay(t *testing.T, cuts int64) (port int, taken *atomic.Int64) {
 	serve := func(c *net.TCPConn) {
 		defer c.Close()
 		_ = c.SetReadBuffer(64 << 10)
-		_, _ = io.WriteString(c, "220 relay\r\n") // the mail's result tells of every failure here
+		// the mail's result tells of every failure here
+		_, _ = io.WriteString(c, "220 relay\r\n")
 		br := bufio.NewReader(c)
 		for {
 			line, err := br.ReadString('\n')
@@ -190,8 +195,10 @@ func cuttingRelay(t *testing.T, cuts int64) (port int, taken *atomic.Int64) {
 	return l.Addr().(*net.TCPAddr).Port, taken
 }
 
-// TestCutInTheBody: a connection that breaks in the body of a mail has delivered nothing, so nobody is in doubt: not even of an invoice, in either mode. The mail
-// is tried again on a fresh connection, and where that breaks as well the caller hears a failure and the queue keeps the mail.
+// TestCutInTheBody: a connection that breaks in the body of a mail has delivered nothing, so
+// nobody is in doubt: not even of an invoice, in either mode. The mail is tried again on a
+// fresh connection, and where that breaks as well the caller hears a failure and the queue
+// keeps the mail.
 func TestCutInTheBody(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		large := message("a@y.example")
@@ -224,7 +231,8 @@ func TestCutInTheBody(t *testing.T) {
 	})
 }
 
-// TestOneRecipientsNeed: a recipient that needs SMTPUTF8, where the relay has none, is refused alone.
+// TestOneRecipientsNeed: a recipient that needs SMTPUTF8, where the relay has none, is refused
+// alone.
 func TestOneRecipientsNeed(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	s := start(t, storetest.SQLiteDSN(t))
@@ -242,7 +250,8 @@ func TestOneRecipientsNeed(t *testing.T) {
 	}
 }
 
-// TestLastWordsAreKept: what a relay says before it closes stands in the mail's last error and with every recipient, in either mode.
+// TestLastWordsAreKept: what a relay says before it closes stands in the mail's last error and
+// with every recipient, in either mode.
 func TestLastWordsAreKept(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	for _, ext := range [][]string{{"PIPELINING", "ENHANCEDSTATUSCODES"}, {"ENHANCEDSTATUSCODES"}} {
@@ -274,8 +283,10 @@ func TestLastWordsAreKept(t *testing.T) {
 	}
 }
 
-// TestReplyAboutTheServer: a relay that refuses our login or our sender refuses every mail alike. No queued mail fails of it or loses an attempt; the mail server is
-// suspended with the relay's words, a php-mode caller is told at once, and what was queued leaves when the relay is well again.
+// TestReplyAboutTheServer: a relay that refuses our login or our sender refuses every mail
+// alike. No queued mail fails of it or loses an attempt; the mail server is suspended with the
+// relay's words, a php-mode caller is told at once, and what was queued leaves when the relay
+// is well again.
 func TestReplyAboutTheServer(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	for i, c := range []struct{ verb, words string }{
@@ -322,7 +333,8 @@ func TestReplyAboutTheServer(t *testing.T) {
 	}
 }
 
-// TestTooManyRecipients: a relay that takes ten recipients a transaction gets the rest in the next one, at once and at no cost.
+// TestTooManyRecipients: a relay that takes ten recipients a transaction gets the rest in the
+// next one, at once and at no cost.
 func TestTooManyRecipients(t *testing.T) {
 	s := start(t, storetest.SQLiteDSN(t))
 	for i, words := range []string{"452 4.5.3 too many recipients", "552 5.5.3 too many recipients"} {

@@ -37,13 +37,16 @@ type Address struct {
 	Mailbox string
 }
 
-// ParseAddress reads one address: "a@x.example", "Name <a@x.example>" or "\"Na, me\" <a@x.example>".
+// ParseAddress reads one address: "a@x.example", "Name <a@x.example>" or "\"Na, me\"
+// <a@x.example>".
 //
-// Only dot-atom local parts (RFC 5322 3.2.3, RFC 6531 letters included) and host names are taken: quoted local parts, comments, routes, groups and
-// domain literals have no use in mail to customers and are the known ways to smuggle a second address or a parameter into RCPT TO.
+// Only dot-atom local parts (RFC 5322 3.2.3, RFC 6531 letters included) and host names are
+// taken: quoted local parts, comments, routes, groups and domain literals have no use in mail
+// to customers and are the known ways to smuggle a second address or a parameter into RCPT TO.
 func ParseAddress(s string) (Address, error) {
 	var a Address
-	if len(s) > MaxAddress { // first, because the work on a domain grows with the square of its length
+	if len(s) > MaxAddress {
+		// first, because the work on a domain grows with the square of its length
 		return a, fmt.Errorf("is longer than %d octets", MaxAddress)
 	}
 	if !utf8.ValidString(s) {
@@ -122,8 +125,8 @@ func displayName(s string) (string, error) {
 	return s, nil
 }
 
-// invisible finds a character by which a name shows as something else than it is: an override of
-// the direction of text, a line separator, hidden formatting.
+// invisible finds a character by which a name shows as something else than it is: an override
+// of the direction of text, a line separator, hidden formatting.
 //
 // Taken are the joiners and marks that keyboards and word processors leave in names (U+200B to
 // U+200F, U+FEFF, U+00AD), and the tags of a flag such as that of Scotland (UTS 51 ED-14a).
@@ -219,7 +222,8 @@ func (a Address) NeedsUTF8() bool { return !ascii(a.Mailbox) }
 // Key is the mailbox for comparing and searching: without case.
 func (a Address) Key() string { return strings.ToLower(a.Mailbox) }
 
-// String is the address for people and for parsing again: the name quoted where it needs to be, nothing encoded.
+// String is the address for people and for parsing again: the name quoted where it needs to be,
+// nothing encoded.
 func (a Address) String() string {
 	if a.Name == "" {
 		return a.Mailbox
@@ -227,7 +231,8 @@ func (a Address) String() string {
 	return quoteName(a.Name) + " <" + a.Mailbox + ">"
 }
 
-// quoteName quotes a name where it has to be: for its characters, or for spaces that the reader of a phrase would drop.
+// quoteName quotes a name where it has to be: for its characters, or for spaces that the reader
+// of a phrase would drop.
 func quoteName(s string) string {
 	if strings.Trim(s, " ") != s || strings.Contains(s, "  ") || strings.ContainsAny(s, atSigns) {
 		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`

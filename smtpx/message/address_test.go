@@ -13,8 +13,9 @@ import (
 )
 
 var (
-	local64   = strings.Repeat("l", 64)
-	domain253 = strings.Repeat(strings.Repeat("d", 61)+".", 4) + "examp" // the longest name DNS knows
+	local64 = strings.Repeat("l", 64)
+	// the longest name DNS knows
+	domain253 = strings.Repeat(strings.Repeat("d", 61)+".", 4) + "examp"
 	label63   = strings.Repeat("b", 63)
 )
 
@@ -24,37 +25,41 @@ func TestParseAddress(t *testing.T) {
 		t.Fatal(len(domain253))
 	}
 	for in, want := range map[string]struct{ mailbox, name, header, text string }{
-		"a@x.example":                      {"a@x.example", "", "a@x.example", "a@x.example"},
-		"  a@x.example ":                   {"a@x.example", "", "a@x.example", "a@x.example"},
-		"<a@x.example>":                    {"a@x.example", "", "a@x.example", "a@x.example"},
-		"Ann <a@x.example>":                {"a@x.example", "Ann", "Ann <a@x.example>", "Ann <a@x.example>"},
-		"Ann<a@x.example>":                 {"a@x.example", "Ann", "Ann <a@x.example>", "Ann <a@x.example>"},
-		"Ann Lee  <a@x.example>":           {"a@x.example", "Ann Lee", "Ann Lee <a@x.example>", "Ann Lee <a@x.example>"},
-		`"Lee, Ann" <a@x.example>`:         {"a@x.example", "Lee, Ann", `"Lee, Ann" <a@x.example>`, `"Lee, Ann" <a@x.example>`},
-		"Lee, Ann <a@x.example>":           {"a@x.example", "Lee, Ann", `"Lee, Ann" <a@x.example>`, `"Lee, Ann" <a@x.example>`},
-		`"An \"A\" \\" <a@x.example>`:      {"a@x.example", `An "A" \`, `"An \"A\" \\" <a@x.example>`, `"An \"A\" \\" <a@x.example>`},
-		`"b@y.example" <a@x.example>`:      {"a@x.example", "b@y.example", `"b@y.example" <a@x.example>`, `"b@y.example" <a@x.example>`},
-		`"<b@y>" <a@x.example>`:            {"a@x.example", "<b@y>", `"<b@y>" <a@x.example>`, `"<b@y>" <a@x.example>`},
-		`"Ann" <a@x.example>`:              {"a@x.example", "Ann", "Ann <a@x.example>", "Ann <a@x.example>"},
-		`"" <a@x.example>`:                 {"a@x.example", "", "a@x.example", "a@x.example"},
-		"王小明 <w@x.example>":                {"w@x.example", "王小明", "=?utf-8?b?546L5bCP5piO?= <w@x.example>", "王小明 <w@x.example>"},
-		"=?utf-8?q?A?= <a@x.example>":      {"a@x.example", "=?utf-8?q?A?=", "=?utf-8?b?PT91dGYtOD9xP0E/PQ==?= <a@x.example>", "=?utf-8?q?A?= <a@x.example>"},
-		`"A  B" <a@x.example>`:             {"a@x.example", "A  B", `"A  B" <a@x.example>`, `"A  B" <a@x.example>`}, // readers join the words of a phrase with one space
-		`" A" <a@x.example>`:               {"a@x.example", " A", `" A" <a@x.example>`, `" A" <a@x.example>`},
-		"A.B@X.EXAMPLE":                    {"A.B@x.example", "", "A.B@x.example", "A.B@x.example"}, // only the local part may mean something by its case
+		"a@x.example":                 {"a@x.example", "", "a@x.example", "a@x.example"},
+		"  a@x.example ":              {"a@x.example", "", "a@x.example", "a@x.example"},
+		"<a@x.example>":               {"a@x.example", "", "a@x.example", "a@x.example"},
+		"Ann <a@x.example>":           {"a@x.example", "Ann", "Ann <a@x.example>", "Ann <a@x.example>"},
+		"Ann<a@x.example>":            {"a@x.example", "Ann", "Ann <a@x.example>", "Ann <a@x.example>"},
+		"Ann Lee  <a@x.example>":      {"a@x.example", "Ann Lee", "Ann Lee <a@x.example>", "Ann Lee <a@x.example>"},
+		`"Lee, Ann" <a@x.example>`:    {"a@x.example", "Lee, Ann", `"Lee, Ann" <a@x.example>`, `"Lee, Ann" <a@x.example>`},
+		"Lee, Ann <a@x.example>":      {"a@x.example", "Lee, Ann", `"Lee, Ann" <a@x.example>`, `"Lee, Ann" <a@x.example>`},
+		`"An \"A\" \\" <a@x.example>`: {"a@x.example", `An "A" \`, `"An \"A\" \\" <a@x.example>`, `"An \"A\" \\" <a@x.example>`},
+		`"b@y.example" <a@x.example>`: {"a@x.example", "b@y.example", `"b@y.example" <a@x.example>`, `"b@y.example" <a@x.example>`},
+		`"<b@y>" <a@x.example>`:       {"a@x.example", "<b@y>", `"<b@y>" <a@x.example>`, `"<b@y>" <a@x.example>`},
+		`"Ann" <a@x.example>`:         {"a@x.example", "Ann", "Ann <a@x.example>", "Ann <a@x.example>"},
+		`"" <a@x.example>`:            {"a@x.example", "", "a@x.example", "a@x.example"},
+		"王小明 <w@x.example>":           {"w@x.example", "王小明", "=?utf-8?b?546L5bCP5piO?= <w@x.example>", "王小明 <w@x.example>"},
+		"=?utf-8?q?A?= <a@x.example>": {"a@x.example", "=?utf-8?q?A?=", "=?utf-8?b?PT91dGYtOD9xP0E/PQ==?= <a@x.example>", "=?utf-8?q?A?= <a@x.example>"},
+		// readers join the words of a phrase with one space
+		`"A  B" <a@x.example>`: {"a@x.example", "A  B", `"A  B" <a@x.example>`, `"A  B" <a@x.example>`},
+		`" A" <a@x.example>`:   {"a@x.example", " A", `" A" <a@x.example>`, `" A" <a@x.example>`},
+		// only the local part may mean something by its case
+		"A.B@X.EXAMPLE":                    {"A.B@x.example", "", "A.B@x.example", "A.B@x.example"},
 		"a+b=c!#$%&'*/?^_`{|}~-@x.example": {"a+b=c!#$%&'*/?^_`{|}~-@x.example", "", "a+b=c!#$%&'*/?^_`{|}~-@x.example", "a+b=c!#$%&'*/?^_`{|}~-@x.example"},
 		"a@x":                              {"a@x", "", "a@x", "a@x"}, // a host of this network
 		"a@xn--mnchen-3ya.example":         {"a@xn--mnchen-3ya.example", "", "a@xn--mnchen-3ya.example", "a@xn--mnchen-3ya.example"},
 		"a@münchen.example":                {"a@xn--mnchen-3ya.example", "", "a@xn--mnchen-3ya.example", "a@xn--mnchen-3ya.example"},
 		"a@MÜNCHEN.example":                {"a@xn--mnchen-3ya.example", "", "a@xn--mnchen-3ya.example", "a@xn--mnchen-3ya.example"},
 		"a@例え.テスト":                         {"a@xn--r8jz45g.xn--zckzah", "", "a@xn--r8jz45g.xn--zckzah", "a@xn--r8jz45g.xn--zckzah"},
-		"a@faß.example":                    {"a@xn--fa-hia.example", "", "a@xn--fa-hia.example", "a@xn--fa-hia.example"},       // not fass: IDNA 2008
-		"a@аpple.example":                  {"a@xn--pple-43d.example", "", "a@xn--pple-43d.example", "a@xn--pple-43d.example"}, // cyrillic а: a homograph shows on the wire as what it is
-		"jörg@x.example":                   {"jörg@x.example", "", "jörg@x.example", "jörg@x.example"},
-		"用户@例え.テスト":                        {"用户@xn--r8jz45g.xn--zckzah", "", "用户@xn--r8jz45g.xn--zckzah", "用户@xn--r8jz45g.xn--zckzah"},
-		local64 + "@x.example":             {local64 + "@x.example", "", local64 + "@x.example", local64 + "@x.example"},
-		"a@" + domain253:                   {"a@" + domain253, "", "a@" + domain253, "a@" + domain253},
-		"a@" + label63 + ".example":        {"a@" + label63 + ".example", "", "a@" + label63 + ".example", "a@" + label63 + ".example"},
+		// not fass: IDNA 2008
+		"a@faß.example": {"a@xn--fa-hia.example", "", "a@xn--fa-hia.example", "a@xn--fa-hia.example"},
+		// cyrillic а: a homograph shows on the wire as what it is
+		"a@аpple.example":           {"a@xn--pple-43d.example", "", "a@xn--pple-43d.example", "a@xn--pple-43d.example"},
+		"jörg@x.example":            {"jörg@x.example", "", "jörg@x.example", "jörg@x.example"},
+		"用户@例え.テスト":                 {"用户@xn--r8jz45g.xn--zckzah", "", "用户@xn--r8jz45g.xn--zckzah", "用户@xn--r8jz45g.xn--zckzah"},
+		local64 + "@x.example":      {local64 + "@x.example", "", local64 + "@x.example", local64 + "@x.example"},
+		"a@" + domain253:            {"a@" + domain253, "", "a@" + domain253, "a@" + domain253},
+		"a@" + label63 + ".example": {"a@" + label63 + ".example", "", "a@" + label63 + ".example", "a@" + label63 + ".example"},
 	} {
 		a, err := ParseAddress(in)
 		if err != nil {
@@ -71,7 +76,8 @@ func TestParseAddress(t *testing.T) {
 	}
 }
 
-// TestRefusedAddresses: each of these reached the wire, a header or another mailbox somewhere (SMTP.md T6), or has no use.
+// TestRefusedAddresses: each of these reached the wire, a header or another mailbox somewhere
+// (SMTP.md T6), or has no use.
 func TestRefusedAddresses(t *testing.T) {
 	for _, in := range []string{
 		"", " ", "\t", "<>", "< >", "@", "a", "a@", "@x.example", "a b@x.example", "a@x example", "a@ x.example", "a @x.example",
@@ -174,7 +180,8 @@ func TestParseAddressList(t *testing.T) {
 	}
 }
 
-// TestAddressBomb: a long address costs no more to refuse than to read. The work on a domain grows with the square of its length.
+// TestAddressBomb: a long address costs no more to refuse than to read. The work on a domain
+// grows with the square of its length.
 func TestAddressBomb(t *testing.T) {
 	var han strings.Builder
 	for i := range 1 << 20 {

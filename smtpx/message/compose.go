@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// Compose makes the raw message (RFC 5322, RFC 2045-2047, 2183, 2231, 2387): headers in a fixed order, CRLF line ends, no line over 998 octets, only
-// ASCII unless an address needs SMTPUTF8. The same Message gives the same bytes. It expects a message without violations.
+// Compose makes the raw message (RFC 5322, RFC 2045-2047, 2183, 2231, 2387): headers in a fixed
+// order, CRLF line ends, no line over 998 octets, only ASCII unless an address needs SMTPUTF8.
+// The same Message gives the same bytes. It expects a message without violations.
 func Compose(m *Message) ([]Piece, error) {
 	c := &composer{m: m, seed: sha256.Sum256([]byte(m.MessageID))}
 	c.buf.Grow(len(m.Text) + len(m.Text)/8 + len(m.HTML) + len(m.HTML)/8 + 2048)
@@ -45,7 +46,8 @@ type composer struct {
 	err    error
 }
 
-// stop is a place in the composer's bytes where something stands that is not among them: shared content or, in a template, a variable.
+// stop is a place in the composer's bytes where something stands that is not among them: shared
+// content or, in a template, a variable.
 type stop struct {
 	at     int
 	shared *Content
@@ -67,7 +69,8 @@ func (c *composer) topHeader() fields {
 
 const dateLayout = "Mon, 02 Jan 2006 15:04:05 -0700"
 
-// ownFields are the header fields that differ from mail to mail. Reissue relies on where Date and Message-ID stand.
+// ownFields are the header fields that differ from mail to mail. Reissue relies on where Date
+// and Message-ID stand.
 func (m *Message) ownFields() fields {
 	f := make(fields, 0, 12)
 	f.add("Date", m.Date.Format(dateLayout))
@@ -75,7 +78,8 @@ func (m *Message) ownFields() fields {
 	if len(m.To) > 0 {
 		f.add("To", addressList("To", m.To))
 	} else if len(m.Cc) == 0 {
-		f.add("To", "undisclosed-recipients:;") // some relays mark a mail without any of them as bad
+		// some relays mark a mail without any of them as bad
+		f.add("To", "undisclosed-recipients:;")
 	}
 	if len(m.Cc) > 0 {
 		f.add("Cc", addressList("Cc", m.Cc))
@@ -88,7 +92,8 @@ func (m *Message) ownFields() fields {
 	return f
 }
 
-// structure is the whole body: mixed(related(alternative(text, html), inline...), files...), leaving out every level with one part.
+// structure is the whole body: mixed(related(alternative(text, html), inline...), files...),
+// leaving out every level with one part.
 func (c *composer) structure() part {
 	var inline, files []Attachment
 	for _, a := range c.m.Attachments {
@@ -132,7 +137,8 @@ func (c *composer) withFiles(kind string, first part, files []Attachment) part {
 	return c.multipart(kind, parts...)
 }
 
-// multipart writes parts between boundaries. "=_" cannot occur in quoted-printable or base64, so the boundary cannot occur in a part.
+// multipart writes parts between boundaries. "=_" cannot occur in quoted-printable or base64,
+// so the boundary cannot occur in a part.
 func (c *composer) multipart(kind string, parts ...part) part {
 	return func(f fields, begin func(fields)) {
 		boundary := fmt.Sprintf("=_%s-%d", hex.EncodeToString(c.seed[:12]), c.bounds)
@@ -150,7 +156,8 @@ func (c *composer) multipart(kind string, parts ...part) part {
 	}
 }
 
-// body is a text part: quoted-printable, or base64 where that is shorter. With variables it is always quoted-printable, which can be cut anywhere.
+// body is a text part: quoted-printable, or base64 where that is shorter. With variables it is
+// always quoted-printable, which can be cut anywhere.
 func (c *composer) body(mediaType, s string) part {
 	return func(f fields, begin func(fields)) {
 		f.add("Content-Type", mediaType+"; charset=utf-8")
@@ -188,8 +195,10 @@ func (c *composer) body(mediaType, s string) part {
 	}
 }
 
-// look counts the octets beyond ASCII of a text with LF line ends, and says whether it may go as it is: ASCII in lines of at most 76 characters, in which nothing stands that relays
-// are known to change (a blank at the end of a line, "From " at its beginning) or that could be taken for a boundary.
+// look counts the octets beyond ASCII of a text with LF line ends, and says whether it may go
+// as it is: ASCII in lines of at most 76 characters, in which nothing stands that relays are
+// known to change (a blank at the end of a line, "From " at its beginning) or that could be
+// taken for a boundary.
 func look(s string) (high int, plain bool) {
 	plain = s != "" && !strings.Contains(s, "=_")
 	for i := 0; i < len(s); i++ { // the one loop that looks at every octet of every mail
@@ -210,8 +219,8 @@ func look(s string) (high int, plain bool) {
 	return high, plain
 }
 
-// writeQuoted encodes text whose lines end in LF; the library's writer drops an LF some way behind
-// a bare CR. A last line without an end stays so.
+// writeQuoted encodes text whose lines end in LF; the library's writer drops an LF some way
+// behind a bare CR. A last line without an end stays so.
 func writeQuoted(b *bytes.Buffer, s string) error {
 	begin := b.Len()
 	q := quotedprintable.NewWriter(b)

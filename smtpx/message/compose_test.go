@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// parsed is a message read back by the standard library, which shares no code with the composer.
+// parsed is a message read back by the standard library, which shares no code with the
+// composer.
 type parsed struct {
 	header mail.Header
 	parts  []parsedPart

@@ -65,8 +65,9 @@ func Join(ps []Piece) []byte {
 	return b
 }
 
-// Own gives a mail of its own the pieces of a template that no other mail uses: what is shared becomes its own bytes, but for content that is large
-// enough to be looked for in other mails, or is stored already.
+// Own gives a mail of its own the pieces of a template that no other mail uses: what is shared
+// becomes its own bytes, but for content that is large enough to be looked for in other mails,
+// or is stored already.
 func Own(ps []Piece) []Piece {
 	var out []Piece
 	for _, p := range ps {
@@ -88,7 +89,8 @@ const (
 	base64Lines = 32 // that the encoder writes at once
 )
 
-// AttachmentEncoder writes a file as a mail holds it: base64 in lines of 76 with CRLF, the same whatever the edges of what comes in.
+// AttachmentEncoder writes a file as a mail holds it: base64 in lines of 76 with CRLF, the same
+// whatever the edges of what comes in.
 type AttachmentEncoder struct {
 	w    io.Writer
 	rest [base64Line]byte // of an unfinished line

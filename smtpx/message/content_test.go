@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// An upload is encoded in pieces of any size, and Compose refers to it as if it had encoded the file itself.
+// An upload is encoded in pieces of any size, and Compose refers to it as if it had encoded the
+// file itself.
 func TestAttachmentEncoderIsWhatComposeWrites(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(4, 2))
 	for _, size := range []int{0, 1, 2, 3, 56, 57, 58, 113, 114, 115, 57 * 32, 57*32 + 1, 57 * 33, 5000, 70_000} {

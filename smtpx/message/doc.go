@@ -2,9 +2,10 @@
 // html, headers, attachments, and templates with variables.
 //
 // It promises
-//   - every address is one that may stand in a command and in a header, and means what it shows;
-//   - [Message.Validate] lists everything that is wrong at once, also in what is filled in here,
-//     and what it takes [Compose] can make;
+//   - every address is one that may stand in a command and in a header, and means what it
+//     shows;
+//   - [Message.Validate] lists everything that is wrong at once, also in what is filled in
+//     here, and what it takes [Compose] can make;
 //   - the same [Message] gives the same bytes, on every machine;
 //   - only CRLF line ends, no line over 998 octets, ASCII unless an address needs SMTPUTF8;
 //   - no text of a caller becomes a header, a part or a line of its own;

@@ -162,8 +162,8 @@ func phrase(field, s string) string {
 	return encodeWords(len(field)+2, s)
 }
 
-// filenameParam is the parameter for a file name: quoted where it is plain ASCII that a line can
-// hold, else RFC 2231, in continuations so that no line grows too long.
+// filenameParam is the parameter for a file name: quoted where it is plain ASCII that a line
+// can hold, else RFC 2231, in continuations so that no line grows too long.
 func filenameParam(name string) string {
 	if name == "" {
 		return ""

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// checkPlaces refuses variables at places of html where escaping a value does not keep it a value:
-// in a tag, in an attribute without quotes, in script and style. It finds the values that begin a
-// URL, which are looked at in every mail.
+// checkPlaces refuses variables at places of html where escaping a value does not keep it a
+// value: in a tag, in an attribute without quotes, in script and style. It finds the values
+// that begin a URL, which are looked at in every mail.
 //
 // It reads html as browsers do (the tokenizer of WHATWG HTML 13.2.5), as far as places need it.
 // What stands in a conditional comment is html to the programs that it is for.
@@ -40,7 +40,8 @@ func checkPlaces(vs *[]Violation, runs []run) []link {
 	return links
 }
 
-// link is a URL that begins with the values of these variables, of which all but one may be empty.
+// link is a URL that begins with the values of these variables, of which all but one may be
+// empty.
 type link struct {
 	names []string
 	src   bool // it may show a part of the mail

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Reissue is the beginning of a raw message that Compose made, at least its whole top header, with another Message-ID (without <>) and Date.
+// Reissue is the beginning of a raw message that Compose made, at least its whole top header,
+// with another Message-ID (without <>) and Date.
 func Reissue(head []byte, messageID string, date time.Time) ([]byte, error) {
 	if messageID == "" || !ascii(messageID) || strings.ContainsAny(messageID, "<> \r\n\t") {
 		return nil, fmt.Errorf("reissue: %q is not a Message-ID", messageID)

@@ -14,8 +14,8 @@ import (
 const MaxAddressList = 50
 
 // structuredHeaders are the headers of a caller's own that programs read. What they hold is
-// checked and written by its syntax; as text a part of it could become an encoded word, in which
-// nobody looks for an address (RFC 2047 5).
+// checked and written by its syntax; as text a part of it could become an encoded word, in
+// which nobody looks for an address (RFC 2047 5).
 var structuredHeaders = map[string]func(name, s string) (string, error){
 	"Disposition-Notification-To": addressesValue, // RFC 8098 2.1
 	"Errors-To":                   addressesValue,
@@ -84,7 +84,8 @@ func ParseAddressList(s string) ([]Address, error) {
 	}
 }
 
-// addressEnd is where the first address of a list ends: at a comma behind an "@", outside quotes.
+// addressEnd is where the first address of a list ends: at a comma behind an "@", outside
+// quotes.
 func addressEnd(s string) int {
 	quoted, at := false, false
 	for i := 0; i < len(s); i++ {

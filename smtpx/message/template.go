@@ -26,12 +26,16 @@ const (
 // ErrTooLarge says that the values of a mail make it larger than its mail server takes.
 var ErrTooLarge = errors.New("its values make the mail larger than its mail server takes")
 
-// Template is what the mails of a batch share, composed once. {{name}} in subject, text and html stands for the mail's variable of that name:
-// [A-Za-z_][A-Za-z0-9_]{0,62}, blanks allowed inside the braces. Two opening braces that begin no variable are refused, since a typing error must not go
-// out to everyone; closing ones are text. In html a value is escaped. What a value holds is never looked at again: {{other}} in it stays as it is.
+// Template is what the mails of a batch share, composed once. {{name}} in subject, text and
+// html stands for the mail's variable of that name: [A-Za-z_][A-Za-z0-9_]{0,62}, blanks allowed
+// inside the braces. Two opening braces that begin no variable are refused, since a typing
+// error must not go out to everyone; closing ones are text. In html a value is escaped. What a
+// value holds is never looked at again: {{other}} in it stays as it is.
 //
-// The whole body lies encoded in one Content, cut where the variables stand. A text with variables is quoted-printable, where every run between them is
-// encoded by itself and ends in a soft line break, so that no shared byte depends on a value. The boundaries depend on the body alone.
+// The whole body lies encoded in one Content, cut where the variables stand. A text with
+// variables is quoted-printable, where every run between them is encoded by itself and ends in
+// a soft line break, so that no shared byte depends on a value. The boundaries depend on the
+// body alone.
 //
 // A Template may be used by many goroutines at once.
 type Template struct {
@@ -67,18 +71,21 @@ type run struct{ literal, name string }
 
 // Fill is what one mail of a batch adds.
 type Fill struct {
-	From      Address
-	To, Cc    []Address         // bcc never comes here
-	ReplyTo   []Address         // not empty: in place of the template's
-	Subject   string            // not "": in place of the template's, variables and all
-	Headers   map[string]string // added to the template's; one with the same name stands in its place
+	From    Address
+	To, Cc  []Address // bcc never comes here
+	ReplyTo []Address // not empty: in place of the template's
+	Subject string    // not "": in place of the template's, variables and all
+	// added to the template's; one with the same name stands in its place
+	Headers   map[string]string
 	MessageID string
 	Date      time.Time
 	Variables map[string]string // values; those that nothing uses are passed over
-	MaxBytes  int64             // of the raw message; 0 or more than MaxMailBytesCap = MaxMailBytesCap
+	// of the raw message; 0 or more than MaxMailBytesCap = MaxMailBytesCap
+	MaxBytes int64
 }
 
-// NewTemplate prepares what the mails of a batch share. Recipients, From, MessageID and Date of the message stay empty; they come with every Fill.
+// NewTemplate prepares what the mails of a batch share. Recipients, From, MessageID and Date of
+// the message stay empty; they come with every Fill.
 func NewTemplate(m *Message) (*Template, []Violation) {
 	vs := m.Validate()
 	t := &Template{headers: m.Headers, replyTo: m.ReplyTo}
@@ -115,7 +122,8 @@ func NewTemplate(m *Message) (*Template, []Violation) {
 	return t, nil
 }
 
-// bracedHeaders: a variable in a header of the caller's own is a mistake that would go out as it is.
+// bracedHeaders: a variable in a header of the caller's own is a mistake that would go out as
+// it is.
 func bracedHeaders(headers map[string]string) []Violation {
 	var vs []Violation
 	for _, k := range sortedKeys(headers) {
@@ -140,7 +148,8 @@ func (t *Template) check(vs *[]Violation, field, s string) ([]run, int) {
 	return runs, places
 }
 
-// cutVariables cuts a text at its variables. bad is the octet of the first "{{" that begins none; -1 = every one does.
+// cutVariables cuts a text at its variables. bad is the octet of the first "{{" that begins
+// none; -1 = every one does.
 func cutVariables(s string) (runs []run, bad int) {
 	from := 0
 	for at := 0; ; {
@@ -246,7 +255,8 @@ func (t *Template) tailWith(headers map[string]string) []byte {
 	return b.Bytes()
 }
 
-// varied writes a text with variables: the literals, each so that what comes next begins a line, and where the variables stand.
+// varied writes a text with variables: the literals, each so that what comes next begins a
+// line, and where the variables stand.
 func (c *composer) varied(runs []run, html bool) {
 	follows, newline := false, false
 	for i, r := range runs {
@@ -263,7 +273,8 @@ func (c *composer) varied(runs []run, html bool) {
 	}
 }
 
-// lineEnd brings what was encoded of a text to the beginning of a line: by a soft line break in the middle, by a line end behind it.
+// lineEnd brings what was encoded of a text to the beginning of a line: by a soft line break in
+// the middle, by a line end behind it.
 func lineEnd(newline, last bool) string {
 	switch {
 	case newline:
@@ -312,8 +323,9 @@ func fillRuns(runs []run, values map[string]string) string {
 	return b.String()
 }
 
-// Compose makes one mail: its own top header and values, and ranges of what is shared, of which nothing is copied. Field paths of violations are those
-// of the API's BatchItem without "message.". ErrTooLarge: see there.
+// Compose makes one mail: its own top header and values, and ranges of what is shared, of which
+// nothing is copied. Field paths of violations are those of the API's BatchItem without
+// "message.". ErrTooLarge: see there.
 func (t *Template) Compose(f *Fill) ([]Piece, []Violation, error) {
 	if vs := t.violations(f); len(vs) > 0 {
 		return nil, vs, nil

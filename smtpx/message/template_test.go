@@ -110,7 +110,8 @@ func leaves(t testing.TB, raw []byte) (subject string, out []leaf) {
 	return subject, out
 }
 
-// sameMail checks that both read back the same, by two parsers, and that the wire form is legal.
+// sameMail checks that both read back the same, by two parsers, and that the wire form is
+// legal.
 func sameMail(t *testing.T, got, want []byte) {
 	t.Helper()
 	checkWire(t, got)
@@ -272,7 +273,8 @@ func BenchmarkTemplate5KB(b *testing.B) {
 	}
 }
 
-// All mails of a batch refer to the same content, whatever their values; a body without variables is one piece.
+// All mails of a batch refer to the same content, whatever their values; a body without
+// variables is one piece.
 func TestTemplateStoresTheBodyOnce(t *testing.T) {
 	pdf := bytes.Repeat([]byte("%PDF"), 100<<10)
 	m := &Message{Subject: "for {{name}}", Text: "dear {{name}},\n" + strings.Repeat("text ", 1000), HTML: "<p>{{name}}</p>" + strings.Repeat("html ", 1000),
@@ -300,7 +302,8 @@ func TestTemplateStoresTheBodyOnce(t *testing.T) {
 	if own > 1000 {
 		t.Fatalf("a mail has %d bytes of its own", own)
 	}
-	// Another process makes the same content of the same message, so a batch that goes on there stores nothing again.
+	// Another process makes the same content of the same message, so a batch that goes on there
+	// stores nothing again.
 	if _, c := contents(mustTemplate(t, m), f); strings.Join(a, " ") != strings.Join(c, " ") {
 		t.Fatalf("ranges %v and %v", a, c)
 	}
@@ -416,7 +419,8 @@ func TestTemplateBoundsWhatValuesMake(t *testing.T) {
 	filled(t, tp, fillOf(t, map[string]string{"a": strings.Repeat("a", MaxVariableBytes/2)}))
 }
 
-// hostile values: each goes everywhere, and the mail is still the one that the same values by hand make.
+// hostile values: each goes everywhere, and the mail is still the one that the same values by
+// hand make.
 var hostile = []string{"\r\n.\r\n", ".\r\n", "\r\n\r\n", "\r\nBcc: v@x.example\r\n", "{{other}}", "{{name}}", "}}", "=", "=\r\n", "=0D=0A", "=3D", "<script>alert('x')</script>", `" onload="x`, "&amp;",
 	" ", "\t", " \n", "\n ", "", "\r", "\n\r", "\u2028", "\ufeff", "=_", "\r\n--"}
 

@@ -11,7 +11,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/message"
 )
 
-// TestT6n_OneMessageManyGoroutines: composing reads and never writes what it is given, so one message may be composed by many at once (the race detector looks).
+// TestT6n_OneMessageManyGoroutines: composing reads and never writes what it is given, so one
+// message may be composed by many at once (the race detector looks).
 func TestT6n_OneMessageManyGoroutines(t *testing.T) {
 	from, err := message.ParseAddress("Zoë <a@x.example>")
 	if err != nil {
@@ -65,8 +66,8 @@ func TestT6m_ManyReferences(t *testing.T) {
 	}
 }
 
-// TestFromAtTheBeginningOfALine is encoded, wherever the line begins: programs that keep mail in
-// one file put a ">" before it.
+// TestFromAtTheBeginningOfALine is encoded, wherever the line begins: programs that keep mail
+// in one file put a ">" before it.
 func TestFromAtTheBeginningOfALine(t *testing.T) {
 	from, err := message.ParseAddress("a@x.example")
 	if err != nil {

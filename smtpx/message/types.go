@@ -33,7 +33,8 @@ var typeOf = map[string]string{
 	"zip": "application/zip",
 }
 
-// saysItself: formats whose bytes declare their own character set, which a parameter would override.
+// saysItself: formats whose bytes declare their own character set, which a parameter would
+// override.
 var saysItself = map[string]bool{"text/html": true, "text/css": true}
 
 // guessType is the type for an attachment without one. A text says its character set only

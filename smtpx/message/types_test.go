@@ -33,7 +33,8 @@ func attachmentHeader(t *testing.T, a Attachment) string {
 	return ct
 }
 
-// TestTypesByName: the type of a file that came without one is the table's, and says a character set only where its bytes are of it.
+// TestTypesByName: the type of a file that came without one is the table's, and says a
+// character set only where its bytes are of it.
 func TestTypesByName(t *testing.T) {
 	const latin, utf8text, utf16 = "M\xfcller", "Müller", "\xff\xfeM\x00\xfc\x00"
 	for _, c := range []struct{ name, content, want string }{
@@ -80,7 +81,8 @@ func TestTypesByName(t *testing.T) {
 	}
 }
 
-// TestTypesOfTheTable: every type that is filled in passes the check that a given one has to pass, so nothing that was taken fails to compose.
+// TestTypesOfTheTable: every type that is filled in passes the check that a given one has to
+// pass, so nothing that was taken fails to compose.
 func TestTypesOfTheTable(t *testing.T) {
 	for ending, want := range typeOf {
 		got, err := mediaType(Attachment{Filename: "a." + ending, Content: []byte{0}})

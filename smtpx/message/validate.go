@@ -20,10 +20,12 @@ type Attachment struct {
 	ContentType string // "" = by the ending of the file name, from a table of the service's own
 	ContentID   string
 	Content     []byte
-	Stored      *Content // in place of Content: what the AttachmentEncoder made of it, from an upload
+	// in place of Content: what the AttachmentEncoder made of it, from an upload
+	Stored *Content
 }
 
-// Message is what Compose makes a raw message of. MessageID (without <>) and Date are given, so that composing twice gives the same bytes.
+// Message is what Compose makes a raw message of. MessageID (without <>) and Date are given, so
+// that composing twice gives the same bytes.
 type Message struct {
 	From        Address
 	To, Cc      []Address // bcc never comes here
@@ -77,7 +79,8 @@ func (m *Message) ValidateSender() []Violation {
 
 const errorsTo = "Errors-To"
 
-// Validate lists everything that is wrong with the content, at once. Field paths are those of the API's MailMessage.
+// Validate lists everything that is wrong with the content, at once. Field paths are those of
+// the API's MailMessage.
 func (m *Message) Validate() []Violation {
 	var vs []Violation
 	bad := func(field, format string, args ...any) {
@@ -196,7 +199,8 @@ func denied(canon string) bool {
 	return false
 }
 
-// mediaType is the attachment's checked type, formatted anew so that nothing of the caller's spelling reaches a header.
+// mediaType is the attachment's checked type, formatted anew so that nothing of the caller's
+// spelling reaches a header.
 func mediaType(a Attachment) (string, error) {
 	ct := a.ContentType
 	if ct == "" {

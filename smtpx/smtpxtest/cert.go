@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// Certificate makes a self-signed certificate for names (host names or addresses) that expires at end, and its PEM, to be trusted as ca_pem.
+// Certificate makes a self-signed certificate for names (host names or addresses) that expires
+// at end, and its PEM, to be trusted as ca_pem.
 func Certificate(t testing.TB, end time.Time, names ...string) (*tls.Config, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

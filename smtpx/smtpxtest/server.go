@@ -1,4 +1,5 @@
-// Package smtpxtest is an SMTP server whose every answer can be scripted, and a sink that is fast enough not to be what is measured. Both listen on loopback.
+// Package smtpxtest is an SMTP server whose every answer can be scripted, and a sink that is
+// fast enough not to be what is measured. Both listen on loopback.
 package smtpxtest
 
 import (
@@ -17,7 +18,8 @@ import (
 	"time"
 )
 
-// Command is what the client said. Verb is upper case: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, DOT (the end of the body), RSET, QUIT; CONNECT before the greeting.
+// Command is what the client said. Verb is upper case: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA,
+// DOT (the end of the body), RSET, QUIT; CONNECT before the greeting.
 type Command struct {
 	Verb string
 	Arg  string // what follows the verb, or the raw body for DOT
@@ -25,7 +27,8 @@ type Command struct {
 	Nth  int    // 1 is the first of this verb in this connection
 }
 
-// Action is what the server does instead of its ordinary answer. The parts are done in this order.
+// Action is what the server does instead of its ordinary answer. The parts are done in this
+// order.
 type Action struct {
 	Reply  string // sent as it is, CRLF included; "" = nothing
 	Drip   bool   // Reply goes out a byte every 20 ms
@@ -40,9 +43,11 @@ type Action struct {
 type Server struct {
 	// On is asked before each answer; nil = the ordinary one.
 	On func(Command) *Action
-	// Extensions offered after EHLO; nil = PIPELINING, 8BITMIME, ENHANCEDSTATUSCODES, SIZE 10485760.
+	// Extensions offered after EHLO; nil = PIPELINING, 8BITMIME, ENHANCEDSTATUSCODES,
+	// SIZE 10485760.
 	Extensions []string
-	// TLS is the certificate to use; Implicit speaks TLS from the first byte, else STARTTLS is offered.
+	// TLS is the certificate to use; Implicit speaks TLS from the first byte, else STARTTLS is
+	// offered.
 	TLS      *tls.Config
 	Implicit bool
 	// Username and Password enable AUTH with Mechanisms (default PLAIN LOGIN CRAM-MD5).
@@ -53,7 +58,8 @@ type Server struct {
 	// Delay is waited before each flight of answers: the round trip of a distant relay.
 	Delay time.Duration
 	// Idle is how long a session may lie idle between two mails before the server closes it;
-	// 0 = for ever. Inside a mail, and before the first one, a slow client has all the time it needs.
+	// 0 = for ever. Inside a mail, and before the first one, a slow client has all the time it
+	// needs.
 	Idle time.Duration
 	// Discard keeps neither mails nor lines, for runs of hours; On sees them.
 	Discard bool
@@ -277,7 +283,8 @@ func (x *conn) flush() bool {
 	return err == nil
 }
 
-// answer gives the scripted answer, or the ordinary one. False ends the connection. refused tells whether the script refused.
+// answer gives the scripted answer, or the ordinary one. False ends the connection. refused
+// tells whether the script refused.
 func (x *conn) answer(cmd Command, ordinary string) bool {
 	ok, _ := x.scripted(cmd, ordinary)
 	return ok

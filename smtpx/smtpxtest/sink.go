@@ -8,12 +8,14 @@ import (
 	"sync/atomic"
 )
 
-// Sink takes every mail as fast as it can be read, counts them exactly, and can keep their Message-IDs. It searches bodies only for the dot, and answers a
-// whole flight in one write. Set the fields before Start.
+// Sink takes every mail as fast as it can be read, counts them exactly, and can keep their
+// Message-IDs. It searches bodies only for the dot, and answers a whole flight in one write.
+// Set the fields before Start.
 type Sink struct {
 	KeepIDs bool
-	// OnMail is told of every mail before its reply leaves: the argument of each RCPT, and the beginning of the message, up to 16 KiB, as it came. Both are
-	// only lent. It is called by many goroutines at once.
+	// OnMail is told of every mail before its reply leaves: the argument of each RCPT, and the
+	// beginning of the message, up to 16 KiB, as it came. Both are only lent. It is called by
+	// many goroutines at once.
 	OnMail func(rcpt [][]byte, head []byte)
 
 	listener net.Listener
@@ -162,9 +164,12 @@ func (s *Sink) keepID(head []byte) {
 	}
 }
 
-// readBody reads up to and with the final dot; it appends the beginning of the message to head and returns that and the size of the whole.
+// readBody reads up to and with the final dot; it appends the beginning of the message to head
+// and returns that and the size of the whole.
 func readBody(br *bufio.Reader, head []byte) ([]byte, int, error) {
-	var last [2 * len("\r\n.\r\n")]byte // the end of what came before, then the beginning of what comes next: the dot may be cut anywhere
+	// the end of what came before, then the beginning of what comes next: the dot may be cut
+	// anywhere
+	var last [2 * len("\r\n.\r\n")]byte
 	tail := append(last[:0], "\r\n"...) // a dot in the first line ends the body as well
 	for n := 0; ; {
 		if _, err := br.Peek(1); err != nil {

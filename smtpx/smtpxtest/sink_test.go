@@ -11,7 +11,8 @@ import (
 	"testing/iotest"
 )
 
-// TestSinkFindsTheDot: however a body is cut into packets, it ends at its dot, not before and not behind.
+// TestSinkFindsTheDot: however a body is cut into packets, it ends at its dot, not before and
+// not behind.
 func TestSinkFindsTheDot(t *testing.T) {
 	const rest = "RSET\r\n"
 	for _, body := range []string{".\r\n", "\r\n.\r\n", "a\r\n.\r\n", "a\r\n..\r\n.b\r\n\r\n.\r\n", "a.\r\nb\r\n. \r\n.\r\n", ".\n\r.\r\n\r\n.\r\n"} {
@@ -36,7 +37,8 @@ func TestSinkFindsTheDot(t *testing.T) {
 	}
 }
 
-// TestSinkTellsOfMails: recipients are those of the mail's own transaction, the head is its beginning, and the counts are exact.
+// TestSinkTellsOfMails: recipients are those of the mail's own transaction, the head is its
+// beginning, and the counts are exact.
 func TestSinkTellsOfMails(t *testing.T) {
 	var mu sync.Mutex
 	got := map[string]int{}

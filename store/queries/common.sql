@@ -1,6 +1,6 @@
--- Statements that both databases take as they stand. Each names the index that serves it. In brackets
--- stands which connections run it outside of transactions: (read) the engine's reading ones, (look)
--- those for what people look at, (lease) the lease's own.
+-- Statements that both databases take as they stand. Each names the index that serves it. In
+-- brackets stands which connections run it outside of transactions: (read) the engine's reading
+-- ones, (look) those for what people look at, (lease) the lease's own.
 
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id

@@ -1,5 +1,6 @@
--- What an inspection asks on both databases; inspect.go says what each invariant means. They look at everything there is: no index narrows them, those
--- that are named keep the looks beside a scan cheap. All run in one snapshot of a reading transaction.
+-- What an inspection asks on both databases; inspect.go says what each invariant means. They
+-- look at everything there is: no index narrows them, those that are named keep the looks
+-- beside a scan cheap. All run in one snapshot of a reading transaction.
 
 -- name: I1
 -- primary keys of mail, due and archive
@@ -43,7 +44,8 @@ where d.owner is not null and not exists (select 1 from replica r where r.id = d
 limit 1000;
 
 -- name: I3_unrescued
--- due_owner, primary key of replica. A dead replica's mail is rescued by a living one within seconds; where none lives it waits.
+-- due_owner, primary key of replica. A dead replica's mail is rescued by a living one within
+-- seconds; where none lives it waits.
 select cast(d.id as text) as subject, 'is owned by replica ' || d.owner || ', which is dead, and nobody has rescued it' as problem
 from due d join replica r on r.id = d.owner
 where r.alive_until < ? and exists (select 1 from replica x where x.alive_until > ?)
@@ -105,7 +107,8 @@ select b.mail_server, b.failures, b.reason, b.retry_at from breaker b join mail_
 where b.failures > 0 and b.version = s.version and s.delete_time is null order by b.mail_server;
 
 -- name: no_default
--- mail_server is small: teams with a mail server that could be their default and is not; the system whether it has any or not
+-- mail_server is small: teams with a mail server that could be their default and is not; the
+-- system whether it has any or not
 select t.team, (select min(s.name) from mail_server s where s.team = t.team and s.status = 'available' and s.delete_time is null) as candidate
 from (select team from mail_server where status = 'available' and delete_time is null union select '') t
 where not exists (select 1 from mail_server s where s.team = t.team and s.is_default) order by t.team;

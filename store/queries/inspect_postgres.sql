@@ -39,7 +39,8 @@ where exists (select 1 from json_array_elements(c.p -> 'a') a, json_array_elemen
 limit 1000;
 
 -- name: I6
--- scans of mail; primary keys of content and content_chunk. "=" is the content that the piece before named
+-- scans of mail; primary keys of content and content_chunk. "=" is the content that the piece
+-- before named
 with seg as materialized (
   select m.id, coalesce((s.value ->> 'n')::bigint, 0) as n, coalesce((s.value ->> 'o')::bigint, 0) as o, s.value ->> 'h' as h from mail m, json_array_elements(m.layout) s where m.layout is not null
 ), sizes as (

@@ -1,5 +1,5 @@
--- What tells a database that went back in time, on PostgreSQL; lineage.go says how. None is prepared:
--- they run a few times a minute, or on a connection that nobody uses yet.
+-- What tells a database that went back in time, on PostgreSQL; lineage.go says how. None is
+-- prepared: they run a few times a minute, or on a connection that nobody uses yet.
 
 -- name: system
 -- none; a dump that is restored gets another database, a new cluster another identifier
@@ -35,8 +35,9 @@ select exists (select 1 from replica where alive_until > now());
 lock table due in share row exclusive mode;
 
 -- name: hold
--- a scan of due. Whatever was due may have left since; so may what waits for a person, who had perhaps
--- let it go. claim: a number given out in the time that was lost is not given out again.
+-- a scan of due. Whatever was due may have left since; so may what waits for a person, who had
+-- perhaps let it go. claim: a number given out in the time that was lost is not given out
+-- again.
 with h as (
   update due set status = 'held', resume_at = run_at, run_at = null, owner = null, data_at = null, claim = claim + 1000000,
     wish = null, wish_reason = null, begun = false, possible_duplicate = true, last_error = ?

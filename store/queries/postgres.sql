@@ -1,8 +1,9 @@
 -- The hot statements for PostgreSQL: whole batches in one statement, the database's clock.
 
 -- name: enqueue
--- mail's primary key and mail_request decide what is new; one statement is one commit for the batch. Bodies come packed in one value: bytea in arrays is
--- the driver's weak spot. v: a replica that is taken for dead owns nothing; its mail waits for whoever claims it.
+-- mail's primary key and mail_request decide what is new; one statement is one commit for the
+-- batch. Bodies come packed in one value: bytea in arrays is the driver's weak spot. v: a
+-- replica that is taken for dead owns nothing; its mail waits for whoever claims it.
 with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
@@ -39,7 +40,8 @@ with u as materialized (
 select id from m;
 
 -- name: due_servers (read)
--- due_ready: a loose scan goes from the first mail of a (mail server, team, priority) to the next one's, and from what is due to the next mail server
+-- due_ready: a loose scan goes from the first mail of a (mail server, team, priority) to the
+-- next one's, and from what is due to the next mail server
 with recursive p as (
   (select mail_server, team, priority, run_at from due where owner is null and run_at is not null order by mail_server, team, priority, run_at limit 1)
   union all
@@ -60,11 +62,15 @@ select p.mail_server from p join mail_server s on s.name = p.mail_server where p
 select name, version from mail_server where name in (select n from json_array_elements_text(?::json) n);
 
 -- name: claim
--- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe each. Of the teams that have something due, no more than mails
--- are wanted take part, others each time. Each of their pairs' oldest are locked, every team gets its share of the page by priority, and the page is
--- filled by rank. lead: by how many transactions ours is younger than the one that wrote the row; what a younger one wrote waits for the next claim, so that
--- a mail's changes keep their order. The locking CTE is materialized because a limit with skip locked must not be evaluated twice. any (array): never by a
--- join that reads the table, whatever the statistics said when the plan was made. Nobody claims for a replica that is taken for dead.
+-- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe
+-- each. Of the teams that have something due, no more than mails are wanted take part, others
+-- each time. Each of their pairs' oldest are locked, every team gets its share of the page by
+-- priority, and the page is filled by rank. lead: by how many transactions ours is younger than
+-- the one that wrote the row; what a younger one wrote waits for the next claim, so that a
+-- mail's changes keep their order. The locking CTE is materialized because a limit with skip
+-- locked must not be evaluated twice. any (array): never by a join that reads the table,
+-- whatever the statistics said when the plan was made. Nobody claims for a replica that is
+-- taken for dead.
 with recursive p as (
   (select team, priority, run_at from due where mail_server = ? and owner is null and run_at is not null order by team, priority, run_at limit 1)
   union all
@@ -101,10 +107,13 @@ from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_ser
 where m.id = any (array(select id from q));
 
 -- name: settle
--- due's primary key. One statement for marks, finished mails and the rest, all of one owner; it returns what is not ours any more, most often nothing.
--- coalesce: not by due_owner, whose dead entries are many and which the planner takes for any condition that null does not meet. case: a condition that the
--- planner expects half of the rows to meet, not one in two hundred, for which it would compare every row of one list with every row of the other.
--- claim: after progress (2) the next transaction goes under a token of its own, so that this statement, delivered late, does not take its mark.
+-- due's primary key. One statement for marks, finished mails and the rest, all of one owner; it
+-- returns what is not ours any more, most often nothing. coalesce: not by due_owner, whose dead
+-- entries are many and which the planner takes for any condition that null does not meet. case:
+-- a condition that the planner expects half of the rows to meet, not one in two hundred, for
+-- which it would compare every row of one list with every row of the other. claim: after
+-- progress (2) the next transaction goes under a token of its own, so that this statement,
+-- delivered late, does not take its mark.
 with f as materialized (
   select * from json_to_recordset(?::json) as f(id uuid, c bigint, status text, attempts smallint, progress json, dup boolean, err text)
 ), x as materialized (
@@ -145,8 +154,8 @@ select name, team, display_name, type, mode, status, is_default, sender, smtp, p
 from mail_server where name = any (array(select value from json_array_elements_text(?::json)));
 
 -- name: settled_under
--- primary keys; a claim that ended without its owner's word has a higher number than the owner knows. any (array) and case as in settle. o: progress, whose
--- owner keeps the mail
+-- primary keys; a claim that ended without its owner's word has a higher number than the owner
+-- knows. any (array) and case as in settle. o: progress, whose owner keeps the mail
 with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, c bigint, o bigint)
 )
@@ -157,8 +166,10 @@ select a.id from archive a join x on a.id = x.id
 where a.id = any (array(select id from x)) and case when x.o is null and a.claim = x.c then true else false end;
 
 -- name: modify_lock
--- primary keys. Locked in the order of ids, so that two of these never wait for each other in a circle; lead: by how many transactions ours is younger
--- than the one that wrote the row. lateral and offset: one probe for each row, whatever the statistics said when the plan was made.
+-- primary keys. Locked in the order of ids, so that two of these never wait for each other in a
+-- circle; lead: by how many transactions ours is younger than the one that wrote the row.
+-- lateral and offset: one probe for each row, whatever the statistics said when the plan was
+-- made.
 with j as materialized (
   select value::uuid as id from json_array_elements_text(?::json)
 )
@@ -171,7 +182,8 @@ where d.id = any (array(select id from j)) and d.owner is null
 order by d.id for update of d;
 
 -- name: modify
--- due's primary key; crashes: a person has looked at it, so a quarantine begins anew; case as in settle
+-- due's primary key; crashes: a person has looked at it, so a quarantine begins anew; case as
+-- in settle
 with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
     dup boolean, err text)
@@ -239,7 +251,8 @@ from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_ser
 where m.id = any (array(select id from q));
 
 -- name: take_back
--- due's primary key; case as in settle. begun: somebody died of it, so what becomes of it is the engine's rule
+-- due's primary key; case as in settle. begun: somebody died of it, so what becomes of it is
+-- the engine's rule
 with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, c bigint)
 ), u as (
@@ -319,7 +332,8 @@ delete from connection_slot c where c.replica = ? and c.token < ?
   and not exists (select 1 from unnest(?::text[], ?::integer[]) h(mail_server, n) where h.mail_server = c.mail_server and h.n = c.n);
 
 -- name: slot_keep
--- connection_slot's primary key decides what is new; a slot that somebody alive has stays theirs
+-- connection_slot's primary key decides what is new; a slot that somebody alive has stays
+-- theirs
 insert into connection_slot as c (mail_server, n, replica, token)
 select h.mail_server, h.n, ?, h.token from unnest(?::text[], ?::integer[], ?::bigint[]) h(mail_server, n, token) order by 1, 2
 on conflict (mail_server, n) do update set replica = excluded.replica, token = excluded.token
@@ -346,7 +360,8 @@ select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
 select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;
 
 -- name: change_forget
--- primary key; then each row where it lies, which never moves: a join would read the whole table
+-- primary key; then each row where it lies, which never moves: a join would read the whole
+-- table
 with old as materialized (
   select ctid as place, time from change order by xid, seq limit ?
 ), gone as (
@@ -359,7 +374,8 @@ with old as materialized (
 select count(*) from gone;
 
 -- name: batch_count (look)
--- mail_batch, then the primary keys of due and archive; one statement, so that a mail that moves meanwhile is counted once
+-- mail_batch, then the primary keys of due and archive; one statement, so that a mail that
+-- moves meanwhile is counted once
 with b as (select id, create_time from mail where batch_id = ? and team = ?)
 select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
   count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
@@ -370,7 +386,8 @@ select a.status, count(*), 0, count(*) filter (where a.possible_duplicate), min(
 from b join archive a on a.id = b.id group by 1;
 
 -- name: content_collect
--- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
+-- content_unused; nothing that an upload still needs, and three days after the last use, so
+-- that nobody is about to refer to it
 delete from content c where not c.used and c.touched < ? and not exists (select 1 from upload u where u.hash = c.hash) returning c.hash;
 
 -- name: mail_raw (look)

@@ -1,4 +1,5 @@
--- The hot statements for SQLite: row by row (terms as a list) inside one transaction of the one writer, times bound by the caller.
+-- The hot statements for SQLite: row by row (terms as a list) inside one transaction of the one
+-- writer, times bound by the caller.
 
 -- name: enqueue_mail
 -- primary key and mail_request decide what is new
@@ -11,7 +12,8 @@ values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) 
 select count(*) from mail_server where name = ? and version = ?;
 
 -- name: enqueue_due
--- primary key; a replica that is taken for dead owns nothing: its mail waits for whoever claims it
+-- primary key; a replica that is taken for dead owns nothing: its mail waits for whoever claims
+-- it
 insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
 values (?1, ?2, ?3, ?4, ?5, ?6, ?7, (select id from replica where id = ?8 and alive_until > 0), (select count(*) from replica where id = ?8 and alive_until > 0), ?9);
 
@@ -20,13 +22,15 @@ values (?1, ?2, ?3, ?4, ?5, ?6, ?7, (select id from replica where id = ?8 and al
 insert into term (term, mail_id) select value ->> 0, value ->> 1 from json_each(?) where true order by 1, 2 on conflict do nothing;
 
 -- name: due_servers (read)
--- due_ready: a loose scan for each mail server finds the first mail of each (team, priority) that waits
+-- due_ready: a loose scan for each mail server finds the first mail of each (team, priority)
+-- that waits
 select name from mail_server s where exists (
   with recursive p(id, team, priority, run_at) as (
     select * from (select id, team, priority, run_at from due where mail_server = s.name and owner is null and run_at is not null
       order by team, priority, run_at limit 1)
     union all
-    -- The same team's next priority, else the next team's first: comparing both as one row would read all mails of a pair.
+    -- The same team's next priority, else the next team's first: comparing both as one row
+    -- would read all mails of a pair.
     select n.id, n.team, n.priority, n.run_at from p join due n on n.id = coalesce(
       (select d.id from due d where d.mail_server = s.name and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
         order by d.priority, d.run_at limit 1),
@@ -39,14 +43,16 @@ select name from mail_server s where exists (
 select name, version from mail_server where name in (select value from json_each(?));
 
 -- name: claim
--- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe each. Of the teams that have something due, no more than mails
--- are wanted take part, others each time. Every team gets its share of the page by priority, and the page is filled by rank. Nobody claims for a replica
--- that is taken for dead.
+-- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe
+-- each. Of the teams that have something due, no more than mails are wanted take part, others
+-- each time. Every team gets its share of the page by priority, and the page is filled by rank.
+-- Nobody claims for a replica that is taken for dead.
 with recursive p(id, team, priority, run_at) as (
   select * from (select id, team, priority, run_at from due where mail_server = ?1 and owner is null and run_at is not null
     order by team, priority, run_at limit 1)
   union all
-  -- The same team's next priority, else the next team's first: comparing both as one row would read all mails of a pair.
+  -- The same team's next priority, else the next team's first: comparing both as one row would
+  -- read all mails of a pair.
   select n.id, n.team, n.priority, n.run_at from p join due n on n.id = coalesce(
     (select d.id from due d where d.mail_server = ?1 and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
       order by d.priority, d.run_at limit 1),
@@ -95,7 +101,8 @@ where id = ? and owner = ? and claim = ?;
 update due set status = ?, run_at = null, owner = null, data_at = null, begun = 0, crashes = 0, last_error = ? where id = ? and owner = ? and claim = ?;
 
 -- name: settle_progress
--- primary key; claim: the next transaction goes under a token of its own, so that this statement, delivered late, does not take its mark
+-- primary key; claim: the next transaction goes under a token of its own, so that this
+-- statement, delivered late, does not take its mark
 update due set data_at = null, claim = claim + 1, status = coalesce(?, status), attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
 where id = ? and owner = ? and claim = ?;
 
@@ -115,7 +122,8 @@ select name, team, display_name, type, mode, status, is_default, sender, smtp, p
 from mail_server where name in (select value from json_each(?));
 
 -- name: settled_under
--- primary keys; a claim that ended without its owner's word has a higher number than the owner knows. o: progress, whose owner keeps the mail
+-- primary keys; a claim that ended without its owner's word has a higher number than the owner
+-- knows. o: progress, whose owner keeps the mail
 select d.id from json_each(?1) j cross join due d on d.id = j.value ->> 'id' where d.owner is (j.value ->> 'o') and d.claim = j.value ->> 'c' and d.data_at is null
 union all
 select a.id from json_each(?1) j cross join archive a on a.id = j.value ->> 'id' where j.value ->> 'o' is null and a.claim = j.value ->> 'c';
@@ -214,7 +222,8 @@ update change_forgotten set seq = max(seq, coalesce((
 delete from change where seq <= (select seq from change_forgotten);
 
 -- name: batch_count (look)
--- mail_batch, then the primary keys of due and archive; one statement, so that a mail that moves meanwhile is counted once
+-- mail_batch, then the primary keys of due and archive; one statement, so that a mail that
+-- moves meanwhile is counted once
 with b as (select id, create_time from mail where batch_id = ? and team = ?)
 select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
   count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
@@ -225,7 +234,8 @@ select a.status, count(*), 0, count(*) filter (where a.possible_duplicate), min(
 from b join archive a on a.id = b.id group by 1;
 
 -- name: content_collect
--- content_unused; nothing that an upload still needs, and three days after the last use, so that nobody is about to refer to it
+-- content_unused; nothing that an upload still needs, and three days after the last use, so
+-- that nobody is about to refer to it
 delete from content where not used and touched < ? and not exists (select 1 from upload u where u.hash = content.hash) returning hash;
 
 -- name: mail_raw (look)

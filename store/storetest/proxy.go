@@ -60,18 +60,20 @@ func (p *Proxy) Stick(on bool) {
 	p.mu.Unlock()
 }
 
-// Cut sets what decides, of each piece of a question or an answer, whether it is dropped and its connection closed; nil drops nothing. An answer that is
-// dropped is to something that PostgreSQL has done.
+// Cut sets what decides, of each piece of a question or an answer, whether it is dropped and
+// its connection closed; nil drops nothing. An answer that is dropped is to something that
+// PostgreSQL has done.
 func (p *Proxy) Cut(f func(answer bool, b []byte) bool) {
 	p.mu.Lock()
 	p.cut = f
 	p.mu.Unlock()
 }
 
-// Mute silences one connection: the first on which pick says yes to a piece of a question, given the
-// piece that the connection began with, which holds its settings in plain text. The piece picked
-// and all that follow still reach PostgreSQL, TCP acknowledges everything, and no answer comes back.
-// All other connections are well. The channel is closed when it has happened.
+// Mute silences one connection: the first on which pick says yes to a piece of a question,
+// given the piece that the connection began with, which holds its settings in plain text. The
+// piece picked and all that follow still reach PostgreSQL, TCP acknowledges everything, and no
+// answer comes back. All other connections are well. The channel is closed when it has
+// happened.
 func (p *Proxy) Mute(pick func(startup, question []byte) bool) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()

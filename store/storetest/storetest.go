@@ -1,7 +1,9 @@
-// Package storetest gives tests a real, fresh, private database: SQLite in a temporary folder, or PostgreSQL.
+// Package storetest gives tests a real, fresh, private database: SQLite in a temporary folder,
+// or PostgreSQL.
 //
-// PostgreSQL is the server that MAILDISPATCH_TEST_POSTGRES names (a URL whose user may create databases), else a private cluster that is started from the
-// programs on this machine, else the test fails with the line that installs them. Nothing is ever skipped.
+// PostgreSQL is the server that MAILDISPATCH_TEST_POSTGRES names (a URL whose user may create
+// databases), else a private cluster that is started from the programs on this machine, else
+// the test fails with the line that installs them. Nothing is ever skipped.
 package storetest
 
 import (
@@ -101,7 +103,8 @@ var server = sync.OnceValues(func() (*url.URL, error) {
 	return url.Parse(c.DSN())
 })
 
-// Cluster is a private PostgreSQL cluster. It ends with the process that started it, however that ends.
+// Cluster is a private PostgreSQL cluster. It ends with the process that started it, however
+// that ends.
 type Cluster struct {
 	Dir  string
 	Port int
@@ -124,10 +127,12 @@ func program(name string) (string, error) {
 	return "", fmt.Errorf("%s is not on this machine: %s", name, install)
 }
 
-// StartCluster makes and starts a cluster in a temporary folder, with further settings given as name=value.
+// StartCluster makes and starts a cluster in a temporary folder, with further settings given as
+// name=value.
 func StartCluster(settings ...string) (*Cluster, error) { return StartClusterIn("", settings...) }
 
-// StartClusterIn makes it below a folder, "" for that of temporary files. initdb refuses to run as root, so root hands it to another user.
+// StartClusterIn makes it below a folder, "" for that of temporary files. initdb refuses to run
+// as root, so root hands it to another user.
 func StartClusterIn(parent string, settings ...string) (*Cluster, error) {
 	initdb, err := program("initdb")
 	if err != nil {
@@ -166,7 +171,8 @@ func (c *Cluster) Start() error {
 		return err
 	}
 	root := filepath.Dir(c.Dir)
-	// A watcher ends the cluster when this process is gone: the death signal of a parent goes to the thread that forked, which Go may end early.
+	// A watcher ends the cluster when this process is gone: the death signal of a parent goes
+	// to the thread that forked, which Go may end early.
 	script := fmt.Sprintf(`"$0" "$@" & p=$!; (while [ -d /proc/%d ]; do kill -0 $p || exit; sleep 0.5; done; kill -QUIT $p; sleep 1; rm -rf %q) & wait $p`, os.Getpid(), root)
 	args := []string{"-c", script, postgres, "-D", c.Dir, "-p", strconv.Itoa(c.Port), "-k", root}
 	for _, set := range append([]string{"listen_addresses=127.0.0.1", "shared_buffers=256MB", "max_connections=200", "wal_compression=on", "max_wal_size=4GB"}, c.set...) {
@@ -232,7 +238,8 @@ func (c *Cluster) kill() error {
 		return fmt.Errorf("postmaster.pid: %w", err)
 	}
 	pids := []int{server}
-	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", server, server)) // without it they end by themselves
+	// without it they end by themselves
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", server, server))
 	for _, f := range strings.Fields(string(children)) {
 		if pid, err := strconv.Atoi(f); err == nil {
 			pids = append(pids, pid)
@@ -248,7 +255,8 @@ func (c *Cluster) kill() error {
 		for _, pid := range pids {
 			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 			_, state, _ := strings.Cut(string(stat), ") ")
-			gone = gone && (err != nil || strings.HasPrefix(state, "Z")) // a zombie holds nothing
+			// a zombie holds nothing
+			gone = gone && (err != nil || strings.HasPrefix(state, "Z"))
 		}
 		switch {
 		case gone:

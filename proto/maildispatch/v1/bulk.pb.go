@@ -31,20 +31,22 @@ type BatchOptions struct {
 	// stored once, however many items there are.
 	//
 	// `{{name}}` in subject, text and html stands for the item's variable of that name,
-	// `[A-Za-z_][A-Za-z0-9_]{0,62}`, blanks inside the braces allowed. A text or html uses at most
-	// 500 variables. `{{` that begins none is refused, here and in the items, and so is any in
-	// headers.
+	// `[A-Za-z_][A-Za-z0-9_]{0,62}`, blanks inside the braces allowed. A text or html uses at
+	// most 500 variables. `{{` that begins none is refused, here and in the items, and so is any
+	// in headers.
 	//
 	// In html a value is escaped. A variable is refused where that does not keep it a value: in a
-	// tag, in an attribute without quotes, in script and style. A value that begins an href, src or
-	// other URL begins with https:, http: or mailto: (in src also cid:), or is empty.
+	// tag, in an attribute without quotes, in script and style. A value that begins an href, src
+	// or other URL begins with https:, http: or mailto: (in src also cid:), or is empty.
 	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Groups the mails: 1 to 64 printable ASCII characters, unique per team. Empty = the service makes one. Giving the same again adds to the group.
+	// Groups the mails: 1 to 64 printable ASCII characters, unique per team. Empty = the service
+	// makes one. Giving the same again adds to the group.
 	BatchId string `protobuf:"bytes,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
-	// SendBatch only: all or nothing. The items are kept until the end of the stream and written in one transaction; at most 10000 items and 64 MiB of
-	// requests.
+	// SendBatch only: all or nothing. The items are kept until the end of the stream and written
+	// in one transaction; at most 10000 items and 64 MiB of requests.
 	Strict bool `protobuf:"varint,4,opt,name=strict,proto3" json:"strict,omitempty"`
-	// SendBatch only: check, route and compose every item, but write and send nothing. request_ids that were used before are not looked for.
+	// SendBatch only: check, route and compose every item, but write and send nothing.
+	// request_ids that were used before are not looked for.
 	ValidateOnly  bool `protobuf:"varint,5,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -118,12 +120,16 @@ func (x *BatchOptions) GetValidateOnly() bool {
 // BatchItem is one mail of a batch.
 type BatchItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As in SendRequest: with it an item that is sent again, because its answer was not heard, is never doubled.
+	// As in SendRequest: with it an item that is sent again, because its answer was not heard, is
+	// never doubled.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// REQUIRED: its recipients. What else is set here stands in place of the shared message's; headers and attachments are added to it.
+	// REQUIRED: its recipients. What else is set here stands in place of the shared message's;
+	// headers and attachments are added to it.
 	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Values of the variables: at most 100, each at most 64 KiB of UTF-8 without NUL. Where a value goes into the subject it is at most 900 octets without
-	// control characters. A variable that the message uses and the item lacks rejects the item; one that is not used is passed over.
+	// Values of the variables: at most 100, each at most 64 KiB of UTF-8 without NUL. Where a
+	// value goes into the subject it is at most 900 octets without control characters. A variable
+	// that the message uses and the item lacks rejects the item; one that is not used is passed
+	// over.
 	Variables map[string]string `protobuf:"bytes,3,rep,name=variables,proto3" json:"variables,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Added to the labels of the options, in whose place they stand where the keys are equal.
 	Labels        map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -196,7 +202,8 @@ type BatchRejection struct {
 	Position int64 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
 	// Its request_id as given.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Why as a constant, one that Send would answer: VALIDATION_FAILED, REQUEST_ID_REUSED, MAIL_TOO_LARGE, UPLOAD_NOT_FOUND.
+	// Why as a constant, one that Send would answer: VALIDATION_FAILED, REQUEST_ID_REUSED,
+	// MAIL_TOO_LARGE, UPLOAD_NOT_FOUND.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Why in words.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
@@ -274,7 +281,8 @@ func (x *BatchRejection) GetViolations() []*BatchRejection_Violation {
 // SendBatchRequest is a part of the stream.
 type SendBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the first request only; absent = the system's mail through its default mail server, everything in the items.
+	// In the first request only; absent = the system's mail through its default mail server,
+	// everything in the items.
 	Options *BatchOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
 	// Any number of items, in the first request as well; at most 1000000 in the stream.
 	Items         []*BatchItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
@@ -420,7 +428,8 @@ func (x *SendBatchResponse) GetRejections() []*BatchRejection {
 // SendStreamRequest is a part of the stream.
 type SendStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the first request only; absent = the system's mail through its default mail server, everything in the items.
+	// In the first request only; absent = the system's mail through its default mail server,
+	// everything in the items.
 	Options *BatchOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
 	// Any number of items, in the first request as well; at most 1000000 in the stream.
 	Items         []*BatchItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
@@ -475,7 +484,8 @@ func (x *SendStreamRequest) GetItems() []*BatchItem {
 // SendStreamResponse is the answer for one item.
 type SendStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The item's place in the stream; the first is 0. Answers may come in another order than the items.
+	// The item's place in the stream; the first is 0. Answers may come in another order than the
+	// items.
 	Position int64 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
 	// Its request_id as given.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -677,7 +687,8 @@ type UploadAttachmentResponse struct {
 	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// Its size in bytes.
 	SizeBytes int64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// It can be used until then; every use moves that on to 7 days later. Mails that use it keep it whatever happens to the upload.
+	// It can be used until then; every use moves that on to 7 days later. Mails that use it keep
+	// it whatever happens to the upload.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1015,7 +1026,8 @@ type UploadAttachmentRequest_Header struct {
 	Filename string `protobuf:"bytes,2,opt,name=filename,proto3" json:"filename,omitempty"`
 	// Media type for attachments that give none.
 	ContentType string `protobuf:"bytes,3,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
-	// As in SendRequest, among uploads: the same id with the same content answers with the first upload.
+	// As in SendRequest, among uploads: the same id with the same content answers with the
+	// first upload.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

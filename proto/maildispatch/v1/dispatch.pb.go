@@ -26,14 +26,17 @@ const (
 // SendRequest is one mail.
 type SendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// For whom, through what and when; absent = the system's mail through its default mail server, now.
+	// For whom, through what and when; absent = the system's mail through its default mail
+	// server, now.
 	Options *SendOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
 	// REQUIRED. What to send, and to whom. The sender is the mail server's own `from`.
 	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team, kept as long as the mail. The same id with the same content tells the
-	// first mail's story again, also while it runs; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED).
+	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team, kept as long as
+	// the mail. The same id with the same content tells the first mail's story again, also while
+	// it runs; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED).
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Check, route and compose, but write and send nothing: one accepted event without mail_id, and no completed.
+	// Check, route and compose, but write and send nothing: one accepted event without mail_id,
+	// and no completed.
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -379,7 +382,8 @@ type DownloadMailResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 64 KiB of it, in order.
 	Chunk []byte `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	// Size of the whole in bytes; in the first message only. Fewer bytes than this at the end of the stream = it broke.
+	// Size of the whole in bytes; in the first message only. Fewer bytes than this at the end of
+	// the stream = it broke.
 	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// A file name to save it under: the mail's id with ".eml"; in the first message only.
 	Filename      string `protobuf:"bytes,3,opt,name=filename,proto3" json:"filename,omitempty"`
@@ -681,8 +685,9 @@ type MailFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id as given.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Why as a constant: MAIL_NOT_FOUND (no such id), or WRONG_STATE (it is being sent, finished, expired, its mail server cannot be used, or its outcome
-	// is unknown and its id was not given).
+	// Why as a constant: MAIL_NOT_FOUND (no such id), or WRONG_STATE (it is being sent, finished,
+	// expired, its mail server cannot be used, or its outcome is unknown and its id was not
+	// given).
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Why in words.
 	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -741,7 +746,8 @@ func (x *MailFailure) GetMessage() string {
 	return ""
 }
 
-// RetryMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
+// RetryMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an
+// error, never "all".
 type RetryMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids of mails: at most 1000.
@@ -878,7 +884,8 @@ func (x *RetryMailsResponse) GetFailures() []*MailFailure {
 	return nil
 }
 
-// CancelMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
+// CancelMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an
+// error, never "all".
 type CancelMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids of mails: at most 1000.
@@ -1015,7 +1022,8 @@ func (x *CancelMailsResponse) GetFailures() []*MailFailure {
 	return nil
 }
 
-// HoldMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
+// HoldMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an
+// error, never "all".
 type HoldMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids of mails: at most 1000.
@@ -1024,7 +1032,8 @@ type HoldMailsRequest struct {
 	Filter *MailFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Count what would be changed, change nothing.
 	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// Why, in the caller's words, for the audit log and the mail's last_error: at most 500 characters.
+	// Why, in the caller's words, for the audit log and the mail's last_error: at most 500
+	// characters.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1152,7 +1161,8 @@ func (x *HoldMailsResponse) GetFailures() []*MailFailure {
 	return nil
 }
 
-// ReleaseMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an error, never "all".
+// ReleaseMailsRequest selects mails. Exactly one of ids and filter; an empty selection is an
+// error, never "all".
 type ReleaseMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids of mails: at most 1000.
@@ -1289,8 +1299,8 @@ func (x *ReleaseMailsResponse) GetFailures() []*MailFailure {
 	return nil
 }
 
-// MoveMailsRequest selects mails and says where they go. Exactly one of ids and filter; an empty
-// selection is an error, never "all".
+// MoveMailsRequest selects mails and says where they go. Exactly one of ids and filter; an
+// empty selection is an error, never "all".
 type MoveMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids of mails: at most 1000.
@@ -1375,8 +1385,8 @@ func (x *MoveMailsRequest) GetReason() string {
 // MoveMailsResponse counts.
 type MoveMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Mails that were selected: those that are moved, those that were there already, and those that
-	// could not be moved.
+	// Mails that were selected: those that are moved, those that were there already, and those
+	// that could not be moved.
 	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
 	// Mails that go on (with validate_only: would go on) through mail_server.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
@@ -1451,7 +1461,8 @@ type ResolveMailRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED. Id of a mail of the due-out journal.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Addresses of recipients whose outcome is unknown, compared without case: at most 500. Empty = all of the mail whose outcome is unknown.
+	// Addresses of recipients whose outcome is unknown, compared without case: at most 500.
+	// Empty = all of the mail whose outcome is unknown.
 	Recipients []string `protobuf:"bytes,2,rep,name=recipients,proto3" json:"recipients,omitempty"`
 	// REQUIRED. What became of them, or what is to become of them.
 	Resolution Resolution `protobuf:"varint,3,opt,name=resolution,proto3,enum=maildispatch.v1.Resolution" json:"resolution,omitempty"`
@@ -1623,7 +1634,8 @@ func (x *WatchMailsRequest) GetCursor() string {
 // WatchMailsResponse is one change, or only a cursor.
 type WatchMailsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The mail as it stands now, which may be later than the change; absent when nothing has happened.
+	// The mail as it stands now, which may be later than the change; absent when nothing has
+	// happened.
 	Mail *Mail `protobuf:"bytes,1,opt,name=mail,proto3" json:"mail,omitempty"`
 	// The status that the mail changed to.
 	Status MailStatus `protobuf:"varint,2,opt,name=status,proto3,enum=maildispatch.v1.MailStatus" json:"status,omitempty"`
@@ -1698,7 +1710,8 @@ type ResendMailRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED. Id of the mail, in either journal.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Only to these of its recipients, compared without case: at most 500. Empty = to all of them.
+	// Only to these of its recipients, compared without case: at most 500. Empty = to all of
+	// them.
 	OnlyRecipients []string `protobuf:"bytes,2,rep,name=only_recipients,json=onlyRecipients,proto3" json:"only_recipients,omitempty"`
 	// REQUIRED. Why, for the audit log and the new mail's resend_reason: 1 to 500 characters.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`

@@ -45,97 +45,130 @@ const (
 //
 // Dispatch takes mail and tells what became of it.
 //
-// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so in the message. Status speaks about the call; what
-// every rpc may answer is listed at MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
+// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so
+// in the message. Status speaks about the call; what every rpc may answer is listed at
+// MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
 type DispatchClient interface {
-	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one recipient event each as the mail server answers,
-	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). With hold: accepted, completed (HELD). The mail is durable before "accepted" is sent and
-	// before the first byte goes to the mail server.
+	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one
+	// recipient event each as the mail server answers, completed. In daemon mode, or with
+	// send_after in the future: accepted, completed (QUEUED). With hold: accepted, completed
+	// (HELD). The mail is durable before "accepted" is sent and before the first byte goes to the
+	// mail server.
 	//
-	// The caller's deadline bounds a php-mode send: before the final dot it ends the attempt (FAILED, "deadline"), after it the recipients are
-	// UNKNOWN and the journal is completed by the reply. A caller that goes away does not stop a mail that has begun to leave; the same request_id
-	// attaches to it again.
+	// The caller's deadline bounds a php-mode send: before the final dot it ends the attempt
+	// (FAILED, "deadline"), after it the recipients are UNKNOWN and the journal is completed by
+	// the reply. A caller that goes away does not stop a mail that has begun to leave; the same
+	// request_id attaches to it again.
 	//
-	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE,
-	// MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
-	// breaks with UNAVAILABLE is called again with the same request_id.
+	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER,
+	// MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED),
+	// RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a
+	// refused request. A stream that breaks with UNAVAILABLE is called again with the same
+	// request_id.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SendResponse], error)
-	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are queued and sent by the batch, whatever the mail server's mode. An
-	// item that is wrong is rejected by its place and field and the rest go on, unless strict asks for all or nothing. Items are made durable in groups while
-	// the stream goes on, and a slow service slows the stream. When the stream breaks, some items are durable: the same items with the same request_ids are
-	// sent again and none is doubled.
+	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are
+	// queued and sent by the batch, whatever the mail server's mode. An item that is wrong is
+	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
+	// Items are made durable in groups while the stream goes on, and a slow service slows the
+	// stream. When the stream breaks, some items are durable: the same items with the same
+	// request_ids are sent again and none is doubled.
 	//
-	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are
-	// taken unless with strict; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
+	// `items`) where there are too many, of which those before are taken unless with strict; with
+	// strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
 	// ALREADY_EXISTS (REQUEST_ID_REUSED) for any item, and nothing is stored then.
 	SendBatch(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SendBatchRequest, SendBatchResponse], error)
-	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode as soon as the mail server has answered for every
-	// recipient. Answers come in the order in which items are done. The service takes up to 2000 items whose answers are open (in php mode 16), then waits. Items that were taken go on when the
-	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled.
+	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode
+	// as soon as the mail server has answered for every recipient. Answers come in the order in
+	// which items are done. The service takes up to 2000 items whose answers are open (in php
+	// mode 16), then waits. Items that were taken go on when the stream breaks, but a php-mode
+	// item whose mail has not begun to leave is ended as in Send; sent again with the same
+	// request_id none is doubled.
 	//
-	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are taken.
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
+	// `items`) where there are too many, of which those before are taken.
 	SendStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SendStreamRequest, SendStreamResponse], error)
-	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is stored once, also when others upload the same. An upload
-	// that no mail uses is forgotten when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE).
+	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is
+	// stored once, also when others upload the same. An upload that no mail uses is forgotten
+	// when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED
+	// (MAIL_TOO_LARGE).
 	UploadAttachment(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadAttachmentRequest, UploadAttachmentResponse], error)
-	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails, ReleaseMails, CancelMails and RetryMails take a batch by
-	// `filter.batch_id`. Errors: NOT_FOUND (BATCH_NOT_FOUND: no mail was taken under this id).
+	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails,
+	// ReleaseMails, CancelMails and RetryMails take a batch by `filter.batch_id`. Errors:
+	// NOT_FOUND (BATCH_NOT_FOUND: no mail was taken under this id).
 	GetBatch(ctx context.Context, in *GetBatchRequest, opts ...grpc.CallOption) (*GetBatchResponse, error)
-	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND
+	// (MAIL_NOT_FOUND).
 	GetMail(ctx context.Context, in *GetMailRequest, opts ...grpc.CallOption) (*GetMailResponse, error)
-	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same bytes in every attempt; bcc is not in it. An empty
-	// stream is never a success: the first message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same
+	// bytes in every attempt; bcc is not in it. An empty stream is never a success: the first
+	// message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	DownloadMail(ctx context.Context, in *DownloadMailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadMailResponse], error)
-	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and every failure a person may still have to look at.
-	// Oldest create_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
-	ListDueOutMails(ctx context.Context, in *ListDueOutMailsRequest, opts ...grpc.CallOption) (*ListDueOutMailsResponse, error)
-	// ListArchivedMails pages through the archive journal: every finished mail (SENT or CANCELLED), newest finish_time first. Errors:
+	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and
+	// every failure a person may still have to look at. Oldest create_time first. Errors:
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	ListDueOutMails(ctx context.Context, in *ListDueOutMailsRequest, opts ...grpc.CallOption) (*ListDueOutMailsResponse, error)
+	// ListArchivedMails pages through the archive journal: every finished mail (SENT or
+	// CANCELLED), newest finish_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(ctx context.Context, in *ListArchivedMailsRequest, opts ...grpc.CallOption) (*ListArchivedMailsResponse, error)
-	// RetryMails makes mails of the due-out journal due now: recipients that were refused are tried again, accepted ones never. A mail of unknown
-	// outcome is taken only when its id is given, and is flagged possible_duplicate. A held mail is released by it, and one with send_after in the
-	// future does not wait for it. The batch sends them, whatever the mode. Mails that cannot be retried are listed in failures and do not end the
-	// call.
+	// RetryMails makes mails of the due-out journal due now: recipients that were refused are
+	// tried again, accepted ones never. A mail of unknown outcome is taken only when its id is
+	// given, and is flagged possible_duplicate. A held mail is released by it, and one with
+	// send_after in the future does not wait for it. The batch sends them, whatever the mode.
+	// Mails that cannot be retried are listed in failures and do not end the call.
 	RetryMails(ctx context.Context, in *RetryMailsRequest, opts ...grpc.CallOption) (*RetryMailsResponse, error)
-	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED. Mails that cannot be
-	// cancelled are listed in failures and do not end the call.
+	// CancelMails ends mails of the due-out journal that are not being sent: they move to the
+	// archive journal as CANCELLED. Mails that cannot be cancelled are listed in failures and do
+	// not end the call.
 	CancelMails(ctx context.Context, in *CancelMailsRequest, opts ...grpc.CallOption) (*CancelMailsResponse, error)
-	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's reach: they are HELD until ReleaseMails. A filter without
-	// statuses selects the waiting ones and those being sent. Mails that cannot be held, such as those being sent just now, are listed in failures and
-	// do not end the call.
+	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's
+	// reach: they are HELD until ReleaseMails. A filter without statuses selects the waiting ones
+	// and those being sent. Mails that cannot be held, such as those being sent just now, are
+	// listed in failures and do not end the call.
 	HoldMails(ctx context.Context, in *HoldMailsRequest, opts ...grpc.CallOption) (*HoldMailsResponse, error)
-	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had, which may be past (then they are due now) or a
-	// send_after in the future. The batch sends them, whatever the mode. A filter without statuses selects the held ones. Mails that are not held, or
-	// whose mail server is deleted or unavailable, are listed in failures and do not end the call.
+	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had,
+	// which may be past (then they are due now) or a send_after in the future. The batch sends
+	// them, whatever the mode. A filter without statuses selects the held ones. Mails that are
+	// not held, or whose mail server is deleted or unavailable, are listed in failures and do not
+	// end the call.
 	ReleaseMails(ctx context.Context, in *ReleaseMailsRequest, opts ...grpc.CallOption) (*ReleaseMailsResponse, error)
-	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is moved
-	// only if it provably has not left for any recipient that still waits: one with an UNKNOWN outcome
-	// or with possible_duplicate is never moved. The mail keeps its status, its sender and its text.
-	// One that waits for another attempt is due now, one with a send_after in the future keeps its
-	// time, held and failed ones stay so. The target is available and takes mail of the mail's team
-	// and size. Mails that cannot be moved are listed in failures and do not end the call.
+	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is
+	// moved only if it provably has not left for any recipient that still waits: one with an
+	// UNKNOWN outcome or with possible_duplicate is never moved. The mail keeps its status, its
+	// sender and its text. One that waits for another attempt is due now, one with a send_after
+	// in the future keeps its time, held and failed ones stay so. The target is available and
+	// takes mail of the mail's team and size. Mails that cannot be moved are listed in failures
+	// and do not end the call.
 	//
 	// NOT_FOUND: the target does not exist. FAILED_PRECONDITION, reason MAIL_SERVER_DELETED or
 	// MAIL_SERVER_UNAVAILABLE.
 	MoveMails(ctx context.Context, in *MoveMailsRequest, opts ...grpc.CallOption) (*MoveMailsResponse, error)
-	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit log with the reason. The mail moves by what is left:
-	// to the archive journal as SENT when every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while some are still to
-	// be tried (a mail to be sent again is due now, also when it was held), otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
+	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit
+	// log with the reason. The mail moves by what is left: to the archive journal as SENT when
+	// every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while
+	// some are still to be tried (a mail to be sent again is due now, also when it was held),
+	// otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
 	//
-	// Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION (WRONG_STATE: the mail is being sent just now or finished, a named recipient's outcome, or
-	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
-	// sent again).
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION (WRONG_STATE: the mail is being
+	// sent just now or finished, a named recipient's outcome, or with none named every
+	// recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or
+	// MAIL_SERVER_DELETED: it cannot be sent again).
 	ResolveMail(ctx context.Context, in *ResolveMailRequest, opts ...grpc.CallOption) (*ResolveMailResponse, error)
-	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
-	// bytes, the same mail server and options but for hold, send_after and expire_time. The first stays as it is. It is queued and sent by the batch,
-	// whatever the mode.
+	// ResendMail sends a mail's content once more as a new mail, linked to the first by
+	// resent_from: a Message-ID and Date of its own, otherwise the same bytes, the same mail
+	// server and options but for hold, send_after and expire_time. The first stays as it is. It
+	// is queued and sent by the batch, whatever the mode.
 	//
-	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
+	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error)
-	// WatchMails tells every change of a mail's status, of those mails that match, once and in order for each mail, over all replicas, until the caller
-	// ends the call. It begins behind the cursor, or without one with what happens from now on; the first answer comes at once and every 15 s of silence
-	// one without a mail, so that there is always a cursor to go on from after a break. A caller who reads slowly falls behind and holds up nobody.
-	// Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of another filter or of another database is INVALID_ARGUMENT.
+	// WatchMails tells every change of a mail's status, of those mails that match, once and in
+	// order for each mail, over all replicas, until the caller ends the call. It begins behind
+	// the cursor, or without one with what happens from now on; the first answer comes at once
+	// and every 15 s of silence one without a mail, so that there is always a cursor to go on
+	// from after a break. A caller who reads slowly falls behind and holds up nobody. Changes are
+	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of
+	// another filter or of another database is INVALID_ARGUMENT.
 	WatchMails(ctx context.Context, in *WatchMailsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMailsResponse], error)
 	// GetQueueStats says how much waits, for how long, and how fast it goes.
 	GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error)
@@ -371,97 +404,130 @@ func (c *dispatchClient) GetQueueStats(ctx context.Context, in *GetQueueStatsReq
 //
 // Dispatch takes mail and tells what became of it.
 //
-// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so in the message. Status speaks about the call; what
-// every rpc may answer is listed at MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
+// SMTP outcomes are data, never status: a refused recipient ends the call with OK and says so
+// in the message. Status speaks about the call; what every rpc may answer is listed at
+// MailServerAdmin, what one rpc adds stands beside it. All reasons: proto/README.md.
 type DispatchServer interface {
-	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one recipient event each as the mail server answers,
-	// completed. In daemon mode, or with send_after in the future: accepted, completed (QUEUED). With hold: accepted, completed (HELD). The mail is durable before "accepted" is sent and
-	// before the first byte goes to the mail server.
+	// Send takes one mail and streams what becomes of it. In php mode: accepted, attempt, one
+	// recipient event each as the mail server answers, completed. In daemon mode, or with
+	// send_after in the future: accepted, completed (QUEUED). With hold: accepted, completed
+	// (HELD). The mail is durable before "accepted" is sent and before the first byte goes to the
+	// mail server.
 	//
-	// The caller's deadline bounds a php-mode send: before the final dot it ends the attempt (FAILED, "deadline"), after it the recipients are
-	// UNKNOWN and the journal is completed by the reply. A caller that goes away does not stop a mail that has begun to leave; the same request_id
-	// attaches to it again.
+	// The caller's deadline bounds a php-mode send: before the final dot it ends the attempt
+	// (FAILED, "deadline"), after it the recipients are UNKNOWN and the journal is completed by
+	// the reply. A caller that goes away does not stop a mail that has begun to leave; the same
+	// request_id attaches to it again.
 	//
-	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER, MAIL_SERVER_UNAVAILABLE,
-	// MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a refused request. A stream that
-	// breaks with UNAVAILABLE is called again with the same request_id.
+	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER,
+	// MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED),
+	// RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a
+	// refused request. A stream that breaks with UNAVAILABLE is called again with the same
+	// request_id.
 	Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error
-	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are queued and sent by the batch, whatever the mail server's mode. An
-	// item that is wrong is rejected by its place and field and the rest go on, unless strict asks for all or nothing. Items are made durable in groups while
-	// the stream goes on, and a slow service slows the stream. When the stream breaks, some items are durable: the same items with the same request_ids are
-	// sent again and none is doubled.
+	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are
+	// queued and sent by the batch, whatever the mail server's mode. An item that is wrong is
+	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
+	// Items are made durable in groups while the stream goes on, and a slow service slows the
+	// stream. When the stream breaks, some items are durable: the same items with the same
+	// request_ids are sent again and none is doubled.
 	//
-	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are
-	// taken unless with strict; with strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
+	// `items`) where there are too many, of which those before are taken unless with strict; with
+	// strict also INVALID_ARGUMENT (VALIDATION_FAILED, field paths begin with `items[n].`) and
 	// ALREADY_EXISTS (REQUEST_ID_REUSED) for any item, and nothing is stored then.
 	SendBatch(grpc.ClientStreamingServer[SendBatchRequest, SendBatchResponse]) error
-	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode as soon as the mail server has answered for every
-	// recipient. Answers come in the order in which items are done. The service takes up to 2000 items whose answers are open (in php mode 16), then waits. Items that were taken go on when the
-	// stream breaks, but a php-mode item whose mail has not begun to leave is ended as in Send; sent again with the same request_id none is doubled.
+	// SendStream takes a stream of items and answers each as soon as it is durable, in php mode
+	// as soon as the mail server has answered for every recipient. Answers come in the order in
+	// which items are done. The service takes up to 2000 items whose answers are open (in php
+	// mode 16), then waits. Items that were taken go on when the stream breaks, but a php-mode
+	// item whose mail has not begun to leave is ended as in Send; sent again with the same
+	// request_id none is doubled.
 	//
-	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED, `items`) where there are too many, of which those before are taken.
+	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
+	// `items`) where there are too many, of which those before are taken.
 	SendStream(grpc.BidiStreamingServer[SendStreamRequest, SendStreamResponse]) error
-	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is stored once, also when others upload the same. An upload
-	// that no mail uses is forgotten when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (MAIL_TOO_LARGE).
+	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is
+	// stored once, also when others upload the same. An upload that no mail uses is forgotten
+	// when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED
+	// (MAIL_TOO_LARGE).
 	UploadAttachment(grpc.ClientStreamingServer[UploadAttachmentRequest, UploadAttachmentResponse]) error
-	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails, ReleaseMails, CancelMails and RetryMails take a batch by
-	// `filter.batch_id`. Errors: NOT_FOUND (BATCH_NOT_FOUND: no mail was taken under this id).
+	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails,
+	// ReleaseMails, CancelMails and RetryMails take a batch by `filter.batch_id`. Errors:
+	// NOT_FOUND (BATCH_NOT_FOUND: no mail was taken under this id).
 	GetBatch(context.Context, *GetBatchRequest) (*GetBatchResponse, error)
-	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// GetMail reads one mail of either journal with its attempts and results. Errors: NOT_FOUND
+	// (MAIL_NOT_FOUND).
 	GetMail(context.Context, *GetMailRequest) (*GetMailResponse, error)
-	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same bytes in every attempt; bcc is not in it. An empty
-	// stream is never a success: the first message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same
+	// bytes in every attempt; bcc is not in it. An empty stream is never a success: the first
+	// message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	DownloadMail(*DownloadMailRequest, grpc.ServerStreamingServer[DownloadMailResponse]) error
-	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and every failure a person may still have to look at.
-	// Oldest create_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
-	ListDueOutMails(context.Context, *ListDueOutMailsRequest) (*ListDueOutMailsResponse, error)
-	// ListArchivedMails pages through the archive journal: every finished mail (SENT or CANCELLED), newest finish_time first. Errors:
+	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and
+	// every failure a person may still have to look at. Oldest create_time first. Errors:
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	ListDueOutMails(context.Context, *ListDueOutMailsRequest) (*ListDueOutMailsResponse, error)
+	// ListArchivedMails pages through the archive journal: every finished mail (SENT or
+	// CANCELLED), newest finish_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(context.Context, *ListArchivedMailsRequest) (*ListArchivedMailsResponse, error)
-	// RetryMails makes mails of the due-out journal due now: recipients that were refused are tried again, accepted ones never. A mail of unknown
-	// outcome is taken only when its id is given, and is flagged possible_duplicate. A held mail is released by it, and one with send_after in the
-	// future does not wait for it. The batch sends them, whatever the mode. Mails that cannot be retried are listed in failures and do not end the
-	// call.
+	// RetryMails makes mails of the due-out journal due now: recipients that were refused are
+	// tried again, accepted ones never. A mail of unknown outcome is taken only when its id is
+	// given, and is flagged possible_duplicate. A held mail is released by it, and one with
+	// send_after in the future does not wait for it. The batch sends them, whatever the mode.
+	// Mails that cannot be retried are listed in failures and do not end the call.
 	RetryMails(context.Context, *RetryMailsRequest) (*RetryMailsResponse, error)
-	// CancelMails ends mails of the due-out journal that are not being sent: they move to the archive journal as CANCELLED. Mails that cannot be
-	// cancelled are listed in failures and do not end the call.
+	// CancelMails ends mails of the due-out journal that are not being sent: they move to the
+	// archive journal as CANCELLED. Mails that cannot be cancelled are listed in failures and do
+	// not end the call.
 	CancelMails(context.Context, *CancelMailsRequest) (*CancelMailsResponse, error)
-	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's reach: they are HELD until ReleaseMails. A filter without
-	// statuses selects the waiting ones and those being sent. Mails that cannot be held, such as those being sent just now, are listed in failures and
-	// do not end the call.
+	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's
+	// reach: they are HELD until ReleaseMails. A filter without statuses selects the waiting ones
+	// and those being sent. Mails that cannot be held, such as those being sent just now, are
+	// listed in failures and do not end the call.
 	HoldMails(context.Context, *HoldMailsRequest) (*HoldMailsResponse, error)
-	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had, which may be past (then they are due now) or a
-	// send_after in the future. The batch sends them, whatever the mode. A filter without statuses selects the held ones. Mails that are not held, or
-	// whose mail server is deleted or unavailable, are listed in failures and do not end the call.
+	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had,
+	// which may be past (then they are due now) or a send_after in the future. The batch sends
+	// them, whatever the mode. A filter without statuses selects the held ones. Mails that are
+	// not held, or whose mail server is deleted or unavailable, are listed in failures and do not
+	// end the call.
 	ReleaseMails(context.Context, *ReleaseMailsRequest) (*ReleaseMailsResponse, error)
-	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is moved
-	// only if it provably has not left for any recipient that still waits: one with an UNKNOWN outcome
-	// or with possible_duplicate is never moved. The mail keeps its status, its sender and its text.
-	// One that waits for another attempt is due now, one with a send_after in the future keeps its
-	// time, held and failed ones stay so. The target is available and takes mail of the mail's team
-	// and size. Mails that cannot be moved are listed in failures and do not end the call.
+	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is
+	// moved only if it provably has not left for any recipient that still waits: one with an
+	// UNKNOWN outcome or with possible_duplicate is never moved. The mail keeps its status, its
+	// sender and its text. One that waits for another attempt is due now, one with a send_after
+	// in the future keeps its time, held and failed ones stay so. The target is available and
+	// takes mail of the mail's team and size. Mails that cannot be moved are listed in failures
+	// and do not end the call.
 	//
 	// NOT_FOUND: the target does not exist. FAILED_PRECONDITION, reason MAIL_SERVER_DELETED or
 	// MAIL_SERVER_UNAVAILABLE.
 	MoveMails(context.Context, *MoveMailsRequest) (*MoveMailsResponse, error)
-	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit log with the reason. The mail moves by what is left:
-	// to the archive journal as SENT when every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while some are still to
-	// be tried (a mail to be sent again is due now, also when it was held), otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
+	// ResolveMail is a person's word on recipients whose outcome is unknown, written to the audit
+	// log with the reason. The mail moves by what is left: to the archive journal as SENT when
+	// every recipient is accepted. Else it stays, UNKNOWN while another recipient is, due while
+	// some are still to be tried (a mail to be sent again is due now, also when it was held),
+	// otherwise as FAILED, or as MAIL_STATUS_PARTIALLY_SENT when some accepted.
 	//
-	// Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION (WRONG_STATE: the mail is being sent just now or finished, a named recipient's outcome, or
-	// with none named every recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or MAIL_SERVER_DELETED: it cannot be
-	// sent again).
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION (WRONG_STATE: the mail is being
+	// sent just now or finished, a named recipient's outcome, or with none named every
+	// recipient's, is known, or a mail to be sent again has expired; MAIL_SERVER_UNAVAILABLE or
+	// MAIL_SERVER_DELETED: it cannot be sent again).
 	ResolveMail(context.Context, *ResolveMailRequest) (*ResolveMailResponse, error)
-	// ResendMail sends a mail's content once more as a new mail, linked to the first by resent_from: a Message-ID and Date of its own, otherwise the same
-	// bytes, the same mail server and options but for hold, send_after and expire_time. The first stays as it is. It is queued and sent by the batch,
-	// whatever the mode.
+	// ResendMail sends a mail's content once more as a new mail, linked to the first by
+	// resent_from: a Message-ID and Date of its own, otherwise the same bytes, the same mail
+	// server and options but for hold, send_after and expire_time. The first stays as it is. It
+	// is queued and sent by the batch, whatever the mode.
 	//
-	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
+	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error)
-	// WatchMails tells every change of a mail's status, of those mails that match, once and in order for each mail, over all replicas, until the caller
-	// ends the call. It begins behind the cursor, or without one with what happens from now on; the first answer comes at once and every 15 s of silence
-	// one without a mail, so that there is always a cursor to go on from after a break. A caller who reads slowly falls behind and holds up nobody.
-	// Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of another filter or of another database is INVALID_ARGUMENT.
+	// WatchMails tells every change of a mail's status, of those mails that match, once and in
+	// order for each mail, over all replicas, until the caller ends the call. It begins behind
+	// the cursor, or without one with what happens from now on; the first answer comes at once
+	// and every 15 s of silence one without a mail, so that there is always a cursor to go on
+	// from after a break. A caller who reads slowly falls behind and holds up nobody. Changes are
+	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of
+	// another filter or of another database is INVALID_ARGUMENT.
 	WatchMails(*WatchMailsRequest, grpc.ServerStreamingServer[WatchMailsResponse]) error
 	// GetQueueStats says how much waits, for how long, and how fast it goes.
 	GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error)

@@ -22,7 +22,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Kind is what a mail is for. It steers the mail's priority and what happens when the outcome is unknown.
+// Kind is what a mail is for. It steers the mail's priority and what happens when the outcome
+// is unknown.
 type Kind int32
 
 const (
@@ -87,12 +88,13 @@ func (Kind) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{0}
 }
 
-// Priority says which mail of a mail server leaves first when several wait: it orders the batch, it never interrupts a mail that is being sent.
+// Priority says which mail of a mail server leaves first when several wait: it orders the
+// batch, it never interrupts a mail that is being sent.
 type Priority int32
 
 const (
-	// On input: by kind. KIND_AGENT_MESSAGE is urgent, KIND_INVOICE and KIND_WORK_ORDER are high, KIND_OTHER is normal, KIND_BULK is low. Never stored
-	// and never returned.
+	// On input: by kind. KIND_AGENT_MESSAGE is urgent, KIND_INVOICE and KIND_WORK_ORDER are high,
+	// KIND_OTHER is normal, KIND_BULK is low. Never stored and never returned.
 	Priority_PRIORITY_UNSPECIFIED Priority = 0
 	// After everything else.
 	Priority_PRIORITY_LOW Priority = 1
@@ -157,9 +159,11 @@ const (
 	Resolution_RESOLUTION_UNSPECIFIED Resolution = 0
 	// It arrived: they count as accepted and are never sent to again.
 	Resolution_RESOLUTION_DELIVERED Resolution = 1
-	// It did not arrive and is not to be sent by itself: they count as rejected. RetryMails sends to them again.
+	// It did not arrive and is not to be sent by itself: they count as rejected. RetryMails sends
+	// to them again.
 	Resolution_RESOLUTION_NOT_DELIVERED Resolution = 2
-	// Send it again, the same bytes under the same Message-ID; the mail is flagged possible_duplicate.
+	// Send it again, the same bytes under the same Message-ID; the mail is flagged
+	// possible_duplicate.
 	Resolution_RESOLUTION_RESEND Resolution = 3
 )
 
@@ -275,11 +279,13 @@ const (
 	MailStatus_MAIL_STATUS_SENDING MailStatus = 2
 	// Due-out journal: waits for its next attempt.
 	MailStatus_MAIL_STATUS_DEFERRED MailStatus = 3
-	// Due-out journal: waits for ReleaseMails. HoldMails or its sender (SendOptions.hold) held it, or its mail server was deleted by force.
+	// Due-out journal: waits for ReleaseMails. HoldMails or its sender (SendOptions.hold) held
+	// it, or its mail server was deleted by force.
 	MailStatus_MAIL_STATUS_HELD MailStatus = 4
 	// Due-out journal: no recipient accepted, and not tried again by itself.
 	MailStatus_MAIL_STATUS_FAILED MailStatus = 5
-	// Due-out journal: no reply after the final dot; it may or may not have arrived. Waits for ResolveMail.
+	// Due-out journal: no reply after the final dot; it may or may not have arrived. Waits for
+	// ResolveMail.
 	MailStatus_MAIL_STATUS_UNKNOWN MailStatus = 6
 	// Due-out journal: some recipients accepted, the rest waits (due_time is set) or was refused.
 	MailStatus_MAIL_STATUS_PARTIALLY_SENT MailStatus = 7
@@ -466,15 +472,17 @@ func (RecipientResult_Status) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3, 1}
 }
 
-// MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode in the name (at most 200 characters); domains may
-// be internationalised. At least one recipient and at most 500 over to, cc and bcc; one given twice is sent to once.
+// MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode
+// in the name (at most 200 characters); domains may be internationalised. At least one
+// recipient and at most 500 over to, cc and bcc; one given twice is sent to once.
 //
-// An address means what it shows. A name without quotes that holds an `@` and is not the address
-// is refused; so is a domain that IDNA would turn into another one (ⓔvil.example), or that is an IP
-// address. The NFC and NFD form of an address are one recipient.
+// An address means what it shows. A name without quotes that holds an `@` and is not the
+// address is refused; so is a domain that IDNA would turn into another one (ⓔvil.example), or
+// that is an IP address. The NFC and NFD form of an address are one recipient.
 //
-// The raw message, with everything encoded, is at most 10 MiB unless the mail server's max_mail_bytes says otherwise (at most 25 MiB): about 7 MiB
-// of attached files. More is RESOURCE_EXHAUSTED (MAIL_TOO_LARGE). One request over the wire is at most 16 MiB.
+// The raw message, with everything encoded, is at most 10 MiB unless the mail server's
+// max_mail_bytes says otherwise (at most 25 MiB): about 7 MiB of attached files. More is
+// RESOURCE_EXHAUSTED (MAIL_TOO_LARGE). One request over the wire is at most 16 MiB.
 type MailMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Recipients shown in To.
@@ -483,8 +491,8 @@ type MailMessage struct {
 	Cc []string `protobuf:"bytes,2,rep,name=cc,proto3" json:"cc,omitempty"`
 	// Recipients never shown in any header.
 	Bcc []string `protobuf:"bytes,3,rep,name=bcc,proto3" json:"bcc,omitempty"`
-	// Addresses for answers, at most 50, with commas between them: `a@x.example, B <b@x.example>`.
-	// Empty = none.
+	// Addresses for answers, at most 50, with commas between them:
+	// `a@x.example, B <b@x.example>`. Empty = none.
 	ReplyTo string `protobuf:"bytes,4,opt,name=reply_to,json=replyTo,proto3" json:"reply_to,omitempty"`
 	// Subject: at most 900 octets, any Unicode, no control characters.
 	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
@@ -496,15 +504,15 @@ type MailMessage struct {
 	// control characters.
 	//
 	// Refused: those that the service makes itself (From, To, Date, Message-ID, Content-*, ...);
-	// trace and signature headers (Received, Received-SPF, X-Original-To, DKIM-*, ARC-*, ...); those
-	// by which a provider adds recipients (X-SMTPAPI, X-MC-*, X-MSYS-API); an Errors-To other than
-	// the mail server's from.
+	// trace and signature headers (Received, Received-SPF, X-Original-To, DKIM-*, ARC-*, ...);
+	// those by which a provider adds recipients (X-SMTPAPI, X-MC-*, X-MSYS-API); an Errors-To
+	// other than the mail server's from.
 	//
-	// Headers that programs read keep their syntax. Disposition-Notification-To, Return-Receipt-To
-	// and Errors-To hold addresses, In-Reply-To and References message ids (`<id@host.example>`),
-	// List-Id `Name <news.shop.example>`, List-Unsubscribe and its kin URLs in angle brackets with
-	// commas between them (https, http, mailto; octets beyond ASCII become percent-encoded), and
-	// List-Unsubscribe-Post `List-Unsubscribe=One-Click`.
+	// Headers that programs read keep their syntax. Disposition-Notification-To,
+	// Return-Receipt-To and Errors-To hold addresses, In-Reply-To and References message ids
+	// (`<id@host.example>`), List-Id `Name <news.shop.example>`, List-Unsubscribe and its kin
+	// URLs in angle brackets with commas between them (https, http, mailto; octets beyond ASCII
+	// become percent-encoded), and List-Unsubscribe-Post `List-Unsubscribe=One-Click`.
 	Headers map[string]string `protobuf:"bytes,8,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Files and inline images: at most 100.
 	Attachments   []*Attachment `protobuf:"bytes,9,rep,name=attachments,proto3" json:"attachments,omitempty"`
@@ -611,15 +619,18 @@ type Attachment struct {
 	// REQUIRED unless content_id is set. Name the recipient sees: at most 255 characters, any
 	// Unicode, no path, no control characters, nothing that overrides the direction of text.
 	Filename string `protobuf:"bytes,1,opt,name=filename,proto3" json:"filename,omitempty"`
-	// Media type, such as "application/pdf". Default: by the ending of the file name, from a table of
-	// the service's own, else application/octet-stream. Text says charset=utf-8 only where its bytes are that.
+	// Media type, such as "application/pdf". Default: by the ending of the file name, from a
+	// table of the service's own, else application/octet-stream. Text says charset=utf-8 only
+	// where its bytes are that.
 	ContentType string `protobuf:"bytes,2,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
 	// Set = inline: the HTML body shows it by "cid:<content_id>". 1 to 128 characters
 	// `[A-Za-z0-9._@+-]`, used once in a mail, and html is required.
 	ContentId string `protobuf:"bytes,3,opt,name=content_id,json=contentId,proto3" json:"content_id,omitempty"`
-	// The file's bytes, as they are (in JSON: base64). Exactly one of content and upload_id, but an empty file needs neither.
+	// The file's bytes, as they are (in JSON: base64). Exactly one of content and upload_id, but
+	// an empty file needs neither.
 	Content []byte `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
-	// A file that UploadAttachment has taken for the same team. An id that is not there, or has expired, is NOT_FOUND (UPLOAD_NOT_FOUND).
+	// A file that UploadAttachment has taken for the same team. An id that is not there, or has
+	// expired, is NOT_FOUND (UPLOAD_NOT_FOUND).
 	UploadId      string `protobuf:"bytes,5,opt,name=upload_id,json=uploadId,proto3" json:"upload_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -695,15 +706,19 @@ type SendOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Owner of the mail: `[a-z0-9][a-z0-9-]{0,62}`; empty = the system.
 	Team string `protobuf:"bytes,1,opt,name=team,proto3" json:"team,omitempty"`
-	// Mail server to use, the team's own or the system's; empty = the team's default, else the system's.
+	// Mail server to use, the team's own or the system's; empty = the team's default, else the
+	// system's.
 	MailServer string `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// What the mail is for. Default: KIND_OTHER.
 	Kind Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=maildispatch.v1.Kind" json:"kind,omitempty"`
-	// The caller's own reference, such as an invoice number: at most 128 characters without control characters. The journals find it.
+	// The caller's own reference, such as an invoice number: at most 128 characters without
+	// control characters. The journals find it.
 	Reference string `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
-	// Free key-value pairs that the journals can be filtered by: at most 32, key `[a-z][a-z0-9_.-]{0,62}`, value at most 256 characters.
+	// Free key-value pairs that the journals can be filtered by: at most 32, key
+	// `[a-z][a-z0-9_.-]{0,62}`, value at most 256 characters.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Not before this time; at most 366 days ahead. In the future it queues the mail whatever the mode.
+	// Not before this time; at most 366 days ahead. In the future it queues the mail whatever the
+	// mode.
 	SendAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=send_after,json=sendAfter,proto3" json:"send_after,omitempty"`
 	// Never after this time; must lie in the future and after send_after.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
@@ -946,7 +961,8 @@ type Attempt struct {
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// When it ended; absent while it runs.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// How it ended: sent, partial, deferred, failed, unknown, or server (the mail server could not be used: costs the mail nothing).
+	// How it ended: sent, partial, deferred, failed, unknown, or server (the mail server could
+	// not be used: costs the mail nothing).
 	Outcome string `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	// Why, in one line.
 	Detail string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
@@ -1035,7 +1051,8 @@ func (x *Attempt) GetRemoteId() string {
 	return ""
 }
 
-// Mail is a mail as the journals know it. All of it is output only. Its content is read with DownloadMail.
+// Mail is a mail as the journals know it. All of it is output only. Its content is read with
+// DownloadMail.
 type Mail struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Made by the service: a UUID, ordered by time.
@@ -1440,7 +1457,8 @@ type MailFilter struct {
 	Team *string `protobuf:"bytes,1,opt,name=team,proto3,oneof" json:"team,omitempty"`
 	// Only through this mail server.
 	MailServer string `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// In any of these states; empty = all of the journal. A status of the other journal matches nothing.
+	// In any of these states; empty = all of the journal. A status of the other journal matches
+	// nothing.
 	Statuses []MailStatus `protobuf:"varint,3,rep,packed,name=statuses,proto3,enum=maildispatch.v1.MailStatus" json:"statuses,omitempty"`
 	// Only of this kind.
 	Kind Kind `protobuf:"varint,4,opt,name=kind,proto3,enum=maildispatch.v1.Kind" json:"kind,omitempty"`

@@ -29,7 +29,8 @@ type Mode int32
 const (
 	// Never stored and never returned.
 	Mode_MODE_UNSPECIFIED Mode = 0
-	// Sent while the caller waits. Success goes to the archive journal, failure stays in the due-out journal and is not retried by itself.
+	// Sent while the caller waits. Success goes to the archive journal, failure stays in the
+	// due-out journal and is not retried by itself.
 	Mode_MODE_PHP Mode = 1
 	// Saved to the due-out journal and sent by the batch that runs every minute.
 	Mode_MODE_DAEMON Mode = 2
@@ -84,7 +85,8 @@ const (
 	MailServer_TYPE_UNSPECIFIED MailServer_Type = 0
 	// Log in to a provider and submit. Needs `smtp`.
 	MailServer_TYPE_SMTP MailServer_Type = 1
-	// Hand to the mail program of the machine the service runs on (--localhost-smtp): no login, any sender address. `smtp` is refused.
+	// Hand to the mail program of the machine the service runs on (--localhost-smtp): no login,
+	// any sender address. `smtp` is refused.
 	MailServer_TYPE_LOCALHOST MailServer_Type = 2
 )
 
@@ -137,7 +139,8 @@ const (
 	MailServer_STATUS_UNSPECIFIED MailServer_Status = 0
 	// May be chosen.
 	MailServer_STATUS_AVAILABLE MailServer_Status = 1
-	// Takes no mail, neither named by a sender nor as a default. Mail that is already queued waits until it is available again.
+	// Takes no mail, neither named by a sender nor as a default. Mail that is already queued
+	// waits until it is available again.
 	MailServer_STATUS_UNAVAILABLE MailServer_Status = 2
 )
 
@@ -356,34 +359,42 @@ func (Health_State) EnumDescriptor() ([]byte, []int) {
 // MailServer is a saved way to send mail, owned by a team or by the whole system.
 type MailServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED, IMMUTABLE. The caller's own name for it: a slug `[a-z][a-z0-9-]{1,62}`, unique over all teams, taken also while deleted.
+	// REQUIRED, IMMUTABLE. The caller's own name for it: a slug `[a-z][a-z0-9-]{1,62}`, unique
+	// over all teams, taken also while deleted.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// IMMUTABLE. Owner: `[a-z0-9][a-z0-9-]{0,62}`; empty = the whole system.
 	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
-	// Free text that tells people what this mail server is for (the manual's "Hostname"). At most 200 characters.
+	// Free text that tells people what this mail server is for (the manual's "Hostname"). At most
+	// 200 characters.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	// REQUIRED, IMMUTABLE. How mail is handed over.
 	Type MailServer_Type `protobuf:"varint,4,opt,name=type,proto3,enum=maildispatch.v1.MailServer_Type" json:"type,omitempty"`
-	// The line and the login. REQUIRED for TYPE_SMTP, refused for TYPE_LOCALHOST, which has no login.
+	// The line and the login. REQUIRED for TYPE_SMTP, refused for TYPE_LOCALHOST, which has no
+	// login.
 	Smtp *Smtp `protobuf:"bytes,5,opt,name=smtp,proto3" json:"smtp,omitempty"`
-	// REQUIRED. The address every mail of this server is sent from (the manual's "Sender's mailbox"): "a@x.example" or "Name <a@x.example>".
+	// REQUIRED. The address every mail of this server is sent from (the manual's "Sender's
+	// mailbox"): "a@x.example" or "Name <a@x.example>".
 	From string `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
 	// REQUIRED. When its mail is sent; a change affects mail taken from then on.
 	Mode Mode `protobuf:"varint,7,opt,name=mode,proto3,enum=maildispatch.v1.Mode" json:"mode,omitempty"`
-	// Whether it may be chosen. Default: STATUS_AVAILABLE. Says nothing about is_default: a default that
-	// is switched off stays the default, and is it in effect again once it is available again.
+	// Whether it may be chosen. Default: STATUS_AVAILABLE. Says nothing about is_default: a
+	// default that is switched off stays the default, and is it in effect again once it is
+	// available again.
 	Status MailServer_Status `protobuf:"varint,8,opt,name=status,proto3,enum=maildispatch.v1.MailServer_Status" json:"status,omitempty"`
-	// The server for mail that the system itself triggers. At most one per team and one for the system; a second one is refused with
-	// FAILED_PRECONDITION, reason DEFAULT_EXISTS, which names the current one. SetDefaultMailServer swaps. Absent = unchanged (update) or false (create).
-	// A default may be unavailable. Mail that names no mail server is refused meanwhile with
-	// FAILED_PRECONDITION, reason MAIL_SERVER_UNAVAILABLE, which names this one. A team's mail does not
-	// go through the system's default instead.
+	// The server for mail that the system itself triggers. At most one per team and one for the
+	// system; a second one is refused with FAILED_PRECONDITION, reason DEFAULT_EXISTS, which
+	// names the current one. SetDefaultMailServer swaps. Absent = unchanged (update) or false
+	// (create). A default may be unavailable. Mail that names no mail server is refused meanwhile
+	// with FAILED_PRECONDITION, reason MAIL_SERVER_UNAVAILABLE, which names this one. A team's
+	// mail does not go through the system's default instead.
 	IsDefault *bool `protobuf:"varint,9,opt,name=is_default,json=isDefault,proto3,oneof" json:"is_default,omitempty"`
 	// Limits of this mail server; absent or zero fields mean the service's own.
 	Limits *Limits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
-	// Free key-value pairs for the caller's tools: at most 32, key `[a-z][a-z0-9_.-]{0,62}`, value at most 256 characters.
+	// Free key-value pairs for the caller's tools: at most 32, key `[a-z][a-z0-9_.-]{0,62}`,
+	// value at most 256 characters.
 	Annotations map[string]string `protobuf:"bytes,11,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Changes with every change. Sent back in Update or Delete it must match (ABORTED, reason ETAG_MISMATCH); empty = not checked.
+	// Changes with every change. Sent back in Update or Delete it must match (ABORTED, reason
+	// ETAG_MISMATCH); empty = not checked.
 	Etag string `protobuf:"bytes,12,opt,name=etag,proto3" json:"etag,omitempty"`
 	// OUTPUT_ONLY. When it was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -391,14 +402,16 @@ type MailServer struct {
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// OUTPUT_ONLY. Set while the mail server is deleted.
 	DeleteTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
-	// OUTPUT_ONLY. What all replicas know of its health. Absent where nothing has been sent through it yet.
+	// OUTPUT_ONLY. What all replicas know of its health. Absent where nothing has been sent
+	// through it yet.
 	Health *Health `protobuf:"bytes,17,opt,name=health,proto3" json:"health,omitempty"`
-	// Mail of every kind whose outcome is unknown waits for ResolveMail, not only invoices and work orders. Absent = unchanged (update) or false (create).
+	// Mail of every kind whose outcome is unknown waits for ResolveMail, not only invoices and
+	// work orders. Absent = unchanged (update) or false (create).
 	HoldUnknown *bool `protobuf:"varint,18,opt,name=hold_unknown,json=holdUnknown,proto3,oneof" json:"hold_unknown,omitempty"`
-	// Until then it takes mail and sends none. It stays what it is: it can be named, and it can be a
-	// default. Mail of mode php is queued, and the answer says so. The batch sends what was queued
-	// once the time has come, or once the pause is cleared (an update_mask that names pause_until,
-	// without a value). Mail that is being sent when the pause begins is finished.
+	// Until then it takes mail and sends none. It stays what it is: it can be named, and it can
+	// be a default. Mail of mode php is queued, and the answer says so. The batch sends what was
+	// queued once the time has come, or once the pause is cleared (an update_mask that names
+	// pause_until, without a value). Mail that is being sent when the pause begins is finished.
 	PauseUntil    *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -563,9 +576,11 @@ func (x *MailServer) GetPauseUntil() *timestamppb.Timestamp {
 // Smtp is the line and the login of a TYPE_SMTP mail server.
 type Smtp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// REQUIRED. Name or IP address to connect to; also the name its certificate must carry. At most 253 characters.
+	// REQUIRED. Name or IP address to connect to; also the name its certificate must carry. At
+	// most 253 characters.
 	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	// REQUIRED. TCP port, 1 to 65535. Which ports and addresses may be dialled is the service's configuration (--smtp-destinations).
+	// REQUIRED. TCP port, 1 to 65535. Which ports and addresses may be dialled is the service's
+	// configuration (--smtp-destinations).
 	Port int32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	// REQUIRED. How the connection is secured.
 	Encryption Smtp_Encryption `protobuf:"varint,3,opt,name=encryption,proto3,enum=maildispatch.v1.Smtp_Encryption" json:"encryption,omitempty"`
@@ -581,8 +596,8 @@ type Smtp struct {
 	// Name given in EHLO: a full host name, or an address as [192.0.2.1] or [IPv6:2001:db8::1].
 	// Default: the host name of the machine.
 	HeloName string `protobuf:"bytes,8,opt,name=helo_name,json=heloName,proto3" json:"helo_name,omitempty"`
-	// PEM certificates trusted besides the system's, for a server with a private CA. At most 64 KiB.
-	// Only the certificates are kept, whatever else stands beside them.
+	// PEM certificates trusted besides the system's, for a server with a private CA. At most 64
+	// KiB. Only the certificates are kept, whatever else stands beside them.
 	CaPem string `protobuf:"bytes,9,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// Permits a login without TLS: anybody on the way can read the password.
 	AllowPlaintextAuth *bool `protobuf:"varint,10,opt,name=allow_plaintext_auth,json=allowPlaintextAuth,proto3,oneof" json:"allow_plaintext_auth,omitempty"`
@@ -706,14 +721,18 @@ type Limits struct {
 	MaxConnections int32 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	// Mails carried by one connection before it is renewed: at most 100000, default 1000.
 	MailsPerConnection int32 `protobuf:"varint,2,opt,name=mails_per_connection,json=mailsPerConnection,proto3" json:"mails_per_connection,omitempty"`
-	// Attempts after which a temporary failure becomes final: at most 1000; default: attempts for 5 days.
+	// Attempts after which a temporary failure becomes final: at most 1000; default: attempts for
+	// 5 days.
 	MaxAttempts int32 `protobuf:"varint,3,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
-	// Largest raw message accepted for this server, in bytes: at most 26214400 (25 MiB), default 10485760 (10 MiB).
+	// Largest raw message accepted for this server, in bytes: at most 26214400 (25 MiB), default
+	// 10485760 (10 MiB).
 	MaxMailBytes int64 `protobuf:"varint,4,opt,name=max_mail_bytes,json=maxMailBytes,proto3" json:"max_mail_bytes,omitempty"`
-	// Mails per minute over all replicas: at most 1000000, default no limit. Kept evenly, a tenth of it at once: no minute sees more than 110 %. Daemon-mode
-	// mail waits; a php-mode mail waits up to 10 s, then fails with the reason.
+	// Mails per minute over all replicas: at most 1000000, default no limit. Kept evenly, a tenth
+	// of it at once: no minute sees more than 110 %. Daemon-mode mail waits; a php-mode mail
+	// waits up to 10 s, then fails with the reason.
 	MailsPerMinute int32 `protobuf:"varint,5,opt,name=mails_per_minute,json=mailsPerMinute,proto3" json:"mails_per_minute,omitempty"`
-	// Mails per day (UTC) over all replicas: at most 100000000, default no limit. Daemon-mode mail waits for the next day, php-mode mail fails with the reason.
+	// Mails per day (UTC) over all replicas: at most 100000000, default no limit. Daemon-mode
+	// mail waits for the next day, php-mode mail fails with the reason.
 	MailsPerDay   int32 `protobuf:"varint,6,opt,name=mails_per_day,json=mailsPerDay,proto3" json:"mails_per_day,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -791,9 +810,12 @@ func (x *Limits) GetMailsPerDay() int32 {
 	return 0
 }
 
-// Health of one mail server, shared by all replicas. A mail server that cannot be reached, secured or logged in to, or that says several times in a row that
-// we are too fast, is suspended: its mails wait and lose no attempt, php-mode callers are told at once. When retry_time has come one connection probes it;
-// the waits are 1 s, 5 s, 30 s, then double from 1 minute to 15. After a success connections ramp up 1, 2, 4... A change of the mail server ends a suspension.
+// Health of one mail server, shared by all replicas. A mail server that cannot be reached,
+// secured or logged in to, or that says several times in a row that we are too fast, is
+// suspended: its mails wait and lose no attempt, php-mode callers are told at once. When
+// retry_time has come one connection probes it; the waits are 1 s, 5 s, 30 s, then double from
+// 1 minute to 15. After a success connections ramp up 1, 2, 4... A change of the mail server
+// ends a suspension.
 type Health struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// OUTPUT_ONLY. Whether mail is sent through it just now.

@@ -416,9 +416,11 @@ type CreateMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED. What to save: name, type, from and mode at least, smtp as well for TYPE_SMTP.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team. The same id with the same content is answered with the first answer; with
-	// other content it is ALREADY_EXISTS (REQUEST_ID_REUSED). The password does not count as content: the same id with another password is answered
-	// as a duplicate too, and that password is not stored. UpdateMailServer changes it.
+	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team. The same id with
+	// the same content is answered with the first answer; with other content it is ALREADY_EXISTS
+	// (REQUEST_ID_REUSED). The password does not count as content: the same id with another
+	// password is answered as a duplicate too, and that password is not stored. UpdateMailServer
+	// changes it.
 	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Check everything, write nothing.
 	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -537,8 +539,9 @@ type UpdateMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED. name says which; etag, when given, must match.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// Paths to change, such as "smtp.port"; "*" replaces everything. Absent = every present field. An unknown, output-only or immutable path is
-	// INVALID_ARGUMENT. grpcurl wants {"paths": ["smtp.port"]}.
+	// Paths to change, such as "smtp.port"; "*" replaces everything. Absent = every present
+	// field. An unknown, output-only or immutable path is INVALID_ARGUMENT. grpcurl wants
+	// {"paths": ["smtp.port"]}.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Check everything, write nothing.
 	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -955,15 +958,17 @@ func (x *SetDefaultMailServerResponse) GetPreviousDefault() *MailServer {
 	return nil
 }
 
-// TestMailServerRequest says what to try: `name` a saved one, `mail_server` one that is not saved, both: the saved one overlaid with the present
-// fields. The stored password is used only while host, port, encryption and username are the saved ones.
+// TestMailServerRequest says what to try: `name` a saved one, `mail_server` one that is not
+// saved, both: the saved one overlaid with the present fields. The stored password is used only
+// while host, port, encryption and username are the saved ones.
 type TestMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of a saved mail server.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Configuration, or changes to the saved one. Its own name is not needed.
 	MailServer *MailServer `protobuf:"bytes,2,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// Tries MAIL FROM and RCPT TO for this address and takes it back (RSET). Without it nothing about a recipient is asked.
+	// Tries MAIL FROM and RCPT TO for this address and takes it back (RSET). Without it nothing
+	// about a recipient is asked.
 	ProbeRecipient string `protobuf:"bytes,3,opt,name=probe_recipient,json=probeRecipient,proto3" json:"probe_recipient,omitempty"`
 	// Whole time: 1 s to 60 s, default 30 s.
 	Timeout       *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
@@ -1198,7 +1203,8 @@ type RunBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only this mail server's mail; it is tried even if it rests after a failure. Empty = all.
 	MailServer string `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// Answer when everything that was due and that this replica has taken is settled, with the counts; else at once with zeros.
+	// Answer when everything that was due and that this replica has taken is settled, with the
+	// counts; else at once with zeros.
 	Wait          bool `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1248,8 +1254,9 @@ func (x *RunBatchRequest) GetWait() bool {
 	return false
 }
 
-// RunBatchResponse counts what became of the claimed mails; every one is in exactly one of the fields behind claimed. The counts speak of the replica that
-// was asked: mail that was due too and that another replica has taken is in none of them.
+// RunBatchResponse counts what became of the claimed mails; every one is in exactly one of the
+// fields behind claimed. The counts speak of the replica that was asked: mail that was due too
+// and that another replica has taken is in none of them.
 type RunBatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Taken from the due-out journal.

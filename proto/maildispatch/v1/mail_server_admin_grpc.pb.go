@@ -36,38 +36,50 @@ const (
 //
 // MailServerAdmin keeps the outbound mail servers, tests them and runs the batch.
 //
-// Every failure carries google.rpc.ErrorInfo with domain "maildispatch" and a reason; a bad request is INVALID_ARGUMENT with reason
-// VALIDATION_FAILED and google.rpc.BadRequest listing every violation at once by field path. Every rpc may also answer UNAVAILABLE
-// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT:
-// less than 100 ms were left) and INTERNAL (INTERNAL: a bug). What one rpc adds stands beside it. All reasons: proto/README.md.
+// Every failure carries google.rpc.ErrorInfo with domain "maildispatch" and a reason; a bad
+// request is INVALID_ARGUMENT with reason VALIDATION_FAILED and google.rpc.BadRequest listing
+// every violation at once by field path. Every rpc may also answer UNAVAILABLE
+// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with
+// google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were left) and
+// INTERNAL (INTERNAL: a bug). What one rpc adds stands beside it. All reasons: proto/README.md.
 type MailServerAdminClient interface {
 	// ListMailServers lists mail servers by name. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListMailServers(ctx context.Context, in *ListMailServersRequest, opts ...grpc.CallOption) (*ListMailServersResponse, error)
-	// GetMailServer reads one mail server, also a deleted one. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND).
+	// GetMailServer reads one mail server, also a deleted one. Errors: NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND).
 	GetMailServer(ctx context.Context, in *GetMailServerRequest, opts ...grpc.CallOption) (*GetMailServerResponse, error)
-	// CreateMailServer saves a mail server. Errors: ALREADY_EXISTS (MAIL_SERVER_EXISTS, REQUEST_ID_REUSED), FAILED_PRECONDITION (DEFAULT_EXISTS).
+	// CreateMailServer saves a mail server. Errors: ALREADY_EXISTS (MAIL_SERVER_EXISTS,
+	// REQUEST_ID_REUSED), FAILED_PRECONDITION (DEFAULT_EXISTS).
 	CreateMailServer(ctx context.Context, in *CreateMailServerRequest, opts ...grpc.CallOption) (*CreateMailServerResponse, error)
-	// UpdateMailServer changes a mail server: without update_mask the fields that are present, with it the named ones. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (DEFAULT_EXISTS, MAIL_SERVER_DELETED).
+	// UpdateMailServer changes a mail server: without update_mask the fields that are present,
+	// with it the named ones. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH),
+	// FAILED_PRECONDITION (DEFAULT_EXISTS, MAIL_SERVER_DELETED).
 	UpdateMailServer(ctx context.Context, in *UpdateMailServerRequest, opts ...grpc.CallOption) (*UpdateMailServerResponse, error)
-	// DeleteMailServer hides a mail server and keeps its name taken. Refused with FAILED_PRECONDITION (MAILS_PENDING) while it has unfinished mail,
-	// unless forced: then that mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED
-	// (ETAG_MISMATCH), FAILED_PRECONDITION (MAIL_SERVER_DELETED).
+	// DeleteMailServer hides a mail server and keeps its name taken. Refused with
+	// FAILED_PRECONDITION (MAILS_PENDING) while it has unfinished mail, unless forced: then that
+	// mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION
+	// (MAIL_SERVER_DELETED).
 	DeleteMailServer(ctx context.Context, in *DeleteMailServerRequest, opts ...grpc.CallOption) (*DeleteMailServerResponse, error)
-	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail stays held until ReleaseMails. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
+	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail
+	// stays held until ReleaseMails. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND),
+	// FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
 	UndeleteMailServer(ctx context.Context, in *UndeleteMailServerRequest, opts ...grpc.CallOption) (*UndeleteMailServerResponse, error)
-	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and takes that from the one before in the same transaction.
-	// One that is unavailable is refused, for it would take the place of one that may work: make it
-	// available first. A default that is switched off later stays the default. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and
+	// takes that from the one before in the same transaction. One that is unavailable is refused,
+	// for it would take the place of one that may work: make it available first. A default that
+	// is switched off later stays the default. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND),
+	// FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	SetDefaultMailServer(ctx context.Context, in *SetDefaultMailServerRequest, opts ...grpc.CallOption) (*SetDefaultMailServerResponse, error)
-	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid with changes, on the path a mail takes. A failed test is
-	// an answer, not an error. No mail leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND).
+	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid
+	// with changes, on the path a mail takes. A failed test is an answer, not an error. No mail
+	// leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND).
 	TestMailServer(ctx context.Context, in *TestMailServerRequest, opts ...grpc.CallOption) (*TestMailServerResponse, error)
-	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is running: it joins it. Only the replica that is asked
-	// makes this pass; the others go on with their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_DELETED;
-	// MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
+	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is
+	// running: it joins it. Only the replica that is asked makes this pass; the others go on with
+	// their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION
+	// (MAIL_SERVER_DELETED; MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
 	RunBatch(ctx context.Context, in *RunBatchRequest, opts ...grpc.CallOption) (*RunBatchResponse, error)
 }
 
@@ -175,38 +187,50 @@ func (c *mailServerAdminClient) RunBatch(ctx context.Context, in *RunBatchReques
 //
 // MailServerAdmin keeps the outbound mail servers, tests them and runs the batch.
 //
-// Every failure carries google.rpc.ErrorInfo with domain "maildispatch" and a reason; a bad request is INVALID_ARGUMENT with reason
-// VALIDATION_FAILED and google.rpc.BadRequest listing every violation at once by field path. Every rpc may also answer UNAVAILABLE
-// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT:
-// less than 100 ms were left) and INTERNAL (INTERNAL: a bug). What one rpc adds stands beside it. All reasons: proto/README.md.
+// Every failure carries google.rpc.ErrorInfo with domain "maildispatch" and a reason; a bad
+// request is INVALID_ARGUMENT with reason VALIDATION_FAILED and google.rpc.BadRequest listing
+// every violation at once by field path. Every rpc may also answer UNAVAILABLE
+// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with
+// google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were left) and
+// INTERNAL (INTERNAL: a bug). What one rpc adds stands beside it. All reasons: proto/README.md.
 type MailServerAdminServer interface {
 	// ListMailServers lists mail servers by name. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListMailServers(context.Context, *ListMailServersRequest) (*ListMailServersResponse, error)
-	// GetMailServer reads one mail server, also a deleted one. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND).
+	// GetMailServer reads one mail server, also a deleted one. Errors: NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND).
 	GetMailServer(context.Context, *GetMailServerRequest) (*GetMailServerResponse, error)
-	// CreateMailServer saves a mail server. Errors: ALREADY_EXISTS (MAIL_SERVER_EXISTS, REQUEST_ID_REUSED), FAILED_PRECONDITION (DEFAULT_EXISTS).
+	// CreateMailServer saves a mail server. Errors: ALREADY_EXISTS (MAIL_SERVER_EXISTS,
+	// REQUEST_ID_REUSED), FAILED_PRECONDITION (DEFAULT_EXISTS).
 	CreateMailServer(context.Context, *CreateMailServerRequest) (*CreateMailServerResponse, error)
-	// UpdateMailServer changes a mail server: without update_mask the fields that are present, with it the named ones. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION (DEFAULT_EXISTS, MAIL_SERVER_DELETED).
+	// UpdateMailServer changes a mail server: without update_mask the fields that are present,
+	// with it the named ones. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH),
+	// FAILED_PRECONDITION (DEFAULT_EXISTS, MAIL_SERVER_DELETED).
 	UpdateMailServer(context.Context, *UpdateMailServerRequest) (*UpdateMailServerResponse, error)
-	// DeleteMailServer hides a mail server and keeps its name taken. Refused with FAILED_PRECONDITION (MAILS_PENDING) while it has unfinished mail,
-	// unless forced: then that mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED
-	// (ETAG_MISMATCH), FAILED_PRECONDITION (MAIL_SERVER_DELETED).
+	// DeleteMailServer hides a mail server and keeps its name taken. Refused with
+	// FAILED_PRECONDITION (MAILS_PENDING) while it has unfinished mail, unless forced: then that
+	// mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION
+	// (MAIL_SERVER_DELETED).
 	DeleteMailServer(context.Context, *DeleteMailServerRequest) (*DeleteMailServerResponse, error)
-	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail stays held until ReleaseMails. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
+	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail
+	// stays held until ReleaseMails. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND),
+	// FAILED_PRECONDITION (MAIL_SERVER_NOT_DELETED).
 	UndeleteMailServer(context.Context, *UndeleteMailServerRequest) (*UndeleteMailServerResponse, error)
-	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and takes that from the one before in the same transaction.
-	// One that is unavailable is refused, for it would take the place of one that may work: make it
-	// available first. A default that is switched off later stays the default. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// SetDefaultMailServer makes a mail server the default of its team, or of the system, and
+	// takes that from the one before in the same transaction. One that is unavailable is refused,
+	// for it would take the place of one that may work: make it available first. A default that
+	// is switched off later stays the default. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND),
+	// FAILED_PRECONDITION (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	SetDefaultMailServer(context.Context, *SetDefaultMailServerRequest) (*SetDefaultMailServerResponse, error)
-	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid with changes, on the path a mail takes. A failed test is
-	// an answer, not an error. No mail leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND).
+	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid
+	// with changes, on the path a mail takes. A failed test is an answer, not an error. No mail
+	// leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND
+	// (MAIL_SERVER_NOT_FOUND).
 	TestMailServer(context.Context, *TestMailServerRequest) (*TestMailServerResponse, error)
-	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is running: it joins it. Only the replica that is asked
-	// makes this pass; the others go on with their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (MAIL_SERVER_DELETED;
-	// MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
+	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is
+	// running: it joins it. Only the replica that is asked makes this pass; the others go on with
+	// their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION
+	// (MAIL_SERVER_DELETED; MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
 	RunBatch(context.Context, *RunBatchRequest) (*RunBatchResponse, error)
 	mustEmbedUnimplementedMailServerAdminServer()
 }

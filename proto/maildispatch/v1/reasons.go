@@ -3,8 +3,9 @@ package maildispatchv1
 // ErrorDomain is the domain of every google.rpc.ErrorInfo this service sends.
 const ErrorDomain = "maildispatch"
 
-// Reasons of google.rpc.ErrorInfo, and of MailFailure. They are part of the API: more may come, none is ever renamed. proto/README.md says which
-// status code each comes with and what a caller does about it.
+// Reasons of google.rpc.ErrorInfo, and of MailFailure. They are part of the API: more may come,
+// none is ever renamed. proto/README.md says which status code each comes with and what a
+// caller does about it.
 const (
 	ReasonValidationFailed      = "VALIDATION_FAILED"
 	ReasonPageTokenInvalid      = "PAGE_TOKEN_INVALID"

@@ -20,8 +20,8 @@ import (
 
 const demoBulk = 200
 
-// demo runs the whole main job: the real service on SQLite in a temporary folder, a catch-all SMTP server, and a client. Every step checks that it did what
-// it says.
+// demo runs the whole main job: the real service on SQLite in a temporary folder, a catch-all
+// SMTP server, and a client. Every step checks that it did what it says.
 func demo(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		return errors.New("demo takes no arguments")

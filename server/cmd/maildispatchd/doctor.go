@@ -20,11 +20,13 @@ const (
 	doctorContent  = 256 << 20
 	// shownBreaches is how many breaches of one invariant are printed.
 	shownBreaches = 10
-	// rescueTime is longer than a living replica takes to rescue a dead one's mail, which an inspection may meet at that very moment.
+	// rescueTime is longer than a living replica takes to rescue a dead one's mail, which an
+	// inspection may meet at that very moment.
 	rescueTime = 8 * time.Second
 )
 
-// doctor looks at a database, also one in use, and says whether the invariants of the promise hold and what a person should look at.
+// doctor looks at a database, also one in use, and says whether the invariants of the promise
+// hold and what a person should look at.
 func doctor(ctx context.Context, args []string) error {
 	opt := store.InspectOptions{Messages: doctorMessages, ContentBytes: doctorContent}
 	var full bool

@@ -1,4 +1,5 @@
-// Command maildispatchd is the mail dispatch service. Run it without arguments for its commands.
+// Command maildispatchd is the mail dispatch service. Run it without arguments for its
+// commands.
 package main
 
 import (
@@ -30,7 +31,8 @@ var commands = []command{
 	{"key", "key create FILE", "make a key file", key},
 }
 
-// Exit codes: 0 done, 1 the work failed, 2 it could not begin (flags, database, port, key file).
+// Exit codes: 0 done, 1 the work failed, 2 it could not begin (flags, database, port, key
+// file).
 const (
 	exitFailed = 1
 	exitUsage  = 2

@@ -11,7 +11,8 @@ import (
 	"slices"
 )
 
-// Built with -tags profile, serve writes a CPU profile of its whole life into the folder that MAILDISPATCH_PROFILE_DIR names. The load generator uses it.
+// Built with -tags profile, serve writes a CPU profile of its whole life into the folder that
+// MAILDISPATCH_PROFILE_DIR names. The load generator uses it.
 func init() {
 	dir := os.Getenv("MAILDISPATCH_PROFILE_DIR")
 	i := slices.IndexFunc(commands, func(c command) bool { return c.name == "serve" })

@@ -60,8 +60,9 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	// Never touched, so it takes no memory: it only makes the collector of a small heap run when there is more to collect, which saves CPU under load. A larger
-	// one would save more, and not leave the service below 256 MiB with large files.
+	// Never touched, so it takes no memory: it only makes the collector of a small heap run
+	// when there is more to collect, which saves CPU under load. A larger one would save more,
+	// and not leave the service below 256 MiB with large files.
 	ballast := make([]byte, 16<<20)
 	defer runtime.KeepAlive(ballast)
 	if err := s.Run(ctx); err != nil {

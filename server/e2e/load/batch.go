@@ -16,7 +16,8 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// batch measures daemon mode end to end: from the first request of SendBatch to the last mail recorded in the archive.
+// batch measures daemon mode end to end: from the first request of SendBatch to the last mail
+// recorded in the archive.
 func batch(ctx context.Context, b *bench) error {
 	p, err := b.begin(ctx, "--batch-interval=0")
 	if err != nil {
@@ -33,7 +34,8 @@ func batch(ctx context.Context, b *bench) error {
 	return err
 }
 
-// endToEnd sends n items by SendBatch, waits until all are recorded, and notes the rates and the CPU.
+// endToEnd sends n items by SendBatch, waits until all are recorded, and notes the rates and
+// the CPU.
 func (b *bench) endToEnd(ctx context.Context, p *process, name, aim, server string, n int, item func(n int) *pb.BatchItem) (time.Duration, error) {
 	return b.endToEndWith(ctx, p, name, aim, &pb.BatchOptions{Options: &pb.SendOptions{MailServer: server}}, n, item)
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// delay is a relay's distance: a proxy that hands on every byte some time after it came, each way. It holds back time, not bandwidth: what is under way
-// is bounded only by windowChunks.
+// delay is a relay's distance: a proxy that hands on every byte some time after it came, each
+// way. It holds back time, not bandwidth: what is under way is bounded only by windowChunks.
 type delay struct {
 	oneWay time.Duration
 	to     string

@@ -52,7 +52,8 @@ func (b *bench) sendOne(ctx context.Context, d pb.DispatchClient, server string,
 	}
 }
 
-// sends sends n mails one by one by several callers and returns how long each took, and all of them together.
+// sends sends n mails one by one by several callers and returns how long each took, and all of
+// them together.
 func (b *bench) sends(ctx context.Context, p *process, server string, n, callers int, want pb.MailStatus) ([]time.Duration, time.Duration, error) {
 	return b.parallel(ctx, n, callers, func(ctx context.Context, caller, i int) (time.Duration, error) {
 		return b.sendOne(ctx, p.dispatch[caller%len(p.dispatch)], server, i, want)
@@ -83,7 +84,8 @@ func (b *bench) parallel(ctx context.Context, n, callers int, do func(ctx contex
 	return all, took, context.Cause(ctx)
 }
 
-// bulk sends n mails by SendBatch over several streams. item makes what differs from mail to mail.
+// bulk sends n mails by SendBatch over several streams. item makes what differs from mail to
+// mail.
 func (b *bench) bulk(ctx context.Context, p *process, n int, o *pb.BatchOptions, item func(n int) *pb.BatchItem) error {
 	first := b.tally.give(n)
 	var wg sync.WaitGroup
@@ -128,7 +130,8 @@ func (b *bench) stream(ctx context.Context, d pb.DispatchClient, from, to int, o
 // own is an item with a message of its own.
 func (b *bench) own(n int) *pb.BatchItem { return &pb.BatchItem{Message: b.body.message(n)} }
 
-// recorded waits until n mails have arrived since the start and the due-out journal is empty: all of them are in the archive.
+// recorded waits until n mails have arrived since the start and the due-out journal is empty:
+// all of them are in the archive.
 func (b *bench) recorded(ctx context.Context, p *process, n int) error {
 	if err := b.tally.wait(ctx, n); err != nil {
 		return err

@@ -9,8 +9,8 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// flat sends many mails through one database, a tenth at a time, and compares the last tenth with the first. Each tenth is measured end to end, so that no
-// backlog carries over.
+// flat sends many mails through one database, a tenth at a time, and compares the last tenth
+// with the first. Each tenth is measured end to end, so that no backlog carries over.
 func flat(ctx context.Context, b *bench) error {
 	p, err := b.begin(ctx, "--batch-interval=0")
 	if err != nil {
@@ -57,7 +57,8 @@ func flat(ctx context.Context, b *bench) error {
 	return release()
 }
 
-// hold opens a transaction that has read something, so that the database has to keep every row version from now on.
+// hold opens a transaction that has read something, so that the database has to keep every row
+// version from now on.
 func (b *bench) hold(ctx context.Context) (func() error, error) {
 	db, err := sql.Open("postgres", b.dsn)
 	if err != nil {

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// kernel sets kernel settings (key=value, separated by blanks) and returns what sets them back. Nothing stays set after an error.
+// kernel sets kernel settings (key=value, separated by blanks) and returns what sets them back.
+// Nothing stays set after an error.
 func kernel(settings string) (restore func() error, err error) {
 	var undo []func() error
 	restore = func() error {
@@ -29,7 +30,8 @@ func kernel(settings string) (restore func() error, err error) {
 			return nil, errors.Join(fmt.Errorf("kernel: %w", err), restore())
 		}
 		back := func() error { return writeSys(path, string(was)) }
-		// vm.dirty_…_bytes is 0 while vm.dirty_…_ratio counts, and the other way round: only the one that counts can be set back.
+		// vm.dirty_…_bytes is 0 while vm.dirty_…_ratio counts, and the other way round: only
+		// the one that counts can be set back.
 		if twin := twinOf(k); twin != "" && strings.TrimSpace(string(was)) == "0" {
 			if was, err := os.ReadFile(procSys(twin)); err == nil {
 				back = func() error { return writeSys(procSys(twin), string(was)) }

@@ -78,8 +78,9 @@ func (l *lab) service(ctx context.Context, c *config) (string, error) {
 	return path, nil
 }
 
-// seasoned is how much log, in MiB, a fresh cluster writes and recycles before it is measured. A server that has run for a while writes its log into
-// segments it already has; a new one makes every 16 MiB of it anew, and holds up all commits for 5 to 50 ms each time.
+// seasoned is how much log, in MiB, a fresh cluster writes and recycles before it is measured.
+// A server that has run for a while writes its log into segments it already has; a new one
+// makes every 16 MiB of it anew, and holds up all commits for 5 to 50 ms each time.
 const seasoned = 3 << 10
 
 // postgres makes a fresh database in the cluster, which is started on first use.
@@ -217,8 +218,9 @@ func (l *lab) run(ctx context.Context, sc *scenario, s *setting, n int) (_ *figu
 	return b.figures, err
 }
 
-// watchMemory keeps the largest sum over PostgreSQL's processes, shared pages counted once, looked at twice a second; not while latencies are measured:
-// counting the pages of twenty processes holds them up for tens of milliseconds.
+// watchMemory keeps the largest sum over PostgreSQL's processes, shared pages counted once,
+// looked at twice a second; not while latencies are measured: counting the pages of twenty
+// processes holds them up for tens of milliseconds.
 func (b *bench) watchMemory(ctx context.Context) {
 	if b.lab.master == 0 {
 		return
@@ -250,7 +252,8 @@ func (b *bench) usage() usage {
 	return u
 }
 
-// cpu notes what each part has used since before, in seconds per 1,000 mails. aim is for service and database together.
+// cpu notes what each part has used since before, in seconds per 1,000 mails. aim is for
+// service and database together.
 func (b *bench) cpu(name, aim string, before usage, mails int) {
 	u := b.usage().since(before)
 	per := func(d time.Duration) float64 { return d.Seconds() * 1000 / float64(mails) }
@@ -292,7 +295,8 @@ func (b *bench) begin(ctx context.Context, flags ...string) (*process, error) {
 	defer log.Close()
 	p.cmd = exec.Command(path, append(append([]string{"serve", "--listen=127.0.0.1:0", "--database=" + b.dsn, "--key-file=" + key}, flags...), strings.Fields(b.serve)...)...)
 	p.cmd.Env = append(append(os.Environ(), strings.Fields(b.env)...), profEnv+"="+b.dir)
-	p.cmd.Stderr, p.cmd.SysProcAttr = log, &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for this process, which stops it
+	// a Ctrl-C is for this process, which stops it
+	p.cmd.Stderr, p.cmd.SysProcAttr = log, &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}

@@ -13,13 +13,15 @@ import (
 )
 
 const (
-	backlog  = 10000  // bulk mails that are kept waiting while php mode is measured, if the service lets so many wait
+	// bulk mails that are kept waiting while php mode is measured, if the service lets so many
+	// wait
+	backlog  = 10000
 	feed     = 1000   // of one SendBatch
 	bulkMost = 400000 // in all
 )
 
-// latency measures php-mode sends one at a time at a steady pace: with nothing else to do, with bulk waiting at another mail server, and with bulk
-// waiting at the same one.
+// latency measures php-mode sends one at a time at a steady pace: with nothing else to do, with
+// bulk waiting at another mail server, and with bulk waiting at the same one.
 func latency(ctx context.Context, b *bench) error {
 	p, err := b.begin(ctx, "--batch-interval=0")
 	if err != nil {
@@ -61,7 +63,8 @@ func latency(ctx context.Context, b *bench) error {
 	return b.recorded(ctx, p, b.given())
 }
 
-// paced sends n php-mode mails, one every pace whatever became of those before; the time counts from when each was due.
+// paced sends n php-mode mails, one every pace whatever became of those before; the time counts
+// from when each was due.
 func (b *bench) paced(ctx context.Context, p *process, n int) ([]time.Duration, error) {
 	b.timing.Store(true)
 	defer b.timing.Store(false)
@@ -86,8 +89,9 @@ func (b *bench) paced(ctx context.Context, p *process, n int) ([]time.Duration, 
 	return all, errors.Join(errs...)
 }
 
-// saturate keeps bulk coming to a mail server over several streams, from before it returns until stop, which waits until all of it has arrived. As much as
-// the service takes goes in, but no more than backlog waits.
+// saturate keeps bulk coming to a mail server over several streams, from before it returns
+// until stop, which waits until all of it has arrived. As much as the service takes goes in,
+// but no more than backlog waits.
 func (b *bench) saturate(ctx context.Context, p *process, server string) (stop func() (saturation, error)) {
 	quit, began := make(chan struct{}), make(chan struct{})
 	var once sync.Once

@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// TestTally: what never arrives, arrives twice, was never sent or has another's text is told, and nothing else is.
+// TestTally: what never arrives, arrives twice, was never sent or has another's text is told,
+// and nothing else is.
 func TestTally(t *testing.T) {
 	mail := func(tl *tally, rcpt, text string) {
 		tl.mail([][]byte{[]byte("TO:<" + rcpt + "@load.example>")}, []byte("Subject: s\r\n\r\n"+text+"\r\n"))
@@ -93,7 +94,8 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// TestKernel: a kernel setting is set and set back, also where its twin counts; what cannot be set leaves nothing behind. It writes what is there already.
+// TestKernel: a kernel setting is set and set back, also where its twin counts; what cannot be
+// set leaves nothing behind. It writes what is there already.
 func TestKernel(t *testing.T) {
 	read := func(k string) string {
 		b, err := os.ReadFile(procSys(k))
@@ -135,7 +137,8 @@ func TestKernel(t *testing.T) {
 	}
 }
 
-// TestDelay: every byte is late by the time asked for and not by much more, in order, however many follow each other; the end comes after the last byte.
+// TestDelay: every byte is late by the time asked for and not by much more, in order, however
+// many follow each other; the end comes after the last byte.
 func TestDelay(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -148,7 +151,8 @@ func TestDelay(t *testing.T) {
 			if err != nil {
 				return
 			}
-			go func() { _, _ = io.Copy(c, c); _ = c.Close() }() // an echo; the test looks at what comes back
+			// an echo; the test looks at what comes back
+			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
 		}
 	}()
 	const oneWay = 30 * time.Millisecond
@@ -166,7 +170,8 @@ func TestDelay(t *testing.T) {
 	begin := time.Now()
 	go func() {
 		for i := range lines {
-			_, _ = fmt.Fprintf(c, "line %d %s\n", i, strings.Repeat("x", 1000)) // a line that is missing fails the test below
+			// a line that is missing fails the test below
+			_, _ = fmt.Fprintf(c, "line %d %s\n", i, strings.Repeat("x", 1000))
 		}
 		_ = c.(*net.TCPConn).CloseWrite()
 	}()
@@ -205,7 +210,8 @@ func TestCPU(t *testing.T) {
 	}
 }
 
-// TestScenario runs a small one on both databases: the program works, and its table has figures.
+// TestScenario runs a small one on both databases: the program works, and its table has
+// figures.
 func TestScenario(t *testing.T) {
 	for _, db := range []string{"sqlite", "postgres"} {
 		t.Run(db, func(t *testing.T) {

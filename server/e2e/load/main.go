@@ -1,5 +1,7 @@
-// Command load measures the built service: it starts a private database, the service as a process and a sink that counts exactly, drives the service over
-// gRPC, and prints rates, latencies, CPU and memory side by side for chosen settings. README.md has one command for each scenario.
+// Command load measures the built service: it starts a private database, the service as a
+// process and a sink that counts exactly, drives the service over gRPC, and prints rates,
+// latencies, CPU and memory side by side for chosen settings. README.md has one command for
+// each scenario.
 package main
 
 import (
@@ -142,7 +144,8 @@ func (c *config) check() error {
 	return nil
 }
 
-// Exit codes: 0 done, 1 a run failed or a mail did not arrive exactly once, 2 the command line is wrong.
+// Exit codes: 0 done, 1 a run failed or a mail did not arrive exactly once, 2 the command line
+// is wrong.
 func main() {
 	if len(os.Args) < 2 || strings.HasPrefix(os.Args[1], "-") {
 		help(os.Stderr)
@@ -179,7 +182,8 @@ func help(w io.Writer) {
 	}
 }
 
-// measure makes all runs and prints the table. The runs of the settings take turns, so that a change of the machine's mood meets all of them.
+// measure makes all runs and prints the table. The runs of the settings take turns, so that a
+// change of the machine's mood meets all of them.
 func measure(ctx context.Context, sc *scenario, all []setting, w io.Writer) error {
 	l, err := openLab(all[0].keep)
 	if err != nil {

@@ -12,15 +12,16 @@ import (
 	"time"
 )
 
-// usage is CPU time used so far, user and system: by the service, by all processes of PostgreSQL (the ended ones too), and by this process, which is the
-// callers and the sink.
+// usage is CPU time used so far, user and system: by the service, by all processes of
+// PostgreSQL (the ended ones too), and by this process, which is the callers and the sink.
 type usage struct{ service, database, load time.Duration }
 
 func (u usage) since(v usage) usage {
 	return usage{u.service - v.service, u.database - v.database, u.load - v.load}
 }
 
-// tick is the unit of CPU times in /proc: USER_HZ, which is 100 on every architecture that Go runs on.
+// tick is the unit of CPU times in /proc: USER_HZ, which is 100 on every architecture that Go
+// runs on.
 const tick = 10 * time.Millisecond
 
 // stat reads the fields of /proc/PID/stat behind the program's name; the first is the state.
@@ -88,7 +89,8 @@ func memoryField(file, field string) int64 {
 	defer f.Close()
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		if rest, ok := strings.CutPrefix(sc.Text(), field+":"); ok {
-			n, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64) // the kernel writes numbers
+			// the kernel writes numbers
+			n, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
 			return n << 10
 		}
 	}
@@ -98,7 +100,8 @@ func memoryField(file, field string) int64 {
 // peakOf is the most memory a process has had at once.
 func peakOf(pid int) int64 { return memoryField(fmt.Sprintf("/proc/%d/status", pid), "VmHWM") }
 
-// pssOfTree is what a process and those below it have in memory now, with shared pages counted once.
+// pssOfTree is what a process and those below it have in memory now, with shared pages counted
+// once.
 func pssOfTree(pid int) int64 {
 	var sum int64
 	for _, p := range append(childrenOf(pid), pid) {
@@ -107,7 +110,8 @@ func pssOfTree(pid int) int64 {
 	return sum
 }
 
-// cpuByTitle is the CPU time of PostgreSQL's living processes by what they do, and of the ended ones.
+// cpuByTitle is the CPU time of PostgreSQL's living processes by what they do, and of the ended
+// ones.
 func cpuByTitle(pid int) map[string]time.Duration {
 	sum := map[string]time.Duration{"postmaster and ended processes": cpuOf(pid)}
 	for _, c := range childrenOf(pid) {

@@ -17,7 +17,8 @@ import (
 	"text/tabwriter"
 )
 
-// profiling begins to collect profiles if they are asked for; the returned func ends it and notes the summaries.
+// profiling begins to collect profiles if they are asked for; the returned func ends it and
+// notes the summaries.
 func (b *bench) profiling(name string, n int) (func() error, error) {
 	if b.profile == "" {
 		return nil, nil
@@ -75,7 +76,8 @@ func (b *bench) profiling(name string, n int) (func() error, error) {
 
 var unsafeInName = regexp.MustCompile(`[^A-Za-z0-9_.=+-]+`)
 
-// topLine is a function in the output of `go tool pprof -top`: flat, its share, sum, cum, its share, name.
+// topLine is a function in the output of `go tool pprof -top`: flat, its share, sum, cum, its
+// share, name.
 var topLine = regexp.MustCompile(`^\s*([0-9.]+)(ms|s|min)\s+[0-9.]+%\s+[0-9.]+%\s+\S+\s+[0-9.]+%\s+(.+)$`)
 
 // packages shown.
@@ -113,7 +115,8 @@ func byPackage(file string) (string, error) {
 	return s.String(), nil
 }
 
-// packageOf cuts a function's name behind its package: up to the first dot after the last slash, but for slashes in type parameters.
+// packageOf cuts a function's name behind its package: up to the first dot after the last
+// slash, but for slashes in type parameters.
 func packageOf(function string) string {
 	end := strings.IndexAny(function, "[(")
 	if end < 0 {
@@ -124,7 +127,8 @@ func packageOf(function string) string {
 	return function[:slash] + name
 }
 
-// statements are those that the database spent most time in; the time is that of execution, without planning and commit.
+// statements are those that the database spent most time in; the time is that of execution,
+// without planning and commit.
 func (b *bench) statements() (string, error) {
 	db, err := sql.Open("postgres", b.lab.cluster.DSN()) // where the extension is
 	if err != nil {

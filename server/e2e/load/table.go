@@ -23,7 +23,8 @@ type figure struct {
 	value             float64
 }
 
-// add notes one figure; format is that of its value, aim what it should be, "" = nothing in particular.
+// add notes one figure; format is that of its value, aim what it should be, "" = nothing in
+// particular.
 func (f *figures) add(name, format, aim string, v float64) {
 	f.list = append(f.list, figure{name, format, aim, v})
 }

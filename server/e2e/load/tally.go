@@ -15,8 +15,9 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// Every mail has a number: its recipient is m<number>@load.example and its text begins with "No <number>.", so that the sink can tell whether each
-// arrived exactly once, with the text that was meant for that recipient.
+// Every mail has a number: its recipient is m<number>@load.example and its text begins with "No
+// <number>.", so that the sink can tell whether each arrived exactly once, with the text that
+// was meant for that recipient.
 
 // tally counts at the sink what arrived, by number.
 type tally struct {
@@ -62,8 +63,10 @@ func opening(head []byte) (int, bool) {
 		return n, true
 	}
 	_, text, _ := bytes.Cut(head, []byte("\r\n\r\n"))
-	text = bytes.ReplaceAll(text[:min(len(text), 100)], []byte("\n.."), []byte("\n.")) // dots are stuffed
-	plain, _ := io.ReadAll(quotedprintable.NewReader(bytes.NewReader(text)))           // cut anywhere: what can be read is enough
+	// dots are stuffed
+	text = bytes.ReplaceAll(text[:min(len(text), 100)], []byte("\n.."), []byte("\n."))
+	// cut anywhere: what can be read is enough
+	plain, _ := io.ReadAll(quotedprintable.NewReader(bytes.NewReader(text)))
 	return number(plain, "No ", '.')
 }
 
@@ -130,7 +133,8 @@ func (t *tally) check() []string {
 	return wrong
 }
 
-// bodies are texts of words in no order, about as compressible as prose, so that neither the database nor a cache meets the same one all the time.
+// bodies are texts of words in no order, about as compressible as prose, so that neither the
+// database nor a cache meets the same one all the time.
 type bodies struct {
 	text []string
 	html bool

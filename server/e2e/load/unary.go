@@ -11,7 +11,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/message"
 )
 
-// php measures php mode against the bare SMTP exchange: the same mails to the same sink over sessions without the service.
+// php measures php mode against the bare SMTP exchange: the same mails to the same sink over
+// sessions without the service.
 func php(ctx context.Context, b *bench) error {
 	p, err := b.begin(ctx, "--batch-interval=1h")
 	if err != nil {
@@ -29,7 +30,8 @@ func php(ctx context.Context, b *bench) error {
 		if x.callers == 1 {
 			who = "1 caller"
 		}
-		if _, _, err := b.bare(ctx, min(100, one), x.callers); err != nil { // warms up sink and runtime
+		if _, _, err := b.bare(ctx, min(100, one), x.callers); err != nil {
+			// warms up sink and runtime
 			return err
 		}
 		before := b.usage()
@@ -100,7 +102,8 @@ func (b *bench) bare(ctx context.Context, n, callers int) ([]time.Duration, time
 	})
 }
 
-// daemon measures the two halves of daemon mode one after the other: into the queue, then one batch.
+// daemon measures the two halves of daemon mode one after the other: into the queue, then one
+// batch.
 func daemon(ctx context.Context, b *bench) error {
 	p, err := b.begin(ctx, "--batch-interval=1h")
 	if err != nil {

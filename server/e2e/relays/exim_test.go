@@ -15,8 +15,10 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// A submission server: a login is required, and offered only over TLS but on the third port, which offers it in the clear. Everything runs as one user without
-// rights (deliver_drop_privilege). The delays Exim puts before an answer to strangers are off, and so is leaving the later mails of a connection to the queue.
+// A submission server: a login is required, and offered only over TLS but on the third port,
+// which offers it in the clear. Everything runs as one user without rights
+// (deliver_drop_privilege). The delays Exim puts before an answer to strangers are off, and so
+// is leaving the later mails of a connection to the queue.
 const eximConf = `
 exim_path = EXIM
 spool_directory = DIR/spool
@@ -79,7 +81,8 @@ cram:
 
 const (
 	eximUser = "dispatch@shop.example"
-	// In base64 its first letters read "eHlO", which must not be taken for a command; the rest shows which encoding is used.
+	// In base64 its first letters read "eHlO", which must not be taken for a command; the rest
+	// shows which encoding is used.
 	eximPassword = "xyNabc Straße 北京"
 )
 
@@ -122,7 +125,8 @@ func (x *exim) smtp(enc pb.Smtp_Encryption, auth pb.Smtp_Auth) *pb.Smtp {
 
 var eximID = regexp.MustCompile(`^[0-9A-Za-z]{6}-[0-9A-Za-z]{6,11}-[0-9A-Za-z]{2,4}$`)
 
-// TestExim holds the service against Exim as it comes with Debian: each way to log in over each way to encrypt.
+// TestExim holds the service against Exim as it comes with Debian: each way to log in over each
+// way to encrypt.
 func TestExim(t *testing.T) {
 	x, s := startExim(t), start(t) // the service ends first
 	wrong := "not " + eximPassword
@@ -156,7 +160,8 @@ func TestExim(t *testing.T) {
 						t.Errorf("%v", r)
 					}
 				}
-				// Exim's own word: the arrival with its id, how it was encrypted and who logged in by which authenticator.
+				// Exim's own word: the arrival with its id, how it was encrypted and who logged
+				// in by which authenticator.
 				driver := map[pb.Smtp_Auth]string{pb.Smtp_AUTH_PLAIN: "plain", pb.Smtp_AUTH_LOGIN: "login", pb.Smtp_AUTH_CRAM_MD5: "cram"}[auth]
 				line := r.waitLog(1, " "+id+" <= shop@shop.example", "id="+strings.Trim(sent.MessageId, "<>"))[0]
 				if encrypted := enc != pb.Smtp_ENCRYPTION_NONE; strings.Contains(line, " X=TLS1.3:") != encrypted || !strings.Contains(line, " A="+driver) || !strings.Contains(line, ":"+eximUser+" ") {
@@ -221,7 +226,8 @@ func TestExim(t *testing.T) {
 		}
 	})
 
-	// Exim answers DATA behind refused recipients with 503; the mail after it shows that both sides still agree where they are.
+	// Exim answers DATA behind refused recipients with 503; the mail after it shows that both
+	// sides still agree where they are.
 	t.Run("all refused", func(t *testing.T) {
 		s, r := s.in(t), x.in(t)
 		for range 3 {
@@ -236,7 +242,8 @@ func TestExim(t *testing.T) {
 		r.stored(3, "all", "Envelope-to: after@customer.example")
 	})
 
-	// Exim cuts a client off that speaks out of turn ("synchronization error"): body, dot and the next mail's commands in one write must be its turn.
+	// Exim cuts a client off that speaks out of turn ("synchronization error"): body, dot and
+	// the next mail's commands in one write must be its turn.
 	t.Run("batch", func(t *testing.T) {
 		s, r := s.in(t), x.in(t)
 		const n, complaint = 50, "synchronization error"

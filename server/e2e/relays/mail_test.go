@@ -21,7 +21,8 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// The parser is the standard library's, which has no part in composing: what it reads is what a mail program of somebody else reads.
+// The parser is the standard library's, which has no part in composing: what it reads is what a
+// mail program of somebody else reads.
 
 // leaf is a part of a stored mail that holds content, decoded.
 type leaf struct {
@@ -130,8 +131,9 @@ func (r *received) addresses(t *testing.T, name string) []string {
 	return out
 }
 
-// rich is a mail with everything a caller can ask for, and with what breaks on the way where something is wrong: lone dots, lines of "From ", spaces at
-// line ends, long lines, every byte value.
+// rich is a mail with everything a caller can ask for, and with what breaks on the way where
+// something is wrong: lone dots, lines of "From ", spaces at line ends, long lines, every byte
+// value.
 func rich(to, cc, bcc []string) *pb.MailMessage {
 	pdf := []byte("%PDF-1.4\r\n.\r\n\n.\n")
 	for i := range 30_000 {
@@ -164,7 +166,8 @@ func compare(t *testing.T, raw []byte, m *pb.MailMessage, sent *pb.Mail) {
 		want []string
 	}{{"From", []string{wantFrom}}, {"To", slices.Clone(m.To)}, {"Cc", slices.Clone(m.Cc)}, {"Reply-To", []string{m.ReplyTo}}} {
 		for i := range f.want {
-			f.want[i] = strings.ReplaceAll(f.want[i], `"`, "") // quoted for the request, not part of the name
+			// quoted for the request, not part of the name
+			f.want[i] = strings.ReplaceAll(f.want[i], `"`, "")
 		}
 		if got := r.addresses(t, f.name); !slices.Equal(got, f.want) || len(r.header[f.name]) != 1 {
 			t.Errorf("%s: got %q, want %q", f.name, got, f.want)
@@ -212,7 +215,8 @@ func compare(t *testing.T, raw []byte, m *pb.MailMessage, sent *pb.Mail) {
 	for i, w := range want {
 		g := r.leaves[i]
 		if strings.HasPrefix(w.mediaType, "text/") && w.disposition == "" {
-			// Line ends are the transport's, and a text part's last line gets one; everything else is the caller's.
+			// Line ends are the transport's, and a text part's last line gets one; everything
+			// else is the caller's.
 			w.content, g.content = lines(w.content), lines(g.content)
 		}
 		if !bytes.Equal(g.content, w.content) {
@@ -237,7 +241,8 @@ func mediaTypeOf(filename string) string {
 	return "application/octet-stream"
 }
 
-// hides wants none of the words in a stored mail, but for the line the relay itself writes for whom it is.
+// hides wants none of the words in a stored mail, but for the line the relay itself writes for
+// whom it is.
 func hides(t *testing.T, raw []byte, envelope string, words ...string) {
 	t.Helper()
 	for l := range bytes.Lines(raw) {

@@ -13,8 +13,9 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// Every mailbox of customer.example and of the internationalised domain exists, but for two addresses. Mail is stored in one maildir per
-// recipient domain, as it came: of itself Postfix would take a Bcc field out, and nobody would see that we sent one.
+// Every mailbox of customer.example and of the internationalised domain exists, but for two
+// addresses. Mail is stored in one maildir per recipient domain, as it came: of itself Postfix
+// would take a Bcc field out, and nobody would see that we sent one.
 const postfixMain = `
 compatibility_level = 3.6
 config_directory = DIR/conf
@@ -47,7 +48,8 @@ smtpd_tls_chain_files = DIR/key.pem, DIR/cert.pem
 smtpd_tls_loglevel = 1
 `
 
-// No service is chrooted: the folder has no libraries. The second smtpd has TLS from the first byte.
+// No service is chrooted: the folder has no libraries. The second smtpd has TLS from the first
+// byte.
 const postfixMaster = `
 127.0.0.1:PORT inet n - n - - smtpd
 127.0.0.1:TLS inet n - n - - smtpd -o smtpd_tls_wrappermode=yes
@@ -88,10 +90,12 @@ func startPostfix(t *testing.T) *postfix {
 	p.write("conf/main.cf", strings.NewReplacer("UID", fmt.Sprint(nobody.uid), "GID", fmt.Sprint(nobody.gid)).Replace(postfixMain))
 	p.write("conf/master.cf", strings.NewReplacer("PORT", fmt.Sprint(p.port), "TLS", fmt.Sprint(p.tlsPort)).Replace(postfixMaster))
 	conf := filepath.Join(p.dir, "conf")
-	if out, err := exec.Command("/usr/sbin/postfix", "-c", conf, "check").CombinedOutput(); err != nil { // makes the queue's folders
+	if out, err := exec.Command("/usr/sbin/postfix", "-c", conf, "check").CombinedOutput(); err != nil {
+		// makes the queue's folders
 		t.Fatalf("postfix check: %v: %s", err, out)
 	}
-	// master itself instead of "postfix start-fg", whose shell would leave it behind when it is ended.
+	// master itself instead of "postfix start-fg", whose shell would leave it behind when it is
+	// ended.
 	p.run(p.port, exec.Command(filepath.Join(programs, "master"), "-c", conf))
 	return p
 }
@@ -131,7 +135,8 @@ func TestPostfix(t *testing.T) {
 		s.fails("starttls", &pb.Smtp{CaPem: otherCA(t)}, "", pb.TestStep_KIND_STARTTLS, 0)
 		s.fails("tls", &pb.Smtp{CaPem: otherCA(t)}, "", pb.TestStep_KIND_TLS, 0)
 		s.fails("tls", &pb.Smtp{Port: int32(p.port)}, "", pb.TestStep_KIND_TLS, 0)
-		s.fails("starttls", &pb.Smtp{Username: "shop", Password: "secret"}, "", pb.TestStep_KIND_AUTH, 0) // this one offers no login
+		// this one offers no login
+		s.fails("starttls", &pb.Smtp{Username: "shop", Password: "secret"}, "", pb.TestStep_KIND_AUTH, 0)
 	})
 
 	stored := 0
@@ -164,7 +169,8 @@ func TestPostfix(t *testing.T) {
 				}
 				copies++
 				compare(t, raw, m, sent)
-				with := map[string]string{"plain": " with ESMTP id ", "starttls": " with ESMTPS id ", "tls": " with ESMTPS id "}[name] // RFC 3848
+				// RFC 3848
+				with := map[string]string{"plain": " with ESMTP id ", "starttls": " with ESMTPS id ", "tls": " with ESMTPS id "}[name]
 				if trace := r.header.Get("Received"); !strings.Contains(trace, "by postfix.relay.example (Postfix)"+with+id) {
 					t.Errorf("Received %q: no%s%s", trace, with, id)
 				}
@@ -214,7 +220,8 @@ func TestPostfix(t *testing.T) {
 		p.waitLog(1, "to=<two@customer.example>", "status=sent")
 	})
 
-	// Postfix answers the pipelined DATA behind refused recipients with 554; the next mail shows that the two sides still agree where they are.
+	// Postfix answers the pipelined DATA behind refused recipients with 554; the next mail
+	// shows that the two sides still agree where they are.
 	t.Run("all refused", func(t *testing.T) {
 		s, p := s.in(t), p.in(t)
 		for range 3 {
@@ -239,7 +246,8 @@ func TestPostfix(t *testing.T) {
 		}
 	})
 
-	// An internationalised domain goes as its A-label; a mailbox with Unicode needs SMTPUTF8, which this Postfix offers.
+	// An internationalised domain goes as its A-label; a mailbox with Unicode needs SMTPUTF8,
+	// which this Postfix offers.
 	t.Run("unicode", func(t *testing.T) {
 		s, p := s.in(t), p.in(t)
 		_, sent := s.send("starttls", &pb.MailMessage{To: []string{"info@münchen.example"}, Subject: "idn", Text: "t"})

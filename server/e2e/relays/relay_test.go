@@ -35,7 +35,8 @@ type relay struct {
 	mail string // the folder under which it stores mail, each as a file in a folder "new"
 }
 
-// newRelay makes the folder and the certificate for "localhost" and 127.0.0.1. t.TempDir is closed to other users, so the folder is not one.
+// newRelay makes the folder and the certificate for "localhost" and 127.0.0.1. t.TempDir is
+// closed to other users, so the folder is not one.
 func newRelay(t *testing.T) *relay {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -117,7 +118,8 @@ func lookup(t *testing.T, name string) account {
 	return account{uid, gid}
 }
 
-// freePort finds a port below the range from which the system takes ports by itself, so that nobody is given it before the relay listens.
+// freePort finds a port below the range from which the system takes ports by itself, so that
+// nobody is given it before the relay listens.
 func freePort(t *testing.T) int {
 	t.Helper()
 	for range 100 {
@@ -132,7 +134,8 @@ func freePort(t *testing.T) int {
 	return 0
 }
 
-// run starts the relay's foreground process in a session of its own, waits until it greets on port, and ends the whole session with the test.
+// run starts the relay's foreground process in a session of its own, waits until it greets on
+// port, and ends the whole session with the test.
 func (r *relay) run(port int, cmd *exec.Cmd) {
 	r.t.Helper()
 	var out bytes.Buffer // read after Wait
@@ -157,7 +160,8 @@ func (r *relay) run(port int, cmd *exec.Cmd) {
 				r.t.Error("the relay does not end")
 			}
 		}
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // children that were left; usually there are none
+		// children that were left; usually there are none
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		if r.t.Failed() {
 			l := r.logText()
 			r.t.Logf("the relay said:\n%s\nend of its log:\n%s", out.String(), l[max(0, len(l)-4000):])
@@ -185,7 +189,8 @@ func greets(port int) bool {
 		return false
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second)) // then the read fails, which is the answer
+	// then the read fails, which is the answer
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 	b := make([]byte, 4)
 	n, _ := c.Read(b)
 	_, _ = c.Write([]byte("QUIT\r\n")) // a courtesy

@@ -87,7 +87,8 @@ func start(t *testing.T) *service {
 		exited <- cmd.Wait()
 	}()
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself, which the next lines report
+		// it may have ended by itself, which the next lines report
+		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case err := <-exited:
 			if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// journal is the store as one replica sees it: every call waits until the driver carries it out,
-// and may fail, or be carried out and not be heard of.
+// journal is the store as one replica sees it: every call waits until the driver carries it
+// out, and may fail, or be carried out and not be heard of.
 type journal struct {
 	w    *world
 	rep  *replica
@@ -48,7 +48,8 @@ func call[T any](ctx context.Context, j *journal, key string, h how, do func() (
 	var out T
 	var err error
 	done := make(chan struct{})
-	if ctx.Err() != nil { // which of two that are ready a select takes is not drawn from the seed
+	if ctx.Err() != nil {
+		// which of two that are ready a select takes is not drawn from the seed
 		return out, ctx.Err()
 	}
 	if j.rep.dead.Load() {
@@ -335,8 +336,8 @@ func (j *journal) hand(h *handed) {
 	}
 }
 
-// flush parks the writing of what stands first in a line. What failed, or was not heard of, stays
-// there and is written once more: nothing overtakes, and nobody hears of it.
+// flush parks the writing of what stands first in a line. What failed, or was not heard of,
+// stays there and is written once more: nothing overtakes, and nobody hears of it.
 func (j *journal) flush(l *line) {
 	w, p := j.w, &j.w.opt.Plant
 	var heard []*handed

@@ -6,12 +6,12 @@ import (
 	_ "unsafe" // for linkname
 )
 
-// A simulation is only worth its seed when the runtime's own luck comes from it as well: which of
-// two ready cases a select takes, in which order timers of the same instant fire, where the walk
-// over a map begins, and what the global functions of math/rand/v2 say. With one processor all of
-// these are drawn from two states in the thread that runs everything. Nothing sets them from
-// outside, so this looks for them: the one that moves by a known step, and the one that holds the
-// numbers which were just drawn.
+// A simulation is only worth its seed when the runtime's own luck comes from it as well: which
+// of two ready cases a select takes, in which order timers of the same instant fire, where the
+// walk over a map begins, and what the global functions of math/rand/v2 say. With one processor
+// all of these are drawn from two states in the thread that runs everything. Nothing sets them
+// from outside, so this looks for them: the one that moves by a known step, and the one that
+// holds the numbers which were just drawn.
 
 // goroutine is the running goroutine's descriptor.
 func goroutine() unsafe.Pointer
@@ -20,7 +20,8 @@ func goroutine() unsafe.Pointer
 func cheaprand() uint32
 
 const (
-	threadAt  = 48                 // of a goroutine: behind its stack's bounds and its panics and defers
+	// of a goroutine: behind its stack's bounds and its panics and defers
+	threadAt  = 48
 	threadEnd = 2048               // as far as is looked
 	wyStep    = 0xa0761d6478bd642f // of cheaprand's state
 )
@@ -39,7 +40,8 @@ type luck struct {
 	deep   *chacha
 }
 
-// renew sets the state once more: the runtime itself draws from it now and then, at moments of its own.
+// renew sets the state once more: the runtime itself draws from it now and then, at moments of
+// its own.
 func (l *luck) renew(n uint64) {
 	if l != nil && l.thread == thread() {
 		*l.cheap = n

@@ -14,7 +14,8 @@ import (
 )
 
 // conn is the client's end of a connection to a relay. What is written becomes packets that the
-// driver delivers one by one; the relay's end is no goroutine but a state that the driver keeps.
+// driver delivers one by one; the relay's end is no goroutine but a state that the driver
+// keeps.
 type conn struct {
 	w      *world
 	rep    *replica
@@ -162,7 +163,8 @@ func (c *conn) parkOut() {
 			c.peer.gone()
 			return fateDone
 		}
-		if !c.w.calm && c.w.chance(c.w.prof.cut) { // a part arrives, and both sides hear of the end
+		if !c.w.calm && c.w.chance(c.w.prof.cut) {
+			// a part arrives, and both sides hear of the end
 			c.peer.receive(p.data[:c.w.rng.IntN(len(p.data)+1)], p.at)
 			c.reset()
 			return fateLost

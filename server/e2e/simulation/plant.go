@@ -12,29 +12,44 @@ import (
 )
 
 // Plant is a fault on purpose: what the simulation has to be able to see. It stands between the
-// engine and its store, or between the engine and its sessions, or in the store in memory, so that
-// the code that is shipped carries no switch.
+// engine and its store, or between the engine and its sessions, or in the store in memory, so
+// that the code that is shipped carries no switch.
 type Plant struct {
 	Name string
 	memory.Faults
-	claimed   func(w *world, c *store.Claimed)                          // changes what a claim answers
-	settle    func(w *world, st *store.Settlement) *store.Settlement    // changes what is written; nil: nothing is, and the answer is yes
-	answered  func(st *store.Settlement, a store.Settled) store.Settled // changes what is answered
-	early     func(st *store.Settlement) bool                           // answered before it is written
-	behind    func(st *store.Settlement) bool                           // when it fails it is written again behind what came later
-	twice     bool                                                      // what was not heard of is written once more, much later
-	blind     bool                                                      // nobody looks for what is owned and not known of
-	accepts   bool                                                      // a failed enqueue is answered as done
-	breaker   func(before, after *store.Breaker)                        // changes what is written
-	forget    string                                                    // a mail server that is never due
-	slots     int                                                       // connections too many
-	keepsSlot bool                                                      // a slot is not given back
-	rate      int                                                       // times what was granted
-	noDay     bool                                                      // the day's limit is not asked for
-	outcome   func(w *world, o *smtpx.Outcome)                          // changes what a session says
-	gate      func(err error) error                                     // changes what the gate says
-	noGate    bool
-	change    func(m *store.Mail, c *store.Change) // changes a person's word
+	// changes what a claim answers
+	claimed func(w *world, c *store.Claimed)
+	// changes what is written; nil: nothing is, and the answer is yes
+	settle func(w *world, st *store.Settlement) *store.Settlement
+	// changes what is answered
+	answered func(st *store.Settlement, a store.Settled) store.Settled
+	// answered before it is written
+	early func(st *store.Settlement) bool
+	// when it fails it is written again behind what came later
+	behind func(st *store.Settlement) bool
+	// what was not heard of is written once more, much later
+	twice bool
+	// nobody looks for what is owned and not known of
+	blind bool
+	// a failed enqueue is answered as done
+	accepts bool
+	// changes what is written
+	breaker func(before, after *store.Breaker)
+	// a mail server that is never due
+	forget string
+	slots  int // connections too many
+	// a slot is not given back
+	keepsSlot bool
+	// times what was granted
+	rate int
+	// the day's limit is not asked for
+	noDay bool
+	// changes what a session says
+	outcome func(w *world, o *smtpx.Outcome)
+	// changes what the gate says
+	gate   func(err error) error
+	noGate bool
+	change func(m *store.Mail, c *store.Change) // changes a person's word
 }
 
 func results(p *store.Progress, f func(r *store.RecipientResult)) {
@@ -223,9 +238,12 @@ type defect int
 
 const (
 	brakeServer defect = iota // a mail server that is switched off goes on
-	holdAndWait               // one replica has the only slot and waits for a ration, another the only ration and waits for a slot
-	bunch                     // what was claimed in an earlier minute leaves in this one
-	leftOver                  // a drain whose results were not durable at the end of the grace is never told
+	// one replica has the only slot and waits for a ration, another the only ration and waits
+	// for a slot
+	holdAndWait
+	bunch // what was claimed in an earlier minute leaves in this one
+	// a drain whose results were not durable at the end of the grace is never told
+	leftOver
 )
 
 var defects = map[defect]bool{brakeServer: true, holdAndWait: true, bunch: true, leftOver: true}

@@ -22,7 +22,8 @@ const (
 	moodThrottle
 )
 
-// relay is one scripted relay. Its truth is what counts: a mail has arrived exactly when the relay says so here.
+// relay is one scripted relay. Its truth is what counts: a mail has arrived exactly when the
+// relay says so here.
 type relay struct {
 	w      *world
 	name   string

@@ -73,7 +73,8 @@ func (w *world) start(place int) *replica {
 	return r
 }
 
-// supervise starts a process again that ended by itself: one that finds no database at its start.
+// supervise starts a process again that ended by itself: one that finds no database at its
+// start.
 func (w *world) supervise(r *replica) {
 	w.after(2*time.Second, "supervise", func() {
 		switch {
@@ -110,7 +111,8 @@ func (r *replica) over() bool {
 	}
 }
 
-// kill ends a process at once. What it had asked the database may still be carried out, now or much later.
+// kill ends a process at once. What it had asked the database may still be carried out, now or
+// much later.
 func (r *replica) kill() {
 	w := r.w
 	w.counts.Crashes++

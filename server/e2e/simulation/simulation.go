@@ -166,7 +166,8 @@ func (w *world) turn() {
 	w.tell("   %s is in mood %d", r.name, r.mood)
 }
 
-const patience = 50 * time.Minute // most of which no seed needs: a breaker may rest for 15 minutes
+// most of which no seed needs: a breaker may rest for 15 minutes
+const patience = 50 * time.Minute
 
 // peace ends all faults and waits for everything to be settled.
 func (w *world) peace() {
@@ -202,7 +203,8 @@ func (w *world) peace() {
 			continue
 		}
 		if s.DeleteTime != nil {
-			_, _ = w.db.UndeleteServer(context.Background(), store.Everything, name, store.Audit{}) // it is deleted
+			// it is deleted
+			_, _ = w.db.UndeleteServer(context.Background(), store.Everything, name, store.Audit{})
 		}
 		poor := defects[holdAndWait] && s.Limits.MaxConnections > 0 && s.Limits.MailsPerMinute > 0
 		if s.DeleteTime == nil && s.Status == store.ServerAvailable && s.Limits.MailsPerDay == 0 && !poor {

@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// shared runs the test in as many processes as are asked for. False: this is the only one, or one of them.
+// shared runs the test in as many processes as are asked for. False: this is the only one, or
+// one of them.
 func shared(t *testing.T) bool {
 	if *workersFlag < 2 {
 		return false

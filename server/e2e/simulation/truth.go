@@ -13,8 +13,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// truth is what has really happened, and what was said about it. The relays and the callers write
-// it down; nothing in the service can.
+// truth is what has really happened, and what was said about it. The relays and the callers
+// write it down; nothing in the service can.
 type truth struct {
 	w     *world
 	mu    sync.Mutex
@@ -151,7 +151,8 @@ func (t *truth) leaving(c *conn, b []byte) {
 		t.mu.Lock()
 		s := t.story(id)
 		row := t.w.db.Look(id)
-		if s == nil || len(s.m.Recipients) <= smtpx.MaxRecipients || time.Since(s.left) > time.Minute { // else it may be the same attempt's next transaction
+		if s == nil || len(s.m.Recipients) <= smtpx.MaxRecipients || time.Since(s.left) > time.Minute {
+			// else it may be the same attempt's next transaction
 			t.left[c.server] = append(t.left[c.server], time.Now())
 		}
 		if s != nil && row != nil {
@@ -180,7 +181,8 @@ func (t *truth) leaving(c *conn, b []byte) {
 	}
 }
 
-// expireSlack: expire_time is looked at when a mail is claimed, and a claimed mail may wait for its turn.
+// expireSlack: expire_time is looked at when a mail is claimed, and a claimed mail may wait for
+// its turn.
 const expireSlack = 2 * time.Minute
 
 // asked: nobody is asked again who has the mail, or has refused it for good.
@@ -190,7 +192,8 @@ func (t *truth) asked(a string, c *conn) {
 	_, id, _ := strings.Cut(a, ".")
 	id, _, _ = strings.Cut(id, "@")
 	s := t.byNumber(id)
-	if s == nil || t.w.prof.clock > 0 || c.rep.lives.Load() > 1 { // one that was taken for dead may ask, and gets no mark
+	if s == nil || t.w.prof.clock > 0 || c.rep.lives.Load() > 1 {
+		// one that was taken for dead may ask, and gets no mark
 		return
 	}
 	row := t.w.db.Look(s.m.ID)
@@ -253,7 +256,8 @@ func larger(a, b int) int {
 	return max(a, b)
 }
 
-// slotSlack is how long a replica that was taken for dead may not know that others have its slots.
+// slotSlack is how long a replica that was taken for dead may not know that others have its
+// slots.
 const slotSlack = 40 * time.Second
 
 // opened counts a mail server's connections over all replicas that live.

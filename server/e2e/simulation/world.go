@@ -76,8 +76,9 @@ type op struct {
 	reply func(f fate)      // tells whoever waits; nil = nobody does any more
 }
 
-// world is one simulated company: a database, replicas, relays and people. The driver's goroutine
-// owns everything in it but fresh; the engines' goroutines reach it through park alone.
+// world is one simulated company: a database, replicas, relays and people. The driver's
+// goroutine owns everything in it but fresh; the engines' goroutines reach it through park
+// alone.
 type world struct {
 	seed  uint64
 	rng   *rand.Rand
@@ -121,7 +122,8 @@ type event struct {
 	do   func()
 }
 
-// profile is which faults this seed has, and how often. Each seed leaves some out, so that they do not hide each other.
+// profile is which faults this seed has, and how often. Each seed leaves some out, so that they
+// do not hide each other.
 type profile struct {
 	fail, lost, slow, silent float64 // of a store call
 	cut, late                float64 // of a packet

@@ -176,7 +176,8 @@ func (c *checker) states(ctx context.Context, ids []string) (status map[string]s
 	return status, flags, nil
 }
 
-// settle waits until nothing is being sent and nothing is due, so that the last look sees the end of every mail.
+// settle waits until nothing is being sent and nothing is due, so that the last look sees the
+// end of every mail.
 func (c *checker) settle(ctx context.Context) error {
 	var busy int
 	for end := time.Now().Add(4 * time.Minute); ; <-time.After(time.Second) {
@@ -228,7 +229,8 @@ func (c *checker) verdict(measured *replica) error {
 	return rows.Err()
 }
 
-// slope is the growth of a column an hour by least squares, without the first sixth, in which caches fill.
+// slope is the growth of a column an hour by least squares, without the first sixth, in which
+// caches fill.
 func slope(samples [][3]float64, column int) float64 {
 	s := samples[len(samples)/6:]
 	var n, x, y, xx, xy float64

@@ -80,7 +80,8 @@ var kinds = []pb.Kind{pb.Kind_KIND_BULK, pb.Kind_KIND_BULK, pb.Kind_KIND_INVOICE
 // patience is how long a caller tries to hand over one mail.
 const patience = 3 * time.Minute
 
-// send hands one mail over, as a caller should: again with the same request_id, at whatever replica is up, until it is accepted.
+// send hands one mail over, as a caller should: again with the same request_id, at whatever
+// replica is up, until it is accepted.
 func (l *load) send(n int) {
 	team, mode := teams[n%len(teams)], pb.Mode_MODE_DAEMON
 	if n%2 == 0 {
@@ -129,7 +130,8 @@ func (l *load) send(n int) {
 	}
 }
 
-// try is one call. It returns the id of the mail as soon as that is accepted, also when the stream breaks afterwards.
+// try is one call. It returns the id of the mail as soon as that is accepted, also when the
+// stream breaks afterwards.
 func (l *load) try(ctx context.Context, c *client.Client, r *pb.SendRequest, to []string) (id string, err error) {
 	stream, err := c.Send(ctx, r)
 	for err == nil {
@@ -155,7 +157,8 @@ func (l *load) try(ctx context.Context, c *client.Client, r *pb.SendRequest, to 
 	return id, err
 }
 
-// person does each minute what a person would: what failed is tried again, and what is unknown is sent again.
+// person does each minute what a person would: what failed is tried again, and what is unknown
+// is sent again.
 func (l *load) person(ctx context.Context) {
 	t := time.NewTicker(time.Minute)
 	defer t.Stop()
@@ -176,7 +179,8 @@ func (l *load) person(ctx context.Context) {
 			continue
 		}
 		for _, m := range due.Mails {
-			_, _ = c.ResolveMail(ctx, &pb.ResolveMailRequest{Id: m.Id, Resolution: pb.Resolution_RESOLUTION_RESEND, Reason: "soak"}) // it may have changed meanwhile
+			// it may have changed meanwhile
+			_, _ = c.ResolveMail(ctx, &pb.ResolveMailRequest{Id: m.Id, Resolution: pb.Resolution_RESOLUTION_RESEND, Reason: "soak"})
 		}
 	}
 }

@@ -1,12 +1,16 @@
-// Command soak keeps the service under a steady load and steady faults for as long as it is told, replaces its replicas meanwhile, and ends with the promise
-// checked: nothing lost, no duplicate without its flag, no mail in both journals, the same bytes in every attempt, memory that does not grow.
+// Command soak keeps the service under a steady load and steady faults for as long as it is
+// told, replaces its replicas meanwhile, and ends with the promise checked: nothing lost, no
+// duplicate without its flag, no mail in both journals, the same bytes in every attempt, memory
+// that does not grow.
 //
 //	go run ./server/e2e/soak -for 30m -rate 10 -faults 5% [-replace 3m] [-old BINARY]
 //
-// Everything runs on this machine: a private PostgreSQL, a relay in this process that does something wrong with a share of the mails, and three replicas
-// of the binary built from this tree. Two of them are replaced in turn, by SIGTERM and by kill -9; the third is left alone and measured. With -old those
-// two start from an older binary first: the third then changes the schema under them, and they are replaced by the new one later (a rolling upgrade).
-// It exits 1 when the promise was broken.
+// Everything runs on this machine: a private PostgreSQL, a relay in this process that does
+// something wrong with a share of the mails, and three replicas of the binary built from this
+// tree. Two of them are replaced in turn, by SIGTERM and by kill -9; the third is left alone
+// and measured. With -old those two start from an older binary first: the third then changes
+// the schema under them, and they are replaced by the new one later (a rolling upgrade). It
+// exits 1 when the promise was broken.
 package main
 
 import (

@@ -10,7 +10,8 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// relay counts what it took, by mail and recipient, and does something wrong with a share of the mails.
+// relay counts what it took, by mail and recipient, and does something wrong with a share of
+// the mails.
 type relay struct {
 	server *smtpxtest.Server
 	share  float64

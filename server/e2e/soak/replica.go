@@ -117,7 +117,9 @@ func (r *replica) end(sig syscall.Signal) error {
 }
 
 func (r *replica) stop() error { return r.end(syscall.SIGTERM) }
-func (r *replica) kill()       { _ = r.end(syscall.SIGKILL) } // "signal: killed" is what was meant
+
+// "signal: killed" is what was meant
+func (r *replica) kill() { _ = r.end(syscall.SIGKILL) }
 
 // memory is its resident memory and its live heap in MiB, zero while it is down.
 func (r *replica) memory() (rss, heap float64) {

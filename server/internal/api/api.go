@@ -1,7 +1,9 @@
-// Package api answers the two services: it checks a request whole, converts it, has it done, and converts the answer. It decides nothing about delivery and
-// holds no state. One file a call family.
+// Package api answers the two services: it checks a request whole, converts it, has it done,
+// and converts the answer. It decides nothing about delivery and holds no state. One file a
+// call family.
 //
-// Every store call goes through a scope that is taken from the context in one place ([API.scope]).
+// Every store call goes through a scope that is taken from the context in one place
+// ([API.scope]).
 package api
 
 import (
@@ -72,7 +74,8 @@ type Config struct {
 	Probe    func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult
 	TokenKey []byte          // signs page tokens
 	Draining <-chan struct{} // closed when the service goes down: streams that would last end
-	Stopping error           // the error by which Sender and Batch say that the service goes down
+	// the error by which Sender and Batch say that the service goes down
+	Stopping error
 	Now      func() time.Time
 	Logger   *slog.Logger
 }
@@ -151,7 +154,8 @@ func (a *API) fault(err error) error {
 		e.RetryAfter = 30 * time.Second
 		return e
 	}
-	return err // the interceptor answers INTERNAL, CANCELLED or DEADLINE_EXCEEDED and logs the cause
+	// the interceptor answers INTERNAL, CANCELLED or DEADLINE_EXCEEDED and logs the cause
+	return err
 }
 
 // serverFault is fault for a call about one mail server.

@@ -81,7 +81,8 @@ func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
 	return b, nil
 }
 
-// routeAgain is how long a stream goes on with the mail server it has found: it may last long, and a mail server can be taken out of service meanwhile.
+// routeAgain is how long a stream goes on with the mail server it has found: it may last long,
+// and a mail server can be taken out of service meanwhile.
 const routeAgain = time.Second
 
 func (b *bulk) route(ctx context.Context) (err error) {
@@ -168,7 +169,8 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 	return m, nil
 }
 
-// pieces composes an item: through the shared template where the item brings no body or file of its own, else as a mail of its own.
+// pieces composes an item: through the shared template where the item brings no body or file of
+// its own, else as a mail of its own.
 func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.MailMessage, f *message.Fill) ([]message.Piece, string, error) {
 	if b.template != nil && msg.Text == "" && msg.Html == "" && len(msg.Attachments) == 0 {
 		f.Subject, f.Headers = msg.Subject, msg.Headers
@@ -211,7 +213,8 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 		}
 		own.To, own.Cc, own.ReplyTo, own.MessageID, own.Date = f.To, f.Cc, f.ReplyTo, f.MessageID, f.Date
 		pieces, err := message.Compose(own)
-		if err != nil { // nothing that was checked makes one; whatever does is about this item alone
+		if err != nil {
+			// nothing that was checked makes one; whatever does is about this item alone
 			c.Bad("message", "%v", err)
 		}
 		return pieces, own.Subject, c.Err()
@@ -257,14 +260,15 @@ func through(c *apierr.Check, t *message.Template, f *message.Fill) ([]message.P
 func (b *bulk) fingerprint(it *pb.BatchItem) []byte {
 	id := it.RequestId
 	it.RequestId = ""
-	body, _ := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b.sum[:len(b.sum):len(b.sum)], it) // a message that came over the wire always can be
+	// a message that came over the wire always can be
+	body, _ := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b.sum[:len(b.sum):len(b.sum)], it)
 	it.RequestId = id
 	sum := sha256.Sum256(body)
 	return sum[:]
 }
 
-// What a call may make of its items, beyond what they share: values that stand in many places make
-// gigabytes of a few kilobytes.
+// What a call may make of its items, beyond what they share: values that stand in many places
+// make gigabytes of a few kilobytes.
 const (
 	maxComposed     = 256 << 20
 	maxComposedItem = 64 << 10 // more for each item
@@ -307,7 +311,8 @@ func inItem(r *pb.BatchRejection) *apierr.Error {
 	return apierr.New(code, r.Reason, "items[%d]: %s", r.Position, r.Message)
 }
 
-// allRejected is the error of a strict batch: every violation of every item where there are such, else the first item's fault.
+// allRejected is the error of a strict batch: every violation of every item where there are
+// such, else the first item's fault.
 func allRejected(rs []*pb.BatchRejection) error {
 	var c apierr.Check
 	for _, r := range rs {

@@ -43,7 +43,8 @@ func selector(c *apierr.Check, ids []string, f *pb.MailFilter, reason string) se
 	return s
 }
 
-// only narrows a filter that names no status: what a call can do nothing with is no failure of it then.
+// only narrows a filter that names no status: what a call can do nothing with is no failure of
+// it then.
 func (s *selection) only(sts ...store.MailStatus) {
 	if s.filter != nil && len(s.filter.Statuses) == 0 {
 		s.filter.Statuses = sts

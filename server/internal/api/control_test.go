@@ -48,7 +48,8 @@ func TestManyControlCallsAtOnce(t *testing.T) {
 	})
 }
 
-// TestRetryLooksAtTheMailServer: a mail is not retried through a mail server that is switched off.
+// TestRetryLooksAtTheMailServer: a mail is not retried through a mail server that is switched
+// off.
 func TestRetryLooksAtTheMailServer(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)

@@ -87,8 +87,8 @@ func cheapest(f func()) cost {
 	return least
 }
 
-// trailer is how many octets a status is in the trailers of a call: its message percent-encoded,
-// its details in base64.
+// trailer is how many octets a status is in the trailers of a call: its message
+// percent-encoded, its details in base64.
 func trailer(err error) int {
 	st := status.Convert(err)
 	b, _ := proto.Marshal(st.Proto()) // it came over the wire
@@ -141,7 +141,8 @@ func hostile(t testing.TB) map[string]struct {
 	for i := range attached.Attachments {
 		attached.Attachments[i] = &pb.Attachment{}
 	}
-	// The same as many times the field "message", with one attachment each: merged they are one.
+	// The same as many times the field "message", with one attachment each: merged they are
+	// one.
 	var merged []byte
 	part := marshal(t, &pb.SendRequest{Message: &pb.MailMessage{Attachments: []*pb.Attachment{{}}}})
 	for range 200_000 {
@@ -178,8 +179,8 @@ func hostile(t testing.TB) map[string]struct {
 	}
 }
 
-// TestRequestsThatCostMore: what a request of few bytes costs is bounded before anything is done
-// with it, and so is what is answered.
+// TestRequestsThatCostMore: what a request of few bytes costs is bounded before anything is
+// done with it, and so is what is answered.
 func TestRequestsThatCostMore(t *testing.T) {
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("main", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { yes := true; m.IsDefault = &yes })
@@ -205,8 +206,8 @@ func TestRequestsThatCostMore(t *testing.T) {
 	}
 }
 
-// TestViolationsThatFitEveryClient: some clients take 8 KiB of headers in all, and a client whose
-// limit is passed loses its connection with every call on it.
+// TestViolationsThatFitEveryClient: some clients take 8 KiB of headers in all, and a client
+// whose limit is passed loses its connection with every call on it.
 func TestViolationsThatFitEveryClient(t *testing.T) {
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	for _, n := range []int{1, 49, 50, 51, 400, 1000} {
@@ -242,8 +243,8 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
-// TestValuesInManyPlaces: what values make of a small request is found out before it is encoded,
-// a call makes a bounded number of bytes, and a strict batch keeps a bounded number.
+// TestValuesInManyPlaces: what values make of a small request is found out before it is
+// encoded, a call makes a bounded number of bytes, and a strict batch keeps a bounded number.
 func TestValuesInManyPlaces(t *testing.T) {
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("main", pb.Mode_MODE_DAEMON)
@@ -291,7 +292,8 @@ func (r *rig) counted(query string) (n int) {
 	return n
 }
 
-// TestHeadersAreBounded: a call with large headers is refused, and the others on its connection go on.
+// TestHeadersAreBounded: a call with large headers is refused, and the others on its connection
+// go on.
 func TestHeadersAreBounded(t *testing.T) {
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	big := metadata.AppendToOutgoingContext(ctx(t), "x-big", strings.Repeat("x", 1<<20))

@@ -57,7 +57,8 @@ func (r *rig) offers(team string) map[string]func() (route string, err error) {
 			if err != nil {
 				return "", err
 			}
-			_ = st.Send(&pb.SendBatchRequest{Options: &pb.BatchOptions{Options: o}, Items: []*pb.BatchItem{{Message: message("a@y.example")}}}) // CloseAndRecv tells
+			// CloseAndRecv tells
+			_ = st.Send(&pb.SendBatchRequest{Options: &pb.BatchOptions{Options: o}, Items: []*pb.BatchItem{{Message: message("a@y.example")}}})
 			res, err := st.CloseAndRecv()
 			if err != nil {
 				return "", err
@@ -86,9 +87,9 @@ func named(t *testing.T, what string, err error, server string) {
 	}
 }
 
-// TestDefaultUnavailable: a default that is switched off stays the default. Mail that names no mail
-// server is refused, naming that default, and leaves through no other; once the default is available
-// again, it is what the mail leaves through.
+// TestDefaultUnavailable: a default that is switched off stays the default. Mail that names no
+// mail server is refused, naming that default, and leaves through no other; once the default is
+// available again, it is what the mail leaves through.
 func TestDefaultUnavailable(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		r.server("system", pb.Mode_MODE_DAEMON, isDefault)
@@ -115,7 +116,8 @@ func TestDefaultUnavailable(t *testing.T) {
 				}
 			}
 		}
-		// What is unavailable for others is no hindrance for who names a mail server, or whose own default works.
+		// What is unavailable for others is no hindrance for who names a mail server, or whose
+		// own default works.
 		r.turn("system", pb.MailServer_STATUS_UNAVAILABLE)
 		for what, offer := range r.offers("sales") {
 			if through, err := offer(); err != nil || through != "sales" {
@@ -125,8 +127,8 @@ func TestDefaultUnavailable(t *testing.T) {
 	})
 }
 
-// TestDefaultAndStatus: each is set without the other, at creation and later, and both at once. There
-// is one default a team, available or not.
+// TestDefaultAndStatus: each is set without the other, at creation and later, and both at once.
+// There is one default a team, available or not.
 func TestDefaultAndStatus(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		if m := r.server("one", pb.Mode_MODE_DAEMON, isDefault, off); !m.GetIsDefault() || m.Status != pb.MailServer_STATUS_UNAVAILABLE {

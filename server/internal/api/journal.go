@@ -17,7 +17,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// mailID reads an id. A text that is no id belongs to no mail, but saying so helps more than "not found".
+// mailID reads an id. A text that is no id belongs to no mail, but saying so helps more than
+// "not found".
 func mailID(c *apierr.Check, field, s string) uuid.UUID {
 	id, err := uuid.Parse(s)
 	if err != nil || len(s) != 36 {

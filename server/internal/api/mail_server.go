@@ -153,11 +153,13 @@ func (a *API) couldBeDefault(ctx context.Context, s *store.MailServer) error {
 	return nil
 }
 
-// fingerprint is the hash by which the same content is known again: equal messages, whatever the order of their maps.
+// fingerprint is the hash by which the same content is known again: equal messages, whatever
+// the order of their maps.
 func fingerprint(ms ...proto.Message) []byte {
 	h := sha256.New()
 	for _, m := range ms {
-		b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m) // a message that came over the wire always can be
+		// a message that came over the wire always can be
+		b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 		sum := sha256.Sum256(b)
 		h.Write(sum[:])
 	}
@@ -210,8 +212,8 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 	return &pb.UpdateMailServerResponse{MailServer: mailServer(s)}, nil
 }
 
-// change applies changes to s and checks the result whole. It returns the new password in clear, if one was given; s keeps its stored one only while the
-// login stays the same.
+// change applies changes to s and checks the result whole. It returns the new password in
+// clear, if one was given; s keeps its stored one only while the login stays the same.
 func (a *API) change(s *store.MailServer, changes *pb.MailServer, mask *fieldmaskpb.FieldMask) (string, error) {
 	var c apierr.Check
 	m := mailServer(s)

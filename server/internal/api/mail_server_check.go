@@ -156,7 +156,8 @@ func checkSMTP(c *apierr.Check, prefix string, x *pb.Smtp) {
 	checkDuration(c, f("timeout"), x.Timeout, time.Second, 2*time.Minute)
 }
 
-// checkHost: an IP address or a host name, so that nothing else reaches a resolver or a certificate check.
+// checkHost: an IP address or a host name, so that nothing else reaches a resolver or a
+// certificate check.
 func checkHost(c *apierr.Check, field, h string) {
 	if h == "" {
 		c.Bad(field, "is required")

@@ -8,7 +8,8 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 )
 
-// TestCheckHost: a host name or an address, and nothing that a resolver, a certificate check or EHLO reads in a way of its own.
+// TestCheckHost: a host name or an address, and nothing that a resolver, a certificate check or
+// EHLO reads in a way of its own.
 func TestCheckHost(t *testing.T) {
 	for _, h := range []string{"x", "mail.x.example", "MAIL.x.example", "mail-1.x.example", "127.0.0.1", "::1", "[::1]", "2001:db8::1", "münchen.example", "xn--mnchen-3ya.example", strings.Repeat("a.", 126) + "a"} {
 		var c apierr.Check

@@ -81,7 +81,8 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 	return out
 }
 
-// fill writes a checked configuration into s. Name, team, type and the password are the caller's business.
+// fill writes a checked configuration into s. Name, team, type and the password are the
+// caller's business.
 func fill(s *store.MailServer, m *pb.MailServer) {
 	s.DisplayName, s.From, s.Mode = m.DisplayName, m.From, modeOf[m.Mode]
 	s.Status, s.IsDefault, s.Annotations = store.ServerAvailable, m.GetIsDefault(), m.Annotations
@@ -109,7 +110,8 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	if s.SMTP != nil {
 		sealed = s.SMTP.SealedPassword
 	}
-	host, err := smtpx.Host(x.GetHost()) // as A-labels: the form that is looked up and that a certificate carries
+	// as A-labels: the form that is looked up and that a certificate carries
+	host, err := smtpx.Host(x.GetHost())
 	if err != nil {
 		host = x.GetHost()
 	}
@@ -122,16 +124,16 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 		Timeout: x.GetTimeout().AsDuration()}
 }
 
-// sameLogin: the stored password may still be used, because it would go to the same place in the
-// same way. The authorities belong to it: with one of their own, callers could take the host's
-// place and be told the password.
+// sameLogin: the stored password may still be used, because it would go to the same place in
+// the same way. The authorities belong to it: with one of their own, callers could take the
+// host's place and be told the password.
 func sameLogin(a, b *store.SMTP) bool {
 	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && a.Username == b.Username &&
 		a.Auth == b.Auth && certificates(a.CAPEM) == certificates(b.CAPEM)
 }
 
-// certificates keeps the certificates of a PEM text. Whatever else stands in it, such as a private
-// key beside its certificate, is not stored. "" when there is none.
+// certificates keeps the certificates of a PEM text. Whatever else stands in it, such as a
+// private key beside its certificate, is not stored. "" when there is none.
 func certificates(text string) string {
 	var out []byte
 	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
@@ -142,7 +144,8 @@ func certificates(text string) string {
 	return string(out)
 }
 
-// health is what all replicas know of a mail server; nil where nothing was sent through it as it is configured now.
+// health is what all replicas know of a mail server; nil where nothing was sent through it as
+// it is configured now.
 func health(m *store.MailServer, b *store.Breaker) *pb.Health {
 	if b == nil || b.Version != m.Version && b.SuccessAt.IsZero() && b.FailureAt.IsZero() {
 		return nil

@@ -20,8 +20,9 @@ var (
 // maxPaths is how many paths a mask may have.
 const maxPaths = 64
 
-// overlay writes changes into m. Without a mask: every present field. "*": everything that may be changed. Else: the named paths, absent ones being cleared.
-// An immutable field may be given only as it is.
+// overlay writes changes into m. Without a mask: every present field. "*": everything that may
+// be changed. Else: the named paths, absent ones being cleared. An immutable field may be given
+// only as it is.
 func overlay(c *apierr.Check, m, changes *pb.MailServer, mask *fieldmaskpb.FieldMask) {
 	if changes.Type != pb.MailServer_TYPE_UNSPECIFIED && changes.Type != m.Type {
 		c.Bad("mail_server.type", "cannot be changed")
@@ -69,7 +70,8 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// merges reports whether a field is a message of ours, whose fields are looked at one by one; a Duration or a map is taken whole.
+// merges reports whether a field is a message of ours, whose fields are looked at one by one; a
+// Duration or a map is taken whole.
 func merges(fd protoreflect.FieldDescriptor) bool {
 	return fd.Message() != nil && !fd.IsMap() && !fd.IsList() && fd.Message().ParentFile().Package() == "maildispatch.v1"
 }

@@ -112,8 +112,8 @@ func TestMoveNeverUnknown(t *testing.T) {
 	}
 }
 
-// TestPause: a mail server that is paused takes mail and sends none, also as a default. Its php-mode
-// mail is queued, and the answer says so. Cleared, the batch sends what waits.
+// TestPause: a mail server that is paused takes mail and sends none, also as a default. Its
+// php-mode mail is queued, and the answer says so. Cleared, the batch sends what waits.
 func TestPause(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		yes := true

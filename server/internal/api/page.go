@@ -28,7 +28,8 @@ func pageSize(c *apierr.Check, n int32) int {
 	return min(int(n), largestPage)
 }
 
-// A page token is version, position and a signature over both and the filter: it cannot be made up, and it is no good for another filter.
+// A page token is version, position and a signature over both and the filter: it cannot be made
+// up, and it is no good for another filter.
 const tokenVersion = 1
 
 func (a *API) pageToken(kind string, filter proto.Message, position []byte) string {
@@ -38,7 +39,8 @@ func (a *API) pageToken(kind string, filter proto.Message, position []byte) stri
 
 func (a *API) tokenSum(kind string, filter proto.Message, t []byte) []byte {
 	m := hmac.New(sha256.New, a.TokenKey)
-	f, _ := proto.MarshalOptions{Deterministic: true}.Marshal(filter) // a message that came over the wire always can be
+	// a message that came over the wire always can be
+	f, _ := proto.MarshalOptions{Deterministic: true}.Marshal(filter)
 	for _, p := range [][]byte{[]byte(kind), f, t} {
 		var n [8]byte
 		binary.BigEndian.PutUint64(n[:], uint64(len(p)))

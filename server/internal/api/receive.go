@@ -14,15 +14,16 @@ const (
 	intakeBytes    = 16 << 20
 )
 
-// received is one message of a client's stream, or its end: io.EOF when the client has said everything.
+// received is one message of a client's stream, or its end: io.EOF when the client has said
+// everything.
 type received[T proto.Message] struct {
 	msg  T
 	size int64
 	err  error
 }
 
-// intake reads a client's stream ahead of its handler, a bounded number of messages and bytes: past that the client waits, by HTTP/2's flow control. The
-// reader ends with the call.
+// intake reads a client's stream ahead of its handler, a bounded number of messages and bytes:
+// past that the client waits, by HTTP/2's flow control. The reader ends with the call.
 type intake[T proto.Message] struct {
 	c     chan received[T]
 	bytes *semaphore.Weighted

@@ -41,8 +41,8 @@ func login(password string) *pb.MailServer {
 		Smtp: &pb.Smtp{Host: "smtp.x.example", Port: 587, Encryption: pb.Smtp_ENCRYPTION_STARTTLS, Username: "shop", Password: password}}
 }
 
-// TestPasswordCannotBeGuessed: neither what lies in the database nor what a repeated call answers
-// says whether a guess is the password.
+// TestPasswordCannotBeGuessed: neither what lies in the database nor what a repeated call
+// answers says whether a guess is the password.
 func TestPasswordCannotBeGuessed(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		const right = "Summer2024!"
@@ -81,7 +81,8 @@ func TestPasswordCannotBeGuessed(t *testing.T) {
 	})
 }
 
-// TestPasswordStaysWithItsAuthorities: with a CA of their own, callers do not get the stored password.
+// TestPasswordStaysWithItsAuthorities: with a CA of their own, callers do not get the stored
+// password.
 func TestPasswordStaysWithItsAuthorities(t *testing.T) {
 	conf, ca := smtpxtest.Certificate(t, time.Now().Add(24*time.Hour), "127.0.0.1")
 	relay := &smtpxtest.Server{TLS: conf, Implicit: true, Username: "u", Password: "other", Mechanisms: []string{"PLAIN"}}
@@ -114,8 +115,8 @@ func TestPasswordStaysWithItsAuthorities(t *testing.T) {
 	}
 }
 
-// TestOnlyCertificatesAreKept: a private key that stands beside its certificate is not stored, and
-// the same certificates written otherwise are no change of the login.
+// TestOnlyCertificatesAreKept: a private key that stands beside its certificate is not stored,
+// and the same certificates written otherwise are no change of the login.
 func TestOnlyCertificatesAreKept(t *testing.T) {
 	_, ca := smtpxtest.Certificate(t, time.Now().Add(24*time.Hour), "a.example")
 	key := "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
@@ -153,9 +154,9 @@ func (r *rig) audits() (rows [][4]string) {
 	return rows
 }
 
-// TestAuditShowsWhatChanged: a changed password and a changed CA can be told from the rows, which
-// hold neither; calls that change nothing in the database leave a row too; and a control call
-// leaves one for each team that it touched.
+// TestAuditShowsWhatChanged: a changed password and a changed CA can be told from the rows,
+// which hold neither; calls that change nothing in the database leave a row too; and a control
+// call leaves one for each team that it touched.
 func TestAuditShowsWhatChanged(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		_, one := smtpxtest.Certificate(t, time.Now().Add(24*time.Hour), "a.example")

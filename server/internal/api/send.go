@@ -51,7 +51,8 @@ func (a *API) Send(r *pb.SendRequest, stream grpc.ServerStreamingServer[pb.SendR
 	}
 }
 
-// routeTries is how often a mail is routed again because its mail server was changed in the moment.
+// routeTries is how often a mail is routed again because its mail server was changed in the
+// moment.
 const routeTries = 3
 
 // draft is a checked and routed request.
@@ -68,7 +69,8 @@ type draft struct {
 	priority int16
 }
 
-// draft checks everything about a request at once, then finds its mail server; fresh: as the database has it now.
+// draft checks everything about a request at once, then finds its mail server; fresh: as the
+// database has it now.
 func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft, error) {
 	var c apierr.Check
 	d := &draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindOther}
@@ -154,7 +156,8 @@ func (a *API) checkOptions(c *apierr.Check, prefix string, d *draft, o *pb.SendO
 	}
 }
 
-// recipients turns addresses into d's recipients and returns those that are shown; one given twice is kept once, where it came first.
+// recipients turns addresses into d's recipients and returns those that are shown; one given
+// twice is kept once, where it came first.
 func recipients(c *apierr.Check, prefix string, d *draft, m *pb.MailMessage) (to, cc []message.Address) {
 	n := len(m.To) + len(m.Cc) + len(m.Bcc)
 	switch {
@@ -219,7 +222,8 @@ func content(m *pb.MailMessage) *message.Message {
 	return msg
 }
 
-// uploads puts uploaded files into the attachments that name them. The error says that one is not there; it comes after what is wrong with the request.
+// uploads puts uploaded files into the attachments that name them. The error says that one is
+// not there; it comes after what is wrong with the request.
 func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string, m *pb.MailMessage, msg *message.Message) error {
 	if len(m.Attachments) > message.MaxAttachments {
 		return nil // said by the check of the message; nothing is asked for
@@ -238,7 +242,8 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 			} else {
 				c.Bad(field+".upload_id", "is not an upload id")
 			}
-			at.Filename = cmp.Or(at.Filename, "upload") // what it would have brought is not to be complained about
+			// what it would have brought is not to be complained about
+			at.Filename = cmp.Or(at.Filename, "upload")
 			continue
 		}
 		u, known := found[id]
@@ -263,10 +268,10 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 	return gone
 }
 
-// route finds the mail server: the named one, else the team's default, else the system's. A team's
-// mail goes through its own mail servers and the system's; another team's do not exist for it. A
-// default that is unavailable still is the default: mail that names none is refused. It does not
-// leave under another sender's name, which nobody has chosen for it.
+// route finds the mail server: the named one, else the team's default, else the system's. A
+// team's mail goes through its own mail servers and the system's; another team's do not exist
+// for it. A default that is unavailable still is the default: mail that names none is refused.
+// It does not leave under another sender's name, which nobody has chosen for it.
 func (a *API) route(ctx context.Context, o *pb.SendOptions) (*store.MailServer, string, error) {
 	if name := o.GetMailServer(); name != "" {
 		s, err := a.Store.Server(ctx, store.Scope{Teams: []string{o.GetTeam(), ""}}, name)
@@ -396,7 +401,8 @@ func (d *draft) fits(size int64) error {
 	return nil
 }
 
-// contents are the store's view of content that mails share: one for each, so that it is stored once.
+// contents are the store's view of content that mails share: one for each, so that it is stored
+// once.
 type contents map[*message.Content]*store.Content
 
 // carry gives a mail its bytes.

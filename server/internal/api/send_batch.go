@@ -21,8 +21,9 @@ const (
 	chunkBytes = 4 << 20
 	chunkWait  = 50 * time.Millisecond // what has come waits at most so long for its commit
 	commits    = 2                     // of one stream under way at once
-	composed   = 25                    // items that are composed between two looks whether a caller waits
-	mostKept   = 1000                  // rejections in a summary
+	// items that are composed between two looks whether a caller waits
+	composed = 25
+	mostKept = 1000 // rejections in a summary
 
 	strictItems = 10000
 	strictBytes = 64 << 20        // of requests, and of what is kept of them
@@ -30,7 +31,8 @@ const (
 	mostItems   = 1_000_000
 )
 
-// batch is one SendBatch under way. Its own goroutine checks and composes; commits run beside it.
+// batch is one SendBatch under way. Its own goroutine checks and composes; commits run beside
+// it.
 type batch struct {
 	*bulk
 	ctx     context.Context
@@ -150,7 +152,8 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 		if b.sum.Received++; b.sum.Received%composed == 0 {
 			b.a.Sender.Yield(b.ctx)
 		}
-		runtime.Gosched() // a caller who waits goes first; composing would keep the processor for 10 ms
+		// a caller who waits goes first; composing would keep the processor for 10 ms
+		runtime.Gosched()
 		switch {
 		case rej != nil:
 			b.reject(rej)

@@ -21,8 +21,8 @@ const (
 	streamPHP  = 16   // of them being sent in php mode
 )
 
-// itemStream is one SendStream under way. Its own goroutine reads, checks and composes; commits and php-mode mails run beside it, and one goroutine sends
-// the answers.
+// itemStream is one SendStream under way. Its own goroutine reads, checks and composes; commits
+// and php-mode mails run beside it, and one goroutine sends the answers.
 type itemStream struct {
 	*bulk
 	ctx     context.Context
@@ -62,7 +62,9 @@ func (a *API) SendStream(stream grpc.BidiStreamingServer[pb.SendStreamRequest, p
 		told <- nil
 	}()
 	defer func() { // whatever ends the stream: what was begun gets its answer first
-		s.flying.Wait() // before the group: the end of its wait is the end of the context that these mails live by
+		// before the group: the end of its wait is the end of the context that these mails live
+		// by
+		s.flying.Wait()
 		werr := s.group.Wait()
 		if werr == nil && err == nil {
 			err = a.fault(context.Cause(ctx))
@@ -164,7 +166,8 @@ func (s *itemStream) take(items []*pb.BatchItem) error {
 // answer hands an answer to the goroutine that sends them.
 func (s *itemStream) answer(r *pb.SendStreamResponse) { s.answers <- r }
 
-// commit makes the gathered mails durable beside this goroutine and answers each, waiting while there are enough commits.
+// commit makes the gathered mails durable beside this goroutine and answers each, waiting while
+// there are enough commits.
 func (s *itemStream) commit() {
 	if len(s.mails) == 0 {
 		return
@@ -193,7 +196,8 @@ func (s *itemStream) queued(m *store.NewMail, at int64, r store.Enqueued) *pb.Se
 		return out
 	case r.Duplicate:
 		out.Duplicate = true
-		if had, err := s.a.Store.Mail(s.ctx, store.Everything, r.ID); err == nil { // only for what it says of the status
+		if had, err := s.a.Store.Mail(s.ctx, store.Everything, r.ID); err == nil {
+			// only for what it says of the status
 			out.Status = mailStatusName[had.Status]
 		}
 	case m.Held != "":

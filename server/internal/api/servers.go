@@ -7,8 +7,9 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// servers remembers mail servers that senders have named, so that not every mail asks the database. What is remembered may be out of date: a mail is stored
-// only if its mail server still has the version it was routed with (store.ErrServerChanged), else it is routed again.
+// servers remembers mail servers that senders have named, so that not every mail asks the
+// database. What is remembered may be out of date: a mail is stored only if its mail server
+// still has the version it was routed with (store.ErrServerChanged), else it is routed again.
 type servers struct {
 	mu     sync.Mutex
 	byName map[string]*store.MailServer

@@ -95,8 +95,8 @@ func (r *rig) batch(c context.Context, opts *pb.BatchOptions, items ...*pb.Batch
 	return st.CloseAndRecv()
 }
 
-// TestBatchTwice: an item is known again by its request_id and what it becomes, which the shared
-// part has a share in.
+// TestBatchTwice: an item is known again by its request_id and what it becomes, which the
+// shared part has a share in.
 func TestBatchTwice(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)
@@ -142,7 +142,8 @@ func TestBatchTwice(t *testing.T) {
 	})
 }
 
-// TestPageTokens: pages hold every mail once, and a token is good for its own listing and filter.
+// TestPageTokens: pages hold every mail once, and a token is good for its own listing and
+// filter.
 func TestPageTokens(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)

@@ -34,8 +34,9 @@ var stepOutcome = map[smtpx.StepOutcome]pb.TestStep_Outcome{
 	smtpx.StepSkipped: pb.TestStep_OUTCOME_SKIPPED,
 }
 
-// TestMailServer implements the service. A configuration that would be refused by Create is INVALID_ARGUMENT here as well; the CONFIG step says what is odd
-// about one that would be taken.
+// TestMailServer implements the service. A configuration that would be refused by Create is
+// INVALID_ARGUMENT here as well; the CONFIG step says what is odd about one that would be
+// taken.
 func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (*pb.TestMailServerResponse, error) {
 	var c apierr.Check
 	if r.Name == "" && r.MailServer == nil {

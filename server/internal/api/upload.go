@@ -21,7 +21,8 @@ import (
 // mostUpload is what fits into the largest mail once it is base64.
 const mostUpload = 18 << 20
 
-// spool keeps an upload in a file of its own, encoded as it will stand in mails, and sums up both forms: what it is stored by is known only at its end.
+// spool keeps an upload in a file of its own, encoded as it will stand in mails, and sums up
+// both forms: what it is stored by is known only at its end.
 type spool struct {
 	file    *os.File
 	encoder *message.AttachmentEncoder
@@ -36,7 +37,8 @@ func newSpool() (*spool, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(f.Name()); err != nil { // it lives as long as it is open, however this process ends
+	if err := os.Remove(f.Name()); err != nil {
+		// it lives as long as it is open, however this process ends
 		_ = f.Close() // nothing is in it
 		return nil, err
 	}

@@ -15,13 +15,14 @@ import (
 )
 
 const (
-	watchPoll      = 250 * time.Millisecond // how often a watcher that has seen everything looks again
+	// how often a watcher that has seen everything looks again
+	watchPoll      = 250 * time.Millisecond
 	watchHeartbeat = 15 * time.Second
 	watchPage      = 500
 )
 
-// WatchMails implements the service. Each watcher reads the log of changes at its own pace: one that does not read its stream costs a blocked goroutine and
-// nothing else.
+// WatchMails implements the service. Each watcher reads the log of changes at its own pace: one
+// that does not read its stream costs a blocked goroutine and nothing else.
 func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingServer[pb.WatchMailsResponse]) error {
 	ctx := stream.Context()
 	var c apierr.Check

@@ -1,5 +1,5 @@
-// Package apierr is the one error type that crosses the wire: code, reason and a public line, with the cause kept for the log. Only the packages that speak
-// gRPC know it.
+// Package apierr is the one error type that crosses the wire: code, reason and a public line,
+// with the cause kept for the log. Only the packages that speak gRPC know it.
 package apierr
 
 import (
@@ -21,9 +21,9 @@ import (
 )
 
 // A status travels in the trailers of a call, and trailers that are too large end the caller's
-// whole connection with everything on it. Some clients take 8 KiB of headers in all. So a status
-// has less than 6 KB as it is sent, whatever the caller gave: at most 50 violations with so many
-// octets together, and short texts.
+// whole connection with everything on it. Some clients take 8 KiB of headers in all. So a
+// status has less than 6 KB as it is sent, whatever the caller gave: at most 50 violations with
+// so many octets together, and short texts.
 const (
 	maxViolations     = 50
 	maxViolationBytes = 2400 // of fields and texts of a status
@@ -40,7 +40,8 @@ func cut(s string, n int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
-// Error is a failed call. Text goes to the caller: one lower-case line without internals. Cause goes to the log.
+// Error is a failed call. Text goes to the caller: one lower-case line without internals. Cause
+// goes to the log.
 type Error struct {
 	Code       codes.Code
 	Reason     string // one of the schema's Reason constants
@@ -130,8 +131,8 @@ func Precondition(reason, subject, format string, args ...any) *Error {
 	return e
 }
 
-// Check gathers what is wrong with a request, so that the caller hears of all at once: the first
-// of them in full, and how many more there are.
+// Check gathers what is wrong with a request, so that the caller hears of all at once: the
+// first of them in full, and how many more there are.
 type Check struct {
 	vs    []Violation
 	bytes int // of them
@@ -159,8 +160,8 @@ func (c *Check) OK() bool { return len(c.vs) == 0 }
 // Violations are those noted so far, without those that are only counted.
 func (c *Check) Violations() []Violation { return c.vs }
 
-// Err is nil, or INVALID_ARGUMENT with the violations; the line names the first and how many more
-// there are.
+// Err is nil, or INVALID_ARGUMENT with the violations; the line names the first and how many
+// more there are.
 func (c *Check) Err() error {
 	if c.OK() {
 		return nil

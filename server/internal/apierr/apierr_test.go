@@ -104,8 +104,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusIsSmall: whatever a caller gives and whoever puts it into an error, the status stays
-// below what the most modest client takes as trailers.
+// TestStatusIsSmall: whatever a caller gives and whoever puts it into an error, the status
+// stays below what the most modest client takes as trailers.
 func TestStatusIsSmall(t *testing.T) {
 	long := strings.Repeat("\xff\u00fc", 50_000)
 	metadata := map[string]string{}

@@ -1,6 +1,7 @@
-// Package budget bounds what large requests hold in memory at once. A message that streams in is kept as it came until there is room for what becomes of it:
-// the decoded request, the composed mail, its way into the database and to the relay. Small messages pass without asking, so that a large one that waits
-// holds up none of them.
+// Package budget bounds what large requests hold in memory at once. A message that streams in
+// is kept as it came until there is room for what becomes of it: the decoded request, the
+// composed mail, its way into the database and to the relay. Small messages pass without
+// asking, so that a large one that waits holds up none of them.
 package budget
 
 import (
@@ -25,8 +26,10 @@ import (
 )
 
 const (
-	heap    = 400 << 20 // of all large messages under way
-	factor  = 16        // estimated heap for each byte of a message; measured: 6 to 8 at its peak, and as much again until it is collected
+	heap = 400 << 20 // of all large messages under way
+	// estimated heap for each byte of a message; measured: 6 to 8 at its peak, and as much
+	// again until it is collected
+	factor  = 16
 	unary   = 1 << 20   // of a unary request: none has content
 	small   = 256 << 10 // messages below are not counted
 	wire    = 320 << 20 // bytes that have come and are not decoded; beyond, nothing new is read
@@ -52,7 +55,8 @@ func (b *Budget) Options() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto"), &b.faults}), experimental.BufferPool(&b.pool)}
 }
 
-// Stream makes the messages of a stream wait for room. What a message takes is given back when the next one is asked for, or the call is over.
+// Stream makes the messages of a stream wait for room. What a message takes is given back when
+// the next one is asked for, or the call is over.
 func (b *Budget) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 	s := &stream{ServerStream: ss, b: b}
 	defer s.giveBack()
@@ -61,8 +65,9 @@ func (b *Budget) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo,
 
 type stream struct {
 	grpc.ServerStream
-	b      *Budget
-	weight atomic.Int64 // a stream may be read by another goroutine than the handler's, which ends it
+	b *Budget
+	// a stream may be read by another goroutine than the handler's, which ends it
+	weight atomic.Int64
 }
 
 func (s *stream) giveBack() { s.b.heap.Release(s.weight.Swap(0)) }
@@ -105,9 +110,9 @@ type envelope struct {
 	data  mem.BufferSlice
 }
 
-// codec is the ordinary one, but that it cuts off what lies beyond the limits of repeated fields,
-// and that it keeps a fault for the interceptor: grpc's own word for a unary request that cannot
-// be decoded is INTERNAL, which is a fault of the service.
+// codec is the ordinary one, but that it cuts off what lies beyond the limits of repeated
+// fields, and that it keeps a fault for the interceptor: grpc's own word for a unary request
+// that cannot be decoded is INTERNAL, which is a fault of the service.
 type codec struct {
 	encoding.CodecV2
 	faults *sync.Map // of errors by unary request, until the interceptor asks
@@ -116,7 +121,8 @@ type codec struct {
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if e, ok := v.(*envelope); ok {
 		if e.taken {
-			return errors.New("a second message where one belongs") // grpc looks whether there is one, and says it in its own words
+			// grpc looks whether there is one, and says it in its own words
+			return errors.New("a second message where one belongs")
 		}
 		data.Ref()
 		e.taken, e.data = true, data

@@ -19,7 +19,8 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// fake answers Send with the size of the text, once the test lets it, and SendStream with an answer a request.
+// fake answers Send with the size of the text, once the test lets it, and SendStream with an
+// answer a request.
 type fake struct {
 	pb.UnimplementedDispatchServer
 	began, let chan struct{}

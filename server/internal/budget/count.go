@@ -15,7 +15,8 @@ import (
 //
 // Limits by the name of the field. Every repeated field that a caller can fill has to be here.
 var limits = map[protoreflect.FullName]int{
-	"maildispatch.v1.MailMessage.to":                    1000, // twice what a mail may have: the same may stand there twice
+	// twice what a mail may have: the same may stand there twice
+	"maildispatch.v1.MailMessage.to":                    1000,
 	"maildispatch.v1.MailMessage.cc":                    1000,
 	"maildispatch.v1.MailMessage.bcc":                   1000,
 	"maildispatch.v1.MailMessage.headers":               50,

@@ -1,5 +1,6 @@
-// Package catchall is an SMTP server that takes every mail and keeps it in memory, for the demo and for trying things out. It listens on loopback, may ask for
-// a login, and refuses recipients whose local part begins with "nobody". It never sends anything on.
+// Package catchall is an SMTP server that takes every mail and keeps it in memory, for the demo
+// and for trying things out. It listens on loopback, may ask for a login, and refuses
+// recipients whose local part begins with "nobody". It never sends anything on.
 package catchall
 
 import (

@@ -1,5 +1,6 @@
-// Package delivery is the vocabulary between whoever takes a mail from a caller and the engine that sends it: what is handed over, what is
-// reported back while it happens, and the counts of a batch. It holds no behaviour, so that the api and the engine need not know each other.
+// Package delivery is the vocabulary between whoever takes a mail from a caller and the engine
+// that sends it: what is handed over, what is reported back while it happens, and the counts of
+// a batch. It holds no behaviour, so that the api and the engine need not know each other.
 package delivery
 
 import (
@@ -16,7 +17,8 @@ type Submission struct {
 	Server *store.MailServer
 }
 
-// Event is one step of a mail's way, in the order it happened. Exactly one of the pointers is set.
+// Event is one step of a mail's way, in the order it happened. Exactly one of the pointers is
+// set.
 type Event struct {
 	MailID    uuid.UUID
 	Time      time.Time
@@ -33,7 +35,8 @@ type Accepted struct {
 	Route  string
 	// PausedUntil is when the mail server sends again; zero = it sends now. The mail is queued.
 	PausedUntil time.Time
-	Duplicate   bool // this request_id had been accepted before; what follows is the first mail's story
+	// this request_id had been accepted before; what follows is the first mail's story
+	Duplicate bool
 }
 
 // Recipient is the result for one recipient.
@@ -42,7 +45,8 @@ type Recipient struct {
 	Result    store.RecipientResult
 }
 
-// Counts sums up a batch pass. Every claimed mail is in exactly one of the fields behind Claimed.
+// Counts sums up a batch pass. Every claimed mail is in exactly one of the fields behind
+// Claimed.
 type Counts struct {
 	Claimed  int
 	Sent     int // finished: every recipient accepted
@@ -66,7 +70,8 @@ func (c *Counts) Add(d Counts) {
 	c.Released += d.Released
 }
 
-// Since is what has been settled since the counts were before, and how much of that has been claimed then or later.
+// Since is what has been settled since the counts were before, and how much of that has been
+// claimed then or later.
 func (c Counts) Since(before Counts) Counts {
 	c.Sent -= before.Sent
 	c.Partial -= before.Partial

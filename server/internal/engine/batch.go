@@ -15,16 +15,19 @@ import (
 // ErrStopping: the service is going down and begins nothing new.
 var ErrStopping = errors.New("the service is stopping")
 
-// restlessPoll is how long an idle batch waits that is told never to rest; a mail queued in this process wakes it at once.
+// restlessPoll is how long an idle batch waits that is told never to rest; a mail queued in
+// this process wakes it at once.
 const restlessPoll = 500 * time.Millisecond
 
-// restlessPause is the least time between two passes of a batch that never rests. A pass costs several statements, and under load every mail asks for one.
+// restlessPause is the least time between two passes of a batch that never rests. A pass costs
+// several statements, and under load every mail asks for one.
 const restlessPause = 20 * time.Millisecond
 
-// batchLoop starts the drains of whatever is due, every BatchInterval, until ctx ends. It does not wait for them: a slow mail server never holds up
-// the next pass for the others.
+// batchLoop starts the drains of whatever is due, every BatchInterval, until ctx ends. It does
+// not wait for them: a slow mail server never holds up the next pass for the others.
 //
-// due is what was found before mail could be accepted: the first pass takes no more, so that it cannot meet what comes right after the start.
+// due is what was found before mail could be accepted: the first pass takes no more, so that it
+// cannot meet what comes right after the start.
 func (e *Engine) batchLoop(ctx context.Context, due []string) {
 	for first := true; ; first = false {
 		began := time.Now()
@@ -71,8 +74,10 @@ func (e *Engine) queued() {
 	}
 }
 
-// RunBatch is the minute's batch, now: of one mail server, or of all when server is "". Asked for by name, a suspended mail server is tried. With
-// wait it returns when everything that was due is settled, with the counts of exactly that, as far as this process has settled it; without, at once.
+// RunBatch is the minute's batch, now: of one mail server, or of all when server is "". Asked
+// for by name, a suspended mail server is tried. With wait it returns when everything that was
+// due is settled, with the counts of exactly that, as far as this process has settled it;
+// without, at once.
 func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delivery.Counts, error) {
 	if !e.begin() {
 		return delivery.Counts{}, ErrStopping
@@ -87,7 +92,8 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 	return e.passes.end(p), err
 }
 
-// startPass starts a drain for each mail server that has mail, or makes the one that runs look once more.
+// startPass starts a drain for each mail server that has mail, or makes the one that runs look
+// once more.
 func (e *Engine) startPass(ctx context.Context, server string) ([]joined, error) {
 	names := []string{server}
 	if server == "" {
@@ -99,7 +105,8 @@ func (e *Engine) startPass(ctx context.Context, server string) ([]joined, error)
 	return e.startDrains(ctx, names, server != "")
 }
 
-// runPass starts the drains and waits for what is due, also for what drains hold in memory: that is not due in the database any more.
+// runPass starts the drains and waits for what is due, also for what drains hold in memory:
+// that is not due in the database any more.
 func (e *Engine) runPass(ctx context.Context, server string) error {
 	ds, err := e.startPass(ctx, server)
 	if err != nil {
@@ -135,7 +142,8 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 			}
 			continue
 		}
-		// Mail of a mail server that is switched off or paused waits in the journal until it sends again.
+		// Mail of a mail server that is switched off or paused waits in the journal until it
+		// sends again.
 		if e.mayLeave(s) != nil {
 			continue
 		}
@@ -154,13 +162,15 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 type drains struct {
 	mu      sync.Mutex
 	running map[string]*drain
-	ending  map[*drain]bool // no mail is put in any more; not all of their results are durable yet
+	// no mail is put in any more; not all of their results are durable yet
+	ending map[*drain]bool
 }
 
 // joined is a drain that somebody wants to wait for.
 type joined struct {
 	*drain
-	overtaken <-chan struct{} // closed when it was looked for what is more urgent than what the drain is busy with
+	// closed when it was looked for what is more urgent than what the drain is busy with
+	overtaken <-chan struct{}
 }
 
 // nothing is closed: there is nothing to wait for.
@@ -170,7 +180,8 @@ var nothing = func() <-chan struct{} {
 	return c
 }()
 
-// start returns the mail server's drain, begun now or already running; none when the engine is stopping. One that runs lets urgent mail in at once.
+// start returns the mail server's drain, begun now or already running; none when the engine is
+// stopping. One that runs lets urgent mail in at once.
 func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
@@ -206,7 +217,8 @@ func (ds *drains) kick() {
 	}
 }
 
-// with adds the drains of the mail server that run or end to list, those of all when server is "".
+// with adds the drains of the mail server that run or end to list, those of all when server is
+// "".
 func (ds *drains) with(list []joined, server string) []joined {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
@@ -224,7 +236,8 @@ func (ds *drains) with(list []joined, server string) []joined {
 	return list
 }
 
-// looks notes that the drain is about to look for due mail: whoever has asked for that before is served by it.
+// looks notes that the drain is about to look for due mail: whoever has asked for that before
+// is served by it.
 func (ds *drains) looks(d *drain) {
 	ds.mu.Lock()
 	d.more = false

@@ -10,8 +10,8 @@ import (
 )
 
 // brakeEvery is how often the versions are read of the mail servers that are in use here: one
-// statement for all. A change by another replica is obeyed within a second, one by this process at
-// once.
+// statement for all. A change by another replica is obeyed within a second, one by this process
+// at once.
 const brakeEvery = 500 * time.Millisecond
 
 var (
@@ -33,8 +33,8 @@ func (n *newest) get(name string) *store.MailServer {
 	return n.byName[name]
 }
 
-// usable says why no mail may leave now through a mail server that is configured like this, nil if
-// it may.
+// usable says why no mail may leave now through a mail server that is configured like this, nil
+// if it may.
 func (e *Engine) usable(s *store.MailServer) error {
 	switch {
 	case s.DeleteTime != nil:
@@ -47,8 +47,9 @@ func (e *Engine) usable(s *store.MailServer) error {
 	return nil
 }
 
-// mayLeave says why no mail may leave now under the configuration that its attempt began with, nil
-// if it may. Claims, sends of php mode and the gate ask it: what has no mark yet does not leave.
+// mayLeave says why no mail may leave now under the configuration that its attempt began with,
+// nil if it may. Claims, sends of php mode and the gate ask it: what has no mark yet does not
+// leave.
 func (e *Engine) mayLeave(s *store.MailServer) error {
 	now := e.newest.get(s.Name)
 	if now == nil || now.Version <= s.Version {
@@ -69,8 +70,8 @@ func (e *Engine) current(s *store.MailServer) (*store.MailServer, error) {
 	return s, err
 }
 
-// heard takes note of a mail server's configuration. A newer one ends the drain that runs under an
-// older one: what that has claimed goes back, and a new drain begins if mail may leave.
+// heard takes note of a mail server's configuration. A newer one ends the drain that runs under
+// an older one: what that has claimed goes back, and a new drain begins if mail may leave.
 func (e *Engine) heard(s *store.MailServer) {
 	e.newest.mu.Lock()
 	was := e.newest.byName[s.Name]

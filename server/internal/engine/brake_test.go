@@ -107,7 +107,8 @@ func TestChangeInMidRun(t *testing.T) {
 	} {
 		for where, run := range map[string]struct {
 			replicas int
-			here     bool // the first replica changes it; else somebody changes it in the database
+			// the first replica changes it; else somebody changes it in the database
+			here bool
 		}{"by this process": {1, true}, "by another replica": {1, false}, "under two replicas": {2, false}} {
 			t.Run(name+" "+where, func(t *testing.T) {
 				dsn := storetest.SQLiteDSN(t)

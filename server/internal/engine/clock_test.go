@@ -15,8 +15,10 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestWrongClocks (F18): of two replicas one has a clock that is hours or days off and jumps. They share the work without a duplicate, neither takes the other
-// for dead while it hangs in a mail, retries come when they should, and the time that the service gives mails is the database's.
+// TestWrongClocks (F18): of two replicas one has a clock that is hours or days off and jumps.
+// They share the work without a duplicate, neither takes the other for dead while it hangs in a
+// mail, retries come when they should, and the time that the service gives mails is the
+// database's.
 func TestWrongClocks(t *testing.T) {
 	for _, off := range []time.Duration{time.Hour, -time.Hour, 48 * time.Hour} {
 		t.Run(off.String(), func(t *testing.T) {
@@ -61,7 +63,8 @@ func TestWrongClocks(t *testing.T) {
 					t.Errorf("the time that mails are given is %v off: %v", d, err)
 				}
 			}
-			// Each replica hangs in a mail of its own for longer than the other needs to look for dead ones.
+			// Each replica hangs in a mail of its own for longer than the other needs to look
+			// for dead ones.
 			now := right.server("now", store.ModePHP, relay, store.Limits{})
 			var sends sync.WaitGroup
 			var hanging []*store.NewMail

@@ -14,21 +14,26 @@ import (
 )
 
 const (
-	firstPage  = 50       // mails of the first claim: it also shows how large they are
-	fullPage   = 500      // mails of a claim from a backlog
-	pageBytes  = 16 << 20 // what a page of claimed mails may weigh in memory, judged by the page before
-	perWorker  = 4        // claimed mails a connection should at least have to be worth opening
+	firstPage = 50  // mails of the first claim: it also shows how large they are
+	fullPage  = 500 // mails of a claim from a backlog
+	// what a page of claimed mails may weigh in memory, judged by the page before
+	pageBytes  = 16 << 20
+	perWorker  = 4 // claimed mails a connection should at least have to be worth opening
 	claimRetry = time.Second
-	// deepest is how many mails may wait in memory for a fast relay; a slower one gets what it takes in two seconds, so that replicas and teams go on sharing.
+	// deepest is how many mails may wait in memory for a fast relay; a slower one gets what it
+	// takes in two seconds, so that replicas and teams go on sharing.
 	deepest = 5000
-	// lingers is how long a drain that has nothing to do keeps its sessions, when the batch never rests: the next mail is not far.
+	// lingers is how long a drain that has nothing to do keeps its sessions, when the batch
+	// never rests: the next mail is not far.
 	lingers = 2 * time.Second
-	// paceMost is how long a group of bulk may wait for a relay that takes twice as much in the time; paceFor for how long groups wait for a backlog to go.
+	// paceMost is how long a group of bulk may wait for a relay that takes twice as much in the
+	// time; paceFor for how long groups wait for a backlog to go.
 	paceMost = time.Second
 	paceFor  = 10 * time.Second
 )
 
-// drain sends everything that is due at one mail server. The feeder claims pages and hands them to workers; each worker owns a session.
+// drain sends everything that is due at one mail server. The feeder claims pages and hands them
+// to workers; each worker owns a session.
 type drain struct {
 	e      *Engine
 	server *store.MailServer
@@ -38,20 +43,26 @@ type drain struct {
 	done   chan struct{} // closed when the drain is over
 	ended  chan struct{} // closed when no mail may leave any more
 	rate   atomic.Int64  // mails that are settled in a second, of late
-	fed    atomic.Int64  // when the last claim found nothing more, or the drain began: unix nanoseconds
+	// when the last claim found nothing more, or the drain began: unix nanoseconds
+	fed atomic.Int64
 
-	more   bool           // guarded by drains.mu: look once more before ending
-	stale  bool           // guarded by drains.mu: the configuration has changed; a new drain begins
+	more bool // guarded by drains.mu: look once more before ending
+	// guarded by drains.mu: the configuration has changed; a new drain begins
+	stale  bool
 	beside sync.WaitGroup // express runs; begun under drains.mu while the drain is listed
 
 	mu      sync.Mutex
 	counts  delivery.Counts
 	workers int
-	alone   int                      // rounds in which there were jobs and no worker could be hired
-	fault   error                    // no session can be had: the drain ends
-	waiting []chan (<-chan struct{}) // those who wait for a look, in the order they asked; only the feeder takes them off
+	// rounds in which there were jobs and no worker could be hired
+	alone int
+	fault error // no session can be had: the drain ends
+	// those who wait for a look, in the order they asked; only the feeder takes them off
+	waiting []chan (<-chan struct{})
 
-	isolate chan bool // holds a value while a mail that two owners died of is being sent: no other such mail beside it
+	// holds a value while a mail that two owners died of is being sent: no other such mail
+	// beside it
+	isolate chan bool
 
 	recording sync.WaitGroup // writes handed over and not durable yet
 	hands     sync.WaitGroup // workers
@@ -66,9 +77,9 @@ func newDrain(e *Engine, s *store.MailServer) *drain {
 	return d
 }
 
-// lineLength is how many claimed jobs may wait for a worker. Where the mail server has limits they
-// are few: what is claimed is taken out of the limits, and what a process holds when it dies is
-// lost to them.
+// lineLength is how many claimed jobs may wait for a worker. Where the mail server has limits
+// they are few: what is claimed is taken out of the limits, and what a process holds when it
+// dies is lost to them.
 func lineLength(e *Engine, s *store.MailServer) int {
 	if relay.Limited(s) {
 		return min(fullPage, perWorker*e.relays.MaxConnections(s))
@@ -123,7 +134,8 @@ func (d *drain) run(ctx context.Context) {
 	}
 }
 
-// beginAnew starts a drain with the new configuration, or makes the one that runs look once more.
+// beginAnew starts a drain with the new configuration, or makes the one that runs look once
+// more.
 func (d *drain) beginAnew(ctx context.Context) {
 	if !d.outdated() {
 		return
@@ -170,7 +182,8 @@ func (d *drain) feed(ctx context.Context) {
 		}
 		if len(claimed) == 0 {
 			d.allIn(asked)
-			// Nothing is due. A connection may still hang for minutes: until it is over, the next pass joins this drain and makes it look again.
+			// Nothing is due. A connection may still hang for minutes: until it is over, the
+			// next pass joins this drain and makes it look again.
 			switch d.jobs.waitIdle(d.linger()) {
 			case wokenDead:
 				return
@@ -196,8 +209,9 @@ func (d *drain) linger() time.Duration {
 	return lingers
 }
 
-// pace holds up a group of bulk a little while the relay is quick enough to take it soon, so that it goes there in memory and not through a backlog in the
-// database: faster for all of it together. A slow relay, or one with a long backlog, holds up nobody.
+// pace holds up a group of bulk a little while the relay is quick enough to take it soon, so
+// that it goes there in memory and not through a backlog in the database: faster for all of it
+// together. A slow relay, or one with a long backlog, holds up nobody.
 func (d *drain) pace(ctx context.Context, n int) {
 	if d.rate.Load() >= 2*int64(n)*int64(time.Second/paceMost) && time.Since(time.Unix(0, d.fed.Load())) < paceFor {
 		d.jobs.awaitSpace(ctx, paceMost)
@@ -211,8 +225,8 @@ func (d *drain) asked() int {
 	return len(d.waiting)
 }
 
-// allIn: whatever was due at the last claim is in the workers' hands. Those who had asked before it began, the first n, wait for that and not for what
-// comes later.
+// allIn: whatever was due at the last claim is in the workers' hands. Those who had asked
+// before it began, the first n, wait for that and not for what comes later.
 func (d *drain) allIn(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -222,8 +236,8 @@ func (d *drain) allIn(n int) {
 	d.waiting = d.waiting[n:]
 }
 
-// look makes the feeder look for due mail. It returns a channel on which comes what to wait for: the settling of everything that was due when it was asked.
-// done ends that wait as well.
+// look makes the feeder look for due mail. It returns a channel on which comes what to wait
+// for: the settling of everything that was due when it was asked. done ends that wait as well.
 func (d *drain) look() <-chan (<-chan struct{}) {
 	c := make(chan (<-chan struct{}), 1)
 	d.mu.Lock()
@@ -252,7 +266,8 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 	d.staff()
 }
 
-// express claims what is more urgent than what the workers are busy with and puts it in front of that: a backlog of bulk mail delays nothing urgent.
+// express claims what is more urgent than what the workers are busy with and puts it in front
+// of that: a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
 	least := d.jobs.least()
 	if least == store.AnyPriority || d.e.work.stopped() || d.broken() {
@@ -272,7 +287,8 @@ func (d *drain) express(ctx context.Context) {
 	d.accept(claimed, owner, d.jobs.putNow)
 }
 
-// overtakenBy says whether mail of this priority should go before what the workers are busy with.
+// overtakenBy says whether mail of this priority should go before what the workers are busy
+// with.
 func (d *drain) overtakenBy(priority int16) bool {
 	least := d.jobs.least()
 	return least != store.AnyPriority && priority > least
@@ -283,7 +299,8 @@ func (d *drain) staff() {
 	n := 1
 	if backlog := d.jobs.len(); backlog >= perWorker {
 		select {
-		case <-d.probed: // one connection first: a dead relay is asked once, not MaxConnections times
+		case <-d.probed:
+			// one connection first: a dead relay is asked once, not MaxConnections times
 			n += backlog / perWorker
 		default:
 		}
@@ -315,12 +332,14 @@ func (d *drain) hire(n int) {
 
 const (
 	hireEvery = 250 * time.Millisecond
-	aloneMost = 20 // rounds without a worker after which claimed mail goes back: others hold all connections
+	// rounds without a worker after which claimed mail goes back: others hold all connections
+	aloneMost = 20
 )
 
 var errNoneFree = errors.New("no connection came free: other replicas or php-mode mail hold all that the mail server allows")
 
-// keepHiring fills up while connections ramp up or come free, and gives the mails back when for long nobody can send them.
+// keepHiring fills up while connections ramp up or come free, and gives the mails back when for
+// long nobody can send them.
 func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 	t := time.NewTicker(hireEvery)
 	defer t.Stop()
@@ -356,7 +375,8 @@ func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
 	}
 }
 
-// takeRate asks the mail server's limits per minute and per day for up to page mails. It waits for a minute's limit; false ends the drain.
+// takeRate asks the mail server's limits per minute and per day for up to page mails. It waits
+// for a minute's limit; false ends the drain.
 func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	if !d.limited() {
 		return page, true
@@ -425,7 +445,8 @@ func (d *drain) release(j *job) {
 	d.finish(j, end, why)
 }
 
-// finish records what became of a job whose attempt has ended, and lets go of what it holds. The job is settled when that is durable.
+// finish records what became of a job whose attempt has ended, and lets go of what it holds.
+// The job is settled when that is durable.
 func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	j.over = true
 	j.settleRate(d.relay)

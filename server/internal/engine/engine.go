@@ -25,16 +25,19 @@ type Config struct {
 	BatchInterval time.Duration // 0 = the batch never rests
 	Now           func() time.Time
 
-	// MaxConnections is how many connections one mail server gets in one process when its own limits say nothing; default 10.
+	// MaxConnections is how many connections one mail server gets in one process when its own
+	// limits say nothing; default 10.
 	MaxConnections int
-	// MailsPerConnection is how many mails one connection carries when the mail server's own limits say nothing; default 1000.
+	// MailsPerConnection is how many mails one connection carries when the mail server's own
+	// limits say nothing; default 1000.
 	MailsPerConnection int
-	// MaxBytes bounds what large mails of the batch take in memory at once, and those of one mail server
-	// get half of it at most; default 256 MiB.
+	// MaxBytes bounds what large mails of the batch take in memory at once, and those of one
+	// mail server get half of it at most; default 256 MiB.
 	MaxBytes int64
 }
 
-// Engine sends mail. Run it once; Send and RunBatch may be called from any goroutine while it runs.
+// Engine sends mail. Run it once; Send and RunBatch may be called from any goroutine while it
+// runs.
 type Engine struct {
 	cfg     Config
 	journal Journal
@@ -94,14 +97,16 @@ func New(cfg Config) *Engine {
 	return e
 }
 
-// Run takes a lease, rescues what dead replicas left, and works until ctx ends. Then it begins nothing new, lets what has begun its body finish,
-// cuts the rest before the dot, records everything and gives its lease back. grace bounds that; after it, what is still waiting for a relay's reply
-// stays marked and is reported unknown by the next replica.
+// Run takes a lease, rescues what dead replicas left, and works until ctx ends. Then it begins
+// nothing new, lets what has begun its body finish, cuts the rest before the dot, records
+// everything and gives its lease back. grace bounds that; after it, what is still waiting for a
+// relay's reply stays marked and is reported unknown by the next replica.
 func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	if err := e.lease.register(ctx); err != nil {
 		return fmt.Errorf("take a lease: %w", err)
 	}
-	base, cancelBase := context.WithCancel(context.Background()) // outlives ctx: lease and results must go on while work ends
+	// outlives ctx: lease and results must go on while work ends
+	base, cancelBase := context.WithCancel(context.Background())
 	defer cancelBase()
 	var own sync.WaitGroup
 	own.Go(func() { e.lease.run(base) })
@@ -122,7 +127,8 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.work.stop()
 	e.drains.kick()
 	e.flights.stop()
-	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from the signal, and kills at the end.
+	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from
+	// the signal, and kills at the end.
 	closing := min(grace/2, 5*time.Second)
 	gctx, cancel := context.WithTimeout(context.Background(), grace-closing)
 	defer cancel()
@@ -153,8 +159,8 @@ func (e *Engine) Ready() <-chan struct{} { return e.ready }
 // Stopping is closed when nothing new may begin.
 func (e *Engine) Stopping() <-chan struct{} { return e.work.stopping }
 
-// LeaseFault is why this process cannot send now: the database did not take the last renewal of its
-// lease, which is a write. nil when it did.
+// LeaseFault is why this process cannot send now: the database did not take the last renewal of
+// its lease, which is a write. nil when it did.
 func (e *Engine) LeaseFault() error { return e.lease.fault() }
 
 // LastPass is when the batch last looked for due mail; zero before the first pass.
@@ -166,12 +172,13 @@ func (e *Engine) LastPass() time.Time {
 	return time.Unix(0, n)
 }
 
-// Yield is a step of bulk: it waits a moment, 20 ms at most, while the journal works for a mail that
-// its caller waits for. Who composes bulk asks now and then, so that this keeps no processor from a
-// caller.
+// Yield is a step of bulk: it waits a moment, 20 ms at most, while the journal works for a mail
+// that its caller waits for. Who composes bulk asks now and then, so that this keeps no
+// processor from a caller.
 func (e *Engine) Yield(ctx context.Context) { e.journal.Yield(ctx) }
 
-// NextPass is when the batch looks for due mail next; zero when it never rests, and before the first pass.
+// NextPass is when the batch looks for due mail next; zero when it never rests, and before the
+// first pass.
 func (e *Engine) NextPass() time.Time {
 	n := e.nextPass.Load()
 	if n == 0 {
@@ -180,7 +187,8 @@ func (e *Engine) NextPass() time.Time {
 	return time.Unix(0, n)
 }
 
-// Now is the time that decides, as well as this process knows it: the database's clock, so that replicas whose own clocks are wrong agree.
+// Now is the time that decides, as well as this process knows it: the database's clock, so that
+// replicas whose own clocks are wrong agree.
 func (e *Engine) Now() time.Time { return e.now() }
 
 func (e *Engine) now() time.Time { return e.cfg.Now().Add(time.Duration(e.skew.Load())) }
@@ -231,11 +239,12 @@ func (e *Engine) begin() bool {
 	}
 }
 
-// errMarkLate: the database has not taken a mark for as long as a lease is fresh. The store goes on
-// trying; what is handed over behind the mark undoes it.
+// errMarkLate: the database has not taken a mark for as long as a lease is fresh. The store
+// goes on trying; what is handed over behind the mark undoes it.
 var errMarkLate = errors.New("mark before the dot: the database does not take it")
 
-// gate is the dot gate for a job: a durable mark by this replica under a fresh lease, or no dot.
+// gate is the dot gate for a job: a durable mark by this replica under a fresh lease, or no
+// dot.
 func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !e.lease.held(j.Owner) {
 		return errLeaseLost

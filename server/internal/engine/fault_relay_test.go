@@ -14,8 +14,9 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestSilenceSlowsNobody (F3): in php mode a mail that gets no reply after its dot comes back as UNKNOWN when the time for the reply is over, the others are not
-// slower for it, and sent again it has the same bytes and the flag.
+// TestSilenceSlowsNobody (F3): in php mode a mail that gets no reply after its dot comes back
+// as UNKNOWN when the time for the reply is over, the others are not slower for it, and sent
+// again it has the same bytes and the flag.
 func TestSilenceSlowsNobody(t *testing.T) {
 	const dot = time.Second
 	for name, dsn := range storetest.DSNs(t) {
@@ -44,7 +45,8 @@ func TestSilenceSlowsNobody(t *testing.T) {
 			r := newRig(t, dsn, nil)
 			r.times.Dot = dot
 			s := r.server("now", store.ModePHP, relay, store.Limits{MaxConnections: 40})
-			// The measure is a mail server without silence, at the same time: a machine that is slow at times is so for both.
+			// The measure is a mail server without silence, at the same time: a machine that is
+			// slow at times is so for both.
 			twin := r.server("twin", store.ModePHP, (&smtpxtest.Server{}).Start(t), store.Limits{MaxConnections: 40})
 			var ms []*store.NewMail
 			var longest time.Duration
@@ -82,7 +84,8 @@ func TestSilenceSlowsNobody(t *testing.T) {
 			wg.Wait()
 			p95 := func(name string) time.Duration { slices.Sort(took[name]); return took[name][len(took[name])*95/100] }
 			base, with := p95("twin"), p95("now")
-			if with > 2*base+50*time.Millisecond { // the constant is the noise of a machine that is shared
+			if with > 2*base+50*time.Millisecond {
+				// the constant is the noise of a machine that is shared
 				t.Errorf("the others' p95 is %v, was %v", with, base)
 			}
 			if len(ms) != mails/20 || longest > dot+5*time.Second {
@@ -113,8 +116,9 @@ func TestSilenceSlowsNobody(t *testing.T) {
 	}
 }
 
-// TestSessionsThatDieIdle (F7): the relay closes sessions that lie idle, or says goodbye or resets one when it is used again: every mail is sent once, in its
-// first attempt, and the caller hears nothing of it.
+// TestSessionsThatDieIdle (F7): the relay closes sessions that lie idle, or says goodbye or
+// resets one when it is used again: every mail is sent once, in its first attempt, and the
+// caller hears nothing of it.
 func TestSessionsThatDieIdle(t *testing.T) {
 	const mails = 12
 	for name, c := range map[string]struct {
@@ -165,7 +169,8 @@ func TestSessionsThatDieIdle(t *testing.T) {
 					if got.Attempts > 1 || got.Status != store.MailSent && got.Attempts > 0 {
 						burned++
 					}
-					// A mail that met a dying session too often goes back to the journal as it was.
+					// A mail that met a dying session too often goes back to the journal as it
+					// was.
 					if n := counts[m.ID.String()]; n > 1 {
 						doubled++
 					} else if n == 0 && got.DueTime == nil || n == 0 && mode == store.ModePHP {
@@ -181,8 +186,9 @@ func TestSessionsThatDieIdle(t *testing.T) {
 	}
 }
 
-// TestNoReplyAfterTheDot (F3, F4): silence and resets after the dot, half of them taken by the relay, are UNKNOWN; bulk goes again flagged with the same
-// bytes, invoices wait for a person; nothing is lost and nothing doubled unflagged.
+// TestNoReplyAfterTheDot (F3, F4): silence and resets after the dot, half of them taken by the
+// relay, are UNKNOWN; bulk goes again flagged with the same bytes, invoices wait for a person;
+// nothing is lost and nothing doubled unflagged.
 func TestNoReplyAfterTheDot(t *testing.T) {
 	var n atomic.Int32
 	var mu sync.Mutex
@@ -262,7 +268,8 @@ func TestNoReplyAfterTheDot(t *testing.T) {
 	t.Logf("F3 F4 200 mails, %d without a reply after the dot, %d sent again flagged, %d arrived twice, 0 unflagged", first.Unknown, again, flagged)
 }
 
-// TestReplyThenSilence (F5): a mail answered 250 is sent, whatever the connection does afterwards.
+// TestReplyThenSilence (F5): a mail answered 250 is sent, whatever the connection does
+// afterwards.
 func TestReplyThenSilence(t *testing.T) {
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "QUIT" || c.Verb == "RSET" || c.Verb == "NOOP" {
@@ -295,7 +302,8 @@ func TestReplyThenSilence(t *testing.T) {
 	t.Logf("F5 mails=6 doubled=%d connections=%d all_closed_after=%v", doubled, relay.Conns(), took.Round(time.Millisecond))
 }
 
-// TestGoingAway (F7): 421 and closed connections at each phase lose nothing, double nothing and cost no attempt before the body.
+// TestGoingAway (F7): 421 and closed connections at each phase lose nothing, double nothing and
+// cost no attempt before the body.
 func TestGoingAway(t *testing.T) {
 	for _, verb := range []string{"MAIL", "RCPT", "DATA"} {
 		for _, a := range []smtpxtest.Action{{Reply: "421 4.3.2 going down\r\n", Close: true}, {Close: true}, {Reset: true}} {
@@ -329,8 +337,9 @@ func TestGoingAway(t *testing.T) {
 	}
 }
 
-// TestGoneBehindIdleSessions: a relay that goes away while php-mode sessions to it lie idle is down, not short of connections: its breaker opens at once,
-// and neither a pass nor a stop waits until those sessions are swept.
+// TestGoneBehindIdleSessions: a relay that goes away while php-mode sessions to it lie idle is
+// down, not short of connections: its breaker opens at once, and neither a pass nor a stop
+// waits until those sessions are swept.
 func TestGoneBehindIdleSessions(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	r := newRig(t, storetest.SQLiteDSN(t), nil)

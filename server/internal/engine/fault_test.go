@@ -94,7 +94,8 @@ func dup(relay *smtpxtest.Server) map[string]int {
 
 const idleSweep = 20 * time.Second // after which an idle session is closed anyhow
 
-// TestNoMarkNoDot (F14): while the mark cannot be written no dot leaves; when it can be again everything is sent once, without a restart.
+// TestNoMarkNoDot (F14): while the mark cannot be written no dot leaves; when it can be again
+// everything is sent once, without a restart.
 func TestNoMarkNoDot(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty
@@ -123,7 +124,8 @@ func TestNoMarkNoDot(t *testing.T) {
 			t.Fatalf("%s, %d attempts, %s", got.Status, got.Attempts, got.LastError)
 		}
 	}
-	// What cannot be marked is not tried again and again in one pass: each try is a connection cut behind its DATA.
+	// What cannot be marked is not tried again and again in one pass: each try is a connection
+	// cut behind its DATA.
 	if n := marks.Load(); n < 1 || n > 50 {
 		t.Errorf("%d marks tried for 50 mails in one pass", n)
 	}
@@ -143,8 +145,8 @@ func TestNoMarkNoDot(t *testing.T) {
 	}
 }
 
-// TestUnreadableMail: a mail whose message cannot be read waits a little by itself, with the reason; it is not claimed again and again by one pass, and the others
-// leave.
+// TestUnreadableMail: a mail whose message cannot be read waits a little by itself, with the
+// reason; it is not claimed again and again by one pass, and the others leave.
 func TestUnreadableMail(t *testing.T) {
 	for _, dsn := range storetest.DSNs(t) {
 		relay := (&smtpxtest.Server{}).Start(t)
@@ -176,13 +178,15 @@ func TestUnreadableMail(t *testing.T) {
 	}
 }
 
-// TestDatabaseAwayAfterTheReply (F13): the outcome is kept and written when the database is back; nothing is sent twice.
+// TestDatabaseAwayAfterTheReply (F13): the outcome is kept and written when the database is
+// back; nothing is sent twice.
 func TestDatabaseAwayAfterTheReply(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	r := newRig(t, dsn, func(s *store.Store) engine.Journal { return s })
 	s := r.server("now", store.ModePHP, relay, store.Limits{})
-	var away atomic.Int32 // pieces that were lost: the first try of the result, and what is tried next
+	// pieces that were lost: the first try of the result, and what is tried next
+	var away atomic.Int32
 	p.Cut(func(answer bool, b []byte) bool {
 		return (away.Load() > 0 || !answer && bytes.Contains(b, []byte(`"status":"sent"`))) && away.Add(1) <= 6
 	})
@@ -196,7 +200,8 @@ func TestDatabaseAwayAfterTheReply(t *testing.T) {
 	}
 }
 
-// TestMarkWithoutAnswer: while the database does not answer to a mark the dot waits, and at the end of the wait it does not leave; the mail goes back.
+// TestMarkWithoutAnswer: while the database does not answer to a mark the dot waits, and at the
+// end of the wait it does not leave; the mail goes back.
 func TestMarkWithoutAnswer(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *silent
@@ -229,7 +234,8 @@ func (f *silent) Settle(s *store.Settlement) <-chan store.Settled {
 	return f.Journal.Settle(s)
 }
 
-// TestStaleLeaseClosesTheGate: once a renewal is 15 s late by the monotonic clock no dot leaves. (Here the renewals fail and the clock is real.)
+// TestStaleLeaseClosesTheGate: once a renewal is 15 s late by the monotonic clock no dot
+// leaves. (Here the renewals fail and the clock is real.)
 func TestStaleLeaseClosesTheGate(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty

@@ -17,8 +17,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// flight is one php-mode mail on its way. It outlives its caller: once the dot may have left, it waits for the reply alone. Callers with the same
-// request_id watch the same flight.
+// flight is one php-mode mail on its way. It outlives its caller: once the dot may have left,
+// it waits for the reply alone. Callers with the same request_id watch the same flight.
 type flight struct {
 	e      *Engine
 	sub    *delivery.Submission
@@ -31,7 +31,8 @@ type flight struct {
 	known   []store.RecipientResult // what the caller was told, by position
 }
 
-// callers knows whether anybody still waits for a flight, and cuts it before the dot when nobody does.
+// callers knows whether anybody still waits for a flight, and cuts it before the dot when
+// nobody does.
 type callers struct {
 	mu      sync.Mutex
 	waiting int
@@ -147,8 +148,9 @@ func (f *flight) watch(ctx context.Context, duplicate bool, observe func(deliver
 	}
 }
 
-// cutWait is how long a caller whose time is over after so long waits for the end of a flight that was cut: what the deadline interceptor keeps back for
-// it, a fifth of the whole, 50 ms at least and a second at most.
+// cutWait is how long a caller whose time is over after so long waits for the end of a flight
+// that was cut: what the deadline interceptor keeps back for it, a fifth of the whole, 50 ms at
+// least and a second at most.
 func cutWait(waited time.Duration) time.Duration {
 	return min(900*time.Millisecond, max(40*time.Millisecond, waited/5))
 }
@@ -159,9 +161,9 @@ func (f *flight) pastDot() bool {
 	return f.caller.pastDot
 }
 
-// unanswered is what a caller hears last who has heard seen events and cannot wait any longer: what
-// has happened since, unknown for every recipient of which nothing is known, and the mail as it is
-// known now. The journal will say more.
+// unanswered is what a caller hears last who has heard seen events and cannot wait any longer:
+// what has happened since, unknown for every recipient of which nothing is known, and the mail
+// as it is known now. The journal will say more.
 func (f *flight) unanswered(seen int, why string) []delivery.Event {
 	now := f.e.now()
 	f.mu.Lock()
@@ -210,8 +212,8 @@ func (f *flight) job() *job {
 	return j
 }
 
-// guarded delivers, and survives what a single mail may do to the process. It returns how the attempt
-// ended and what more there is to say about it.
+// guarded delivers, and survives what a single mail may do to the process. It returns how the
+// attempt ended and what more there is to say about it.
 func (f *flight) guarded(ctx context.Context, j *job) (end lifecycle.End, why string) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -222,11 +224,12 @@ func (f *flight) guarded(ctx context.Context, j *job) (end lifecycle.End, why st
 	return f.deliver(ctx, j)
 }
 
-// rationWait is how long a php-mode mail waits for its mail server's limit per minute; a caller is better told than kept longer.
+// rationWait is how long a php-mode mail waits for its mail server's limit per minute; a caller
+// is better told than kept longer.
 const rationWait = 10 * time.Second
 
-// takeRate takes one mail out of the mail server's limits. It says why there is none to be had in
-// time.
+// takeRate takes one mail out of the mail server's limits. It says why there is none to be had
+// in time.
 func (f *flight) takeRate(ctx context.Context, r *relay.Relay, j *job) (why string) {
 	for relay.Limited(j.server) && !j.HasBegun() && !j.rated {
 		n, next, err := r.TakeRate(ctx, j.server, 1)
@@ -249,7 +252,8 @@ func (f *flight) takeRate(ctx context.Context, r *relay.Relay, j *job) (why stri
 	return ""
 }
 
-// deliver runs the attempt's transactions until every recipient is decided or the attempt is over.
+// deliver runs the attempt's transactions until every recipient is decided or the attempt is
+// over.
 func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why string) {
 	p := f.e.relays.Of(f.sub.Server)
 	defer func() { j.settleRate(p) }()
@@ -285,7 +289,8 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 	}
 }
 
-// transact runs one transaction and reports its results. Without an outcome the relay is at fault.
+// transact runs one transaction and reports its results. Without an outcome the relay is at
+// fault.
 func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job) (next lifecycle.Step, end lifecycle.End) {
 	positions := j.Next()
 	next, end = lifecycle.StepOver, lifecycle.RelayFault
@@ -305,7 +310,8 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 			before := j.Left()
 			next, end = j.After(positions, o, f.e.now()), j.End()
 			shown, text := shows(o, j.Left() < before, next)
-			_ = r.Report(ctx, s, j.server, shown, text) // a suspension is what the next Get says
+			// a suspension is what the next Get says
+			_ = r.Report(ctx, s, j.server, shown, text)
 			f.report(j, positions)
 		},
 	})
@@ -316,9 +322,9 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 }
 
 // report tells of the recipients among the positions for whom the relay has taken the mail or
-// refused it for good: that stays true. What is not known, or not given up yet, counts only once it
-// is durable and ours, because another replica that has taken the mail over may record and do
-// something else: see complete.
+// refused it for good: that stays true. What is not known, or not given up yet, counts only
+// once it is durable and ours, because another replica that has taken the mail over may record
+// and do something else: see complete.
 func (f *flight) report(j *job, positions []int) {
 	for _, p := range positions {
 		if r, now := j.Result(p); now && (r.Status == store.RecipientAccepted || r.Status == store.RecipientRejected) {
@@ -363,7 +369,8 @@ func (f *flight) settle(s *store.Settlement) {
 	case mine := <-settled:
 		f.complete(s, mine)
 	case <-f.e.workCtx.Done():
-		// Shutting down while the database is away: the mark, if any, makes the next replica report it.
+		// Shutting down while the database is away: the mark, if any, makes the next replica
+		// report it.
 		select {
 		case mine := <-settled:
 			f.complete(s, mine)
@@ -381,7 +388,8 @@ func (f *flight) complete(s *store.Settlement, mine bool) {
 	if mine && s != nil {
 		m = lifecycle.Settled(f.sub.Mail, s, now)
 	} else {
-		// The journal belongs to somebody else now; what it says is the truth, once it says how the mail ended.
+		// The journal belongs to somebody else now; what it says is the truth, once it says how
+		// the mail ended.
 		var err error
 		m, err = f.e.journal.Mail(context.WithoutCancel(f.e.workCtx), store.Everything, f.sub.Mail.ID)
 		if err != nil || m.Status == store.MailSending {
@@ -399,8 +407,9 @@ func (f *flight) complete(s *store.Settlement, mine bool) {
 	f.add(delivery.Event{MailID: m.ID, Time: now, Completed: m})
 }
 
-// settleUnheard ends a flight whose commit was not heard of: the caller gave up, or the database broke. If the row was written it is ours and
-// nobody else will touch it while this process lives, so it is settled as failed with the reason, not left "sending".
+// settleUnheard ends a flight whose commit was not heard of: the caller gave up, or the
+// database broke. If the row was written it is ours and nobody else will touch it while this
+// process lives, so it is settled as failed with the reason, not left "sending".
 func (f *flight) settleUnheard() {
 	defer f.e.flights.remove(f)
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {

@@ -12,8 +12,10 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// BenchmarkGate drains b.N queued mails of 5 KB to a sink. Built with the tag nogate no dot waits for its mark: the difference is what the dot gate costs. While
-// one connection waits for its mark to be durable the others use the wire, so it costs less with more of them. CONTRIBUTING.md has the two commands.
+// BenchmarkGate drains b.N queued mails of 5 KB to a sink. Built with the tag nogate no dot
+// waits for its mark: the difference is what the dot gate costs. While one connection waits for
+// its mark to be durable the others use the wire, so it costs less with more of them.
+// CONTRIBUTING.md has the two commands.
 func BenchmarkGate(b *testing.B) {
 	for _, db := range []string{"sqlite", "postgres"} {
 		for _, connections := range []int{10, 32, 100} {

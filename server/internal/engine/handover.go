@@ -8,18 +8,21 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// A daemon-mode mail that is accepted while its mail server is being drained goes to the drain in memory, once it is durable: its row is born owned by this
-// replica, and the database is read only for what waited before, for retries and after a crash. Nothing else changes: the mark, the results and the
-// rescue are those of any claimed mail.
+// A daemon-mode mail that is accepted while its mail server is being drained goes to the drain
+// in memory, once it is durable: its row is born owned by this replica, and the database is
+// read only for what waited before, for retries and after a crash. Nothing else changes: the
+// mark, the results and the rescue are those of any claimed mail.
 
-// place is a reservation in a running drain's queue, made before the commit, so that the drain cannot end meanwhile.
+// place is a reservation in a running drain's queue, made before the commit, so that the drain
+// cannot end meanwhile.
 type place struct {
 	d      *drain
 	weight int64
 }
 
-// reserve finds a place for a mail, nil when it has to be claimed like any other: it is not due or held, no drain runs, there is an older backlog in the
-// database, the mail server has limits that count claims, or memory is short.
+// reserve finds a place for a mail, nil when it has to be claimed like any other: it is not due
+// or held, no drain runs, there is an older backlog in the database, the mail server has limits
+// that count claims, or memory is short.
 func (e *Engine) reserve(m *store.NewMail) *place {
 	if m.RunAt.After(e.now()) || m.Held != "" {
 		return nil
@@ -51,14 +54,17 @@ func (p *place) fill(m *store.NewMail) {
 	}
 }
 
-// leave gives the place up. A row that was written all the same is rescued by its owner: see Engine.Queue.
+// leave gives the place up. A row that was written all the same is rescued by its owner: see
+// Engine.Queue.
 func (p *place) leave() {
 	p.d.e.memory.direct.Release(p.weight)
 	p.d.jobs.giveUp()
 }
 
-// Queue makes mails durable, up to 500 in one commit, and hands those that are due to the drains that run; with all in one transaction or none of
-// them, to be claimed. The answers are store.EnqueueBatch's or store.EnqueueAll's. Mails of a php-mode server are queued as well and sent by the batch.
+// Queue makes mails durable, up to 500 in one commit, and hands those that are due to the
+// drains that run; with all in one transaction or none of them, to be claimed. The answers are
+// store.EnqueueBatch's or store.EnqueueAll's. Mails of a php-mode server are queued as well and
+// sent by the batch.
 func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error) {
 	if !e.begin() {
 		return nil, ErrStopping
@@ -73,7 +79,8 @@ func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 		}
 		return e.enqueueAll(ctx, ms, func(ctx context.Context) ([]store.Enqueued, error) { return e.journal.EnqueueBatch(ctx, ms) })
 	}
-	// Never owned: if the commit is not heard of, nobody has to write them once more to find out.
+	// Never owned: if the commit is not heard of, nobody has to write them once more to find
+	// out.
 	res, err := e.journal.EnqueueAll(ctx, ms)
 	if err == nil {
 		e.handOver(ms, make([]*place, len(ms)), res)
@@ -100,7 +107,8 @@ func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func
 	}
 	res, err := write(ctx)
 	if err != nil {
-		// Whether they were written is not known. A row of ours must not stay "sending": finding out is not the caller's business.
+		// Whether they were written is not known. A row of ours must not stay "sending":
+		// finding out is not the caller's business.
 		var open []*store.NewMail
 		var theirs []*place
 		for i, p := range places {
@@ -119,7 +127,8 @@ func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func
 
 // handOver fills the places of what is durable, and sees to it that the rest is found.
 func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqueued) {
-	filled, waiting := map[*drain]bool{}, map[string]int16{} // the most urgent of those that wait
+	// the most urgent of those that wait
+	filled, waiting := map[*drain]bool{}, map[string]int16{}
 	for i, p := range places {
 		stored := res[i].Err == nil && !res[i].Duplicate
 		switch {
@@ -142,7 +151,8 @@ func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqu
 		d.jobs.giveUp()
 	}
 	for name, priority := range waiting {
-		// A drain that runs looks for them by itself; only what is more urgent than its work needs a pass.
+		// A drain that runs looks for them by itself; only what is more urgent than its work
+		// needs a pass.
 		if d := e.drains.of(name); d != nil {
 			d.jobs.overflowed()
 			if !d.overtakenBy(priority) {
@@ -153,7 +163,8 @@ func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqu
 	}
 }
 
-// settleUnheard finds out whether mails whose commit was not heard of were written, and goes on with them.
+// settleUnheard finds out whether mails whose commit was not heard of were written, and goes on
+// with them.
 func (e *Engine) settleUnheard(ms []*store.NewMail, places []*place) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		// The same ids again write nothing twice, and tell whether the first try was written.

@@ -10,18 +10,19 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// held is what this process knows that it has: from before a mail can be its own by a write of it, to
-// the durable result. What the database says it has besides came by a write whose answer was lost.
+// held is what this process knows that it has: from before a mail can be its own by a write of
+// it, to the durable result. What the database says it has besides came by a write whose answer
+// was lost.
 type held struct {
-	// mu guards both. Everybody who takes a mail writes mails, and who has its result; reconcile alone
-	// writes strange.
+	// mu guards both. Everybody who takes a mail writes mails, and who has its result;
+	// reconcile alone writes strange.
 	mu      sync.Mutex
 	mails   map[uuid.UUID]tokens
 	strange map[store.Ownership]struct{} // not known at the last look
 }
 
-// tokens are those under which one claim of a mail may be found: the one it was taken under, up to the
-// one that its last progress raises it to.
+// tokens are those under which one claim of a mail may be found: the one it was taken under, up
+// to the one that its last progress raises it to.
 type tokens struct{ first, last int64 }
 
 func newHeld() *held {
@@ -54,8 +55,8 @@ func (h *held) let(id uuid.UUID, claim int64) {
 	}
 }
 
-// unknown is what is owned and not known now and at the last look: an answer that is only late has come
-// by then, or its token will be refused.
+// unknown is what is owned and not known now and at the last look: an answer that is only late
+// has come by then, or its token will be refused.
 func (h *held) unknown(owned []store.Ownership) (lost []store.Ownership) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -74,8 +75,8 @@ func (h *held) unknown(owned []store.Ownership) (lost []store.Ownership) {
 	return lost
 }
 
-// reconcile gives back what this replica owns and does not know of: unmarked mail is due again as it
-// was, marked mail is settled as after a crash.
+// reconcile gives back what this replica owns and does not know of: unmarked mail is due again
+// as it was, marked mail is settled as after a crash.
 func (e *Engine) reconcile(ctx context.Context) {
 	me := e.lease.replica()
 	owned, err := e.journal.Owned(ctx, me)

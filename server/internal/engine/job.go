@@ -8,11 +8,12 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// job is one claimed mail on its way: the attempt, and what it holds of this process. It is owned by
-// one goroutine at a time: a worker, or a flight.
+// job is one claimed mail on its way: the attempt, and what it holds of this process. It is
+// owned by one goroutine at a time: a worker, or a flight.
 type job struct {
 	*lifecycle.Attempt
-	server *store.MailServer // the configuration that the attempt began with; nil for what is only settled
+	// the configuration that the attempt began with; nil for what is only settled
+	server *store.MailServer
 	raw    []byte
 	seq    int64 // its number in the drain's queue
 	over   bool  // it is settled, or another replica's
@@ -38,8 +39,8 @@ func (j *job) spend(r *relay.Relay) {
 	}
 }
 
-// settleRate says what became of what the job had taken out of the mail server's limits: it is used
-// when something was decided about the mail, and comes back when nothing left.
+// settleRate says what became of what the job had taken out of the mail server's limits: it is
+// used when something was decided about the mail, and comes back when nothing left.
 func (j *job) settleRate(r *relay.Relay) {
 	if j.Left() < j.todo {
 		j.spend(r)

@@ -8,8 +8,9 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// TestKnownTokens: a mail is known under its claim's token and those its progress raises it to, until its result is durable; a result that comes late leaves a
-// later claim of the same mail known.
+// TestKnownTokens: a mail is known under its claim's token and those its progress raises it to,
+// until its result is durable; a result that comes late leaves a later claim of the same mail
+// known.
 func TestKnownTokens(t *testing.T) {
 	h, id := newHeld(), uuid.New()
 	lost := func(claim int64) bool {

@@ -16,7 +16,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestHungAndCancelled (F24): after 1,000 hung sends and 1,000 cancelled ones goroutines and descriptors are where they were.
+// TestHungAndCancelled (F24): after 1,000 hung sends and 1,000 cancelled ones goroutines and
+// descriptors are where they were.
 func TestHungAndCancelled(t *testing.T) {
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "RCPT" && strings.Contains(c.Arg, "hang") {
@@ -49,7 +50,8 @@ func TestHungAndCancelled(t *testing.T) {
 						time.AfterFunc(time.Duration(w)*100*time.Microsecond, cancel)
 						to = "a@y.example"
 					}
-					_, _ = r.send(c, s, newMail(s, store.KindOther, to)) // ends in every possible way
+					// ends in every possible way
+					_, _ = r.send(c, s, newMail(s, store.KindOther, to))
 					cancel()
 				}
 			})
@@ -86,7 +88,8 @@ func TestHungAndCancelled(t *testing.T) {
 	}
 }
 
-// TestCancelledStreams (F25): whatever the point at which a caller goes away, each mail ends in exactly one journal with what became of it.
+// TestCancelledStreams (F25): whatever the point at which a caller goes away, each mail ends in
+// exactly one journal with what became of it.
 func TestCancelledStreams(t *testing.T) {
 	relay := (&smtpxtest.Server{Delay: time.Millisecond}).Start(t)
 	r := newRig(t, storetest.SQLiteDSN(t), nil)

@@ -10,8 +10,9 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// The lease is one row per process, not one per mail. The three times are those of the design: a replica is taken for dead leaseTTL after its
-// last renewal by the database's clock; it stops letting dots leave leaseFresh after it began that renewal by its own monotonic clock. The
+// The lease is one row per process, not one per mail. The three times are those of the design:
+// a replica is taken for dead leaseTTL after its last renewal by the database's clock; it stops
+// letting dots leave leaseFresh after it began that renewal by its own monotonic clock. The
 // distance between them covers a write on its way and a clock that runs a little fast.
 const (
 	leaseTTL   = 30 * time.Second
@@ -31,11 +32,13 @@ type lease struct {
 	name    string
 	log     *slog.Logger
 
-	id      atomic.Int64 // store.ReplicaID; a new one after a lease was lost
-	renewed atomic.Int64 // monotonic nanoseconds since start at which the last good renewal was begun
+	id atomic.Int64 // store.ReplicaID; a new one after a lease was lost
+	// monotonic nanoseconds since start at which the last good renewal was begun
+	renewed atomic.Int64
 	start   time.Time
 
-	// failed is why the last renewal did not work, nil when it did. The renewing goroutine writes it.
+	// failed is why the last renewal did not work, nil when it did. The renewing goroutine
+	// writes it.
 	failed atomic.Pointer[error]
 }
 
@@ -75,8 +78,8 @@ func (l *lease) held(id store.ReplicaID) bool {
 	return l.replica() == id && time.Since(l.start)-time.Duration(l.renewed.Load()) < leaseFresh
 }
 
-// run renews until ctx ends. A lease that was lost is replaced by a new one at once, so that the process goes on working; what it had claimed
-// under the old one belongs to somebody else.
+// run renews until ctx ends. A lease that was lost is replaced by a new one at once, so that
+// the process goes on working; what it had claimed under the old one belongs to somebody else.
 func (l *lease) run(ctx context.Context) {
 	t := time.NewTimer(leaseEvery)
 	defer t.Stop()

@@ -29,8 +29,8 @@ func outage(t *testing.T, dsn string) (r *rig, relay *smtpxtest.Server, down *at
 	return r, relay, down
 }
 
-// TestOutageUsesNothing: mail that did not leave is not charged to the day's limit, however often it
-// was claimed or a caller came; what is left of the day is then there, and no more.
+// TestOutageUsesNothing: mail that did not leave is not charged to the day's limit, however
+// often it was claimed or a caller came; what is left of the day is then there, and no more.
 func TestOutageUsesNothing(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		for _, mode := range []store.Mode{store.ModeDaemon, store.ModePHP} {
@@ -77,8 +77,8 @@ func TestOutageUsesNothing(t *testing.T) {
 	}
 }
 
-// TestMinuteHoldsWhenTheRelayIsSlow: mail that was granted and waits for a slow relay does not leave
-// on top of what a minute allows.
+// TestMinuteHoldsWhenTheRelayIsSlow: mail that was granted and waits for a slow relay does not
+// leave on top of what a minute allows.
 func TestMinuteHoldsWhenTheRelayIsSlow(t *testing.T) {
 	const perMinute = 600 // 60 at once, 10 a second
 	var slow atomic.Bool

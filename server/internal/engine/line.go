@@ -1,7 +1,8 @@
 package engine
 
-// line holds jobs in the order in which they leave: the more urgent first, within one priority by turns over the teams, a team's in the order they came. So a
-// deep line delays nothing urgent, and one team's bulk does not delay another's.
+// line holds jobs in the order in which they leave: the more urgent first, within one priority
+// by turns over the teams, a team's in the order they came. So a deep line delays nothing
+// urgent, and one team's bulk does not delay another's.
 type line struct {
 	first []*job // taken before and given back: they go before everything
 	lanes []*lane

@@ -8,8 +8,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// TestLine: mails as they come (team and priority), and the order in which they leave: by priority, within one by turns over the teams, a team's in the order
-// they came.
+// TestLine: mails as they come (team and priority), and the order in which they leave: by
+// priority, within one by turns over the teams, a team's in the order they came.
 func TestLine(t *testing.T) {
 	for came, want := range map[string]string{
 		"":                        "",

@@ -14,13 +14,15 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// refusal is one case: how the relay answers MAIL, each RCPT, DATA and the dot ('2' takes, '4' and '5' refuse).
+// refusal is one case: how the relay answers MAIL, each RCPT, DATA and the dot ('2' takes, '4'
+// and '5' refuse).
 type refusal struct {
 	mail, data, dot byte
 	rcpt            string
 }
 
-// refusals is the matrix of FAULTS.md F8: phases, codes, 1 to 500 recipients of which the first, the last, every third, all, or a mixture is refused.
+// refusals is the matrix of FAULTS.md F8: phases, codes, 1 to 500 recipients of which the
+// first, the last, every third, all, or a mixture is refused.
 func refusals() []refusal {
 	var all []refusal
 	for _, n := range []int{1, 2, 100, 500} {
@@ -97,8 +99,8 @@ func scripted() func(smtpxtest.Command) *smtpxtest.Action {
 			if code := by[c.Conn][1][0]; code != '5' {
 				return reply(code)
 			}
-			// Other refusals of MAIL are about the mail server, which they suspend: TestReplyAboutTheServer
-			// in server/e2e.
+			// Other refusals of MAIL are about the mail server, which they suspend:
+			// TestReplyAboutTheServer in server/e2e.
 			return &smtpxtest.Action{Reply: "552 5.3.4 refused by script\r\n"}
 		case "RCPT":
 			_, code, _ := strings.Cut(c.Arg, "<")
@@ -112,8 +114,9 @@ func scripted() func(smtpxtest.Command) *smtpxtest.Action {
 	}
 }
 
-// TestRefusals: the outcome of every recipient is the relay's answer to it, with pipelining and without, whatever else is on the wire, and nobody gets a mail
-// that the relay refused. One bad address never stops the others.
+// TestRefusals: the outcome of every recipient is the relay's answer to it, with pipelining and
+// without, whatever else is on the wire, and nobody gets a mail that the relay refused. One bad
+// address never stops the others.
 func TestRefusals(t *testing.T) {
 	for name, ext := range map[string][]string{"pipelined": nil, "lockstep": {"8BITMIME", "ENHANCEDSTATUSCODES"}} {
 		t.Run(name, func(t *testing.T) {

@@ -9,8 +9,11 @@ import (
 )
 
 const (
-	largeMail  = 256 << 10 // mails below cost no more than what their claim has brought in, and wait for nobody
-	copiesHeld = 4         // of a large mail until its dot has left: as read, as joined, as written to the relay, and what waits to be collected
+	// mails below cost no more than what their claim has brought in, and wait for nobody
+	largeMail = 256 << 10
+	// of a large mail until its dot has left: as read, as joined, as written to the relay, and
+	// what waits to be collected
+	copiesHeld = 4
 )
 
 // memory is what mail of the batch may take of this process.
@@ -20,8 +23,8 @@ const (
 // beyond that.
 type memory struct {
 	max int64
-	// direct is a budget of its own, so that what waits in memory never keeps what is being sent
-	// from being loaded.
+	// direct is a budget of its own, so that what waits in memory never keeps what is being
+	// sent from being loaded.
 	direct    *semaphore.Weighted
 	directMax int64
 

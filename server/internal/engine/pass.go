@@ -12,16 +12,18 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 )
 
-// pass is one call of RunBatch that waits. It counts what becomes of every mail that was due when it
-// was asked and that this process settles: whichever drain claimed it, before or afterwards, and also
-// what was handed over in memory. A mail that comes due later belongs to the next pass.
+// pass is one call of RunBatch that waits. It counts what becomes of every mail that was due
+// when it was asked and that this process settles: whichever drain claimed it, before or
+// afterwards, and also what was handed over in memory. A mail that comes due later belongs to
+// the next pass.
 type pass struct {
 	server string    // "" = every mail server
 	asked  time.Time // by the clock that says what is due
 
-	mu       sync.Mutex
-	sum      delivery.Counts
-	released map[uuid.UUID]bool // given back untouched: they count anew when they are claimed again
+	mu  sync.Mutex
+	sum delivery.Counts
+	// given back untouched: they count anew when they are claimed again
+	released map[uuid.UUID]bool
 }
 
 // passes are the calls that wait. A drain tells them of every result that is durable.
@@ -86,9 +88,9 @@ func (p *pass) count(j *job, v lifecycle.Verdict) {
 	}
 }
 
-// await waits until everything that was due at the drain's mail server when it is called is settled,
-// and that is durable. What comes in meanwhile belongs to the next pass: under a steady load a drain
-// may never end.
+// await waits until everything that was due at the drain's mail server when it is called is
+// settled, and that is durable. What comes in meanwhile belongs to the next pass: under a
+// steady load a drain may never end.
 func (d joined) await(ctx context.Context) error {
 	select {
 	case <-d.overtaken: // what is more urgent is in the line by now

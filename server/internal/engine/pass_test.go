@@ -67,8 +67,9 @@ func (r *rig) awaitPasses(n int) {
 	}
 }
 
-// TestPassCountsWhatWasDue: a pass that joins a running drain counts what was due when it was asked:
-// what the drain had in flight and what was handed to it in memory, and nothing that came later.
+// TestPassCountsWhatWasDue: a pass that joins a running drain counts what was due when it was
+// asked: what the drain had in flight and what was handed to it in memory, and nothing that
+// came later.
 func TestPassCountsWhatWasDue(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
@@ -106,8 +107,8 @@ func TestPassCountsWhatWasDue(t *testing.T) {
 	}
 }
 
-// TestPassWaitsForResults: a pass does not answer while a result of a drain that has nothing more to
-// do is not durable.
+// TestPassWaitsForResults: a pass does not answer while a result of a drain that has nothing
+// more to do is not durable.
 func TestPassWaitsForResults(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	away := &resultsAway{tried: make(chan struct{}), back: make(chan struct{})}
@@ -142,8 +143,8 @@ func TestPassWaitsForResults(t *testing.T) {
 	}
 }
 
-// TestPassAfterPass: mail that is accepted right after a pass has answered is counted by the next one,
-// all of it: the drain that ends takes nothing more by itself.
+// TestPassAfterPass: mail that is accepted right after a pass has answered is counted by the
+// next one, all of it: the drain that ends takes nothing more by itself.
 func TestPassAfterPass(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {

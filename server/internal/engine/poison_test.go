@@ -29,7 +29,8 @@ func (b *boom) LoadRaw(c context.Context, m *store.Claimed) ([]byte, error) {
 	return b.Journal.LoadRaw(c, m)
 }
 
-// TestPoison (F20): a mail that makes the service panic is put aside with the reason; all others are delivered.
+// TestPoison (F20): a mail that makes the service panic is put aside with the reason; all
+// others are delivered.
 func TestPoison(t *testing.T) {
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *boom
@@ -81,7 +82,8 @@ func adopt(t *testing.T, st *store.Store, me store.ReplicaID) {
 	}
 }
 
-// TestFiveCrashes (F20): a mail of which five owners died in a row is not tried again; those that the dead only held, and did not touch, are.
+// TestFiveCrashes (F20): a mail of which five owners died in a row is not tried again; those
+// that the dead only held, and did not touch, are.
 func TestFiveCrashes(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
@@ -117,7 +119,9 @@ func TestFiveCrashes(t *testing.T) {
 			}
 			deadline := time.Now().Add(30 * time.Second)
 			for r.mail(held.ID).Status != store.MailSent && time.Now().Before(deadline) {
-				r.batch("") // on SQLite the engine's own lease was taken for dead as well: it takes a new one within 5 s
+				// on SQLite the engine's own lease was taken for dead as well: it takes a new
+				// one within 5 s
+				r.batch("")
 				<-time.After(100 * time.Millisecond)
 			}
 			if got := r.mail(poison.ID); got.Status != store.MailFailed || !strings.Contains(got.LastError, "quarantined") {
@@ -130,7 +134,8 @@ func TestFiveCrashes(t *testing.T) {
 	}
 }
 
-// TestDeathOfSomethingElse: the death of an owner that was not at a suspect takes one death away from it.
+// TestDeathOfSomethingElse: the death of an owner that was not at a suspect takes one death
+// away from it.
 func TestDeathOfSomethingElse(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
@@ -172,8 +177,9 @@ func TestDeathOfSomethingElse(t *testing.T) {
 	}
 }
 
-// TestSuspectIsRecorded: a mail whose owner died is recorded as being sent before it is touched, so that what kills the process is found, and is as good as
-// any other once it was sent and nobody died.
+// TestSuspectIsRecorded: a mail whose owner died is recorded as being sent before it is
+// touched, so that what kills the process is found, and is as good as any other once it was
+// sent and nobody died.
 func TestSuspectIsRecorded(t *testing.T) {
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
@@ -218,7 +224,8 @@ func TestSuspectIsRecorded(t *testing.T) {
 	}
 }
 
-// TestSuspectsGoAlone: mails that two owners died of are sent one after the other, so that a third death names one; all others go beside them.
+// TestSuspectsGoAlone: mails that two owners died of are sent one after the other, so that a
+// third death names one; all others go beside them.
 func TestSuspectsGoAlone(t *testing.T) {
 	var suspects sync.Map
 	var now, most atomic.Int64

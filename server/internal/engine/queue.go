@@ -9,21 +9,23 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// queue carries a drain's jobs from the feeder to the workers. It is bounded for the feeder and unbounded for workers that give a job back, which a
-// channel cannot be, and it counts what is not settled yet, so that the feeder knows when the drain is over.
+// queue carries a drain's jobs from the feeder to the workers. It is bounded for the feeder and
+// unbounded for workers that give a job back, which a channel cannot be, and it counts what is
+// not settled yet, so that the feeder knows when the drain is over.
 type queue struct {
 	mu       sync.Mutex
 	work     *sync.Cond // workers wait here for jobs, one is woken for each
 	feed     *sync.Cond // the feeder waits here, and whoever waits for the end
 	space    *sync.Cond // those who bring bulk wait here for the line to get short
 	items    line
-	room     int   // for claimed jobs
-	handRoom int   // for jobs that are handed over in memory
-	reserved int   // places kept for jobs that are not durable yet; counted in open
-	open     int   // put and not settled
-	hungry   bool  // the last claim found nothing more: new mail may come by hand
-	kicked   bool  // somebody asked the feeder to look again
-	overflow bool  // mail for which there was no room waits in the database: look again when there is
+	room     int  // for claimed jobs
+	handRoom int  // for jobs that are handed over in memory
+	reserved int  // places kept for jobs that are not durable yet; counted in open
+	open     int  // put and not settled
+	hungry   bool // the last claim found nothing more: new mail may come by hand
+	kicked   bool // somebody asked the feeder to look again
+	// mail for which there was no room waits in the database: look again when there is
+	overflow bool
 	closed   bool  // nothing more will be put
 	dead     bool  // no session can be had: workers stop, the feeder too
 	lingers  bool  // a drain that is idle waits for more: constant
@@ -44,7 +46,8 @@ func newQueue(room int, lingers bool) *queue {
 	return q
 }
 
-// put adds a job, waiting for room; false when the queue is dead (the job still counts as open until it is settled).
+// put adds a job, waiting for room; false when the queue is dead (the job still counts as open
+// until it is settled).
 func (q *queue) put(j *job) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -65,8 +68,9 @@ func (q *queue) add(j *job) bool {
 	return true
 }
 
-// reserve keeps a place for a job that is not durable yet, false when there is no room, an older backlog waits in the database, or the queue is over. What is
-// more urgent than something in the line goes before that and gets a place in any case. settled gives it back.
+// reserve keeps a place for a job that is not durable yet, false when there is no room, an
+// older backlog waits in the database, or the queue is over. What is more urgent than something
+// in the line goes before that and gets a place in any case. settled gives it back.
 func (q *queue) reserve(priority int16) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -78,7 +82,8 @@ func (q *queue) reserve(priority int16) bool {
 			return false
 		}
 		if q.items.len()+q.reserved >= q.handRoom {
-			q.hungry = false // this one is older than what comes next, and waits in the database
+			// this one is older than what comes next, and waits in the database
+			q.hungry = false
 			return false
 		}
 	}
@@ -90,8 +95,8 @@ func (q *queue) reserve(priority int16) bool {
 	return true
 }
 
-// ending says that every job is settled and that the drain ends unless somebody asks it to look again: what is accepted now is for the next pass. With mu
-// held.
+// ending says that every job is settled and that the drain ends unless somebody asks it to look
+// again: what is accepted now is for the next pass. With mu held.
 func (q *queue) ending() bool { return q.open == 0 && !q.lingers }
 
 // aside counts a job in that needs no worker.
@@ -121,7 +126,8 @@ func (q *queue) setHungry(hungry bool) {
 	}
 }
 
-// awaitSpace waits until the line is short enough to take what comes by hand, or for as long as most.
+// awaitSpace waits until the line is short enough to take what comes by hand, or for as long as
+// most.
 func (q *queue) awaitSpace(ctx context.Context, most time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
@@ -145,7 +151,8 @@ func (q *queue) pin() {
 	q.mu.Unlock()
 }
 
-// putReserved fills a place; false when the queue has died meanwhile (the job still counts as open until it is settled).
+// putReserved fills a place; false when the queue has died meanwhile (the job still counts as
+// open until it is settled).
 func (q *queue) putReserved(j *job) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -170,7 +177,8 @@ func (q *queue) admit(j *job) {
 	j.seq = q.seq
 }
 
-// raise returns a channel that is closed when all jobs of this moment are settled. Places that are kept for later do not count.
+// raise returns a channel that is closed when all jobs of this moment are settled. Places that
+// are kept for later do not count.
 func (q *queue) raise() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -199,7 +207,8 @@ func (q *queue) putBack(j *job) {
 	q.work.Signal()
 }
 
-// take returns the next job. With block it waits, and nil means the work is over; without, nil means there is none just now.
+// take returns the next job. With block it waits, and nil means the work is over; without, nil
+// means there is none just now.
 func (q *queue) take(block bool) *job {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -268,7 +277,8 @@ const (
 	wokenDead               // no session can be had
 )
 
-// waitIdle blocks the feeder until there is something to do for it. When every job is settled it waits a little longer, for as long as linger: new work may come.
+// waitIdle blocks the feeder until there is something to do for it. When every job is settled
+// it waits a little longer, for as long as linger: new work may come.
 func (q *queue) waitIdle(linger time.Duration) wake {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -346,7 +356,8 @@ func (q *queue) kill() {
 	q.feed.Broadcast()
 }
 
-// drained blocks until the queue is empty or dead. Only after close: jobs may still be given back to it by workers.
+// drained blocks until the queue is empty or dead. Only after close: jobs may still be given
+// back to it by workers.
 func (q *queue) drained() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -36,7 +36,8 @@ func (e *Engine) rescueLoop(ctx context.Context) {
 	}
 }
 
-// rescue takes over what dead replicas left: unmarked mails become due again, marked ones are settled as unknown.
+// rescue takes over what dead replicas left: unmarked mails become due again, marked ones are
+// settled as unknown.
 func (e *Engine) rescue(ctx context.Context) {
 	for {
 		me := e.lease.replica()

@@ -8,15 +8,15 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// results hands results over to the store, which does not give up while the database is away and keeps
-// their order, and knows which of them are not durable yet. Everybody may hand over.
+// results hands results over to the store, which does not give up while the database is away
+// and keeps their order, and knows which of them are not durable yet. Everybody may hand over.
 type results struct {
 	journal Journal
 	log     *slog.Logger
 	held    *held // hears of progress, and of mails whose result is durable, or refused
 
-	// mu guards open: record adds what is handed over, and the goroutine that waits for its answer takes
-	// it away. Each is closed when it is durable, refused, or the store is closed.
+	// mu guards open: record adds what is handed over, and the goroutine that waits for its
+	// answer takes it away. Each is closed when it is durable, refused, or the store is closed.
 	mu   sync.Mutex
 	open map[chan struct{}]struct{}
 }
@@ -25,8 +25,8 @@ func newResults(j Journal, log *slog.Logger, h *held) *results {
 	return &results{journal: j, log: log, held: h, open: map[chan struct{}]struct{}{}}
 }
 
-// record hands over a settlement. done, which may be nil, hears once it is durable whether the mail was
-// still ours.
+// record hands over a settlement. done, which may be nil, hears once it is durable whether the
+// mail was still ours.
 func (r *results) record(s *store.Settlement, done func(mine bool)) {
 	over := make(chan struct{})
 	r.mu.Lock()

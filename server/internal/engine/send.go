@@ -12,16 +12,21 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// Send makes a mail durable and tells observe what becomes of it, in order: accepted; in php mode also the attempt, a result per recipient and
-// completed when the relay has answered; in daemon mode completed (queued) at once. It is called on the caller's goroutine; an error of
-// observe means that the caller went away. A mail that is born held is only made durable, whatever the mode.
+// Send makes a mail durable and tells observe what becomes of it, in order: accepted; in php
+// mode also the attempt, a result per recipient and completed when the relay has answered; in
+// daemon mode completed (queued) at once. It is called on the caller's goroutine; an error of
+// observe means that the caller went away. A mail that is born held is only made durable,
+// whatever the mode.
 //
-// A request_id that was used before for the same content tells the first mail's story, from the running flight if there is one. Errors:
-// store.ErrRequestIDReused, ErrStopping, store.ErrUnavailable and the like (nothing was stored, or, when the database broke at the commit, whether
-// it was is unknown and the same request_id finds out), ctx's error, observe's error.
+// A request_id that was used before for the same content tells the first mail's story, from the
+// running flight if there is one. Errors: store.ErrRequestIDReused, ErrStopping,
+// store.ErrUnavailable and the like (nothing was stored, or, when the database broke at the
+// commit, whether it was is unknown and the same request_id finds out), ctx's error, observe's
+// error.
 //
-// ctx bounds the wait. Before the dot its end ends the attempt: the mail stays in the due-out journal as failed. After the dot the engine goes on
-// waiting for the reply without the caller, who is told unknown.
+// ctx bounds the wait. Before the dot its end ends the attempt: the mail stays in the due-out
+// journal as failed. After the dot the engine goes on waiting for the reply without the caller,
+// who is told unknown.
 func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe func(delivery.Event) error) error {
 	if !e.begin() {
 		return ErrStopping

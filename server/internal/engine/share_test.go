@@ -18,9 +18,11 @@ import (
 // TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need
 // room for the next never wait for each other.
 func TestLargeMailsShareRoom(t *testing.T) {
-	relay := (&smtpxtest.Server{Delay: 40 * time.Millisecond}).Start(t) // slow enough for all workers to be hired
+	// slow enough for all workers to be hired
+	relay := (&smtpxtest.Server{Delay: 40 * time.Millisecond}).Start(t)
 	const size = 300 << 10
-	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 20 * size }) // half of it: two at once, and some more
+	// half of it: two at once, and some more
+	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 20 * size })
 	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 4})
 	var ms []*store.NewMail
 	for range 80 {
@@ -55,7 +57,9 @@ func TestLargeMailsLeaveRoom(t *testing.T) {
 		verb string
 		most int32 // that have room at once, in the order of this list
 	}{
-		{"DOT", 5},  // half of 16 sizes: each takes 4 while there is room for it, and 1 when its dot has left
+		// half of 16 sizes: each takes 4 while there is room for it, and 1 when its dot has
+		// left
+		{"DOT", 5},
 		{"MAIL", 1}, // 4 of what the first leaves
 		{"DOT", 1},
 	} {

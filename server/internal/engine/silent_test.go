@@ -12,8 +12,8 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// TestOneSilentConnection: one connection to PostgreSQL stops answering, the others are well, and TCP
-// acknowledges everything. Whatever it was asked, mail goes on within 20 seconds.
+// TestOneSilentConnection: one connection to PostgreSQL stops answering, the others are well,
+// and TCP acknowledges everything. Whatever it was asked, mail goes on within 20 seconds.
 func TestOneSilentConnection(t *testing.T) {
 	for name, question := range map[string]func(m *store.NewMail) func(startup, question []byte) bool{
 		"of a settlement": func(m *store.NewMail) func(startup, question []byte) bool {
@@ -44,7 +44,8 @@ func TestOneSilentConnection(t *testing.T) {
 			case <-time.After(20 * time.Second):
 				t.Fatal("no connection was silenced")
 			}
-			// A renewal that is not answered may cost the lease's freshness, and with it a pass.
+			// A renewal that is not answered may cost the lease's freshness, and with it a
+			// pass.
 			deadline := began.Add(20 * time.Second)
 			for _, id := range []uuid.UUID{first.ID, other.ID} {
 				for r.mail(id).Status != store.MailSent {

@@ -37,7 +37,8 @@ func hears(ctx context.Context, r *rig, s *store.MailServer, m *store.NewMail) (
 	return h, err
 }
 
-// agrees checks that the completed mail says of every recipient what its event said, want in short.
+// agrees checks that the completed mail says of every recipient what its event said, want in
+// short.
 func (h heard) agrees(t *testing.T, status store.MailStatus, want string) {
 	t.Helper()
 	m := h.completed
@@ -82,7 +83,8 @@ func silentAfterDot(t *testing.T, answered int64) *smtpxtest.Server {
 }
 
 // TestRefusalIsToldWhenDurable: a caller hears of an accepted recipient at once, and of one who
-// is refused for now when that is recorded. Should another replica have taken the mail over by then, its word counts.
+// is refused for now when that is recorded. Should another replica have taken the mail over by
+// then, its word counts.
 func TestRefusalIsToldWhenDurable(t *testing.T) {
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "RCPT" && strings.Contains(c.Arg, "r1@") {
@@ -133,8 +135,8 @@ func TestRefusalIsToldWhenDurable(t *testing.T) {
 	}
 }
 
-// TestDeadlineBehindTheDot: a caller whose time runs out behind the dot hears what is known of every
-// recipient: those that are accepted, and unknown for all others, never pending.
+// TestDeadlineBehindTheDot: a caller whose time runs out behind the dot hears what is known of
+// every recipient: those that are accepted, and unknown for all others, never pending.
 func TestDeadlineBehindTheDot(t *testing.T) {
 	for name, tc := range map[string]struct {
 		recipients, answered int
@@ -182,8 +184,9 @@ func (j *resultsAway) Settle(s *store.Settlement) <-chan store.Settled {
 	return answer
 }
 
-// TestStopBeforeTheResultIsRecorded: the relay has answered, the database is away and the service
-// stops: the caller hears what the relay said, and that the journal does not have it yet.
+// TestStopBeforeTheResultIsRecorded: the relay has answered, the database is away and the
+// service stops: the caller hears what the relay said, and that the journal does not have it
+// yet.
 func TestStopBeforeTheResultIsRecorded(t *testing.T) {
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "RCPT" && strings.Contains(c.Arg, "r1@") {

@@ -6,9 +6,11 @@ import (
 )
 
 // work counts what is under way, until nothing new may begin. To be counted in and to end the
-// counting exclude each other: whatever was let in is waited for, and nothing begins after the wait.
+// counting exclude each other: whatever was let in is waited for, and nothing begins after the
+// wait.
 type work struct {
-	mu       sync.RWMutex   // held by who is being counted in, and alone by who ends the counting
+	// held by who is being counted in, and alone by who ends the counting
+	mu       sync.RWMutex
 	stopping chan struct{}  // closed with mu held; anybody may wait for it
 	under    sync.WaitGroup // drains, flights and calls
 	looked   func()         // called between the look and the count; nil but in a test
@@ -32,8 +34,8 @@ func (w *work) begin() bool {
 
 func (w *work) done() { w.under.Done() }
 
-// beside runs f in a goroutine of its own that is counted too. Only what is counted in may call it:
-// then the count is not zero, and what has begun may end with it also after stop.
+// beside runs f in a goroutine of its own that is counted too. Only what is counted in may call
+// it: then the count is not zero, and what has begun may end with it also after stop.
 func (w *work) beside(f func()) { w.under.Go(f) }
 
 // stop lets nothing new begin from now on. It may be called again.

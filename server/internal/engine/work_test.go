@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestNothingBeginsAfterTheWait: a stop that falls between the look of what begins and its count waits
-// for that count, and so the wait for all work does not end before it.
+// TestNothingBeginsAfterTheWait: a stop that falls between the look of what begins and its
+// count waits for that count, and so the wait for all work does not end before it.
 func TestNothingBeginsAfterTheWait(t *testing.T) {
 	w := newWork()
 	over := make(chan struct{})
@@ -45,8 +45,8 @@ func TestNothingBeginsAfterTheWait(t *testing.T) {
 	}
 }
 
-// TestWorkBeside: what begins beside work under way is waited for, also after the stop; the wait's own
-// patience ends it.
+// TestWorkBeside: what begins beside work under way is waited for, also after the stop; the
+// wait's own patience ends it.
 func TestWorkBeside(t *testing.T) {
 	w := newWork()
 	if !w.begin() {

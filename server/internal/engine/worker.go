@@ -11,16 +11,18 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx"
 )
 
-// worker sends a drain's mails over one session at a time. Everything but the drain's shared part belongs to its own goroutine, also the Done
-// callbacks of the session, which run inside Submit and Flush.
+// worker sends a drain's mails over one session at a time. Everything but the drain's shared
+// part belongs to its own goroutine, also the Done callbacks of the session, which run inside
+// Submit and Flush.
 type worker struct {
 	d       *drain
 	e       *Engine
 	permit  *relay.Permit
 	session Session
-	served  int    // transactions on this session
-	pending int    // handed over, outcome not known yet
-	again   []*job // to go on with before anything new: next transactions of a large mail, free tries
+	served  int // transactions on this session
+	pending int // handed over, outcome not known yet
+	// to go on with before anything new: next transactions of a large mail, free tries
+	again []*job
 }
 
 func (w *worker) run(ctx context.Context) {
@@ -66,7 +68,8 @@ func (w *worker) take() *job {
 	return w.d.jobs.take(false)
 }
 
-// open makes sure there is a session for j. When none can be had j goes back, and the drain ends unless another worker has one.
+// open makes sure there is a session for j. When none can be had j goes back, and the drain
+// ends unless another worker has one.
 func (w *worker) open(ctx context.Context, j *job) bool {
 	if w.session != nil && (w.served >= w.e.relays.MailsPerConnection(w.d.server) || !w.session.Usable()) {
 		if w.pending > 0 {
@@ -126,7 +129,8 @@ func (w *worker) flush(ctx context.Context) {
 // submit hands the next transaction of j over.
 func (w *worker) submit(ctx context.Context, j *job) {
 	if j.raw == nil && (w.pending > 0 || len(w.again) > 0) && !w.e.tryReserve(j) {
-		// Whoever waits for room holds none: all workers might wait for each other. What this one holds goes first.
+		// Whoever waits for room holds none: all workers might wait for each other. What this
+		// one holds goes first.
 		w.flush(ctx)
 		w.d.jobs.putBack(j)
 		return
@@ -161,7 +165,8 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			return
 		}
 		if err != nil {
-			// Not the relay's fault and most often not the mail's: the database is away. It comes again in a little.
+			// Not the relay's fault and most often not the mail's: the database is away. It
+			// comes again in a little.
 			w.finish(j, lifecycle.Unreadable, "read the message: "+err.Error())
 			return
 		}
@@ -193,7 +198,8 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	}
 }
 
-// load brings the message in; a mail that makes that panic leaves the session and the mails on it alone.
+// load brings the message in; a mail that makes that panic leaves the session and the mails on
+// it alone.
 func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 	defer func() {
 		if poison = recover(); poison != nil {
@@ -223,12 +229,14 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	}
 	switch next {
 	case lifecycle.StepFree:
-		if j.HasStaleMark() || j.Left() < before { // a rescue counts from what is recorded: see leaveUnknown
+		if j.HasStaleMark() || j.Left() < before {
+			// a rescue counts from what is recorded: see leaveUnknown
 			w.d.record(j.Progress(), nil)
 		}
 		w.goOn(j)
 	case lifecycle.StepNext:
-		// The next hundred recipients. What is known so far is recorded in the same commit as, or before, the next mark.
+		// The next hundred recipients. What is known so far is recorded in the same commit as,
+		// or before, the next mark.
 		w.d.record(j.Progress(), nil)
 		w.goOn(j)
 	default:
@@ -236,7 +244,8 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	}
 }
 
-// goOn sends j again, before anything new. One that has given memory back with its dot asks for it anew.
+// goOn sends j again, before anything new. One that has given memory back with its dot asks for
+// it anew.
 func (w *worker) goOn(j *job) {
 	w.e.releaseBody(j)
 	w.again = append(w.again, j)
@@ -255,7 +264,8 @@ func (w *worker) leaveIt(j *job) {
 // finish settles a mail whose attempt has ended.
 func (w *worker) finish(j *job, end lifecycle.End, why string) { w.d.finish(j, end, why) }
 
-// noSession notes that a worker could not open a session. With others open that only means the relay wants fewer connections; with none it is down.
+// noSession notes that a worker could not open a session. With others open that only means the
+// relay wants fewer connections; with none it is down.
 func (d *drain) noSession(err error) {
 	var suspended *relay.SuspendedError
 	down := d.relay.Down() || errors.As(err, &suspended)
@@ -269,15 +279,17 @@ func (d *drain) noSession(err error) {
 	d.probing.Do(func() { close(d.probed) })
 }
 
-// shut ends the drain because the database takes no marks, or the lease is late: each further mail would cost a connection that is cut behind its DATA.
+// shut ends the drain because the database takes no marks, or the lease is late: each further
+// mail would cost a connection that is cut behind its DATA.
 func (d *drain) shut(err error) {
 	if d.stop(err) {
 		d.e.log.Error("batch: no mail may leave", "mail_server", d.server.Name, "error", err)
 	}
 }
 
-// stop ends the drain because no mail may leave just now, and reports whether it was still going. Going on would claim the same mails again at once and without
-// an end. What it holds goes back with the reason, and the next pass tries again.
+// stop ends the drain because no mail may leave just now, and reports whether it was still
+// going. Going on would claim the same mails again at once and without an end. What it holds
+// goes back with the reason, and the next pass tries again.
 func (d *drain) stop(err error) bool {
 	d.mu.Lock()
 	first := d.fault == nil
@@ -302,7 +314,8 @@ func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, s
 	case throttled != "":
 		return relay.Throttled, throttled
 	case server != "" && o.DotSent && !decided:
-		return relay.Throttled, server // a whole body for it: held back, and suspended when it comes again
+		// a whole body for it: held back, and suspended when it comes again
+		return relay.Throttled, server
 	case decided && !o.ServerDown:
 		return relay.Answered, ""
 	case !o.ServerDown || o.DotSent:
@@ -313,7 +326,8 @@ func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, s
 	return relay.Lost, text
 }
 
-// guarded submits, and survives what a single mail may do to the process: such a mail is put aside and the rest flows.
+// guarded submits, and survives what a single mail may do to the process: such a mail is put
+// aside and the rest flows.
 func (w *worker) guarded(ctx context.Context, j *job) {
 	defer func() {
 		p := recover()

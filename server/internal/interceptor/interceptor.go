@@ -1,5 +1,6 @@
-// Package interceptor wraps every call, unary and stream alike: a request id, one log line, recovery from panics, a deadline, and errors that say no more
-// to the caller than they should. Bodies, addresses and secrets are never logged.
+// Package interceptor wraps every call, unary and stream alike: a request id, one log line,
+// recovery from panics, a deadline, and errors that say no more to the caller than they should.
+// Bodies, addresses and secrets are never logged.
 package interceptor
 
 import (
@@ -24,12 +25,13 @@ import (
 const (
 	// Header carries the request id, both ways.
 	Header = "x-request-id"
-	// headerList is how many octets the headers of a call may have: ours and a caller's own few.
+	// headerList is how many octets the headers of a call may have: ours and a caller's own
+	// few.
 	headerList = 16 << 10
 	// unaryLimit is the time of a unary call whose caller sets none.
 	unaryLimit = 30 * time.Second
-	// A fifth of the caller's time is kept back, between these two, so that our own word on what took too long arrives before the caller's clock ends
-	// the call.
+	// A fifth of the caller's time is kept back, between these two, so that our own word on
+	// what took too long arrives before the caller's clock ends the call.
 	leastShave = 50 * time.Millisecond
 	mostShave  = time.Second
 	// least is the time a call must have left to be worth beginning.
@@ -85,7 +87,8 @@ func requestID(ctx context.Context) string {
 	return uuid.NewString()
 }
 
-// ownTime is how long a unary call lasts whose caller sets no deadline; 0 = as long as it needs.
+// ownTime is how long a unary call lasts whose caller sets no deadline; 0 = as long as it
+// needs.
 func ownTime(req any) time.Duration {
 	switch r := req.(type) {
 	case *pb.RunBatchRequest:
@@ -93,7 +96,8 @@ func ownTime(req any) time.Duration {
 			return 0
 		}
 	case *pb.TestMailServerRequest:
-		return max(unaryLimit, r.Timeout.AsDuration()+5*time.Second) // the rest is for its own steps
+		// the rest is for its own steps
+		return max(unaryLimit, r.Timeout.AsDuration()+5*time.Second)
 	}
 	return unaryLimit
 }
@@ -117,7 +121,8 @@ func bound(ctx context.Context, limit time.Duration) (context.Context, context.C
 	return ctx, cancel, nil
 }
 
-// public turns an error into what the caller may see. What nobody has put into words is INTERNAL with the request id; the log has the rest.
+// public turns an error into what the caller may see. What nobody has put into words is
+// INTERNAL with the request id; the log has the rest.
 func public(err error, id, method string, log *slog.Logger) error {
 	if err == nil {
 		return nil
@@ -142,8 +147,8 @@ func internal(id string) error {
 	return apierr.New(codes.Internal, pb.ReasonInternal, "internal error, request id %s", id)
 }
 
-// Options are the whole chain of a server, in its order: what wraps every call, then what bounds
-// the memory of large messages. Tests use it too, so that they meet what callers meet.
+// Options are the whole chain of a server, in its order: what wraps every call, then what
+// bounds the memory of large messages. Tests use it too, so that they meet what callers meet.
 func Options(log *slog.Logger) []grpc.ServerOption {
 	large := budget.New()
 	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.ChainUnaryInterceptor(Unary(log), large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream))

@@ -111,7 +111,8 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// kinds calls both kinds of method, each with a request full of what must not be logged, and gives the response headers and the error.
+// kinds calls both kinds of method, each with a request full of what must not be logged, and
+// gives the response headers and the error.
 func (r *rig) kinds(t *testing.T, f func(t *testing.T, call func(context.Context) (metadata.MD, error))) {
 	message := &pb.MailMessage{To: []string{secret + "@y.example"}, Subject: secret, Text: secret}
 	t.Run("unary", func(t *testing.T) {
@@ -164,7 +165,8 @@ func (r *rig) called(t *testing.T) map[string]any {
 
 var aUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// TestRequestID: the caller's id is used and given back when it is plain, else one is made; it is in the log's line.
+// TestRequestID: the caller's id is used and given back when it is plain, else one is made; it
+// is in the log's line.
 func TestRequestID(t *testing.T) {
 	r := newRig(t)
 	r.kinds(t, func(t *testing.T, call func(context.Context) (metadata.MD, error)) {
@@ -190,7 +192,8 @@ func TestRequestID(t *testing.T) {
 	})
 }
 
-// TestPanic: a panic ends one call with the request id and nothing else; the log has the rest and the service goes on.
+// TestPanic: a panic ends one call with the request id and nothing else; the log has the rest
+// and the service goes on.
 func TestPanic(t *testing.T) {
 	r := newRig(t)
 	r.kinds(t, func(t *testing.T, call func(context.Context) (metadata.MD, error)) {
@@ -283,7 +286,8 @@ func TestOneLineWithoutSecrets(t *testing.T) {
 	}
 }
 
-// TestDeadline: a handler has a little less time than its caller, a call without time is refused before it begins, and a unary call always ends.
+// TestDeadline: a handler has a little less time than its caller, a call without time is
+// refused before it begins, and a unary call always ends.
 func TestDeadline(t *testing.T) {
 	r := newRig(t)
 	r.kinds(t, func(t *testing.T, call func(context.Context) (metadata.MD, error)) {
@@ -296,7 +300,8 @@ func TestDeadline(t *testing.T) {
 		if _, err := call(ctx); err != nil {
 			t.Fatal(err)
 		}
-		// The time on the wire is what is left, so the clocks of both need not agree; here they are one.
+		// The time on the wire is what is left, so the clocks of both need not agree; here they
+		// are one.
 		if less := mine.Sub(at); !has || less < mostShave-10*time.Millisecond || less > mostShave+10*time.Second {
 			t.Errorf("the handler has %v less", less)
 		}
@@ -358,7 +363,8 @@ func TestTooLittleTimeHasAReason(t *testing.T) {
 	}
 }
 
-// TestOwnTime: a call that says how long it wants to last lasts so long, also without a deadline.
+// TestOwnTime: a call that says how long it wants to last lasts so long, also without a
+// deadline.
 func TestOwnTime(t *testing.T) {
 	for name, x := range map[string]struct {
 		req  any

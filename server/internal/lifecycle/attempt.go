@@ -16,8 +16,8 @@ type Attempt struct {
 	Mail    *store.Claimed
 	Owner   store.ReplicaID
 	Started time.Time
-	// Interactive: a php-mode caller waits and is told what becomes of the mail. What it was told has
-	// failed is not retried.
+	// Interactive: a php-mode caller waits and is told what becomes of the mail. What it was
+	// told has failed is not retried.
 	Interactive bool
 
 	results []store.RecipientResult // by position, as they stand now
@@ -25,15 +25,17 @@ type Attempt struct {
 	handed  int                     // transactions that a session was given and has answered
 	decided int                     // recipients that this attempt has decided
 	free    int                     // free tries left on a fresh connection
-	marked  bool                    // the dot of the transaction that is under way may have left
-	stale   bool                    // the last transaction was marked, and its dot is known not to have left
-	end     End                     // how the last transaction ended the attempt
-	fault   string                  // first fault of a transaction, for people
-	remote  string                  // last queue id that the relay gave
+	// the dot of the transaction that is under way may have left
+	marked bool
+	// the last transaction was marked, and its dot is known not to have left
+	stale  bool
+	end    End    // how the last transaction ended the attempt
+	fault  string // first fault of a transaction, for people
+	remote string // last queue id that the relay gave
 }
 
-// freeTries is how often a mail is put on a fresh connection at once, because the connection it was
-// on had died before anything of it left.
+// freeTries is how often a mail is put on a fresh connection at once, because the connection it
+// was on had died before anything of it left.
 const freeTries = 2
 
 // ErrLost is what a gate returns when the mail belongs to another replica by now.
@@ -55,8 +57,9 @@ func Begin(m *store.Claimed, owner store.ReplicaID, now time.Time) *Attempt {
 	return a
 }
 
-// needsSending says whether a claimed mail's recipient is to be tried. An unknown one is tried only
-// where policy allows a flagged duplicate; one that a person is to send to again is pending.
+// needsSending says whether a claimed mail's recipient is to be tried. An unknown one is tried
+// only where policy allows a flagged duplicate; one that a person is to send to again is
+// pending.
 func needsSending(m *store.Claimed, r store.RecipientResult) bool {
 	switch r.Status {
 	case store.RecipientPending, store.RecipientDeferred:
@@ -67,9 +70,9 @@ func needsSending(m *store.Claimed, r store.RecipientResult) bool {
 	return false
 }
 
-// holdsUnknown says whether a recipient whose outcome is unknown waits for a person's word instead
-// of being sent to again: by the mail's kind, by its mail server, because a person who resolved
-// others has left this one open, or because it has refused a further copy for good.
+// holdsUnknown says whether a recipient whose outcome is unknown waits for a person's word
+// instead of being sent to again: by the mail's kind, by its mail server, because a person who
+// resolved others has left this one open, or because it has refused a further copy for good.
 func holdsUnknown(m *store.Claimed, r store.RecipientResult) bool {
 	return m.Kind == store.KindInvoice || m.Kind == store.KindWorkOrder || m.HoldUnknown || r.Held
 }
@@ -87,7 +90,8 @@ func (a *Attempt) Next() []int {
 
 func (a *Attempt) chunk() []int { return a.todo[:min(len(a.todo), smtpx.MaxRecipients)] }
 
-// Result is what is known of the recipient at a position, and whether this attempt has decided it.
+// Result is what is known of the recipient at a position, and whether this attempt has decided
+// it.
 func (a *Attempt) Result(position int) (r store.RecipientResult, now bool) {
 	r = a.results[position]
 	return r, r.Attempt == a.Number()
@@ -99,8 +103,9 @@ func (a *Attempt) HasBegun() bool { return a.handed > 0 }
 // DotMayLeave notes that the gate lets a dot leave.
 func (a *Attempt) DotMayLeave() { a.marked = true }
 
-// HasStaleMark says whether the journal holds a mark for a dot that did not leave after all. The
-// next write of what is known takes it back: Progress where the attempt goes on, else its end.
+// HasStaleMark says whether the journal holds a mark for a dot that did not leave after all.
+// The next write of what is known takes it back: Progress where the attempt goes on, else its
+// end.
 func (a *Attempt) HasStaleMark() bool { return a.stale }
 
 // End is how the last transaction ended the attempt; zero when the attempt can go on.
@@ -122,7 +127,8 @@ func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 	a.handed++
 	throttled, server := Throttling(o), RefusesUs(o)
 	a.fold(positions, o, now)
-	a.marked, a.stale = false, a.marked && !o.DotSent // the next transaction has a dot of its own
+	// the next transaction has a dot of its own
+	a.marked, a.stale = false, a.marked && !o.DotSent
 	if throttled != "" && a.fault == "" {
 		a.fault = "throttled: " + throttled
 	}
@@ -192,8 +198,8 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, now time.Time) {
 	a.todo = append(open, a.todo[len(positions):]...)
 }
 
-// staysOpen says whether a transaction has decided nothing about a recipient: it was not tried, or
-// what was said is about the session or the mail server.
+// staysOpen says whether a transaction has decided nothing about a recipient: it was not tried,
+// or what was said is about the session or the mail server.
 func staysOpen(r smtpx.RecipientOutcome, serverDown bool) bool {
 	switch r.Status {
 	case smtpx.StatusNotTried:
@@ -213,8 +219,8 @@ func meaning(r smtpx.RecipientOutcome) smtpx.Meaning {
 	return smtpx.Means(smtpx.Said{Phase: r.Phase, Reply: r.Reply})
 }
 
-// keepWords notes what the relay said last to a recipient that stays open: a goodbye, most often.
-// It decides nothing.
+// keepWords notes what the relay said last to a recipient that stays open: a goodbye, most
+// often. It decides nothing.
 func (a *Attempt) keepWords(position int, said smtpx.RecipientOutcome) {
 	r := &a.results[position]
 	if said.Reply.Code >= 400 && r.Status != store.RecipientUnknown && meaning(said).Action != smtpx.ActSplit {
@@ -222,12 +228,13 @@ func (a *Attempt) keepWords(position int, said smtpx.RecipientOutcome) {
 	}
 }
 
-// Throttling is the relay's words when it says in a transaction that we are too fast or too many,
-// "" when it does not.
+// Throttling is the relay's words when it says in a transaction that we are too fast or too
+// many, "" when it does not.
 func Throttling(o smtpx.Outcome) string { return wordsOf(o, smtpx.ActSlower) }
 
-// RefusesUs is the relay's words when they are about the mail server and not about the mail: the
-// login is gone, the sender may not send, the account is at its limit. "" when there are none.
+// RefusesUs is the relay's words when they are about the mail server and not about the mail:
+// the login is gone, the sender may not send, the account is at its limit. "" when there are
+// none.
 func RefusesUs(o smtpx.Outcome) string { return wordsOf(o, smtpx.ActSuspend) }
 
 func wordsOf(o smtpx.Outcome, what smtpx.Action) string {
@@ -239,8 +246,8 @@ func wordsOf(o smtpx.Outcome, what smtpx.Action) string {
 	return ""
 }
 
-// policy says that the relay slows us down on purpose (RFC 3463 3.8). A connection that it closes
-// for another reason is worth a fresh one at once.
+// policy says that the relay slows us down on purpose (RFC 3463 3.8). A connection that it
+// closes for another reason is worth a fresh one at once.
 func policy(o smtpx.Outcome) bool {
 	for _, r := range o.Recipients {
 		if meaning(r).Action == smtpx.ActSlower && strings.HasPrefix(r.Reply.Enhanced, "4.7.") {
@@ -276,9 +283,9 @@ func (a *Attempt) settlement(kind store.SettleKind) *store.Settlement {
 // Mark says that the dot of the next transaction is about to leave.
 func (a *Attempt) Mark() *store.Settlement { return a.settlement(store.SettleMark) }
 
-// BeginSuspect says that this owner is about to handle a mail whose owner died before, so that its
-// own death would count; nil for any other mail. Of all the mails that a dead process held, only
-// those that it was at can have killed it; the first death cannot tell them apart.
+// BeginSuspect says that this owner is about to handle a mail whose owner died before, so that
+// its own death would count; nil for any other mail. Of all the mails that a dead process held,
+// only those that it was at can have killed it; the first death cannot tell them apart.
 func (a *Attempt) BeginSuspect() *store.Settlement {
 	if a.Mail.Crashes == 0 {
 		return nil
@@ -288,9 +295,9 @@ func (a *Attempt) BeginSuspect() *store.Settlement {
 	return s
 }
 
-// Progress says what is known between two transactions of one attempt. Should the process die now,
-// the journal has to say that some of the recipients have the mail. It raises the token: every
-// later write of the attempt carries the new one.
+// Progress says what is known between two transactions of one attempt. Should the process die
+// now, the journal has to say that some of the recipients have the mail. It raises the token:
+// every later write of the attempt carries the new one.
 func (a *Attempt) Progress() *store.Settlement {
 	s := a.settlement(store.SettleProgress)
 	a.Mail.Claim++

@@ -173,7 +173,8 @@ func TestAttemptRules(t *testing.T) {
 	}
 }
 
-// run makes the row's mail and lets its events happen. An attempt that goes on is over at their end.
+// run makes the row's mail and lets its events happen. An attempt that goes on is over at their
+// end.
 func (row attemptRule) run(t *testing.T) *ruleAttempt {
 	a := parseAttempt(t, row.mail)
 	for _, event := range strings.Fields(row.events) {
@@ -188,8 +189,8 @@ func (row attemptRule) run(t *testing.T) *ruleAttempt {
 
 func (row attemptRule) verdict(t *testing.T) *Verdict { return row.run(t).verdict }
 
-// TestProgress: what is written between two transactions keeps the flag of a possible duplicate, the
-// number of attempts, and says that some have the mail.
+// TestProgress: what is written between two transactions keeps the flag of a possible
+// duplicate, the number of attempts, and says that some have the mail.
 func TestProgress(t *testing.T) {
 	for _, row := range []struct{ name, mail, events, want string }{
 		{"some have it", "bulk p*150", "a*100", "partially_sent n=0 a*100p*50"},
@@ -493,7 +494,8 @@ func (a *ruleAttempt) due(s *store.Settlement) string {
 	return wait.String()
 }
 
-// TestStaleMark: a mark is out of date when the dot that it announced is known not to have left, and only then.
+// TestStaleMark: a mark is out of date when the dot that it announced is known not to have
+// left, and only then.
 func TestStaleMark(t *testing.T) {
 	now := time.Now()
 	refused := smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{{Status: smtpx.StatusNotTried}}, ServerDown: true, Err: &smtpx.Error{Phase: smtpx.PhaseData}}
@@ -519,8 +521,9 @@ func TestStaleMark(t *testing.T) {
 	}
 }
 
-// TestLastWordsAreKept: the reply by which a relay ended the session stands with every recipient, whether the mail is given up or waits, and in the mail's
-// last error. Where the mail ends for a reason of its own, that reason stands.
+// TestLastWordsAreKept: the reply by which a relay ended the session stands with every
+// recipient, whether the mail is given up or waits, and in the mail's last error. Where the
+// mail ends for a reason of its own, that reason stands.
 func TestLastWordsAreKept(t *testing.T) {
 	now := time.Now()
 	rep := smtpx.Reply{Code: 421, Enhanced: "4.7.0", Text: "slow down"}

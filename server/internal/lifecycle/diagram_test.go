@@ -22,8 +22,8 @@ const (
 	diagramEnd   = "```\n"
 )
 
-// TestDiagram: the documents show the transitions that the tables of rules show, no more and no less.
-// With -update it writes them.
+// TestDiagram: the documents show the transitions that the tables of rules show, no more and no
+// less. With -update it writes them.
 func TestDiagram(t *testing.T) {
 	want := diagramBegin + diagram(t) + diagramEnd
 	for _, name := range diagramFiles {

@@ -5,9 +5,10 @@
 // # States and who may change them
 //
 // A mail is in the due-out journal (queued, sending, deferred, held, failed, unknown, partially
-// sent) or in the archive (sent, cancelled). A mail is "sending" exactly while a replica owns its
-// row. Only the owner may change an owned mail. Mails without an owner are changed by people
-// (retry, cancel, hold, release, resolve, delete of the mail server with force) and by claims.
+// sent) or in the archive (sent, cancelled). A mail is "sending" exactly while a replica owns
+// its row. Only the owner may change an owned mail. Mails without an owner are changed by
+// people (retry, cancel, hold, release, resolve, delete of the mail server with force) and by
+// claims.
 //
 //	queued, deferred, partially sent --claim--> sending            batch, when due
 //	(new, php mode) ------------------------> sending              born owned by the replica that took it
@@ -29,6 +30,6 @@
 //	queued, deferred, partially sent --delete of the mail server with force--> held
 //
 // A person's word is per recipient and is written with its reason into the result and the audit
-// log. A recipient that is left unknown while another one is sent to again stays with the person
-// (Held in its result), whatever the kind: the batch never tries it by itself.
+// log. A recipient that is left unknown while another one is sent to again stays with the
+// person (Held in its result), whatever the kind: the batch never tries it by itself.
 package lifecycle

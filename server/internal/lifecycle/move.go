@@ -8,9 +8,9 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// Move lets a mail go on through another mail server. It may only if it provably has not left for
-// anybody who still waits: what is unknown may have arrived, and would arrive twice. nil says that
-// it goes through that mail server already.
+// Move lets a mail go on through another mail server. It may only if it provably has not left
+// for anybody who still waits: what is unknown may have arrived, and would arrive twice. nil
+// says that it goes through that mail server already.
 func Move(m *store.Mail, to *store.MailServer, now time.Time) (*store.Change, error) {
 	limit := to.Limits.MaxMailBytes
 	if limit == 0 {

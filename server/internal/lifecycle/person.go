@@ -31,8 +31,8 @@ func waiting(attempts int, rs []store.RecipientResult) store.MailStatus {
 	return store.MailQueued
 }
 
-// Retry makes a mail due now, for every recipient that does not have it. A recipient whose outcome
-// is unknown is tried again only when the person named the mail: it may arrive twice.
+// Retry makes a mail due now, for every recipient that does not have it. A recipient whose
+// outcome is unknown is tried again only when the person named the mail: it may arrive twice.
 func Retry(m *store.Mail, named bool, now time.Time) (*store.Change, error) {
 	if m.Status == store.MailUnknown && !named {
 		return nil, Refusal("its outcome is unknown: it may have arrived, so it is sent again only when its id is given")
@@ -90,7 +90,8 @@ func Release(m *store.Mail, now time.Time) (*store.Change, error) {
 		c.RunAt = *m.ResumeTime
 	}
 	if n := len(m.Progress.Attempts); n > 0 {
-		c.LastError = m.Progress.Attempts[n-1].Detail // what it was before it said why it is held
+		// what it was before it said why it is held
+		c.LastError = m.Progress.Attempts[n-1].Detail
 	}
 	return c, nil
 }

@@ -15,8 +15,8 @@ import (
 
 type personRule struct{ name, mail, word, want string }
 
-// personRules says what a person's word makes of a mail that nobody is sending. A row is written
-// in words:
+// personRules says what a person's word makes of a mail that nobody is sending. A row is
+// written in words:
 //
 //	mail: its status, then due or resume (it has such a time), dup (possible_duplicate stands),
 //	n=1 (attempts so far), expired; the last word is the recipients: pending, accepted,

@@ -9,11 +9,13 @@ const (
 	firstRetry  = time.Minute
 	longestWait = 4 * time.Hour
 	lifetime    = 5 * 24 * time.Hour // from the first attempt on
-	keptTries   = 20                 // attempts kept in a mail's history: the first and the newest
+	// attempts kept in a mail's history: the first and the newest
+	keptTries = 20
 )
 
-// backoff is the wait after attempt n (1 = the first) failed: 1 minute doubling to 4 hours, of which
-// a random half is taken away so that mails that failed together do not come back together.
+// backoff is the wait after attempt n (1 = the first) failed: 1 minute doubling to 4 hours, of
+// which a random half is taken away so that mails that failed together do not come back
+// together.
 func backoff(n int) time.Duration {
 	d := longestWait
 	if n < 9 { // 2^8 minutes is the first beyond 4 hours
@@ -22,5 +24,6 @@ func backoff(n int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-// aLittle is the wait of a mail whose relay, not itself, was in trouble while others went through.
+// aLittle is the wait of a mail whose relay, not itself, was in trouble while others went
+// through.
 func aLittle() time.Duration { return 5*time.Second + rand.N(10*time.Second) }

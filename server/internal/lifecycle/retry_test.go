@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// TestBackoffSpreads (F22): mails that failed together do not come back together: of 10,000 retries no second has more than a twentieth, and each wait lies
-// between half of the schedule and the whole.
+// TestBackoffSpreads (F22): mails that failed together do not come back together: of 10,000
+// retries no second has more than a twentieth, and each wait lies between half of the schedule
+// and the whole.
 func TestBackoffSpreads(t *testing.T) {
 	const mails = 10000
 	for n := 1; n <= 12; n++ {

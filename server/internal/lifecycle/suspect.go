@@ -7,16 +7,17 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// A mail whose owner died is a suspect. The first death cannot tell what the process died of: all
-// that it held are suspects. From then on it is recorded which suspect is being sent (BeginSuspect),
-// and only the death of an owner that was at the mail counts against it. What was held and not
-// begun when the owner died once more is cleared of one death, because something else was the cause.
+// A mail whose owner died is a suspect. The first death cannot tell what the process died of:
+// all that it held are suspects. From then on it is recorded which suspect is being sent
+// (BeginSuspect), and only the death of an owner that was at the mail counts against it. What
+// was held and not begun when the owner died once more is cleared of one death, because
+// something else was the cause.
 //
-// A mail that two owners died of is sent alone, so that the next death names the one. It also waits
-// before that, longer after each death: deaths that follow one another within seconds (a machine
-// that runs out of memory, somebody who kills the service again and again) do not meet the same
-// innocent mail twice, because it is not under way. A mail that really ends the service does so at
-// each try, and is put aside at the fifth.
+// A mail that two owners died of is sent alone, so that the next death names the one. It also
+// waits before that, longer after each death: deaths that follow one another within seconds (a
+// machine that runs out of memory, somebody who kills the service again and again) do not meet
+// the same innocent mail twice, because it is not under way. A mail that really ends the
+// service does so at each try, and is put aside at the fifth.
 const poisonCrashes = 5
 
 // aloneCrashes is how many owners died of a mail that is sent alone from then on.
@@ -24,8 +25,8 @@ const aloneCrashes = 2
 
 var suspectWaits = [...]time.Duration{aloneCrashes: time.Minute, 3: 10 * time.Minute, 4: time.Hour}
 
-// suspectWait is how long a mail waits that n owners died of, with up to a half more so that suspects
-// do not come back together.
+// suspectWait is how long a mail waits that n owners died of, with up to a half more so that
+// suspects do not come back together.
 func suspectWait(n int) time.Duration {
 	if n < aloneCrashes || n >= len(suspectWaits) {
 		return 0
@@ -45,8 +46,8 @@ func suspicion(m *store.Claimed) int {
 	return m.Crashes - 1
 }
 
-// Alone says whether a mail must be sent alone among its like, so that the next death names the one
-// and not all that happened to be under way.
+// Alone says whether a mail must be sent alone among its like, so that the next death names the
+// one and not all that happened to be under way.
 func (a *Attempt) Alone() bool { return a.Mail.Crashes >= aloneCrashes }
 
 // Crash says what becomes of a mail whose owner died, for the replica me that has adopted it.

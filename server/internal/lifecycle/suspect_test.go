@@ -13,9 +13,9 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// dyingService sends mails by the rules, in a process that dies. Nothing here knows the rules of
-// suspicion: it claims what is due, records what it is told to record, and lets the next process
-// adopt what the dead one held.
+// dyingService sends mails by the rules, in a process that dies. Nothing here knows the rules
+// of suspicion: it claims what is due, records what it is told to record, and lets the next
+// process adopt what the dead one held.
 type dyingService struct {
 	t      *testing.T
 	rand   *rand.Rand
@@ -40,7 +40,8 @@ func newDyingService(t *testing.T, seed uint64, mails int) *dyingService {
 	return s
 }
 
-// live runs the process until nothing is due, or it has sent most mails and is killed, or a mail ends it.
+// live runs the process until nothing is due, or it has sent most mails and is killed, or a
+// mail ends it.
 func (s *dyingService) live(most int) {
 	slices.SortStableFunc(s.due, func(a, b *store.Claimed) int { return cmp.Or(a.RunAt.Compare(b.RunAt)) })
 	held := 0
@@ -143,8 +144,9 @@ func TestKillsConvictNobody(t *testing.T) {
 	}
 }
 
-// TestPoisonIsConvicted: of 1,000 mails one ends the service whenever it is sent. It is put aside
-// after five deaths and all others arrive, those that were never on the wire beside it within minutes.
+// TestPoisonIsConvicted: of 1,000 mails one ends the service whenever it is sent. It is put
+// aside after five deaths and all others arrive, those that were never on the wire beside it
+// within minutes.
 func TestPoisonIsConvicted(t *testing.T) {
 	for seed := range uint64(10) {
 		s := newDyingService(t, seed, 1000)

@@ -10,7 +10,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// TestUnknownRecipients: who is sent to again by policy, and what becomes of a mail that leaves somebody with a person.
+// TestUnknownRecipients: who is sent to again by policy, and what becomes of a mail that leaves
+// somebody with a person.
 func TestUnknownRecipients(t *testing.T) {
 	unknown := store.RecipientResult{Status: store.RecipientUnknown, Attempt: 1, Detail: "no reply"}
 	left := store.RecipientResult{Status: store.RecipientUnknown, Attempt: 1, Detail: "no reply", Held: true}

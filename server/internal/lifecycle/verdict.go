@@ -11,21 +11,25 @@ import (
 type End int
 
 const (
-	Decided     End = iota + 1 // the relay has answered for every recipient
-	RelayFault                 // the relay broke the connection or closed it: not the mail's fault
-	Throttled                  // the relay says that we are too fast: not the mail's fault
-	GateCut                    // the gate let no dot leave
-	NoSession                  // no connection could be had, or no mail may leave just now
-	Unreadable                 // the message, or what has to be recorded first, could not be had
-	Stopped                    // the service stops
-	CutByCaller                // the php-mode caller went away before the dot
-	Crashed                    // its owner died behind the mark; another replica has adopted the mail
-	Died                       // its owner died before the mark; another replica has adopted the mail
-	Panicked                   // it made the service panic
-	Poison                     // too many owners died of it
-	Expire                     // its expire_time has passed
-	NobodyLeft                 // no recipient needs it any more
-	Lost                       // another replica has taken it over: nothing may be written
+	Decided End = iota + 1 // the relay has answered for every recipient
+	// the relay broke the connection or closed it: not the mail's fault
+	RelayFault
+	Throttled // the relay says that we are too fast: not the mail's fault
+	GateCut   // the gate let no dot leave
+	NoSession // no connection could be had, or no mail may leave just now
+	// the message, or what has to be recorded first, could not be had
+	Unreadable
+	Stopped     // the service stops
+	CutByCaller // the php-mode caller went away before the dot
+	// its owner died behind the mark; another replica has adopted the mail
+	Crashed
+	// its owner died before the mark; another replica has adopted the mail
+	Died
+	Panicked   // it made the service panic
+	Poison     // too many owners died of it
+	Expire     // its expire_time has passed
+	NobodyLeft // no recipient needs it any more
+	Lost       // another replica has taken it over: nothing may be written
 )
 
 func (e End) String() string {
@@ -73,8 +77,8 @@ func (a *Attempt) Unsendable(now time.Time) (End, bool) {
 	return 0, false
 }
 
-// reason is what an end says about the mail before any reply of a relay does, "" for the ends that
-// leave that to the replies. why is what the caller of Finish knows.
+// reason is what an end says about the mail before any reply of a relay does, "" for the ends
+// that leave that to the replies. why is what the caller of Finish knows.
 func (e End) reason(why string) string {
 	switch e {
 	case CutByCaller, Panicked:
@@ -89,15 +93,16 @@ func (e End) reason(why string) string {
 	return ""
 }
 
-// givesUp says whether an end parks whatever is not accepted: a caller is told, or the mail's time
-// has passed. A mail of a php-mode server that the batch sends (scheduled, retried by a person,
-// rescued) has no caller who is told, so it is retried like any other.
+// givesUp says whether an end parks whatever is not accepted: a caller is told, or the mail's
+// time has passed. A mail of a php-mode server that the batch sends (scheduled, retried by a
+// person, rescued) has no caller who is told, so it is retried like any other.
 func (a *Attempt) givesUp(end End) bool {
 	switch end {
 	case Panicked, Poison, Expire, NobodyLeft:
 		return true
 	case Stopped:
-		return a.Interactive && a.decided > 0 // before that nobody was told anything: the batch sends it
+		// before that nobody was told anything: the batch sends it
+		return a.Interactive && a.decided > 0
 	}
 	return a.Interactive
 }
@@ -105,8 +110,8 @@ func (a *Attempt) givesUp(end End) bool {
 // survived says whether the mail was sent and the process lived on.
 func (a *Attempt) survived(end End) bool { return a.handed > 0 && end != GateCut }
 
-// Finish decides what becomes of the mail now that the attempt has ended. why says more than the
-// replies of the relay do, for people. The settlement carries the whole new progress.
+// Finish decides what becomes of the mail now that the attempt has ended. why says more than
+// the replies of the relay do, for people. The settlement carries the whole new progress.
 func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) Verdict {
 	if end == Crashed || a.marked && (end == Panicked || end == Poison) {
 		a.leaveUnknown(crashText, now)
@@ -163,14 +168,17 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 		}
 	}
 	if s.Kind == store.SettlePark && fault == "" {
-		fault = a.firstRefusal(0) // all went well this time; an earlier attempt says why it stays
+		// all went well this time; an earlier attempt says why it stays
+		fault = a.firstRefusal(0)
 	}
 	for i := range a.results {
 		r := &a.results[i]
-		if s.Kind == store.SettlePark && r.Status == store.RecipientPending { // nobody is about to try it any more
+		if s.Kind == store.SettlePark && r.Status == store.RecipientPending {
+			// nobody is about to try it any more
 			words := *r
 			*r = store.RecipientResult{Status: store.RecipientDeferred, Detail: fault, Attempt: a.Number(), Time: now}
-			if words.Code != 0 && end.reason(why) == "" { // the relay's last ones, see keepWords
+			if words.Code != 0 && end.reason(why) == "" {
+				// the relay's last ones, see keepWords
 				r.Code, r.Enhanced, r.Detail = words.Code, words.Enhanced, words.Detail
 			}
 		}
@@ -188,8 +196,8 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 }
 
 // dueAgain is when a mail is due of which nothing was decided. It goes back as it was. Where a
-// session had been open the relay does not rest as a whole, so this mail waits a little by itself;
-// so does one that could not be read.
+// session had been open the relay does not rest as a whole, so this mail waits a little by
+// itself; so does one that could not be read.
 func (a *Attempt) dueAgain(end End, now time.Time) time.Time {
 	switch {
 	case end == GateCut, end == Stopped && a.Interactive:
@@ -210,8 +218,8 @@ func (a *Attempt) waiting(t tally) store.MailStatus {
 	return store.MailQueued
 }
 
-// firstRefusal is the first reply that refused a recipient in an attempt, 0 for any, for the mail's
-// last_error.
+// firstRefusal is the first reply that refused a recipient in an attempt, 0 for any, for the
+// mail's last_error.
 func (a *Attempt) firstRefusal(attempt int) string {
 	for i, r := range a.results {
 		if attempt != 0 && r.Attempt != attempt || r.Status == store.RecipientAccepted || r.Status == store.RecipientPending {

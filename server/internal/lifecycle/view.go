@@ -6,7 +6,8 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// View is what a reader sees of a mail that has just been made durable and that nobody sends yet.
+// View is what a reader sees of a mail that has just been made durable and that nobody sends
+// yet.
 func View(m *store.NewMail) *store.Mail {
 	due := m.RunAt
 	v := &store.Mail{
@@ -36,10 +37,10 @@ func Settled(m *store.NewMail, s *store.Settlement, now time.Time) *store.Mail {
 	return v
 }
 
-// Unanswered is what a caller hears who cannot wait any longer for the end of a mail that may have
-// left. known is what the relay has said of its recipients so far, by position; of all others the
-// outcome is unknown, which it is also for those whose turn has not come: they are sent to without
-// the caller.
+// Unanswered is what a caller hears who cannot wait any longer for the end of a mail that may
+// have left. known is what the relay has said of its recipients so far, by position; of all
+// others the outcome is unknown, which it is also for those whose turn has not come: they are
+// sent to without the caller.
 func Unanswered(m *store.NewMail, known []store.RecipientResult, why string, now time.Time) *store.Mail {
 	v := View(m)
 	v.Status, v.DueTime, v.ResumeTime, v.LastError = store.MailUnknown, nil, nil, why

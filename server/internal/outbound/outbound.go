@@ -1,5 +1,6 @@
-// Package outbound turns a saved mail server into what smtpx dials: one place for sending and for testing, so that both always mean the same relay. It is also
-// the only place where a stored password is opened.
+// Package outbound turns a saved mail server into what smtpx dials: one place for sending and
+// for testing, so that both always mean the same relay. It is also the only place where a
+// stored password is opened.
 package outbound
 
 import (
@@ -20,7 +21,8 @@ type Outbound struct {
 	helo string
 }
 
-// New makes an Outbound. localhost is host:port of the mail program of this machine, for TYPE_LOCALHOST.
+// New makes an Outbound. localhost is host:port of the mail program of this machine, for
+// TYPE_LOCALHOST.
 func New(keys *seal.Ring, localhost, helo string) (*Outbound, error) {
 	h, p, err := net.SplitHostPort(localhost)
 	if err != nil {
@@ -41,15 +43,15 @@ func New(keys *seal.Ring, localhost, helo string) (*Outbound, error) {
 }
 
 // place is what a password belongs to. Whoever changes one of these has to give the password
-// again: else it could be sent to a host of their choice. The authorities are among them, because
-// they say who may be taken for the host, and so is the mechanism, because it says whether the
-// password is shown to it.
+// again: else it could be sent to a host of their choice. The authorities are among them,
+// because they say who may be taken for the host, and so is the mechanism, because it says
+// whether the password is shown to it.
 func place(name string, x *store.SMTP) string {
 	return seal.Place("mail_server.password", name, x.Host, strconv.Itoa(x.Port), x.Encryption, x.Username, x.Auth, x.CAPEM)
 }
 
-// firstPlace is the place of passwords that were sealed before authorities and mechanism belonged
-// to it. They open until they are given anew.
+// firstPlace is the place of passwords that were sealed before authorities and mechanism
+// belonged to it. They open until they are given anew.
 func firstPlace(name string, x *store.SMTP) string {
 	return seal.Place("mail_server.password", name, x.Host, strconv.Itoa(x.Port), x.Encryption, x.Username)
 }

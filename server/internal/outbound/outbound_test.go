@@ -36,7 +36,8 @@ func server() *store.MailServer {
 		HeloName: "me.example", AllowPlaintextAuth: true, Timeout: 7 * time.Second}}
 }
 
-// TestRelay: everything that is saved about a mail server reaches the dialler, and the password opens.
+// TestRelay: everything that is saved about a mail server reaches the dialler, and the password
+// opens.
 func TestRelay(t *testing.T) {
 	o, s := outbound(t, "all.example"), server()
 	s.SMTP.SealedPassword = o.Seal(s, "geheim")
@@ -58,7 +59,8 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestPasswordStaysWithItsPlace: a row that was pointed at another host, port, encryption, user or name gives its password to nobody.
+// TestPasswordStaysWithItsPlace: a row that was pointed at another host, port, encryption, user
+// or name gives its password to nobody.
 func TestPasswordStaysWithItsPlace(t *testing.T) {
 	o, s := outbound(t, ""), server()
 	sealed := o.Seal(s, "geheim")
@@ -93,8 +95,8 @@ func TestPasswordStaysWithItsPlace(t *testing.T) {
 	}
 }
 
-// TestPasswordOfBefore: a password that was sealed before authorities and mechanism belonged to its
-// place opens, and only in the place that it was sealed for.
+// TestPasswordOfBefore: a password that was sealed before authorities and mechanism belonged to
+// its place opens, and only in the place that it was sealed for.
 func TestPasswordOfBefore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
 	key := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32)))
@@ -126,7 +128,8 @@ func TestPasswordOfBefore(t *testing.T) {
 	}
 }
 
-// sealedAsVersion1 is the password "geheim" as the first version sealed it, with key 1 of the test.
+// sealedAsVersion1 is the password "geheim" as the first version sealed it, with key 1 of the
+// test.
 func sealedAsVersion1(t *testing.T, s *store.MailServer) []byte {
 	t.Helper()
 	a, err := chacha20poly1305.NewX([]byte(strings.Repeat("k", 32)))
@@ -140,7 +143,8 @@ func sealedAsVersion1(t *testing.T, s *store.MailServer) []byte {
 	return a.Seal(out, nonce, []byte("geheim"), []byte(place))
 }
 
-// TestLocalhost: the mail program of this machine is handed to without login and without TLS, whatever else stands there.
+// TestLocalhost: the mail program of this machine is handed to without login and without TLS,
+// whatever else stands there.
 func TestLocalhost(t *testing.T) {
 	o := outbound(t, "all.example")
 	for _, s := range []*store.MailServer{{Name: "here", Type: store.TypeLocalhost}, func() *store.MailServer { s := server(); s.Type = store.TypeLocalhost; return s }()} {

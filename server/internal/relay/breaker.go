@@ -12,11 +12,14 @@ import (
 const (
 	breakersEvery = 2 * time.Second  // how often the other replicas' news are read
 	probeFor      = 90 * time.Second // a prober that has said nothing for so long is gone
-	rampStep      = 3 * time.Second  // after a recovery connections double in this time: 1, 2, 4...
-	successEvery  = 30 * time.Second // how often a healthy mail server's last success is written down
+	// after a recovery connections double in this time: 1, 2, 4...
+	rampStep = 3 * time.Second
+	// how often a healthy mail server's last success is written down
+	successEvery = 30 * time.Second
 )
 
-// SuspendedError: the mail server could not be reached, secured or logged in to lately and is left alone until RetryAt.
+// SuspendedError: the mail server could not be reached, secured or logged in to lately and is
+// left alone until RetryAt.
 type SuspendedError struct {
 	Reason  string
 	RetryAt time.Time
@@ -26,9 +29,10 @@ func (e *SuspendedError) Error() string {
 	return fmt.Sprintf("the mail server is suspended until %s: %s", e.RetryAt.UTC().Format(time.RFC3339), e.Reason)
 }
 
-// breakers is this process's view of the breakers that all replicas share through the database. A
-// mail server is well until a session cannot be had, or none takes a mail; then it is suspended,
-// one replica probes it when its time has come, and after a success connections ramp up.
+// breakers is this process's view of the breakers that all replicas share through the database.
+// A mail server is well until a session cannot be had, or none takes a mail; then it is
+// suspended, one replica probes it when its time has come, and after a success connections ramp
+// up.
 type breakers struct {
 	cfg *Config
 
@@ -37,12 +41,14 @@ type breakers struct {
 }
 
 type breaker struct {
-	turn chan struct{} // held while the database changes it, so that known is never older than it was
+	// held while the database changes it, so that known is never older than it was
+	turn chan struct{}
 
 	// Guarded by breakers.mu.
-	known   *store.Breaker // nil: there is none
-	changes int64          // begun and ended by this process; tells whether a reading is of before
-	success time.Time      // when a healthy mail server's success was last written
+	known *store.Breaker // nil: there is none
+	// begun and ended by this process; tells whether a reading is of before
+	changes int64
+	success time.Time // when a healthy mail server's success was last written
 }
 
 func newBreakers(cfg *Config) *breakers {
@@ -63,7 +69,8 @@ func (bs *breakers) run(ctx context.Context) {
 	}
 }
 
-// refresh takes over what the database says, but for what was changed here since the reading began.
+// refresh takes over what the database says, but for what was changed here since the reading
+// began.
 func (bs *breakers) refresh(ctx context.Context) {
 	bs.mu.Lock()
 	before := make(map[string]int64, len(bs.byName))
@@ -107,7 +114,8 @@ func (bs *breakers) get(s *store.MailServer) *store.Breaker {
 	return nil
 }
 
-// change applies a rule in the database. When that is away the rule holds in this process alone.
+// change applies a rule in the database. When that is away the rule holds in this process
+// alone.
 func (bs *breakers) change(ctx context.Context, s *store.MailServer, rule func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error) {
 	bs.mu.Lock()
 	b := bs.of(s.Name)
@@ -136,9 +144,9 @@ func (bs *breakers) change(ctx context.Context, s *store.MailServer, rule func(n
 	return next, err
 }
 
-// allow says whether a session may be opened now, and whether it is the probe of a suspended mail
-// server: the one that all replicas together have when its time has come. force takes it before
-// its time. The error is a *SuspendedError or the database's.
+// allow says whether a session may be opened now, and whether it is the probe of a suspended
+// mail server: the one that all replicas together have when its time has come. force takes it
+// before its time. The error is a *SuspendedError or the database's.
 func (bs *breakers) allow(ctx context.Context, s *store.MailServer, force bool) (probe bool, err error) {
 	b := bs.get(s)
 	if b == nil || b.Failures == 0 {
@@ -176,8 +184,8 @@ func (bs *breakers) endProbe(ctx context.Context, s *store.MailServer) {
 	}
 }
 
-// failed notes that no session could be had, or that none takes a mail, and returns when the next
-// try may be.
+// failed notes that no session could be had, or that none takes a mail, and returns when the
+// next try may be.
 func (bs *breakers) failed(ctx context.Context, s *store.MailServer, reason string) time.Time {
 	b, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool { noteFailure(now, b, s.Version, reason); return true })
 	if err != nil {
@@ -209,8 +217,8 @@ func (bs *breakers) succeeded(ctx context.Context, s *store.MailServer) bool {
 	return healed
 }
 
-// ramp is how many connections a mail server gets: one while it is suspended, then 1, 2, 4... up to
-// most.
+// ramp is how many connections a mail server gets: one while it is suspended, then 1, 2, 4...
+// up to most.
 func (bs *breakers) ramp(s *store.MailServer, most int) int {
 	b := bs.get(s)
 	if b != nil && b.Failures > 0 {
@@ -238,7 +246,8 @@ func takeProbe(now time.Time, b *store.Breaker, version int64, force bool) bool 
 	return true
 }
 
-// noteFailure counts a failure, but not a second one of the same time: many connections, or many replicas, may fail at once.
+// noteFailure counts a failure, but not a second one of the same time: many connections, or
+// many replicas, may fail at once.
 func noteFailure(now time.Time, b *store.Breaker, version int64, reason string) {
 	if b.Version != version {
 		*b = store.Breaker{MailServer: b.MailServer, Version: version, SuccessAt: b.SuccessAt}
@@ -272,6 +281,7 @@ func Later(a, b time.Time) time.Time {
 
 var rests = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 15 * time.Minute}
 
-// rest is how long a relay is left alone after n failures in a row to open a session: short at first, so that a hiccup costs php-mode callers little, and
-// at most eight connects in five minutes.
+// rest is how long a relay is left alone after n failures in a row to open a session: short at
+// first, so that a hiccup costs php-mode callers little, and at most eight connects in five
+// minutes.
 func rest(n int) time.Duration { return rests[min(max(n, 1), len(rests))-1] }

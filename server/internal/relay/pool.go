@@ -10,20 +10,24 @@ import (
 )
 
 const (
-	idleLimit = 20 * time.Second // below what common relays allow an idle client (Postfix: 5 minutes, some providers: 30 s)
+	// below what common relays allow an idle client (Postfix: 5 minutes, some providers: 30 s)
+	idleLimit = 20 * time.Second
 	poolSweep = time.Second
-	slotPoll  = 200 * time.Millisecond // how often a slot is looked for that other replicas hold
-	writeTime = 5 * time.Second        // for a write of what was learned, which its caller does not bound
+	// how often a slot is looked for that other replicas hold
+	slotPoll = 200 * time.Millisecond
+	// for a write of what was learned, which its caller does not bound
+	writeTime = 5 * time.Second
 	dialLimit = probeFor - 10*time.Second
 )
 
 // Relay is everything about one mail server's connections in this process: how many there are,
-// against the mail server's limits, and the open sessions that php-mode mails hand to each other. A
-// php-mode mail waits here only for mails of the same mail server in php mode: of a php-mode
-// server's connections the batch gets at most half, and with one connection in all it yields.
+// against the mail server's limits, and the open sessions that php-mode mails hand to each
+// other. A php-mode mail waits here only for mails of the same mail server in php mode: of a
+// php-mode server's connections the batch gets at most half, and with one connection in all it
+// yields.
 //
-// Lock order: mu, then the locks of breakers and slots, which are leaves. No lock is held during a
-// statement or a command to the relay.
+// Lock order: mu, then the locks of breakers and slots, which are leaves. No lock is held
+// during a statement or a command to the relay.
 type Relay struct {
 	rs   *Relays
 	name string
@@ -107,8 +111,9 @@ func (r *Relay) limit() int {
 	return max(1, n)
 }
 
-// Get returns a session for a php-mode mail, reused or new; it waits until ctx ends, but not for a
-// mail server that is suspended. Every Get is followed by a Put of the session, unless it failed.
+// Get returns a session for a php-mode mail, reused or new; it waits until ctx ends, but not
+// for a mail server that is suspended. Every Get is followed by a Put of the session, unless it
+// failed.
 func (r *Relay) Get(ctx context.Context, s *store.MailServer) (Session, error) {
 	for {
 		session, w, err := r.find(s)
@@ -127,8 +132,8 @@ func (r *Relay) Get(ctx context.Context, s *store.MailServer) (Session, error) {
 	}
 }
 
-// find returns an idle session, or a permit (no session), or a place in the queue. A caller hears at
-// once of a suspension, but waits for a probe of this process.
+// find returns an idle session, or a permit (no session), or a place in the queue. A caller
+// hears at once of a suspension, but waits for a probe of this process.
 func (r *Relay) find(s *store.MailServer) (Session, *waiter, error) {
 	b := r.rs.breakers.get(s)
 	r.mu.Lock()
@@ -203,7 +208,8 @@ func (r *Relay) dial(ctx context.Context, s *store.MailServer) (Session, error) 
 	return session, nil
 }
 
-// slot takes one of the mail server's connections over all replicas, where it has a limit of its own.
+// slot takes one of the mail server's connections over all replicas, where it has a limit of
+// its own.
 func (r *Relay) slot(ctx context.Context, s *store.MailServer, pm *Permit) (bool, error) {
 	if s.Limits.MaxConnections == 0 {
 		return true, nil
@@ -211,10 +217,10 @@ func (r *Relay) slot(ctx context.Context, s *store.MailServer, pm *Permit) (bool
 	return r.rs.slots.take(ctx, s.Name, int(s.Limits.MaxConnections), pm)
 }
 
-// Connect opens a session past the breaker and tells the breaker. It does so on a goroutine and a
-// deadline of its own, so that what is learned about the mail server does not depend on how long a
-// caller can wait. When ctx ends first the permit goes with that goroutine; Release then does
-// nothing, and a session of php mode that comes late is there for the next.
+// Connect opens a session past the breaker and tells the breaker. It does so on a goroutine and
+// a deadline of its own, so that what is learned about the mail server does not depend on how
+// long a caller can wait. When ctx ends first the permit goes with that goroutine; Release then
+// does nothing, and a session of php mode that comes late is there for the next.
 func (r *Relay) Connect(ctx context.Context, pm *Permit, s *store.MailServer, force bool) (Session, error) {
 	type answer struct {
 		session Session
@@ -259,8 +265,8 @@ func (r *Relay) Connect(ctx context.Context, pm *Permit, s *store.MailServer, fo
 	return a.session, a.err
 }
 
-// openSession opens one session. A failure beside sessions that stand only means that the relay wants
-// fewer connections.
+// openSession opens one session. A failure beside sessions that stand only means that the relay
+// wants fewer connections.
 func (r *Relay) openSession(pm *Permit, s *store.MailServer, force bool) (Session, error) {
 	ctx, cancel := context.WithTimeout(r.rs.base, dialLimit)
 	defer cancel()
@@ -331,8 +337,8 @@ func (r *Relay) forget(s Session) *Permit {
 	return st.permit
 }
 
-// discard closes a session without making anybody wait for its QUIT; its permit is free only after
-// that.
+// discard closes a session without making anybody wait for its QUIT; its permit is free only
+// after that.
 func (r *Relay) discard(s Session) {
 	r.rs.spawn(func() {
 		pm := r.forget(s)
@@ -419,8 +425,9 @@ func (r *Relay) TryBatch(ctx context.Context, s *store.MailServer) (*Permit, boo
 	return pm, true
 }
 
-// Surplus says that a worker of the batch should end: a php-mode mail waits and the batch has all
-// there is, there are more connections than there may be now, or its slot is another replica's.
+// Surplus says that a worker of the batch should end: a php-mode mail waits and the batch has
+// all there is, there are more connections than there may be now, or its slot is another
+// replica's.
 func (r *Relay) Surplus(pm *Permit) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -447,8 +454,8 @@ func (r *Relay) Probing(s Session) bool {
 	return st != nil && st.probe
 }
 
-// sweep closes what has been idle since before t and what the relay has closed, and lets those in
-// who wait for a ramp.
+// sweep closes what has been idle since before t and what the relay has closed, and lets those
+// in who wait for a ramp.
 func (r *Relay) sweep(t time.Time) {
 	r.mu.Lock()
 	var old []Session

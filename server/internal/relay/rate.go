@@ -8,10 +8,11 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// rate is this process's part of a mail server's limits per minute and per day. What it has used
-// and what it holds is told with each taking, and within a second where nothing is taken.
+// rate is this process's part of a mail server's limits per minute and per day. What it has
+// used and what it holds is told with each taking, and within a second where nothing is taken.
 type rate struct {
-	turn chan struct{} // held while the database is asked: calls go there in the order of their numbers
+	// held while the database is asked: calls go there in the order of their numbers
+	turn chan struct{}
 
 	mu   sync.Mutex
 	use  store.RateUse
@@ -24,8 +25,8 @@ func Limited(s *store.MailServer) bool {
 	return s.Limits.MailsPerMinute > 0 || s.Limits.MailsPerDay > 0
 }
 
-// TakeRate takes up to want mails out of the mail server's limits; each of them has to be spent or
-// given back. next says when there may be more, if not all was granted.
+// TakeRate takes up to want mails out of the mail server's limits; each of them has to be spent
+// or given back. next says when there may be more, if not all was granted.
 func (r *Relay) TakeRate(ctx context.Context, s *store.MailServer, want int) (granted int, next time.Time, err error) {
 	select {
 	case r.rate.turn <- struct{}{}:
@@ -65,8 +66,8 @@ func (r *Relay) GiveBack(n int) {
 	r.rate.use.Held -= n
 }
 
-// tellRate tells the database what was used and given back since the last taking, if anything was
-// and that is older than age.
+// tellRate tells the database what was used and given back since the last taking, if anything
+// was and that is older than age.
 func (r *Relay) tellRate(ctx context.Context, age time.Duration) {
 	r.rate.mu.Lock()
 	same := r.rate.told == r.rate.use || time.Since(r.rate.at) < age

@@ -1,7 +1,7 @@
 // Package relay holds everything about this process's connections to mail servers: the pool of
-// sessions, the permits and the slots over all replicas, the breaker and its probe, the ramp after
-// a recovery, the slowing down when a relay throttles, and the rate limits. It does not know which
-// mail is sent, nor why; the engine does.
+// sessions, the permits and the slots over all replicas, the breaker and its probe, the ramp
+// after a recovery, the slowing down when a relay throttles, and the rate limits. It does not
+// know which mail is sent, nor why; the engine does.
 package relay
 
 import (
@@ -140,8 +140,8 @@ const tellEvery = time.Second
 // Refresh reads now what other replicas have found out.
 func (rs *Relays) Refresh(ctx context.Context) { rs.breakers.refresh(ctx) }
 
-// Close ends what is being opened, says QUIT on every idle session, waits for that, and tells what
-// was not used of the rates. Nothing may use the relays any more.
+// Close ends what is being opened, says QUIT on every idle session, waits for that, and tells
+// what was not used of the rates. Nothing may use the relays any more.
 func (rs *Relays) Close() {
 	rs.end()
 	rs.mu.Lock()

@@ -283,8 +283,8 @@ func (b *bench) workers(r *relay.Relay) (n int) {
 	}
 }
 
-// TestImpatientCallers: a probe has its own deadline. A caller who cannot wait for it takes nothing
-// away, and the next one gets the session.
+// TestImpatientCallers: a probe has its own deadline. A caller who cannot wait for it takes
+// nothing away, and the next one gets the session.
 func TestImpatientCallers(t *testing.T) {
 	run(t, store.Limits{}, func(b *bench, r *relay.Relay) {
 		b.behave(refused)
@@ -313,7 +313,8 @@ func TestImpatientCallers(t *testing.T) {
 	})
 }
 
-// TestProbeUndecided: a probe whose session ends before any mail was answered is free for the next.
+// TestProbeUndecided: a probe whose session ends before any mail was answered is free for the
+// next.
 func TestProbeUndecided(t *testing.T) {
 	run(t, store.Limits{}, func(b *bench, r *relay.Relay) {
 		b.behave(refused)
@@ -366,8 +367,8 @@ func TestRefusedBesideOthers(t *testing.T) {
 	})
 }
 
-// TestThrottle: each throttling answer takes half the connections away, each accepted mail brings one
-// back, and three answers in a row suspend the mail server.
+// TestThrottle: each throttling answer takes half the connections away, each accepted mail
+// brings one back, and three answers in a row suspend the mail server.
 func TestThrottle(t *testing.T) {
 	for name, test := range map[string]struct {
 		answers   []relay.Outcome
@@ -400,8 +401,8 @@ func TestThrottle(t *testing.T) {
 	}
 }
 
-// TestOldNews: what is read of the other replicas does not overwrite what this one has found out
-// since the reading began.
+// TestOldNews: what is read of the other replicas does not overwrite what this one has found
+// out since the reading began.
 func TestOldNews(t *testing.T) {
 	run(t, store.Limits{}, func(b *bench, r *relay.Relay) {
 		b.behave(refused)
@@ -463,8 +464,8 @@ func TestAnswersOfSlotsAreLost(t *testing.T) {
 	}
 }
 
-// TestSlotsAreToldAlsoWhenNoneIsHeld: a renewal that was given up may be carried out late, and then
-// takes a slot again that was given back since.
+// TestSlotsAreToldAlsoWhenNoneIsHeld: a renewal that was given up may be carried out late, and
+// then takes a slot again that was given back since.
 func TestSlotsAreToldAlsoWhenNoneIsHeld(t *testing.T) {
 	run(t, store.Limits{MaxConnections: 2}, func(b *bench, r *relay.Relay) {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -489,8 +490,8 @@ func TestSlotsAreToldAlsoWhenNoneIsHeld(t *testing.T) {
 	})
 }
 
-// TestRatesComeBack: what was taken and did not leave is told to the others within a second or two,
-// and what an answer that was lost had granted as well.
+// TestRatesComeBack: what was taken and did not leave is told to the others within a second or
+// two, and what an answer that was lost had granted as well.
 func TestRatesComeBack(t *testing.T) {
 	run(t, store.Limits{MailsPerDay: 100}, func(b *bench, r *relay.Relay) {
 		ctx, cancel := context.WithCancel(context.Background())

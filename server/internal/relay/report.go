@@ -14,23 +14,24 @@ type Outcome int
 const (
 	// Nothing that is about the mail server.
 	Nothing Outcome = iota
-	// Answered: a mail was accepted, or refused for itself. Only that is a success; a greeting is none.
+	// Answered: a mail was accepted, or refused for itself. Only that is a success; a greeting
+	// is none.
 	Answered
 	// Throttled: the relay says that we are too fast.
 	Throttled
-	// Interrupted: the connection was lost, or closed by the relay, before anything was decided; the
-	// mail is tried again on a fresh one.
+	// Interrupted: the connection was lost, or closed by the relay, before anything was
+	// decided; the mail is tried again on a fresh one.
 	Interrupted
 	// Lost: the same, and the mail has had its tries.
 	Lost
 )
 
-// maxThrottled is how many throttling answers in a row, with nothing accepted between them, suspend
-// the mail server.
+// maxThrottled is how many throttling answers in a row, with nothing accepted between them,
+// suspend the mail server.
 const maxThrottled = 3
 
-// Report says what a transaction on a session has shown. The error is not nil when the mail server
-// is suspended by that.
+// Report says what a transaction on a session has shown. The error is not nil when the mail
+// server is suspended by that.
 func (r *Relay) Report(ctx context.Context, session Session, s *store.MailServer, o Outcome, text string) error {
 	switch o {
 	case Answered:
@@ -59,8 +60,9 @@ func (r *Relay) answered(ctx context.Context, session Session, s *store.MailServ
 	}
 }
 
-// onThrottle slows the mail server down when it says that we are too fast: half the connections at
-// each such answer, one more for every accepted mail, and after several in a row the breaker.
+// onThrottle slows the mail server down when it says that we are too fast: half the connections
+// at each such answer, one more for every accepted mail, and after several in a row the
+// breaker.
 func (r *Relay) onThrottle(ctx context.Context, s *store.MailServer, text string) error {
 	r.mu.Lock()
 	r.throttled++
@@ -79,8 +81,8 @@ func (r *Relay) onThrottle(ctx context.Context, s *store.MailServer, text string
 	return errors.New("throttled: " + text)
 }
 
-// lost judges a session that ended before its first success. The mail server is down when no other
-// session has had one, and the mail its tries; a probe has one try.
+// lost judges a session that ended before its first success. The mail server is down when no
+// other session has had one, and the mail its tries; a probe has one try.
 func (r *Relay) lost(ctx context.Context, session Session, s *store.MailServer, final bool, text string) error {
 	r.sweep(time.Time{}) // idle sessions that the relay has closed do not stand
 	r.mu.Lock()
@@ -115,8 +117,8 @@ func (r *Relay) suspend(ctx context.Context, s *store.MailServer, reason string)
 	return r.rs.breakers.failed(ctx, s, reason)
 }
 
-// wantsFewer notes that the relay refuses more connections than the n that stand: for a while there
-// are no more, longer each time. With mu held.
+// wantsFewer notes that the relay refuses more connections than the n that stand: for a while
+// there are no more, longer each time. With mu held.
 func (r *Relay) wantsFewer(n int) {
 	r.refused++
 	r.atMost, r.atMostUntil = max(1, n), r.rs.cfg.Now().Add(rest(r.refused))

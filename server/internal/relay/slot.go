@@ -11,10 +11,11 @@ import (
 // holdEvery is how often a process writes down which slots it holds.
 const holdEvery = 5 * time.Second
 
-// slots knows which connections of limited mail servers this process holds. What it says of them
-// is state: the database is told all of them again and again, so an answer that was lost, or a
-// giving back that failed, leaves nothing behind. A taking that is under way has a token that no
-// other statement of this process names, so takings and tellings need no lock between them.
+// slots knows which connections of limited mail servers this process holds. What it says of
+// them is state: the database is told all of them again and again, so an answer that was lost,
+// or a giving back that failed, leaves nothing behind. A taking that is under way has a token
+// that no other statement of this process names, so takings and tellings need no lock between
+// them.
 type slots struct {
 	cfg *Config
 
@@ -86,8 +87,8 @@ func (sl *slots) give(pm *Permit) {
 // tell writes down what is held, when it is time for that.
 func (sl *slots) tell(ctx context.Context) {
 	sl.mu.Lock()
-	// Also when nothing is held: a statement that was given up may still be carried out, and then
-	// writes down what was held when it was sent.
+	// Also when nothing is held: a statement that was given up may still be carried out, and
+	// then writes down what was held when it was sent.
 	if !sl.unsure && time.Since(sl.told) < holdEvery {
 		sl.mu.Unlock()
 		return

@@ -1,8 +1,10 @@
-// Package seal seals secrets for storage with XChaCha20-Poly1305. A sealed secret opens only with its key and in its place: what it belongs to is
-// authenticated with it, so that a ciphertext moved to another row, or a row pointed at another host, opens to nothing.
+// Package seal seals secrets for storage with XChaCha20-Poly1305. A sealed secret opens only
+// with its key and in its place: what it belongs to is authenticated with it, so that a
+// ciphertext moved to another row, or a row pointed at another host, opens to nothing.
 //
-// The key file holds one key a line, "ID BASE64", the newest last; the newest seals, any opens, so keys can be rotated without a break. Lines beginning with #
-// are comments. The file must not be readable by group or others.
+// The key file holds one key a line, "ID BASE64", the newest last; the newest seals, any opens,
+// so keys can be rotated without a break. Lines beginning with # are comments. The file must
+// not be readable by group or others.
 package seal
 
 import (
@@ -23,11 +25,12 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// ErrOpen: the secret is damaged, sealed for another place, or with a key that is not in the file. Which of these is not told.
+// ErrOpen: the secret is damaged, sealed for another place, or with a key that is not in the
+// file. Which of these is not told.
 var ErrOpen = errors.New("the stored secret cannot be opened")
 
-// version is the first octet of what Seal makes. Version 1 was sealed for a place that named less
-// of what a secret belongs to.
+// version is the first octet of what Seal makes. Version 1 was sealed for a place that named
+// less of what a secret belongs to.
 const version = 2
 
 // Ring seals with its newest key and opens with any.
@@ -110,7 +113,8 @@ func LoadKeyFile(path string) (*Ring, error) {
 		}
 		id, key, err := parseLine(line)
 		if err != nil {
-			return nil, fmt.Errorf("key file %s, line %d: %w", path, n, err) // never the line itself
+			// never the line itself
+			return nil, fmt.Errorf("key file %s, line %d: %w", path, n, err)
 		}
 		if r.keys[id] != nil {
 			return nil, fmt.Errorf("key file %s, line %d: key %d is there twice", path, n, id)
@@ -148,7 +152,8 @@ func parseLine(line string) (byte, []byte, error) {
 	return byte(id), key, nil
 }
 
-// CreateKeyFile makes a key file with one new key. It never overwrites one: a lost key loses every password.
+// CreateKeyFile makes a key file with one new key. It never overwrites one: a lost key loses
+// every password.
 func CreateKeyFile(path string) error {
 	key := make([]byte, chacha20poly1305.KeySize)
 	rand.Read(key) // never fails

@@ -1,6 +1,6 @@
-// Package idn maps host names to the form that goes on the wire (RFC 5890). It takes a name only
-// where that is the name as written: UTS 46 also maps look-alikes, so that mail for ⓔvil.example
-// would go to evil.example, and nobody would have read that name.
+// Package idn maps host names to the form that goes on the wire (RFC 5890). It takes a name
+// only where that is the name as written: UTS 46 also maps look-alikes, so that mail for
+// ⓔvil.example would go to evil.example, and nobody would have read that name.
 package idn
 
 import (

@@ -15,7 +15,8 @@ func (r *row) due(now time.Time) bool {
 	return !r.archived() && r.owner == 0 && !r.runAt.IsZero() && !r.runAt.After(now)
 }
 
-// DueServers names the mail servers that have claimable mail now, deleted and unavailable ones too.
+// DueServers names the mail servers that have claimable mail now, deleted and unavailable ones
+// too.
 func (s *Store) DueServers(context.Context) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -31,10 +32,10 @@ func (s *Store) DueServers(context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Claim makes up to most due mails of a mail server me's: most when that many are due. Every team that
-// waits gets an equal share, a team's by priority, then by due time; where there are more teams than
-// most, others take part each time. Only those of a priority above the given one are looked at. A
-// replica that was taken for dead gets none.
+// Claim makes up to most due mails of a mail server me's: most when that many are due. Every
+// team that waits gets an equal share, a team's by priority, then by due time; where there are
+// more teams than most, others take part each time. Only those of a priority above the given
+// one are looked at. A replica that was taken for dead gets none.
 func (s *Store) Claim(_ context.Context, me store.ReplicaID, server string, most int, above int16) ([]*store.Claimed, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,7 +163,8 @@ func (s *Store) settle(st *store.Settlement) bool {
 	return true
 }
 
-// writtenBefore says whether a result that is not the owner's to write any more was written by it under this token.
+// writtenBefore says whether a result that is not the owner's to write any more was written by
+// it under this token.
 func (s *Store) writtenBefore(st *store.Settlement) bool {
 	r := s.mails[st.ID]
 	if r == nil || st.Kind == store.SettleMark || st.Kind == store.SettleBegin {
@@ -220,8 +222,8 @@ func (s *Store) Unregister(_ context.Context, r store.ReplicaID) error {
 	return nil
 }
 
-// Recover takes over what has no living owner: unmarked mails become claimable, up to most marked ones
-// and suspects become me's. Nobody buries itself.
+// Recover takes over what has no living owner: unmarked mails become claimable, up to most
+// marked ones and suspects become me's. Nobody buries itself.
 func (s *Store) Recover(_ context.Context, me store.ReplicaID, most int) (released int, adopted []*store.Claimed, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -272,8 +274,9 @@ func (s *Store) Owned(_ context.Context, r store.ReplicaID) ([]store.Ownership, 
 	return out, nil
 }
 
-// TakeBack ends what r has and does not know of, where it still has it under that token: unmarked mails
-// become claimable as they were, marked ones and those that somebody died of become r's anew.
+// TakeBack ends what r has and does not know of, where it still has it under that token:
+// unmarked mails become claimable as they were, marked ones and those that somebody died of
+// become r's anew.
 func (s *Store) TakeBack(_ context.Context, r store.ReplicaID, lost []store.Ownership) (released int, adopted []*store.Claimed, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

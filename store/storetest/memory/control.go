@@ -16,7 +16,8 @@ const (
 	modifyFailures = 100
 )
 
-// Modify changes due mails by people's word: those with the ids, or those that f selects. Only mails that nobody is sending are changed.
+// Modify changes due mails by people's word: those with the ids, or those that f selects. Only
+// mails that nobody is sending are changed.
 func (s *Store) Modify(_ context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (matched, changed int, failures []store.ModifyFailure, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

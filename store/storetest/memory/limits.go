@@ -20,7 +20,8 @@ func (s *Store) Breakers(context.Context) (map[string]*store.Breaker, error) {
 	return out, nil
 }
 
-// ChangeBreaker reads, changes and writes a mail server's breaker. change must not call the store.
+// ChangeBreaker reads, changes and writes a mail server's breaker. change must not call the
+// store.
 func (s *Store) ChangeBreaker(_ context.Context, server string, change func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,7 +134,8 @@ type share struct {
 	held          int
 }
 
-// TakeRate takes up to want mails out of a mail server's limits over all replicas, and writes down what the replica has used.
+// TakeRate takes up to want mails out of a mail server's limits over all replicas, and writes
+// down what the replica has used.
 func (s *Store) TakeRate(_ context.Context, r store.ReplicaID, server string, use store.RateUse, want, perMinute, perDay int) (granted int, next time.Time, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +148,8 @@ func (s *Store) TakeRate(_ context.Context, r store.ReplicaID, server string, us
 	}
 	mine, is := q.shares[r]
 	if !is {
-		mine = share{granted: use.Used + int64(use.Held), held: use.Held} // it was somebody before, or has just begun
+		// it was somebody before, or has just begun
+		mine = share{granted: use.Used + int64(use.Held), held: use.Held}
 		for id := range q.shares {
 			if s.replicas[id] == nil {
 				delete(q.shares, id)

@@ -66,7 +66,8 @@ type row struct {
 	runAt    time.Time // zero: not claimable
 	resumeAt time.Time // held: when it would be due
 	owner    store.ReplicaID
-	claim    int64     // one higher at each claim, adoption and birth of an owned mail, and with each progress
+	// one higher at each claim, adoption and birth of an owned mail, and with each progress
+	claim    int64
 	dataAt   time.Time // the mark; zero = none
 	attempts int
 	crashes  int
@@ -157,7 +158,8 @@ func (s *Store) EnqueueBatch(_ context.Context, ms []*store.NewMail) ([]store.En
 	return out, nil
 }
 
-// EnqueueAll makes mails durable in one transaction, or none of them when one has an Err in the answers.
+// EnqueueAll makes mails durable in one transaction, or none of them when one has an Err in the
+// answers.
 func (s *Store) EnqueueAll(_ context.Context, ms []*store.NewMail) ([]store.Enqueued, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,7 +199,8 @@ func (s *Store) remove(m *store.NewMail) {
 	s.order = slices.DeleteFunc(s.order, func(r *row) bool { return r.m.ID == m.ID })
 }
 
-// insert writes one commit in the order of ids, so that of two with one request_id the lower id is the first.
+// insert writes one commit in the order of ids, so that of two with one request_id the lower id
+// is the first.
 func (s *Store) insert(ms []*store.NewMail) []store.Enqueued {
 	sorted := slices.Clone(ms)
 	slices.SortStableFunc(sorted, func(a, b *store.NewMail) int { return bytes.Compare(a.ID[:], b.ID[:]) })

@@ -86,7 +86,8 @@ func (s *Store) Server(_ context.Context, sc store.Scope, name string) (*store.M
 	return s.server(sc, name)
 }
 
-// DefaultServer is a team's default mail server, "" for the system's, available or not. ErrNotFound.
+// DefaultServer is a team's default mail server, "" for the system's, available or not.
+// ErrNotFound.
 func (s *Store) DefaultServer(_ context.Context, team string) (*store.MailServer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,7 +129,8 @@ func (s *Store) write(m *store.MailServer, a store.Audit) *store.MailServer {
 	return m
 }
 
-// UpdateServer reads, changes and writes a mail server. change's error is returned as it is and nothing is written.
+// UpdateServer reads, changes and writes a mail server. change's error is returned as it is and
+// nothing is written.
 func (s *Store) UpdateServer(_ context.Context, sc store.Scope, name string, ifVersion int64, a store.Audit, change func(*store.MailServer) error) (*store.MailServer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -183,7 +183,8 @@ func (s *Store) LastChange(context.Context) (store.Position, error) {
 	return store.Position{Seq: s.seq}, nil
 }
 
-// Changes reads changes behind after, at most n, and returns those that sc and f let through, with the position to go on from.
+// Changes reads changes behind after, at most n, and returns those that sc and f let through,
+// with the position to go on from.
 func (s *Store) Changes(_ context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) (out []store.MailChange, next store.Position, more bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
