@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"io"
+	"path/filepath"
 	"reflect"
 	"testing"
 	"time"
@@ -116,10 +117,12 @@ func TestOneConnection(t *testing.T) {
 			{"Record", func() error { return s.Record(c, audit, "sales", "ss", nil) }},
 			{"Ping", func() error { return s.Ping(c) }},
 			{"Now", func() error { return second(s.Now(c)) }},
+			{"Remember", func() error { return second(s.Remember(c, filepath.Join(t.TempDir(), "state"))) }},
+			{"Adopted", func() error { return s.Adopted(c) }},
 		}
 		called := map[string]bool{
 			// ask nothing
-			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true,
+			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "WentBack": true,
 			// of tests
 			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "InteractiveWork": true,
 		}

@@ -190,7 +190,7 @@ var urlScheme = regexp.MustCompile(`^(?i)(https?://[^/?#]|mailto:.)`)
 // ASCII in percent-encoding (RFC 3987 3.1).
 func headerURL(s string) (string, error) {
 	if !urlScheme.MatchString(s) {
-		return "", errors.New("has a URL that begins with none of https://, http:// and mailto:")
+		return "", errors.New("has a URL whose scheme is none of https, http and mailto")
 	}
 	if strings.ContainsAny(s, " <>\"\\^`{|}") {
 		return "", errors.New("has a URL with a character that must be percent-encoded in it")
