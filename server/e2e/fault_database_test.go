@@ -28,15 +28,17 @@ func TestDatabaseRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := start(t, c.DSN(), "--batch-interval=1s")
-	w := newWitness(t, 20*time.Millisecond, nil)
+	// Slow enough that a batch is still under way when its database goes.
+	w := newWitness(t, 100*time.Millisecond, nil)
 	// few: none of them may be lost
 	s.addServer("bulk", pb.Mode_MODE_DAEMON, w.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 8} })
-	first := w.after(1)
-	ids := s.queue("bulk", mails)
-	await(t, "the batch begins", first)
+	var ids []string
 	var worst time.Duration
 	for i, mode := range []string{"fast", "immediate", "kill"} {
-		await(t, "the batch is under way", w.after(about(100)))
+		underWay := w.after(about(100))
+		// Each restart has mail of its own to meet, whatever the one before has left.
+		ids = append(ids, s.queue("bulk", mails/3)...)
+		await(t, "the batch is under way", underWay)
 		if err := c.Stop(mode); err != nil {
 			t.Fatal(err)
 		}
