@@ -133,7 +133,8 @@ func (w *where) statuses(sts []MailStatus) {
 const mailColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
   m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason`
 
-const dueColumns = mailColumns + `, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error`
+const dueColumns = mailColumns + `, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
+  d.data_at is not null as marked`
 
 const archiveColumns = mailColumns + `, a.status, a.done_at, a.attempts, a.possible_duplicate, a.result as progress, a.last_error`
 
@@ -167,6 +168,7 @@ type mailViewRow struct {
 	PossibleDuplicate bool `db:"possible_duplicate"`
 	Progress          []byte
 	LastError         string `db:"last_error"`
+	Marked            bool
 }
 
 func (r *mailViewRow) mail() (*Mail, error) {
@@ -176,7 +178,7 @@ func (r *mailViewRow) mail() (*Mail, error) {
 		ExpireTime: r.ExpireTime.ptr(), Status: r.Status, DueTime: r.RunAt.ptr(), FinishTime: r.DoneAt.ptr(), Archived: !r.DoneAt.IsZero(),
 		Attempts: r.Attempts, Owner: ReplicaID(r.Owner.Int64), PossibleDuplicate: r.PossibleDuplicate, LastError: r.LastError}
 	if r.Owner.Valid {
-		m.Status, m.DueTime = MailSending, nil
+		m.Status, m.DueTime, m.Marked = MailSending, nil, r.Marked
 	}
 	if m.Status == MailHeld {
 		m.ResumeTime = r.ResumeAt.ptr()

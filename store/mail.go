@@ -283,6 +283,7 @@ type Mail struct {
 	Owner             ReplicaID // 0 = nobody
 	// a part of its row cannot be read, and is missing here: nobody may write the mail anew
 	Unreadable error
+	Marked     bool // with an owner: the dot may have left
 }
 
 // MailFilter is an AND of its set fields.
@@ -307,7 +308,7 @@ type Cursor struct {
 	ID   uuid.UUID
 }
 
-// Change is what a person's word does to an unowned due mail.
+// Change is what a person's word does to a due mail.
 type Change struct {
 	Kind              SettleKind // SettleArchive, SettlePark or SettleRetry
 	Status            MailStatus
@@ -319,6 +320,8 @@ type Change struct {
 	LastError         string
 	MailServer        string         // goes on through this one; "" = through the one it has
 	Detail            map[string]any // for the audit row; only ModifyMail writes it
+	// also a mail that a replica has and has not marked: it is taken from it
+	Stops bool
 }
 
 // ModifyFailure says why one selected mail was not changed.

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
@@ -19,6 +20,8 @@ const (
 	modifyPage     = 10000
 	modifyChunk    = 500 // mails of one transaction
 	modifyFailures = 100
+	// between looks at mails that a replica is writing to, at most
+	modifyPause = 100 * time.Millisecond
 )
 
 // Decide says what a person's word makes of a mail. server is the mail's own mail server, nil
@@ -28,13 +31,18 @@ const (
 // It is called inside a transaction, while a connection of the pool is held. It must not ask
 // the store: callers that hold one connection each and wait for a second one stop the whole
 // service. That is why it is given everything it may look at, and no context.
+//
+// A mail that a replica has and has not marked comes as it would be without its owner, and with
+// Owner set. Only a Change that Stops is done to it.
 type Decide func(m *Mail, server *MailServer) (*Change, error)
 
 // Modify changes due mails by people's word: those with the ids, or those that f selects.
-// decide says what becomes of each. Only mails that nobody is sending are changed. Each chunk
+// decide says what becomes of each. Mail whose dot is marked is left alone, and so is whatever
+// a replica has unless the Change stops it: then the replica's token ends in the same
+// transaction, so that its mark is refused and nothing that it writes later counts. Each chunk
 // of 500 is one transaction, with an audit row for each team that it touches. dryRun counts
-// only. When ctx ends, the chunks before stay changed, and the same call again goes on where
-// decide or f leaves alone what has been changed.
+// only, in the same way. When ctx ends, the chunks before stay changed, and the same call again
+// goes on where decide or f leaves alone what has been changed.
 //
 // failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound, or
 // decide's error.
@@ -107,45 +115,39 @@ func set(ids []uuid.UUID) map[uuid.UUID]bool {
 // modifyChunk changes due mails in one transaction, and in further ones those that could not be
 // had in it.
 func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changed int, failures []ModifyFailure, err error) {
-	for left := ids; len(left) > 0; {
-		if !dryRun {
-			n, fs, not, err := s.modifyOnce(ctx, left, a, decide)
-			changed, failures = changed+n, append(failures, fs...)
-			if err != nil || len(not) == 0 {
-				return changed, failures, err
-			}
-			left = not
+	for pause := time.Duration(0); ; pause = min(2*pause+time.Millisecond, modifyPause) {
+		n, fs, left, err := s.modifyOnce(ctx, ids, dryRun, a, decide)
+		changed, failures = changed+n, append(failures, fs...)
+		if err != nil || len(left) == 0 {
+			return changed, failures, err
 		}
 		now, err := s.filtered(ctx, Everything, MailFilter{}, set(left))
 		if err != nil {
 			return changed, failures, err
 		}
-		var ms []*Mail
-		var again []uuid.UUID
+		ids = ids[:0:0]
 		for _, id := range left {
 			switch m := now[id]; {
 			case m == nil, m.Archived:
 				failures = append(failures, ModifyFailure{id, ErrFinished})
-			case m.Owner != 0:
+			case m.Marked:
 				failures = append(failures, ModifyFailure{id, ErrSending})
 			default:
-				ms, again = append(ms, m), append(again, id)
+				ids = append(ids, id)
 			}
 		}
-		if dryRun {
-			servers, err := s.serversOf(ctx, nil, ms)
-			if err != nil {
-				return changed, failures, err
-			}
-			changes, fs := decideAll(ms, servers, decide)
-			return len(changes), append(failures, fs...), nil
+		if len(ids) == 0 {
+			return changed, failures, nil
 		}
-		left = again
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return changed, failures, ctx.Err()
+		}
 	}
-	return changed, failures, nil
 }
 
-// serversOf reads the mail servers of mails in one statement, inside tx if there is one.
+// serversOf reads the mail servers of mails in one statement, inside tx.
 func (s *Store) serversOf(ctx context.Context, tx *sqlx.Tx, ms []*Mail) (map[string]*MailServer, error) {
 	servers := map[string]*MailServer{}
 	var names []string
@@ -162,12 +164,8 @@ func (s *Store) serversOf(ctx context.Context, tx *sqlx.Tx, ms []*Mail) (map[str
 	if err != nil {
 		return nil, err
 	}
-	st := s.q.get("modify_servers")
-	if tx != nil {
-		st = s.q.in(ctx, tx, "modify_servers")
-	}
 	var rows []serverRow
-	if err := st.SelectContext(ctx, &rows, string(b)); err != nil {
+	if err := s.q.in(ctx, tx, "modify_servers").SelectContext(ctx, &rows, string(b)); err != nil {
 		return nil, s.fault(err)
 	}
 	for i := range rows {
@@ -191,6 +189,8 @@ func decideAll(ms []*Mail, servers map[string]*MailServer, decide Decide) (chang
 			continue
 		}
 		switch c, err := decide(m, servers[m.MailServer]); {
+		case m.Owner != 0 && (c == nil || !c.Stops):
+			failures = append(failures, ModifyFailure{m.ID, ErrSending})
 		case err != nil:
 			failures = append(failures, ModifyFailure{m.ID, err})
 		case c != nil:
@@ -201,12 +201,12 @@ func decideAll(ms []*Mail, servers map[string]*MailServer, decide Decide) (chang
 }
 
 // modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those
-// that it could not lock: somebody sends or has finished them, or a younger transaction has
-// changed them.
-func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide Decide) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
+// that it could not lock: they are marked or finished, a replica is writing to them just now,
+// or a younger transaction has changed them.
+func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		changed, left = 0, nil
-		locked, err := s.lockDue(ctx, tx, ids)
+		locked, err := s.lockDue(ctx, tx, ids, true)
 		if err != nil {
 			return err
 		}
@@ -224,7 +224,7 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, a Audit, decide
 		}
 		var changes []change
 		changes, failures = decideAll(fresh, servers, decide)
-		if changed = len(changes); changed == 0 {
+		if changed = len(changes); changed == 0 || dryRun {
 			return nil
 		}
 		if err := s.applyChanges(ctx, tx, changes); err != nil {
@@ -271,7 +271,7 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 	}
 	var out *Mail
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
-		locked, err := s.lockDue(ctx, tx, []uuid.UUID{id})
+		locked, err := s.lockDue(ctx, tx, []uuid.UUID{id}, false)
 		if err != nil {
 			return err
 		}
@@ -314,31 +314,42 @@ func (s *Store) whyNotLocked(ctx context.Context, tx *sqlx.Tx, id uuid.UUID) err
 	return errOvertaken // or let go just now: to be had in the next transaction
 }
 
-// lockDue reads mails for change: those that nobody is sending and that no younger transaction
-// has changed.
-func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (map[uuid.UUID]*Mail, error) {
+// lockDue reads mails for change: those that nobody has, with owned also those that a replica
+// has and has not marked, and of both those that no younger transaction has changed. For what a
+// replica has it never waits: the replica's writes wait for us, and both would wait for ever.
+func (s *Store) lockDue(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID, owned bool) (map[uuid.UUID]*Mail, error) {
 	b, err := json.Marshal(ids)
 	if err != nil {
 		return nil, err
 	}
-	var rows []struct {
-		mailViewRow
-		// PostgreSQL: by how many transactions ours is younger than the one that wrote the row
-		Lead int64
+	statements := []string{"modify_lock"}
+	if owned {
+		statements = append(statements, "modify_lock_owned")
 	}
-	if err := s.q.in(ctx, tx, "modify_lock").SelectContext(ctx, &rows, string(b)); err != nil {
-		return nil, err
-	}
-	locked := make(map[uuid.UUID]*Mail, len(rows))
-	for i := range rows {
-		if rows[i].Lead < 0 {
-			continue
+	locked := make(map[uuid.UUID]*Mail, len(ids))
+	for _, name := range statements {
+		var rows []struct {
+			mailViewRow
+			// PostgreSQL: by how many transactions ours is younger than the one that wrote the
+			// row
+			Lead int64
 		}
-		m, err := rows[i].mail()
-		if err != nil {
+		if err := s.q.in(ctx, tx, name).SelectContext(ctx, &rows, string(b)); err != nil {
 			return nil, err
 		}
-		locked[m.ID] = m
+		for i := range rows {
+			if rows[i].Lead < 0 {
+				continue
+			}
+			owner := rows[i].Owner.Int64
+			rows[i].Owner = sql.NullInt64{}
+			m, err := rows[i].mail()
+			if err != nil {
+				return nil, err
+			}
+			m.Owner = ReplicaID(owner)
+			locked[m.ID] = m
+		}
 	}
 	return locked, nil
 }

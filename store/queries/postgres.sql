@@ -181,20 +181,36 @@ from due d cross join lateral (select * from mail where mail.id = d.id offset 0)
 where d.id = any (array(select id from j)) and d.owner is null
 order by d.id for update of d;
 
+-- name: modify_lock_owned
+-- primary keys, as modify_lock. skip locked: whoever writes to what a replica has may wait for
+-- us. case as in settle
+with j as materialized (
+  select value::uuid as id from json_array_elements_text(?::json)
+)
+select d.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error,
+  age(d.xmin) as lead
+from due d cross join lateral (select * from mail where mail.id = d.id offset 0) m
+where d.id = any (array(select id from j)) and case when d.owner is not null and d.data_at is null then true else false end
+order by d.id for update of d skip locked;
+
 -- name: modify
 -- due's primary key; crashes: a person has looked at it, so a quarantine begins anew; case as
--- in settle
+-- in settle. Whoever had the mail has it no more: its token ends, by more than the writes of
+-- one attempt raise it.
 with x as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
     dup boolean, err text)
 ), up as (
-  update due d set crashes = 0, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
+  update due d set crashes = 0, begun = false, owner = null, claim = case when d.owner is null then d.claim else d.claim + 1000 end, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
     resume_at = timestamptz 'epoch' + x.resume_at * interval '1 microsecond', attempts = x.attempts, progress = x.progress, possible_duplicate = x.dup,
     last_error = x.err
-  from x where d.id = any (array(select id from x where not done)) and d.id = x.id and case when d.owner is null then true else false end
+  from x where d.id = any (array(select id from x where not done)) and d.id = x.id and case when d.owner is null or d.data_at is null then true else false end
   returning d.id, d.status
 ), de as (
-  delete from due d where d.id = any (array(select id from x where done)) and d.owner is null returning d.id, d.team, d.mail_server, d.claim
+  delete from due d where d.id = any (array(select id from x where done)) and case when d.owner is null or d.data_at is null then true else false end
+  returning d.id, d.team, d.mail_server, case when d.owner is null then d.claim else d.claim + 1000 end as claim
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
   select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress, de.claim from de join x on x.id = de.id

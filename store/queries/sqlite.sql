@@ -136,18 +136,29 @@ select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.s
 from json_each(?) j join due d on d.id = j.value join mail m on m.id = d.id
 where d.owner is null;
 
+-- name: modify_lock_owned
+-- primary keys; the one writer is the lock
+select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+  d.possible_duplicate, d.progress, d.last_error
+from json_each(?) j join due d on d.id = j.value join mail m on m.id = d.id
+where d.owner is not null and d.data_at is null;
+
 -- name: due_modify
--- primary key; crashes: a person has looked at it, so a quarantine begins anew
-update due set crashes = 0, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ? where id = ? and owner is null;
+-- primary key; crashes: a person has looked at it, so a quarantine begins anew. Whoever had the
+-- mail has it no more: its token ends, by more than the writes of one attempt raise it.
+update due set crashes = 0, begun = 0, owner = null, claim = case when owner is null then claim else claim + 1000 end, status = ?, run_at = ?, resume_at = ?, attempts = ?, progress = ?, possible_duplicate = ?, last_error = ?
+where id = ? and (owner is null or data_at is null);
 
 -- name: due_delete
 -- primary key
-delete from due where id = ? and owner is null;
+delete from due where id = ? and (owner is null or data_at is null);
 
 -- name: archive_insert
 -- primary key
 insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
-select id, team, mail_server, ?, ?, ?, ?, ?, ?, claim from due where id = ? and owner is null;
+select id, team, mail_server, ?, ?, ?, ?, ?, ?, case when owner is null then claim else claim + 1000 end
+from due where id = ? and (owner is null or data_at is null);
 
 -- name: replica_register (lease)
 -- primary key

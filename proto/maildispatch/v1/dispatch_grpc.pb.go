@@ -117,14 +117,17 @@ type DispatchClient interface {
 	// send_after in the future does not wait for it. The batch sends them, whatever the mode.
 	// Mails that cannot be retried are listed in failures and do not end the call.
 	RetryMails(ctx context.Context, in *RetryMailsRequest, opts ...grpc.CallOption) (*RetryMailsResponse, error)
-	// CancelMails ends mails of the due-out journal that are not being sent: they move to the
-	// archive journal as CANCELLED. Mails that cannot be cancelled are listed in failures and do
-	// not end the call.
+	// CancelMails ends mails of the due-out journal: they move to the archive journal as
+	// CANCELLED, with what is known of their recipients. One that is SENDING is cancelled as well
+	// until its last line may have left; from then on it is listed in failures. What the call has
+	// cancelled does not leave. Mails that cannot be cancelled are listed in failures and do not
+	// end the call.
 	CancelMails(ctx context.Context, in *CancelMailsRequest, opts ...grpc.CallOption) (*CancelMailsResponse, error)
 	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's
-	// reach: they are HELD until ReleaseMails. A filter without statuses selects the waiting ones
-	// and those being sent. Mails that cannot be held, such as those being sent just now, are
-	// listed in failures and do not end the call.
+	// reach: they are HELD until ReleaseMails. One that is SENDING is held as well until its last
+	// line may have left; from then on it is listed in failures. What the call has held does not
+	// leave. A filter without statuses selects the waiting ones and those that are SENDING. Mails
+	// that cannot be held are listed in failures and do not end the call.
 	HoldMails(ctx context.Context, in *HoldMailsRequest, opts ...grpc.CallOption) (*HoldMailsResponse, error)
 	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had,
 	// which may be past (then they are due now) or a send_after in the future. The batch sends
@@ -476,14 +479,17 @@ type DispatchServer interface {
 	// send_after in the future does not wait for it. The batch sends them, whatever the mode.
 	// Mails that cannot be retried are listed in failures and do not end the call.
 	RetryMails(context.Context, *RetryMailsRequest) (*RetryMailsResponse, error)
-	// CancelMails ends mails of the due-out journal that are not being sent: they move to the
-	// archive journal as CANCELLED. Mails that cannot be cancelled are listed in failures and do
-	// not end the call.
+	// CancelMails ends mails of the due-out journal: they move to the archive journal as
+	// CANCELLED, with what is known of their recipients. One that is SENDING is cancelled as well
+	// until its last line may have left; from then on it is listed in failures. What the call has
+	// cancelled does not leave. Mails that cannot be cancelled are listed in failures and do not
+	// end the call.
 	CancelMails(context.Context, *CancelMailsRequest) (*CancelMailsResponse, error)
 	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's
-	// reach: they are HELD until ReleaseMails. A filter without statuses selects the waiting ones
-	// and those being sent. Mails that cannot be held, such as those being sent just now, are
-	// listed in failures and do not end the call.
+	// reach: they are HELD until ReleaseMails. One that is SENDING is held as well until its last
+	// line may have left; from then on it is listed in failures. What the call has held does not
+	// leave. A filter without statuses selects the waiting ones and those that are SENDING. Mails
+	// that cannot be held are listed in failures and do not end the call.
 	HoldMails(context.Context, *HoldMailsRequest) (*HoldMailsResponse, error)
 	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had,
 	// which may be past (then they are due now) or a send_after in the future. The batch sends

@@ -216,8 +216,8 @@ func (p *people) operate() {
 }
 
 // modify is a control call: the api's, without its reading of requests.
-func (p *people) modify(ids []uuid.UUID, decide store.Decide) {
-	_, _, _, err := p.w.db.Modify(context.Background(), store.Everything, ids, nil, false, store.Audit{}, func(m *store.Mail, s *store.MailServer) (*store.Change, error) {
+func (p *people) modify(ids []uuid.UUID, decide store.Decide) []store.ModifyFailure {
+	matched, changed, failures, err := p.w.db.Modify(context.Background(), store.Everything, ids, nil, false, store.Audit{}, func(m *store.Mail, s *store.MailServer) (*store.Change, error) {
 		c, err := decide(m, s)
 		if f := p.w.opt.Plant.change; f != nil && c != nil {
 			f(m, c)
@@ -227,10 +227,23 @@ func (p *people) modify(ids []uuid.UUID, decide store.Decide) {
 	if err != nil {
 		p.w.wrong("a control call fails: %v", err)
 	}
+	if matched != changed+len(failures) {
+		p.w.wrong("a control call found %d mails, changed %d and names %d failures", matched, changed, len(failures))
+	}
+	return failures
+}
+
+// stop is a control call that reaches every mail until its mark.
+func (p *people) stop(ids []uuid.UUID, decide store.Decide) {
+	for _, f := range p.modify(ids, decide) {
+		if row := p.w.db.Look(f.ID); errors.Is(f.Err, store.ErrSending) && row.Marked.IsZero() {
+			p.w.wrong("%s: it was not stopped, and its dot had no mark", short(f.ID))
+		}
+	}
 }
 
 func (p *people) cancel(ids []uuid.UUID) {
-	p.modify(ids, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+	p.stop(ids, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 		p.w.tell("   cancel %s", short(m.ID))
 		p.w.truth.stop(m.ID, "cancelled")
 		return lifecycle.Cancel(m, "test"), nil
@@ -238,7 +251,7 @@ func (p *people) cancel(ids []uuid.UUID) {
 }
 
 func (p *people) hold(ids []uuid.UUID) (held bool) {
-	p.modify(ids, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+	p.stop(ids, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 		c, err := lifecycle.Hold(m, "test")
 		if err == nil {
 			held = true

@@ -124,6 +124,9 @@ func (e *Engine) brakeLoop(ctx context.Context) {
 			return
 		case <-t.C:
 			e.lookAtServers(ctx)
+			if e.flights.wait(brakeEvery) {
+				e.lookThrough(ctx)
+			}
 		}
 	}
 }

@@ -52,6 +52,9 @@ type Engine struct {
 	newest  newest // configurations of mail servers
 	relays  *relay.Relays
 
+	// holds a value while somebody looks at what is still ours: see lookThrough
+	looking chan struct{}
+
 	ready    chan struct{} // closed when mail may be taken
 	work     work          // what is under way
 	skew     atomic.Int64  // the database's clock minus this machine's, nanoseconds
@@ -85,7 +88,7 @@ func New(cfg Config) *Engine {
 		lease:  newLease(cfg.Journal, cfg.Replica, cfg.Logger),
 		held:   newHeld(),
 		memory: newMemory(cfg.MaxBytes),
-		ready:  make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1),
+		ready:  make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1), looking: make(chan struct{}, 1),
 	}
 	e.results = newResults(cfg.Journal, cfg.Logger, e.held)
 	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
@@ -278,7 +281,7 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 }
 
 // beginSuspect records that this owner is about to handle a mail whose owner died before.
-// lifecycle.ErrLost: the mail is another replica's.
+// lifecycle.ErrLost: the mail is not this replica's any more.
 func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
 	s := j.BeginSuspect()
 	if s == nil || j.begun {

@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -29,6 +30,9 @@ type flight struct {
 	changed chan struct{} // closed and replaced at each change
 	done    bool
 	known   []store.RecipientResult // what the caller was told, by position
+
+	// unix nanoseconds: since then the mail is durable and this replica's; 0 = not yet
+	began atomic.Int64
 }
 
 // callers knows whether anybody still waits for a flight, and cuts it before the dot when
@@ -37,6 +41,7 @@ type callers struct {
 	mu      sync.Mutex
 	waiting int
 	pastDot bool
+	taken   bool // its mail is not this replica's any more: nothing is written
 	reason  string
 	cut     context.CancelFunc
 }
@@ -69,6 +74,12 @@ func (c *callers) passDot() bool {
 	}
 	c.pastDot = true
 	return true
+}
+
+func (c *callers) isTaken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.taken
 }
 
 func (c *callers) cutReason() string {
@@ -185,6 +196,7 @@ func (f *flight) unanswered(seen int, why string) []delivery.Event {
 func (f *flight) run() {
 	defer f.e.flights.remove(f)
 	m := f.sub.Mail
+	f.began.Store(time.Now().UnixNano())
 	ctx, cut := context.WithCancel(f.e.workCtx)
 	defer cut()
 	f.caller.mu.Lock()
@@ -349,7 +361,7 @@ func (f *flight) tell(position int, r store.RecipientResult) {
 func (f *flight) finish(j *job, end lifecycle.End, why string) {
 	defer f.e.unload(j)
 	switch reason := f.caller.cutReason(); {
-	case end == lifecycle.Lost:
+	case end == lifecycle.Lost, f.caller.isTaken():
 		f.e.held.let(f.sub.Mail.ID, store.BornClaim)
 		f.complete(nil, false)
 		return

@@ -1,5 +1,7 @@
 package engine
 
+import "slices"
+
 // line holds jobs in the order in which they leave: the more urgent first, within one priority
 // by turns over the teams, a team's in the order they came. So a deep line delays nothing
 // urgent, and one team's bulk does not delay another's.
@@ -95,4 +97,40 @@ func (l *line) next() *job {
 		return j
 	}
 	return nil
+}
+
+// all are the jobs, in no order.
+func (l *line) all() []*job {
+	out := append(make([]*job, 0, l.n), l.first...)
+	for _, ln := range l.lanes {
+		for _, t := range ln.turns {
+			out = append(out, t.jobs...)
+		}
+	}
+	return out
+}
+
+// remove takes out the jobs of which taken is true. The others keep their order.
+func (l *line) remove(taken func(*job) bool) (out []*job) {
+	split := func(jobs []*job) []*job {
+		return slices.DeleteFunc(jobs, func(j *job) bool {
+			gone := taken(j)
+			if gone {
+				out = append(out, j)
+			}
+			return gone
+		})
+	}
+	l.first = split(l.first)
+	for _, ln := range l.lanes {
+		ln.turns = slices.DeleteFunc(ln.turns, func(t *turn) bool {
+			if t.jobs = split(t.jobs); len(t.jobs) > 0 {
+				return false
+			}
+			delete(ln.byTeam, t.team)
+			return true
+		})
+	}
+	l.n -= len(out)
+	return out
 }

@@ -42,7 +42,7 @@ func (r *results) record(s *store.Settlement, done func(mine bool)) {
 		case a.Err != nil:
 			r.log.Error("result not recorded", "mail_id", s.ID, "status", s.Status, "error", a.Err)
 		case !a.Mine:
-			r.log.Error("result not recorded: the mail belongs to another replica by now", "mail_id", s.ID, "status", s.Status)
+			r.log.Warn("result not recorded: the mail was taken from this replica before", "mail_id", s.ID, "status", s.Status)
 		}
 		switch s.Kind {
 		case store.SettleArchive, store.SettlePark, store.SettleRetry:

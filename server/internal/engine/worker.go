@@ -152,7 +152,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	}
 	switch err := w.e.beginSuspect(ctx, j); {
 	case errors.Is(err, lifecycle.ErrLost):
-		w.leaveIt(j)
+		w.leaveIt(ctx, j)
 		return
 	case err != nil:
 		w.finish(j, lifecycle.Unreadable, "record that it is being sent: "+err.Error())
@@ -182,12 +182,14 @@ func (w *worker) submit(ctx context.Context, j *job) {
 				j.spend(w.d.relay)
 				w.e.dotLeaves(j)
 			}
-			if err != nil && ctx.Err() == nil && j.Owner == w.e.lease.replica() {
-				if w.e.mayLeave(j.server) != nil {
-					w.d.stop(err)
-				} else {
-					w.d.shut(err)
-				}
+			switch {
+			case err == nil, ctx.Err() != nil, j.Owner != w.e.lease.replica():
+			case errors.Is(err, lifecycle.ErrLost):
+				// this mail alone, or others here as well: see leaveIt
+			case w.e.mayLeave(j.server) != nil:
+				w.d.stop(err)
+			default:
+				w.d.shut(err)
 			}
 			return err
 		},
@@ -214,7 +216,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	before := j.Left()
 	next, end := j.After(positions, o, w.e.now()), j.End()
 	if end == lifecycle.Lost {
-		w.leaveIt(j)
+		w.leaveIt(ctx, j)
 		return
 	}
 	shown, text := shows(o, j.Left() < before, next)
@@ -251,14 +253,12 @@ func (w *worker) goOn(j *job) {
 	w.again = append(w.again, j)
 }
 
-// leaveIt leaves a mail to the replica that has taken it over.
-func (w *worker) leaveIt(j *job) {
-	j.over = true
-	j.settleRate(w.d.relay)
-	w.e.log.Warn("mail was taken over by another replica before its dot", "mail_id", j.Mail.ID)
-	w.e.held.let(j.Mail.ID, j.Mail.Claim)
-	w.e.unload(j)
-	w.d.jobs.settled(j)
+// leaveIt leaves a mail to whoever has taken it from this replica. Such mails are seldom one
+// alone, and each costs a connection that is cut behind its DATA: what waits is looked through
+// before the next.
+func (w *worker) leaveIt(ctx context.Context, j *job) {
+	w.d.leaveIt(j)
+	w.e.lookThrough(ctx)
 }
 
 // finish settles a mail whose attempt has ended.

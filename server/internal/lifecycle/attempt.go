@@ -38,8 +38,9 @@ type Attempt struct {
 // was on had died before anything of it left.
 const freeTries = 2
 
-// ErrLost is what a gate returns when the mail belongs to another replica by now.
-var ErrLost = errors.New("the lease is lost or late: no dot may leave")
+// ErrLost is what a gate returns when the mail is not this replica's any more: a person has
+// stopped it, or another replica has taken it over.
+var ErrLost = errors.New("the mail was taken from this replica: no dot may leave")
 
 // Begin is an attempt to deliver a mail that the batch has claimed, or that is born claimed.
 func Begin(m *store.Claimed, owner store.ReplicaID, now time.Time) *Attempt {

@@ -85,6 +85,9 @@ func diagram(t *testing.T) string {
 			continue
 		}
 		word, _ := strings.CutSuffix(row.word, "-first")
+		if c.Stops && m.DueTime != nil { // what waits may be a replica's by now
+			reached("sending", c.Kind, c.Status, word)
+		}
 		reached(node(m.Status, m.DueTime != nil), c.Kind, c.Status, strings.ReplaceAll(word, "-", " "))
 	}
 	var lines []string

@@ -6,9 +6,10 @@
 //
 // A mail is in the due-out journal (queued, sending, deferred, held, failed, unknown, partially
 // sent) or in the archive (sent, cancelled). A mail is "sending" exactly while a replica owns
-// its row. Only the owner may change an owned mail. Mails without an owner are changed by
-// people (retry, cancel, hold, release, resolve, delete of the mail server with force) and by
-// claims.
+// its row. Only the owner may change an owned mail, but for a person's stop (cancel, hold):
+// until the mark it takes the mail from its owner, whose token ends with that, so that its mark
+// is refused. Mails without an owner are changed by people (retry, cancel, hold, release,
+// resolve, delete of the mail server with force) and by claims.
 //
 //	queued, deferred, partially sent --claim--> sending            batch, when due
 //	(new, php mode) ------------------------> sending              born owned by the replica that took it
@@ -21,12 +22,13 @@
 //	sending --> what it was                                        nothing was decided: relay down, replica stopping
 //	(new, with hold) ---------------------> held                   its sender asked for it, whatever the mode
 //	queued, deferred, partially sent --hold--> held                with a due time only; that is kept beside it
+//	sending --hold--> held                                         before the mark only
 //	held --release--> queued, deferred, partially sent             at the due time it had; its mail server must be usable
 //	unknown --resolve--> sent (archive)                            a person's word: delivered, and every other recipient is accepted
 //	unknown --resolve--> failed, partially sent, unknown, parked   delivered or not delivered, and something else is not
 //	unknown --resolve--> deferred / partially sent, due now        send it again, with possible_duplicate
 //	all but sending, sent, cancelled --retry--> queued, deferred, partially sent, due now; unknown ones by id only, with possible_duplicate
-//	all but sending, sent, cancelled --cancel--> cancelled (archive)
+//	all but sent, cancelled --cancel--> cancelled (archive)        sending: before the mark only
 //	queued, deferred, partially sent --delete of the mail server with force--> held
 //
 // A person's word is per recipient and is written with its reason into the result and the audit

@@ -59,16 +59,18 @@ func Retry(m *store.Mail, named bool, now time.Time) (*store.Change, error) {
 	return c, nil
 }
 
-// Cancel puts a mail into the archive without sending it any further.
+// Cancel puts a mail into the archive without sending it any further. It keeps what is known of
+// its recipients. A replica that has it and has not marked it loses it.
 func Cancel(m *store.Mail, reason string) *store.Change {
 	last := m.LastError
 	if reason != "" {
 		last = "cancelled: " + reason
 	}
-	return &store.Change{Kind: store.SettleArchive, Status: store.MailCancelled, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: last}
+	return &store.Change{Kind: store.SettleArchive, Status: store.MailCancelled, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: last, Stops: true}
 }
 
-// Hold takes a mail that waits to be sent out of the batch's reach, and keeps its due time.
+// Hold takes a mail that waits to be sent out of the batch's reach, and keeps its due time. A
+// replica that has it and has not marked it loses it.
 func Hold(m *store.Mail, reason string) (*store.Change, error) {
 	if m.DueTime == nil {
 		return nil, Refusal(fmt.Sprintf("it does not wait to be sent: it is %s", strings.ReplaceAll(string(m.Status), "_", " ")))
@@ -77,7 +79,7 @@ func Hold(m *store.Mail, reason string) (*store.Change, error) {
 	if reason != "" {
 		why += ": " + reason
 	}
-	return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: *m.DueTime, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: why}, nil
+	return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: *m.DueTime, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: why, Stops: true}, nil
 }
 
 // Release lets a held mail wait again, for the due time it had.

@@ -21,8 +21,8 @@ type personRule struct{ name, mail, word, want string }
 //	mail: its status, then due or resume (it has such a time), dup (possible_duplicate stands),
 //	n=1 (attempts so far), expired; the last word is the recipients: pending, accepted,
 //	rejected, deferred, unknown, Unknown (left to a person).
-//	want: what is written, the status, when it is due (now, before = at the time it had), or that
-//	the word is refused.
+//	want: what is written, the status, when it is due (now, before = at the time it had), that it
+//	stops also a mail that a replica has (stops), or that the word is refused.
 var personRules = []personRule{
 	{"retry a failed one", "failed n=1 r", "retry", "retry deferred due=now n=1 p"},
 	{"retry one that failed without an attempt", "failed n=0 d", "retry", "retry queued due=now n=0 p"},
@@ -35,13 +35,13 @@ var personRules = []personRule{
 	{"retry one with unknowns by its id", "deferred due n=1 ud", "retry", "retry deferred due=now n=1 dup pp"},
 	{"retry one that has expired", "failed expired n=1 d", "retry", "refused"},
 
-	{"cancel one that waits", "queued due n=0 p", "cancel", "archive cancelled n=0 p"},
-	{"cancel a failed one", "failed n=1 r", "cancel", "archive cancelled n=1 r"},
-	{"cancel a held one", "held resume n=1 d", "cancel", "archive cancelled n=1 d"},
-	{"cancel an unknown one", "unknown dup n=1 u", "cancel", "archive cancelled n=1 dup u"},
+	{"cancel one that waits", "queued due n=0 p", "cancel", "archive cancelled n=0 p stops"},
+	{"cancel a failed one", "failed n=1 r", "cancel", "archive cancelled n=1 r stops"},
+	{"cancel a held one", "held resume n=1 d", "cancel", "archive cancelled n=1 d stops"},
+	{"cancel an unknown one", "unknown dup n=1 u", "cancel", "archive cancelled n=1 dup u stops"},
 
-	{"hold one that waits", "queued due n=0 p", "hold", "park held resume=before n=0 p"},
-	{"hold a partial one that waits", "partially_sent due n=1 ad", "hold", "park held resume=before n=1 ad"},
+	{"hold one that waits", "queued due n=0 p", "hold", "park held resume=before n=0 p stops"},
+	{"hold a partial one that waits", "partially_sent due n=1 ad", "hold", "park held resume=before n=1 ad stops"},
 	{"hold one that waits for nothing", "failed n=1 r", "hold", "refused"},
 	{"hold a held one", "held resume n=0 p", "hold", "refused"},
 	{"hold an unknown one", "unknown n=1 u", "hold", "refused"},
@@ -188,5 +188,9 @@ func (row personRule) becomes(t *testing.T) string {
 		}
 		rs.WriteByte(letter)
 	}
-	return strings.Join(append(out, rs.String()), " ")
+	out = append(out, rs.String())
+	if c.Stops {
+		out = append(out, "stops")
+	}
+	return strings.Join(out, " ")
 }

@@ -29,7 +29,8 @@ const (
 	Poison     // too many owners died of it
 	Expire     // its expire_time has passed
 	NobodyLeft // no recipient needs it any more
-	Lost       // another replica has taken it over: nothing may be written
+	// a person has stopped it or another replica has it: nothing may be written
+	Lost
 )
 
 func (e End) String() string {

@@ -16,8 +16,8 @@ const (
 	modifyFailures = 100
 )
 
-// Modify changes due mails by people's word: those with the ids, or those that f selects. Only
-// mails that nobody is sending are changed.
+// Modify changes due mails by people's word: those with the ids, or those that f selects.
+// Marked mail is left alone, and what a replica has is changed only by what stops it.
 func (s *Store) Modify(_ context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (matched, changed int, failures []store.ModifyFailure, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -55,12 +55,18 @@ func (s *Store) Modify(_ context.Context, sc store.Scope, ids []uuid.UUID, f *st
 	for chunk := range slices.Chunk(rs, modifyChunk) {
 		n, first := 0, (*row)(nil)
 		for _, r := range chunk {
-			if r.owner != 0 && !s.Faults.ModifyOwned {
+			if r.owner != 0 && !r.dataAt.IsZero() && !s.Faults.ModifyOwned {
 				fail(r.m.ID, store.ErrSending)
 				continue
 			}
-			c, err := decide(r.view(), clone(s.servers[r.m.MailServer]))
+			free := *r
+			free.owner = 0
+			m := free.view()
+			m.Owner = r.owner
+			c, err := decide(m, clone(s.servers[r.m.MailServer]))
 			switch {
+			case r.owner != 0 && (c == nil || !c.Stops):
+				fail(r.m.ID, store.ErrSending)
 			case err != nil:
 				fail(r.m.ID, err)
 			case c != nil:
@@ -104,7 +110,10 @@ func (s *Store) ModifyMail(_ context.Context, sc store.Scope, id uuid.UUID, a st
 
 func (s *Store) apply(r *row, c *store.Change) {
 	r.status, r.attempts, r.dup, r.last, r.runAt, r.resumeAt, r.crashes = c.Status, c.Attempts, c.PossibleDuplicate, c.LastError, time.Time{}, time.Time{}, 0
-	r.owner, r.dataAt = 0, time.Time{}
+	if r.owner != 0 {
+		r.claim += 1000 // as the databases do
+	}
+	r.owner, r.dataAt, r.begun = 0, time.Time{}, false
 	if c.Progress != nil {
 		r.progress = copyProgress(*c.Progress)
 	}

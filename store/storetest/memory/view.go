@@ -35,7 +35,7 @@ func (r *row) view() *store.Mail {
 		v.ExpireTime = ptr(micro(*m.ExpireTime))
 	}
 	if r.owner != 0 {
-		v.Status, v.DueTime = store.MailSending, nil
+		v.Status, v.DueTime, v.Marked = store.MailSending, nil, !r.dataAt.IsZero()
 	}
 	if v.Status == store.MailHeld {
 		v.ResumeTime = ptr(r.resumeAt)

@@ -1,0 +1,120 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// A person's stop takes a mail from the replica that has it: the mail is cancelled or held at
+// once, and the replica's token ends, so that the gate lets no dot leave. What is here is for
+// the replica to notice before it gets so far.
+
+// lookThrough drops what waits in this process for a connection and is not this replica's any
+// more. Nothing is written for it. What comes meanwhile is not looked at; its mark tells.
+func (e *Engine) lookThrough(ctx context.Context) {
+	select { // no mutex: a look takes as long as the database does
+	case e.looking <- struct{}{}:
+		defer func() { <-e.looking }()
+	case <-ctx.Done():
+		return
+	}
+	me := e.lease.replica()
+	var lines []*drain
+	e.drains.mu.Lock()
+	for _, d := range e.drains.running {
+		lines = append(lines, d)
+	}
+	e.drains.mu.Unlock()
+	waiting := map[*job]bool{} // before it is asked whose they are
+	for _, d := range lines {
+		for _, j := range d.jobs.waiting() {
+			waiting[j] = j.Owner == me
+		}
+	}
+	flights := e.flights.before(time.Now())
+	if len(waiting)+len(flights) == 0 {
+		return
+	}
+	owned, err := e.journal.Owned(ctx, me)
+	if err != nil {
+		return // the marks tell, one by one
+	}
+	mine := make(map[uuid.UUID]bool, len(owned))
+	for _, o := range owned {
+		mine[o.ID] = true
+	}
+	for _, d := range lines {
+		for _, j := range d.jobs.remove(func(j *job) bool { return waiting[j] && !mine[j.Mail.ID] }) {
+			d.leaveIt(j)
+		}
+	}
+	for _, f := range flights {
+		if !mine[f.sub.Mail.ID] && f.sub.Mail.Owner == me {
+			f.caller.take()
+		}
+	}
+}
+
+// leaveIt leaves a mail to whoever has taken it from this replica.
+func (d *drain) leaveIt(j *job) {
+	j.over = true
+	j.settleRate(d.relay)
+	d.e.log.Info("mail was taken from this replica before its dot", "mail_id", j.Mail.ID)
+	d.e.held.let(j.Mail.ID, j.Mail.Claim)
+	d.e.unload(j)
+	d.jobs.settled(j)
+}
+
+// waiting are the jobs in the line.
+func (q *queue) waiting() []*job {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.items.all()
+}
+
+// remove takes the jobs that taken says out of the line. The caller settles them.
+func (q *queue) remove(taken func(*job) bool) []*job {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := q.items.remove(taken)
+	if len(out) > 0 {
+		q.feed.Broadcast()
+		q.space.Broadcast()
+	}
+	return out
+}
+
+// take cuts a flight before its dot: its mail is not this replica's any more.
+func (c *callers) take() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.pastDot && c.reason == "" {
+		c.reason, c.taken = "taken: a person has stopped it, or another replica has it", true
+		c.cut()
+	}
+}
+
+// before are the flights whose mail was durable by then.
+func (fs *flights) before(t time.Time) []*flight {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	var out []*flight
+	for _, f := range fs.byID {
+		if began := f.began.Load(); began != 0 && began <= t.UnixNano() {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// wait says whether a flight has not passed its dot for so long.
+func (fs *flights) wait(d time.Duration) bool {
+	for _, f := range fs.before(time.Now().Add(-d)) {
+		if !f.pastDot() {
+			return true
+		}
+	}
+	return false
+}
