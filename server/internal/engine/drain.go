@@ -64,7 +64,7 @@ type drain struct {
 	// beside it
 	isolate chan bool
 
-	recording sync.WaitGroup // writes handed over and not durable yet
+	recording writes         // writes handed over and not durable yet
 	hands     sync.WaitGroup // workers
 
 	probed  chan struct{} // closed when the first worker has opened a session, or failed
@@ -118,14 +118,14 @@ func (d *drain) run(ctx context.Context) {
 	d.jobs.drained()
 	if d.broken() {
 		d.releaseAll() // what waits goes back now, also while a worker still waits for a reply
-		d.recording.Wait()
+		d.recording.wait()
 		d.beginAnew(ctx)
 	}
 	close(hiring)
 	foreman.Wait()
 	d.hands.Wait()
 	d.releaseAll()
-	d.recording.Wait() // whoever waits for this drain reads results in the journal next
+	d.recording.wait() // whoever waits for this drain reads results in the journal next
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
@@ -463,12 +463,12 @@ func (d *drain) finish(j *job, end lifecycle.End, why string) {
 
 // record hands a write over. done, which may be nil, is called when it is durable.
 func (d *drain) record(s *store.Settlement, done func(mine bool)) {
-	d.recording.Add(1)
+	d.recording.begin()
 	d.e.results.record(s, func(mine bool) {
 		if done != nil {
 			done(mine)
 		}
-		d.recording.Done()
+		d.recording.end()
 	})
 }
 

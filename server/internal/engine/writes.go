@@ -1,0 +1,42 @@
+package engine
+
+import "sync"
+
+// writes counts the writes of a drain that are handed over and not durable yet. Unlike a
+// sync.WaitGroup it may grow while somebody waits: when a drain breaks off, its workers may
+// still hear replies while what waited in the line goes back.
+type writes struct {
+	mu   sync.Mutex
+	n    int
+	none chan struct{} // closed when n falls to 0; nil while nobody waits
+}
+
+func (w *writes) begin() {
+	w.mu.Lock()
+	w.n++
+	w.mu.Unlock()
+}
+
+func (w *writes) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.n--; w.n == 0 && w.none != nil {
+		close(w.none)
+		w.none = nil
+	}
+}
+
+// wait returns at a moment when every write is durable.
+func (w *writes) wait() {
+	w.mu.Lock()
+	if w.n == 0 {
+		w.mu.Unlock()
+		return
+	}
+	if w.none == nil {
+		w.none = make(chan struct{})
+	}
+	none := w.none
+	w.mu.Unlock()
+	<-none
+}
