@@ -197,8 +197,8 @@ func TestExim(t *testing.T) {
 
 	t.Run("wrong line", func(t *testing.T) {
 		s := s.in(t)
-		s.fails("tls-plain", &pb.Smtp{CaPem: otherCA(t)}, "", pb.TestStep_KIND_TLS, 0)
-		s.fails("starttls-plain", &pb.Smtp{CaPem: otherCA(t)}, "", pb.TestStep_KIND_STARTTLS, 0)
+		s.fails("tls-plain", &pb.Smtp{CaPem: otherCA(t), Password: eximPassword}, "", pb.TestStep_KIND_TLS, 0)
+		s.fails("starttls-plain", &pb.Smtp{CaPem: otherCA(t), Password: eximPassword}, "", pb.TestStep_KIND_STARTTLS, 0)
 		s.fails("starttls-plain", &pb.Smtp{Encryption: pb.Smtp_ENCRYPTION_TLS, Password: eximPassword}, "", pb.TestStep_KIND_TLS, 0)
 	})
 
