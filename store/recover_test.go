@@ -115,8 +115,24 @@ func TestTheBuriedTakeNothing(t *testing.T) {
 		if got, err := s.Mail(ctx, store.Everything, born.ID); err != nil || got.Status != store.MailQueued {
 			t.Errorf("born in the name of the dead: %+v %v", got, err)
 		}
+		// The dead replica goes by the token of a birth. Whatever it writes, nothing of it counts,
+		// not even as a repeat of what was written before.
+		park := &store.Settlement{ID: born.ID, Owner: r, Claim: store.BornClaim, Kind: store.SettlePark, Status: store.MailFailed, Progress: &store.Progress{}}
+		if settle(t, s, park) {
+			t.Error("the dead hear that their write counts while the mail waits")
+		}
 		if cs, err := s.Claim(ctx, next, "ss", 10, store.AnyPriority); err != nil || len(cs) != 2 {
 			t.Errorf("the living claim %d, %v", len(cs), err)
+		} else {
+			for _, c := range cs {
+				done := &store.Settlement{ID: c.ID, Owner: next, Claim: c.Claim, Kind: store.SettleArchive, Status: store.MailSent, Progress: &store.Progress{}}
+				if !settle(t, s, done) {
+					t.Error("the living may not settle what they have claimed")
+				}
+			}
+		}
+		if settle(t, s, park) {
+			t.Error("the dead hear that their write counts although the mail was sent by others")
 		}
 		if err := s.Renew(ctx, next, time.Minute); err != nil {
 			t.Fatal(err)

@@ -3,7 +3,8 @@
 -- name: enqueue
 -- mail's primary key and mail_request decide what is new; one statement is one commit for the
 -- batch. Bodies come packed in one value: bytea in arrays is the driver's weak spot. v: a
--- replica that is taken for dead owns nothing; its mail waits for whoever claims it.
+-- replica that is taken for dead owns nothing; its mail waits for whoever claims it. Its token
+-- is past the one that the replica goes by, so that none of its writes counts.
 with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
@@ -27,7 +28,7 @@ with u as materialized (
   select id, u.team, u.mail_server, u.priority, case when u.held is null then 'queued' else 'held' end,
     case when u.held is null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
     case when u.held is not null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
-    case when u.owner in (select id from v) then u.owner end, case when u.owner in (select id from v) then 1 else 0 end, coalesce(u.held, '')
+    case when u.owner in (select id from v) then u.owner end, case when u.owner is null then 0 when u.owner in (select id from v) then 1 else 2 end, coalesce(u.held, '')
   from u join m using (id)
 ), t as (
   insert into term (term, mail_id)

@@ -15,7 +15,7 @@ select count(*) from mail_server where name = ? and version = ?;
 -- primary key; a replica that is taken for dead owns nothing: its mail waits for whoever claims
 -- it
 insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
-values (?1, ?2, ?3, ?4, ?5, ?6, ?7, (select id from replica where id = ?8 and alive_until > 0), (select count(*) from replica where id = ?8 and alive_until > 0), ?9);
+values (?1, ?2, ?3, ?4, ?5, ?6, ?7, (select id from replica where id = ?8 and alive_until > 0), case when ?8 is null then 0 when exists (select 1 from replica where id = ?8 and alive_until > 0) then 1 else 2 end, ?9);
 
 -- name: enqueue_term
 -- none is looked up; in the order of the primary key, so that a batch walks through it once

@@ -246,11 +246,12 @@ func (s *Store) insertOne(m *store.NewMail) store.Enqueued {
 	if m.Held != "" {
 		r.status, r.last, r.runAt, r.resumeAt = store.MailHeld, m.Held, time.Time{}, r.runAt
 	}
-	if m.Owner != 0 && !s.lives(m.Owner) {
-		r.owner = 0 // it waits for whoever claims it
-	}
-	if r.owner != 0 {
+	switch {
+	case m.Owner == 0:
+	case s.lives(m.Owner):
 		r.claim = store.BornClaim
+	default: // it waits for whoever claims it, and none of its writes counts
+		r.owner, r.claim = 0, store.BornClaim+1
 	}
 	s.mails[m.ID] = r
 	i, _ := slices.BinarySearchFunc(s.order, m.ID, func(r *row, id uuid.UUID) int { return bytes.Compare(r.m.ID[:], id[:]) })
