@@ -208,12 +208,18 @@ func (e *Engine) setClock(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	after := e.cfg.Now()
-	off := now.Sub(before.Add(after.Sub(before) / 2))
-	if off.Abs() < clockNoise {
+	way := e.cfg.Now().Sub(before) / 2
+	off, was := now.Sub(before.Add(way)), time.Duration(e.skew.Load())
+	switch {
+	case way > clockNoise && (off-was).Abs() <= way+clockNoise:
+		// A slow answer may have been on its way in one direction all the time. What was known
+		// explains it, and a mail that is due in a few seconds must not become due by it.
+		return
+	case off.Abs() < clockNoise:
 		off = 0
 	}
-	if was := time.Duration(e.skew.Swap(int64(off))); (off - was).Abs() > time.Minute {
+	e.skew.Store(int64(off))
+	if (off - was).Abs() > time.Minute {
 		e.log.Warn("this machine's clock differs from the database's, which is taken", "by", off.Round(time.Second))
 	}
 }
