@@ -322,28 +322,34 @@ func (r *Relay) Put(s Session) {
 	r.mu.Unlock()
 }
 
-// forget takes a session off the standing ones, and gives its probe back if that is undecided.
-func (r *Relay) forget(s Session) *Permit {
+// takeOff takes a session off the standing ones. It is at once no reason to call a relay that
+// cannot be reached merely short of connections.
+func (r *Relay) takeOff(s Session) (*standing, *store.MailServer) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	st := r.standing[s]
 	delete(r.standing, s)
-	server := r.server
-	r.mu.Unlock()
-	if st.probe {
-		ctx, cancel := context.WithTimeout(context.Background(), writeTime)
-		defer cancel()
-		r.rs.breakers.endProbe(ctx, server)
+	return st, r.server
+}
+
+// endProbe gives the probe of a session that is gone back if it is undecided.
+func (r *Relay) endProbe(st *standing, server *store.MailServer) {
+	if !st.probe {
+		return
 	}
-	return st.permit
+	ctx, cancel := context.WithTimeout(context.Background(), writeTime)
+	defer cancel()
+	r.rs.breakers.endProbe(ctx, server)
 }
 
 // discard closes a session without making anybody wait for its QUIT; its permit is free only
 // after that.
 func (r *Relay) discard(s Session) {
+	st, server := r.takeOff(s)
 	r.rs.spawn(func() {
-		pm := r.forget(s)
+		r.endProbe(st, server)
 		_ = s.Close()
-		r.release(pm)
+		r.release(st.permit)
 	})
 }
 
@@ -352,7 +358,7 @@ func (r *Relay) CloseSession(s Session) {
 	if err := s.Close(); err != nil {
 		r.rs.cfg.Logger.Debug("close session", "mail_server", r.name, "error", err)
 	}
-	r.forget(s)
+	r.endProbe(r.takeOff(s))
 }
 
 // Release gives a permit back, unless a goroutine that dials has it.
