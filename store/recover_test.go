@@ -115,8 +115,8 @@ func TestTheBuriedTakeNothing(t *testing.T) {
 		if got, err := s.Mail(ctx, store.Everything, born.ID); err != nil || got.Status != store.MailQueued {
 			t.Errorf("born in the name of the dead: %+v %v", got, err)
 		}
-		// The dead replica goes by the token of a birth. Whatever it writes, nothing of it counts,
-		// not even as a repeat of what was written before.
+		// The dead replica goes by the token of a birth. Whatever it writes, nothing of it
+		// counts, not even as a repeat of what was written before.
 		park := &store.Settlement{ID: born.ID, Owner: r, Claim: store.BornClaim, Kind: store.SettlePark, Status: store.MailFailed, Progress: &store.Progress{}}
 		if settle(t, s, park) {
 			t.Error("the dead hear that their write counts while the mail waits")
