@@ -149,12 +149,6 @@ var Plants = []Plant{
 		}
 		return st
 	}},
-	{Name: "a result is answered and not written", settle: func(w *world, st *store.Settlement) *store.Settlement {
-		if st.Kind == store.SettleArchive && w.chance(0.05) {
-			return nil
-		}
-		return st
-	}},
 	{Name: "mail is accepted that was not stored", accepts: true},
 	{Name: "a request_id is used twice", Faults: memory.Faults{NoRequests: true}},
 	{Name: "a reply is filed under the next recipient", outcome: func(_ *world, o *smtpx.Outcome) {
