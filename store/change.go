@@ -9,10 +9,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// Position is a place in the sequence of changes. Positions of one database only compare with
-// each other.
-type Position struct{ XID, Seq int64 }
+// Position is a place in the sequence of changes. Only positions of one generation compare with
+// each other: a database that went back in time, or lies in another cluster, has begun a new
+// one.
+type Position struct{ Generation, XID, Seq int64 }
 
+// before compares positions of one generation.
 func (p Position) before(q Position) bool { return p.XID < q.XID || p.XID == q.XID && p.Seq < q.Seq }
 
 // MailChange is one change of a mail's status.
@@ -23,7 +25,8 @@ type MailChange struct {
 	Mail     *Mail // as it stands now, which may be later than the change
 }
 
-// ErrForgotten: changes behind the position have been forgotten meanwhile.
+// ErrForgotten: changes behind the position have been forgotten meanwhile, or it is one of
+// before the database was restored.
 var ErrForgotten = errors.New("changes since this position are not kept any more")
 
 // errOvertaken: the mail was changed by a transaction that began after ours; ours begins again,
@@ -32,17 +35,14 @@ var errOvertaken = errors.New("overtaken by a later transaction")
 
 // LastChange is the position behind everything that has happened.
 func (s *Store) LastChange(ctx context.Context) (Position, error) {
-	h, err := s.horizon(ctx)
-	if s.dialect == postgres {
-		return Position{XID: h}, err
+	var r struct{ Generation, Horizon int64 }
+	if err := s.q.get("change_horizon").GetContext(ctx, &r); err != nil {
+		return Position{}, s.fault(err)
 	}
-	return Position{Seq: h}, err
-}
-
-func (s *Store) horizon(ctx context.Context) (int64, error) {
-	var h int64
-	err := s.q.get("change_horizon").GetContext(ctx, &h)
-	return h, s.fault(err)
+	if s.dialect == postgres {
+		return Position{Generation: r.Generation, XID: r.Horizon}, nil
+	}
+	return Position{Generation: r.Generation, Seq: r.Horizon}, nil
 }
 
 // Changes reads changes behind after, at most n, and returns those that sc and f let through,
@@ -50,10 +50,16 @@ func (s *Store) horizon(ctx context.Context) (int64, error) {
 // exactly once and each mail's in their order, also over replicas; a mail that is not kept any
 // more is left out.
 func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Position, n int) (out []MailChange, next Position, more bool, err error) {
-	h, err := s.horizon(ctx)
+	last, err := s.LastChange(ctx)
 	if err != nil {
 		return nil, after, false, err
 	}
+	// The horizon never moves back, so a position beyond it is of another history, also where
+	// nothing else has shown that.
+	if after.Generation != last.Generation || last.before(after) {
+		return nil, after, false, ErrForgotten
+	}
+	h := last.XID + last.Seq // one of them is 0
 	var rows []struct {
 		XID, Seq int64
 		MailID   uuid.UUID `db:"mail_id"`
@@ -65,22 +71,22 @@ func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Posit
 	}
 	// Looked at after the changes were read: what was forgotten before that is noticed.
 	var gone Position
-	if err := s.q.get("change_forgotten").QueryRowxContext(ctx).Scan(&gone.XID, &gone.Seq); err != nil {
+	if err := s.q.get("change_forgotten").GetContext(ctx, &gone); err != nil {
 		return nil, after, false, s.fault(err)
 	}
-	if after.before(gone) {
+	if after.Generation != gone.Generation || after.before(gone) {
 		return nil, after, false, ErrForgotten
 	}
 	next = after
 	if len(rows) < n && s.dialect == postgres && h > next.XID {
-		next = Position{XID: h}
+		next = last
 	}
 	if len(rows) == 0 {
 		return nil, next, false, nil
 	}
 	if len(rows) == n {
-		last := rows[len(rows)-1]
-		next, more = Position{last.XID, last.Seq}, true
+		r := rows[len(rows)-1]
+		next, more = Position{last.Generation, r.XID, r.Seq}, true
 	} else if s.dialect == sqliteDia {
 		next.Seq = rows[len(rows)-1].Seq
 	}
@@ -98,7 +104,7 @@ func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Posit
 	}
 	for _, r := range rows {
 		if m := mails[r.MailID]; m != nil && (len(wanted) == 0 || wanted[r.Status]) {
-			out = append(out, MailChange{Position{r.XID, r.Seq}, r.Status, r.Time.Time, m})
+			out = append(out, MailChange{Position{last.Generation, r.XID, r.Seq}, r.Status, r.Time.Time, m})
 		}
 	}
 	return out, next, more, nil

@@ -185,4 +185,27 @@ func TestChanges(t *testing.T) {
 	})
 }
 
+// TestPositionOfAnotherHistory: a position that the database cannot have given, because it was
+// restored in a way that nothing else shows, is told to be forgotten.
+func TestPositionOfAnotherHistory(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		at, err := s.LastChange(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ahead := at
+		if ahead.Seq++; at.XID > 0 {
+			ahead = store.Position{Generation: at.Generation, XID: at.XID + 5_000_000_000}
+		}
+		for name, p := range map[string]store.Position{"ahead": ahead, "another generation": {Generation: at.Generation + 1, XID: at.XID, Seq: at.Seq}} {
+			if _, _, _, err := s.Changes(ctx, store.Everything, store.MailFilter{}, p, 10); !errors.Is(err, store.ErrForgotten) {
+				t.Errorf("%s: got %v, want %v", name, err, store.ErrForgotten)
+			}
+		}
+		if _, _, _, err := s.Changes(ctx, store.Everything, store.MailFilter{}, at, 10); err != nil {
+			t.Errorf("its own: got %v, want no error", err)
+		}
+	})
+}
+
 func containsWord(words, w string) bool { return slices.Contains(strings.Fields(words), w) }

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -192,10 +194,15 @@ func (s *Store) writeInstallation(ctx context.Context, tx *sqlx.Tx, l *lineage, 
 	return err
 }
 
-// holdAll takes all that is due out of everybody's reach.
+// holdAll takes all that is due out of everybody's reach, and begins a new generation of the
+// change log: who watches has seen what did not happen any more.
 func (s *Store) holdAll(ctx context.Context, tx *sqlx.Tx, l *lineage, why string) (WentBack, error) {
 	w := WentBack{Since: micro(s.now()), Why: why}
-	var err error
+	// Drawn, so that two restores of one backup do not begin the same one.
+	_, err := tx.ExecContext(ctx, l.sql["change_begin"], rand.Int64N(math.MaxInt64-1)+1)
+	if err != nil {
+		return w, err
+	}
 	if s.dialect == postgres {
 		w.Held, err = s.holdPostgres(ctx, tx, l)
 	} else {

@@ -40,6 +40,15 @@ func (s *Store) holdPostgres(ctx context.Context, tx *sqlx.Tx, l *lineage) (held
 			return 0, err
 		}
 	}
+	var ahead bool
+	if err := tx.GetContext(ctx, &ahead, l.sql["change_ahead"]); err != nil {
+		return 0, err
+	}
+	if ahead {
+		if _, err := tx.ExecContext(ctx, l.sql["change_empty"]); err != nil {
+			return 0, err
+		}
+	}
 	if err := tx.GetContext(ctx, &held, l.sql["hold"], WentBackReason); err != nil {
 		return 0, err
 	}

@@ -158,6 +158,41 @@ func (x *service) adopt(what string) {
 	}
 }
 
+// isWatched fails unless a watcher of before the restore is told that it missed something, also
+// if all that shows it is its position, and one that began after it sees what was queued.
+func (x *service) isWatched(what string, old, from store.Position, queued int) {
+	x.t.Helper()
+	if _, _, _, err := x.s.Changes(ctx, store.Everything, store.MailFilter{}, old, 100); !errors.Is(err, store.ErrForgotten) {
+		x.t.Errorf("%s: a watcher of before: got %v, want that it is told", what, err)
+	}
+	until(x.t, what+": a new watcher sees what is new", func() bool {
+		cs, next, _, err := x.s.Changes(ctx, store.Everything, store.MailFilter{}, from, 100)
+		for _, c := range cs {
+			if queued--; c.Status != store.MailQueued {
+				x.t.Fatalf("%s: got a change to %s, want queued", what, c.Status)
+			}
+		}
+		if from = next; err != nil {
+			x.t.Fatal(err)
+		}
+		return queued == 0
+	})
+	if _, err := x.s.ForgetChanges(ctx, -time.Hour); err != nil {
+		x.t.Fatal(err)
+	}
+	var kept int
+	if err := x.s.Get(&kept, "select count(*) from change"); err != nil || kept > 0 {
+		x.t.Errorf("%s: %d changes cannot be forgotten, %v", what, kept, err)
+	}
+	at, err := x.s.LastChange(ctx)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	if _, _, _, err := x.s.Changes(ctx, store.Everything, store.MailFilter{}, at, 100); err != nil {
+		x.t.Errorf("%s: a new watcher: %v", what, err)
+	}
+}
+
 func (x *service) goesOn(what string) {
 	x.t.Helper()
 	if !x.found.Since.IsZero() {
@@ -244,7 +279,11 @@ func postgresTurns(other *storetest.Cluster) []turn {
 				return to, stateIn(t)
 			}
 		}},
-		{"a dump in another cluster", func(t *testing.T, _ *service, dsn, state string) func() (string, string) {
+		{"a dump in another cluster", func(t *testing.T, x *service, dsn, state string) func() (string, string) {
+			// its transactions are far ahead of the other one's
+			if err := x.s.Exec("update change set xid = xid + 5000000000"); err != nil {
+				t.Fatal(err)
+			}
 			file := storetest.Dump(t, dsn)
 			return func() (string, string) {
 				storetest.Restore(t, file, other.DSN())
@@ -294,10 +333,19 @@ func goBackOnce(t *testing.T, tu turn, dsn string, seed uint64) {
 		t.Fatal(err)
 	}
 	some()
+	watched, err := x.s.LastChange(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	x.stop(rnd.IntN(2) == 0)
 	y := x.world.serve(restore())
 	y.isHeld(what)
+	from, err := y.s.LastChange(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	y.queue(3)
+	y.isWatched(what, watched, from, 3)
 	if n := y.send(1000, "sent"); n != 3 {
 		t.Errorf("%s: %d of 3 new mails left", what, n)
 	}

@@ -134,7 +134,7 @@ where x.mail_server = ? and x.replica <> ? and r.alive_until > ?;
 
 -- name: change_forgotten (look)
 -- one row
-select xid, seq from change_forgotten;
+select generation, xid, seq from change_forgotten;
 
 -- name: chunk_delete
 -- primary key

@@ -34,6 +34,18 @@ select exists (select 1 from replica where alive_until > now());
 -- waits for writes under way, so that none of them and the hold wait for each other
 lock table due in share row exclusive mode;
 
+-- name: change_ahead
+-- primary key: changes of another cluster that seem to come later than those of this one
+select exists (select 1 from change where xid >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
+
+-- name: change_empty
+-- none
+truncate change;
+
+-- name: change_begin
+-- one row; what was forgotten was of another generation
+update change_forgotten set generation = ?, xid = 0, seq = 0;
+
 -- name: hold
 -- a scan of due. Whatever was due may have left since; so may what waits for a person, who had
 -- perhaps let it go. claim: a number given out in the time that was lost is not given out

@@ -17,6 +17,10 @@ update installation set id = ?, beat = ?, nonce = ?, system = ?, timeline = ?, b
 update installation set beat = beat + 1, timeline = ? where id = ?
 returning id, beat, nonce, system, timeline, back_at, back_why;
 
+-- name: change_begin
+-- one row
+update change_forgotten set generation = ?;
+
 -- name: hold
 -- a scan of due; as on PostgreSQL
 update due set status = 'held', resume_at = run_at, run_at = null, owner = null, data_at = null, claim = claim + 1000000,

@@ -369,8 +369,8 @@ insert into change (mail_id, status) select id, status from due where owner = ? 
 insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
 
 -- name: change_horizon (look)
--- none
-select pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+-- one row
+select generation, pg_snapshot_xmin(pg_current_snapshot())::text::bigint as horizon from change_forgotten;
 
 -- name: change_read (look)
 -- primary key

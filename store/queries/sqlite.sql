@@ -217,7 +217,7 @@ select tokens, refilled_at, day, day_used from quota where mail_server = ?;
 
 -- name: change_horizon (look)
 -- primary key
-select max(coalesce((select max(seq) from change), 0), (select seq from change_forgotten));
+select generation, max(coalesce((select max(seq) from change), 0), seq) as horizon from change_forgotten;
 
 -- name: change_read (look)
 -- primary key; xid is always 0, seq is the position

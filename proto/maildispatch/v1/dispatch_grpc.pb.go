@@ -170,8 +170,9 @@ type DispatchClient interface {
 	// the cursor, or without one with what happens from now on; the first answer comes at once
 	// and every 15 s of silence one without a mail, so that there is always a cursor to go on
 	// from after a break. A caller who reads slowly falls behind and holds up nobody. Changes are
-	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of
-	// another filter or of another database is INVALID_ARGUMENT.
+	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. So is a cursor
+	// of before the database was restored. A cursor of another filter or of another database is
+	// INVALID_ARGUMENT.
 	WatchMails(ctx context.Context, in *WatchMailsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMailsResponse], error)
 	// GetQueueStats says how much waits, for how long, and how fast it goes.
 	GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error)
@@ -532,8 +533,9 @@ type DispatchServer interface {
 	// the cursor, or without one with what happens from now on; the first answer comes at once
 	// and every 15 s of silence one without a mail, so that there is always a cursor to go on
 	// from after a break. A caller who reads slowly falls behind and holds up nobody. Changes are
-	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. A cursor of
-	// another filter or of another database is INVALID_ARGUMENT.
+	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. So is a cursor
+	// of before the database was restored. A cursor of another filter or of another database is
+	// INVALID_ARGUMENT.
 	WatchMails(*WatchMailsRequest, grpc.ServerStreamingServer[WatchMailsResponse]) error
 	// GetQueueStats says how much waits, for how long, and how fast it goes.
 	GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error)

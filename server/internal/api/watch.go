@@ -35,12 +35,16 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 		of = &pb.MailFilter{}
 	}
 	token := func(p store.Position) string {
-		return a.pageToken("watch", of, binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(p.XID)), uint64(p.Seq)))
+		var b []byte
+		for _, n := range []int64{p.XID, p.Seq, p.Generation} {
+			b = binary.BigEndian.AppendUint64(b, uint64(n))
+		}
+		return a.pageToken("watch", of, b)
 	}
 	var at store.Position
 	b, err := a.position("watch", of, r.Cursor)
 	switch {
-	case err != nil || r.Cursor != "" && len(b) != 16:
+	case err != nil || r.Cursor != "" && len(b) != 16 && len(b) != 24:
 		return apierr.New(codes.InvalidArgument, pb.ReasonPageTokenInvalid, "cursor is not one of WatchMails with this filter")
 	case r.Cursor == "":
 		if at, err = a.Store.LastChange(ctx); err != nil {
@@ -48,12 +52,15 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 		}
 	default:
 		at = store.Position{XID: int64(binary.BigEndian.Uint64(b)), Seq: int64(binary.BigEndian.Uint64(b[8:]))}
+		if len(b) == 24 { // else of a version that knew one generation only, the first
+			at.Generation = int64(binary.BigEndian.Uint64(b[16:]))
+		}
 	}
 	var told time.Time // when the caller last heard anything
 	for {
 		changes, next, more, err := a.Store.Changes(ctx, a.scope(ctx), f, at, watchPage)
 		if errors.Is(err, store.ErrForgotten) {
-			return apierr.New(codes.OutOfRange, pb.ReasonCursorExpired, "changes behind this cursor are not kept any more: list the journals, and watch from now on")
+			return apierr.New(codes.OutOfRange, pb.ReasonCursorExpired, "changes behind this cursor are not kept any more, or the database was restored: list the journals, and watch from now on")
 		}
 		if err != nil {
 			return a.fault(err)

@@ -188,7 +188,7 @@ func (s *Store) LastChange(context.Context) (store.Position, error) {
 func (s *Store) Changes(_ context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) (out []store.MailChange, next store.Position, more bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if after.Seq < s.forgot {
+	if after.Generation != 0 || after.Seq < s.forgot || after.Seq > s.seq {
 		return nil, after, false, store.ErrForgotten
 	}
 	next = after
