@@ -100,14 +100,6 @@ type Limits struct {
 	MaxMailBytes       int64 `json:"max_mail_bytes,omitempty"`
 }
 
-// Audit says who does an admin write and why; the row is written in the same transaction with
-// before and after, never with secrets.
-type Audit struct {
-	Actor  string // "" = unauthenticated local caller
-	Action string // the rpc's name
-	Reason string
-}
-
 // ServerFilter narrows a listing; zero fields do not narrow.
 type ServerFilter struct {
 	Team        *string

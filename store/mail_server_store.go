@@ -3,11 +3,9 @@ package store
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -416,64 +414,4 @@ func (m *MailServer) clone() *MailServer {
 		c.Annotations[k] = v
 	}
 	return &c
-}
-
-// audit writes who did what, in the transaction that does it. Passwords appear only as "set" or
-// not.
-func (s *Store) audit(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, before, after *MailServer) error {
-	var detail map[string]any
-	if before != nil || after != nil {
-		detail = map[string]any{"before": before.public(), "after": after.public()}
-		if before != nil && after != nil {
-			detail["password_changed"] = !bytes.Equal(before.sealed(), after.sealed())
-		}
-	}
-	return s.auditDetail(ctx, tx, a, team, target, detail)
-}
-
-// Record writes an audit row by itself, for a call that changes nothing in the database. tested
-// is the configuration that was used, nil if none was.
-func (s *Store) Record(ctx context.Context, a Audit, team, target string, tested *MailServer) error {
-	var detail map[string]any
-	if tested != nil {
-		detail = map[string]any{"used": tested.public()}
-	}
-	return s.tx(ctx, func(tx *sqlx.Tx) error { return s.auditDetail(ctx, tx, a, team, target, detail) })
-}
-
-func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
-	var detail any
-	if m != nil {
-		b, err := json.Marshal(m)
-		if err != nil {
-			return err
-		}
-		detail = string(b)
-	}
-	_, err := s.q.in(ctx, tx, "audit_insert").ExecContext(ctx, s.nowArg(), a.Actor, a.Action, team, target, a.Reason, detail)
-	return err
-}
-
-// sealed is the sealed password, which is another one each time that a password is given.
-func (m *MailServer) sealed() []byte {
-	if m.SMTP == nil {
-		return nil
-	}
-	return m.SMTP.SealedPassword
-}
-
-func (m *MailServer) public() map[string]any {
-	if m == nil {
-		return nil
-	}
-	p := map[string]any{"display_name": m.DisplayName, "type": m.Type, "from": m.From, "mode": m.Mode, "status": m.Status, "is_default": m.IsDefault,
-		"limits": m.Limits, "annotations": m.Annotations, "hold_unknown": m.HoldUnknown, "pause_until": m.PauseUntil, "version": m.Version, "deleted": m.DeleteTime != nil}
-	if x := m.SMTP; x != nil {
-		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout}
-		if p["ca_sha256"] = ""; x.CAPEM != "" {
-			p["ca_sha256"] = fmt.Sprintf("%x", sha256.Sum256([]byte(x.CAPEM)))
-		}
-		p["password_set"] = len(x.SealedPassword) > 0
-	}
-	return p
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -233,29 +232,6 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, dryRun bool, a 
 		return s.auditTeams(ctx, tx, a, changes)
 	})
 	return changed, failures, left, err
-}
-
-// auditTeams writes one row for each team whose mails were changed.
-func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []change) error {
-	of := map[string][]*Mail{}
-	var teams []string
-	for _, c := range changes {
-		if of[c.m.Team] == nil {
-			teams = append(teams, c.m.Team)
-		}
-		of[c.m.Team] = append(of[c.m.Team], c.m)
-	}
-	for _, team := range teams {
-		target := strconv.Itoa(len(of[team])) + " mails from " + of[team][0].ID.String()
-		var detail map[string]any
-		if to := changes[0].c.MailServer; to != "" {
-			detail = map[string]any{"mail_server": to}
-		}
-		if err := s.auditDetail(ctx, tx, a, team, target, detail); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // ModifyMail changes one due mail by a person's word and returns it as that left it; the audit

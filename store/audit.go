@@ -1,0 +1,103 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Audit says who does an admin write and why; the row is written in the same transaction with
+// before and after, never with secrets.
+type Audit struct {
+	Actor  string // "" = unauthenticated local caller
+	Action string // the rpc's name
+	Reason string
+}
+
+// audit writes who did what, in the transaction that does it. Passwords appear only as "set" or
+// not.
+func (s *Store) audit(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, before, after *MailServer) error {
+	var detail map[string]any
+	if before != nil || after != nil {
+		detail = map[string]any{"before": before.public(), "after": after.public()}
+		if before != nil && after != nil {
+			detail["password_changed"] = !bytes.Equal(before.sealed(), after.sealed())
+		}
+	}
+	return s.auditDetail(ctx, tx, a, team, target, detail)
+}
+
+// Record writes an audit row by itself, for a call that changes nothing in the database. tested
+// is the configuration that was used, nil if none was.
+func (s *Store) Record(ctx context.Context, a Audit, team, target string, tested *MailServer) error {
+	var detail map[string]any
+	if tested != nil {
+		detail = map[string]any{"used": tested.public()}
+	}
+	return s.tx(ctx, func(tx *sqlx.Tx) error { return s.auditDetail(ctx, tx, a, team, target, detail) })
+}
+
+func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
+	var detail any
+	if m != nil {
+		b, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		detail = string(b)
+	}
+	_, err := s.q.in(ctx, tx, "audit_insert").ExecContext(ctx, s.nowArg(), a.Actor, a.Action, team, target, a.Reason, detail)
+	return err
+}
+
+// sealed is the sealed password, which is another one each time that a password is given.
+func (m *MailServer) sealed() []byte {
+	if m.SMTP == nil {
+		return nil
+	}
+	return m.SMTP.SealedPassword
+}
+
+func (m *MailServer) public() map[string]any {
+	if m == nil {
+		return nil
+	}
+	p := map[string]any{"display_name": m.DisplayName, "type": m.Type, "from": m.From, "mode": m.Mode, "status": m.Status, "is_default": m.IsDefault,
+		"limits": m.Limits, "annotations": m.Annotations, "hold_unknown": m.HoldUnknown, "pause_until": m.PauseUntil, "version": m.Version, "deleted": m.DeleteTime != nil}
+	if x := m.SMTP; x != nil {
+		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout}
+		if p["ca_sha256"] = ""; x.CAPEM != "" {
+			p["ca_sha256"] = fmt.Sprintf("%x", sha256.Sum256([]byte(x.CAPEM)))
+		}
+		p["password_set"] = len(x.SealedPassword) > 0
+	}
+	return p
+}
+
+// auditTeams writes one row for each team whose mails were changed.
+func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []change) error {
+	of := map[string][]*Mail{}
+	var teams []string
+	for _, c := range changes {
+		if of[c.m.Team] == nil {
+			teams = append(teams, c.m.Team)
+		}
+		of[c.m.Team] = append(of[c.m.Team], c.m)
+	}
+	for _, team := range teams {
+		target := strconv.Itoa(len(of[team])) + " mails from " + of[team][0].ID.String()
+		var detail map[string]any
+		if to := changes[0].c.MailServer; to != "" {
+			detail = map[string]any{"mail_server": to}
+		}
+		if err := s.auditDetail(ctx, tx, a, team, target, detail); err != nil {
+			return err
+		}
+	}
+	return nil
+}
