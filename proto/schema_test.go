@@ -65,6 +65,9 @@ func schema(t *testing.T) (files []protoreflect.FileDescriptor, elements map[pro
 		files = append(files, f)
 		enums(f.Enums())
 		messages(f.Messages())
+		for i := range f.Extensions().Len() {
+			add(f.Extensions().Get(i))
+		}
 		for i := range f.Services().Len() {
 			s := f.Services().Get(i)
 			add(s)
@@ -82,6 +85,7 @@ func schema(t *testing.T) (files []protoreflect.FileDescriptor, elements map[pro
 
 var (
 	block = regexp.MustCompile(`^(service|message|enum|oneof)\s+(\w+)\s*\{(\})?$`)
+	ext   = regexp.MustCompile(`^extend\s+[\w.]+\s*\{$`)
 	rpc   = regexp.MustCompile(`^rpc\s+(\w+)\(.*\)\s*(\{|;)$`)
 	field = regexp.MustCompile(`^(?:(?:optional|repeated)\s+)?(?:map<[^>]+>|[\w.]+)\s+(\w+)\s*=\s*\d+\b`)
 	value = regexp.MustCompile(`^(\w+)\s*=\s*\d+\b`)
@@ -123,6 +127,8 @@ func comments(t *testing.T) map[protoreflect.FullName]string {
 				if m[3] == "" {
 					scopes = append(scopes, inner)
 				}
+			case ext.MatchString(line): // its fields belong to the package
+				scopes = append(scopes, scope)
 			case line == "}":
 				scopes = scopes[:len(scopes)-1]
 			case rpc.MatchString(line):
@@ -301,7 +307,7 @@ func TestReasonsInCommentsExist(t *testing.T) {
 		known = append(known, r)
 	}
 	known = append(known, "OUTPUT_ONLY", "INPUT_ONLY",
-		"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "OUT_OF_RANGE")
+		"INVALID_ARGUMENT", "PERMISSION_DENIED", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "OUT_OF_RANGE")
 	for name, d := range elements {
 		if _, is := d.(protoreflect.EnumValueDescriptor); is {
 			known = append(known, string(name.Name()))

@@ -29,6 +29,8 @@ var importRules = []importRule{
 	{pkg: "client/...", may: []string{"client/...", "proto/..."}, tests: []string{"client/clienttest"}, why: "what callers' programs link"},
 
 	{pkg: "server/internal/apierr", may: []string{"proto/..."}, why: "errors as callers hear them"},
+	{pkg: "server/internal/access", may: []string{"proto/...", "server/internal/apierr", "store"}, tests: []string{"store/storetest", "store/storetest/memory"},
+		why: "who a caller is and what that one may do; knows no mail"},
 	{pkg: "server/internal/budget", may: []string{"proto/...", "server/internal/apierr"}, why: "memory of calls"},
 	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/apierr", "server/internal/budget"}, why: "what every call passes, in its order"},
 	{pkg: "server/internal/seal", why: "cryptography and nothing else"},

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/api"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/server/internal/interceptor"
@@ -125,6 +126,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if cfg.Reflection {
 		reflection.Register(s.grpc)
+	}
+	if err := access.CheckServices(s.grpc.GetServiceInfo()); err != nil {
+		return nil, errors.Join(err, l.Close(), st.Close())
 	}
 	return s, nil
 }

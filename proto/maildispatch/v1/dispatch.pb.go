@@ -2221,7 +2221,7 @@ var File_maildispatch_v1_dispatch_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\n" +
-	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaildispatch/v1/bulk.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\"\xc1\x01\n" +
+	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmaildispatch/v1/access.proto\x1a\x1amaildispatch/v1/bulk.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\"\xc1\x01\n" +
 	"\vSendRequest\x126\n" +
 	"\aoptions\x18\x01 \x01(\v2\x1c.maildispatch.v1.SendOptionsR\aoptions\x126\n" +
 	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1d\n" +
@@ -2377,30 +2377,48 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12B\n" +
 	"\x0foldest_due_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\roldestDueTime\x128\n" +
 	"\n" +
-	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\x80\r\n" +
-	"\bDispatch\x12E\n" +
-	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse0\x01\x12T\n" +
-	"\tSendBatch\x12!.maildispatch.v1.SendBatchRequest\x1a\".maildispatch.v1.SendBatchResponse(\x01\x12Y\n" +
+	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\xeb\x0f\n" +
+	"\bDispatch\x12^\n" +
+	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse\"\x17\xda\xe7\x18\x13\n" +
+	"\x01\x01\x1a\foptions.team \x010\x01\x12w\n" +
+	"\tSendBatch\x12!.maildispatch.v1.SendBatchRequest\x1a\".maildispatch.v1.SendBatchResponse\"!\xda\xe7\x18\x1d\n" +
+	"\x01\x01\x1a\x14options.options.team \x01(\x01(\x01\x12|\n" +
 	"\n" +
-	"SendStream\x12\".maildispatch.v1.SendStreamRequest\x1a#.maildispatch.v1.SendStreamResponse(\x010\x01\x12i\n" +
-	"\x10UploadAttachment\x12(.maildispatch.v1.UploadAttachmentRequest\x1a).maildispatch.v1.UploadAttachmentResponse(\x01\x12T\n" +
-	"\bGetBatch\x12 .maildispatch.v1.GetBatchRequest\x1a!.maildispatch.v1.GetBatchResponse\"\x03\x90\x02\x01\x12Q\n" +
-	"\aGetMail\x12\x1f.maildispatch.v1.GetMailRequest\x1a .maildispatch.v1.GetMailResponse\"\x03\x90\x02\x01\x12b\n" +
-	"\fDownloadMail\x12$.maildispatch.v1.DownloadMailRequest\x1a%.maildispatch.v1.DownloadMailResponse\"\x03\x90\x02\x010\x01\x12i\n" +
-	"\x0fListDueOutMails\x12'.maildispatch.v1.ListDueOutMailsRequest\x1a(.maildispatch.v1.ListDueOutMailsResponse\"\x03\x90\x02\x01\x12o\n" +
-	"\x11ListArchivedMails\x12).maildispatch.v1.ListArchivedMailsRequest\x1a*.maildispatch.v1.ListArchivedMailsResponse\"\x03\x90\x02\x01\x12U\n" +
+	"SendStream\x12\".maildispatch.v1.SendStreamRequest\x1a#.maildispatch.v1.SendStreamResponse\"!\xda\xe7\x18\x1d\n" +
+	"\x01\x01\x1a\x14options.options.team \x01(\x01(\x010\x01\x12\x83\x01\n" +
+	"\x10UploadAttachment\x12(.maildispatch.v1.UploadAttachmentRequest\x1a).maildispatch.v1.UploadAttachmentResponse\"\x18\xda\xe7\x18\x14\n" +
+	"\x01\x01\x1a\vheader.team \x01(\x01(\x01\x12d\n" +
+	"\bGetBatch\x12 .maildispatch.v1.GetBatchRequest\x1a!.maildispatch.v1.GetBatchResponse\"\x13\xda\xe7\x18\f\n" +
+	"\x02\x01\x02\x1a\x04team \x01\x90\x02\x01\x12Y\n" +
+	"\aGetMail\x12\x1f.maildispatch.v1.GetMailRequest\x1a .maildispatch.v1.GetMailResponse\"\v\xda\xe7\x18\x04\n" +
+	"\x02\x01\x02\x90\x02\x01\x12l\n" +
+	"\fDownloadMail\x12$.maildispatch.v1.DownloadMailRequest\x1a%.maildispatch.v1.DownloadMailResponse\"\r\xda\xe7\x18\x06\n" +
+	"\x02\x01\x02(\x01\x90\x02\x010\x01\x12~\n" +
+	"\x0fListDueOutMails\x12'.maildispatch.v1.ListDueOutMailsRequest\x1a(.maildispatch.v1.ListDueOutMailsResponse\"\x18\xda\xe7\x18\x11\n" +
+	"\x02\x01\x02\x1a\vfilter.team\x90\x02\x01\x12\x84\x01\n" +
+	"\x11ListArchivedMails\x12).maildispatch.v1.ListArchivedMailsRequest\x1a*.maildispatch.v1.ListArchivedMailsResponse\"\x18\xda\xe7\x18\x11\n" +
+	"\x02\x01\x02\x1a\vfilter.team\x90\x02\x01\x12k\n" +
 	"\n" +
-	"RetryMails\x12\".maildispatch.v1.RetryMailsRequest\x1a#.maildispatch.v1.RetryMailsResponse\x12X\n" +
-	"\vCancelMails\x12#.maildispatch.v1.CancelMailsRequest\x1a$.maildispatch.v1.CancelMailsResponse\x12R\n" +
-	"\tHoldMails\x12!.maildispatch.v1.HoldMailsRequest\x1a\".maildispatch.v1.HoldMailsResponse\x12[\n" +
-	"\fReleaseMails\x12$.maildispatch.v1.ReleaseMailsRequest\x1a%.maildispatch.v1.ReleaseMailsResponse\x12R\n" +
-	"\tMoveMails\x12!.maildispatch.v1.MoveMailsRequest\x1a\".maildispatch.v1.MoveMailsResponse\x12X\n" +
-	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponse\x12U\n" +
+	"RetryMails\x12\".maildispatch.v1.RetryMailsRequest\x1a#.maildispatch.v1.RetryMailsResponse\"\x14\xda\xe7\x18\x10\n" +
+	"\x01\x01\x1a\vfilter.team\x12n\n" +
+	"\vCancelMails\x12#.maildispatch.v1.CancelMailsRequest\x1a$.maildispatch.v1.CancelMailsResponse\"\x14\xda\xe7\x18\x10\n" +
+	"\x01\x01\x1a\vfilter.team\x12h\n" +
+	"\tHoldMails\x12!.maildispatch.v1.HoldMailsRequest\x1a\".maildispatch.v1.HoldMailsResponse\"\x14\xda\xe7\x18\x10\n" +
+	"\x01\x01\x1a\vfilter.team\x12q\n" +
+	"\fReleaseMails\x12$.maildispatch.v1.ReleaseMailsRequest\x1a%.maildispatch.v1.ReleaseMailsResponse\"\x14\xda\xe7\x18\x10\n" +
+	"\x01\x03\x1a\vfilter.team\x12h\n" +
+	"\tMoveMails\x12!.maildispatch.v1.MoveMailsRequest\x1a\".maildispatch.v1.MoveMailsResponse\"\x14\xda\xe7\x18\x10\n" +
+	"\x01\x03\x1a\vfilter.team\x12a\n" +
+	"\vResolveMail\x12#.maildispatch.v1.ResolveMailRequest\x1a$.maildispatch.v1.ResolveMailResponse\"\a\xda\xe7\x18\x03\n" +
+	"\x01\x03\x12^\n" +
 	"\n" +
-	"ResendMail\x12\".maildispatch.v1.ResendMailRequest\x1a#.maildispatch.v1.ResendMailResponse\x12\\\n" +
+	"ResendMail\x12\".maildispatch.v1.ResendMailRequest\x1a#.maildispatch.v1.ResendMailResponse\"\a\xda\xe7\x18\x03\n" +
+	"\x01\x01\x12s\n" +
 	"\n" +
-	"WatchMails\x12\".maildispatch.v1.WatchMailsRequest\x1a#.maildispatch.v1.WatchMailsResponse\"\x03\x90\x02\x010\x01\x12c\n" +
-	"\rGetQueueStats\x12%.maildispatch.v1.GetQueueStatsRequest\x1a&.maildispatch.v1.GetQueueStatsResponse\"\x03\x90\x02\x01BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
+	"WatchMails\x12\".maildispatch.v1.WatchMailsRequest\x1a#.maildispatch.v1.WatchMailsResponse\"\x1a\xda\xe7\x18\x13\n" +
+	"\x02\x01\x02\x1a\vfilter.team(\x01\x90\x02\x010\x01\x12p\n" +
+	"\rGetQueueStats\x12%.maildispatch.v1.GetQueueStatsRequest\x1a&.maildispatch.v1.GetQueueStatsResponse\"\x10\xda\xe7\x18\t\n" +
+	"\x01\x02\x1a\x04team\x90\x02\x01BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
 
 var (
 	file_maildispatch_v1_dispatch_proto_rawDescOnce sync.Once
@@ -2561,6 +2579,7 @@ func file_maildispatch_v1_dispatch_proto_init() {
 	if File_maildispatch_v1_dispatch_proto != nil {
 		return
 	}
+	file_maildispatch_v1_access_proto_init()
 	file_maildispatch_v1_bulk_proto_init()
 	file_maildispatch_v1_mail_proto_init()
 	file_maildispatch_v1_mail_server_proto_init()

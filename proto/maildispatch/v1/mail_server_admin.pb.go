@@ -1369,7 +1369,7 @@ var File_maildispatch_v1_mail_server_admin_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\n" +
-	"'maildispatch/v1/mail_server_admin.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a!maildispatch/v1/mail_server.proto\"\x80\x02\n" +
+	"'maildispatch/v1/mail_server_admin.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cmaildispatch/v1/access.proto\x1a!maildispatch/v1/mail_server.proto\"\x80\x02\n" +
 	"\x16ListMailServersRequest\x12\x17\n" +
 	"\x04team\x18\x01 \x01(\tH\x00R\x04team\x88\x01\x01\x12)\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x15.maildispatch.v1.ModeR\x04mode\x12:\n" +
@@ -1481,17 +1481,27 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\x06failed\x18\x05 \x01(\x05R\x06failed\x12\x18\n" +
 	"\aunknown\x18\x06 \x01(\x05R\aunknown\x12\x18\n" +
 	"\aexpired\x18\a \x01(\x05R\aexpired\x12\x1a\n" +
-	"\breleased\x18\b \x01(\x05R\breleased2\xb4\a\n" +
-	"\x0fMailServerAdmin\x12i\n" +
-	"\x0fListMailServers\x12'.maildispatch.v1.ListMailServersRequest\x1a(.maildispatch.v1.ListMailServersResponse\"\x03\x90\x02\x01\x12c\n" +
-	"\rGetMailServer\x12%.maildispatch.v1.GetMailServerRequest\x1a&.maildispatch.v1.GetMailServerResponse\"\x03\x90\x02\x01\x12g\n" +
-	"\x10CreateMailServer\x12(.maildispatch.v1.CreateMailServerRequest\x1a).maildispatch.v1.CreateMailServerResponse\x12g\n" +
-	"\x10UpdateMailServer\x12(.maildispatch.v1.UpdateMailServerRequest\x1a).maildispatch.v1.UpdateMailServerResponse\x12g\n" +
-	"\x10DeleteMailServer\x12(.maildispatch.v1.DeleteMailServerRequest\x1a).maildispatch.v1.DeleteMailServerResponse\x12m\n" +
-	"\x12UndeleteMailServer\x12*.maildispatch.v1.UndeleteMailServerRequest\x1a+.maildispatch.v1.UndeleteMailServerResponse\x12s\n" +
-	"\x14SetDefaultMailServer\x12,.maildispatch.v1.SetDefaultMailServerRequest\x1a-.maildispatch.v1.SetDefaultMailServerResponse\x12a\n" +
-	"\x0eTestMailServer\x12&.maildispatch.v1.TestMailServerRequest\x1a'.maildispatch.v1.TestMailServerResponse\x12O\n" +
-	"\bRunBatch\x12 .maildispatch.v1.RunBatchRequest\x1a!.maildispatch.v1.RunBatchResponseBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
+	"\breleased\x18\b \x01(\x05R\breleased2\xae\b\n" +
+	"\x0fMailServerAdmin\x12v\n" +
+	"\x0fListMailServers\x12'.maildispatch.v1.ListMailServersRequest\x1a(.maildispatch.v1.ListMailServersResponse\"\x10\xda\xe7\x18\t\n" +
+	"\x01\x02\x1a\x04team\x90\x02\x01\x12j\n" +
+	"\rGetMailServer\x12%.maildispatch.v1.GetMailServerRequest\x1a&.maildispatch.v1.GetMailServerResponse\"\n" +
+	"\xda\xe7\x18\x03\n" +
+	"\x01\x02\x90\x02\x01\x12\x84\x01\n" +
+	"\x10CreateMailServer\x12(.maildispatch.v1.CreateMailServerRequest\x1a).maildispatch.v1.CreateMailServerResponse\"\x1b\xda\xe7\x18\x17\n" +
+	"\x01\x03\x1a\x10mail_server.team \x01\x12p\n" +
+	"\x10UpdateMailServer\x12(.maildispatch.v1.UpdateMailServerRequest\x1a).maildispatch.v1.UpdateMailServerResponse\"\a\xda\xe7\x18\x03\n" +
+	"\x01\x03\x12p\n" +
+	"\x10DeleteMailServer\x12(.maildispatch.v1.DeleteMailServerRequest\x1a).maildispatch.v1.DeleteMailServerResponse\"\a\xda\xe7\x18\x03\n" +
+	"\x01\x03\x12v\n" +
+	"\x12UndeleteMailServer\x12*.maildispatch.v1.UndeleteMailServerRequest\x1a+.maildispatch.v1.UndeleteMailServerResponse\"\a\xda\xe7\x18\x03\n" +
+	"\x01\x03\x12|\n" +
+	"\x14SetDefaultMailServer\x12,.maildispatch.v1.SetDefaultMailServerRequest\x1a-.maildispatch.v1.SetDefaultMailServerResponse\"\a\xda\xe7\x18\x03\n" +
+	"\x01\x03\x12|\n" +
+	"\x0eTestMailServer\x12&.maildispatch.v1.TestMailServerRequest\x1a'.maildispatch.v1.TestMailServerResponse\"\x19\xda\xe7\x18\x15\n" +
+	"\x01\x03\x1a\x10mail_server.team\x12X\n" +
+	"\bRunBatch\x12 .maildispatch.v1.RunBatchRequest\x1a!.maildispatch.v1.RunBatchResponse\"\a\xda\xe7\x18\x03\n" +
+	"\x01\x03BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
 
 var (
 	file_maildispatch_v1_mail_server_admin_proto_rawDescOnce sync.Once
@@ -1587,6 +1597,7 @@ func file_maildispatch_v1_mail_server_admin_proto_init() {
 	if File_maildispatch_v1_mail_server_admin_proto != nil {
 		return
 	}
+	file_maildispatch_v1_access_proto_init()
 	file_maildispatch_v1_mail_server_proto_init()
 	file_maildispatch_v1_mail_server_admin_proto_msgTypes[0].OneofWrappers = []any{}
 	type x struct{}

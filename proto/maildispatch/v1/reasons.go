@@ -29,5 +29,11 @@ const (
 	ReasonDatabaseUnavailable   = "DATABASE_UNAVAILABLE"
 	ReasonDraining              = "DRAINING"
 	ReasonDeadlineTooShort      = "DEADLINE_TOO_SHORT"
+	ReasonTokenRefused          = "TOKEN_REFUSED"
+	ReasonRoleMissing           = "ROLE_MISSING"
+	ReasonTeamNotYours          = "TEAM_NOT_YOURS"
+	ReasonTokenBound            = "TOKEN_BOUND"
+	ReasonTokenNotFound         = "TOKEN_NOT_FOUND"
+	ReasonOldReplica            = "OLD_REPLICA"
 	ReasonInternal              = "INTERNAL"
 )
