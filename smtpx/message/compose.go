@@ -27,7 +27,7 @@ func Compose(m *Message) ([]Piece, error) {
 		if s.at > from {
 			ps = append(ps, Piece{Data: raw[from:s.at:s.at]})
 		}
-		ps = append(ps, s.shared.whole())
+		ps = append(ps, s.piece)
 		from = s.at
 	}
 	return append(ps, Piece{Data: raw[from:]}), nil
@@ -46,12 +46,12 @@ type composer struct {
 	err    error
 }
 
-// stop is a place in the composer's bytes where something stands that is not among them: shared
-// content or, in a template, a variable.
+// stop is a place in the composer's bytes where something stands that is not among them: a
+// range of shared content or, in a template, a variable.
 type stop struct {
-	at     int
-	shared *Content
-	hole   *hole
+	at    int
+	piece Piece
+	hole  *hole
 }
 
 // header writes the header of the mail or of a part, with the empty line that ends it.
@@ -161,38 +161,48 @@ func (c *composer) multipart(kind string, parts ...part) part {
 func (c *composer) body(mediaType, s string) part {
 	return func(f fields, begin func(fields)) {
 		f.add("Content-Type", mediaType+"; charset=utf-8")
-		if c.vary {
-			if runs, _ := cutVariables(s); len(runs) > 1 || len(runs) == 1 && runs[0].name != "" {
-				f.add("Content-Transfer-Encoding", "quoted-printable")
-				begin(f)
-				c.varied(runs, mediaType == "text/html")
-				return
-			}
-		}
-		s = lfLines(s)
-		high, plain := look(s)
-		if plain {
-			f.add("Content-Transfer-Encoding", "7bit")
+		if common := c.m.Common.encoded(mediaType, s, c.vary); common != nil {
+			f.add("Content-Transfer-Encoding", common.encoding)
 			begin(f)
+			for _, s := range common.stops {
+				s.at = c.buf.Len()
+				c.stops = append(c.stops, s)
+			}
+			return
+		}
+		encode, encoding := c.encoding(mediaType, s)
+		f.add("Content-Transfer-Encoding", encoding)
+		begin(f)
+		encode()
+	}
+}
+
+// encoding chooses the transfer encoding of a text, and returns what writes it.
+func (c *composer) encoding(mediaType, s string) (write func(), name string) {
+	if c.vary {
+		if runs, _ := cutVariables(s); len(runs) > 1 || len(runs) == 1 && runs[0].name != "" {
+			return func() { c.varied(runs, mediaType == "text/html") }, "quoted-printable"
+		}
+	}
+	s = lfLines(s)
+	high, plain := look(s)
+	switch {
+	case plain:
+		return func() {
 			c.buf.WriteString(strings.ReplaceAll(s, "\n", "\r\n"))
 			if !strings.HasSuffix(s, "\n") {
 				c.buf.WriteString("\r\n")
 			}
-			return
-		}
-		if high > len(s)/4 {
-			f.add("Content-Transfer-Encoding", "base64")
-			begin(f)
-			c.base64(&c.buf, []byte(strings.ReplaceAll(s, "\n", "\r\n")))
-			return
-		}
-		f.add("Content-Transfer-Encoding", "quoted-printable")
-		begin(f)
+		}, "7bit"
+	case high > len(s)/4:
+		return func() { c.base64(&c.buf, []byte(strings.ReplaceAll(s, "\n", "\r\n"))) }, "base64"
+	}
+	return func() {
 		c.write(writeQuoted(&c.buf, s))
 		if !strings.HasSuffix(s, "\n") {
 			c.buf.WriteString("\r\n")
 		}
-	}
+	}, "quoted-printable"
 }
 
 // look counts the octets beyond ASCII of a text with LF line ends, and says whether it may go
@@ -290,7 +300,7 @@ func (c *composer) attachment(a Attachment) part {
 // share puts shared content in.
 func (c *composer) share(s *Content) {
 	if s.Size > 0 {
-		c.stops = append(c.stops, stop{at: c.buf.Len(), shared: s})
+		c.stops = append(c.stops, stop{at: c.buf.Len(), piece: s.whole()})
 	}
 }
 

@@ -11,6 +11,8 @@ type Content struct {
 	Sum  [sha256.Size]byte // SHA-256 of Data
 	Size int
 	Data []byte // nil: stored already (an upload), known only by sum and size
+	// the mails of a batch have it in common, so that it stays shared however small it is
+	Common bool
 }
 
 // NewContent is content at hand. The bytes must not change from here on.
@@ -67,11 +69,11 @@ func Join(ps []Piece) []byte {
 
 // Own gives a mail of its own the pieces of a template that no other mail uses: what is shared
 // becomes its own bytes, but for content that is large enough to be looked for in other mails,
-// or is stored already.
+// is stored already, or is common to a batch.
 func Own(ps []Piece) []Piece {
 	var out []Piece
 	for _, p := range ps {
-		if p.Shared != nil && (p.Shared.Data == nil || p.Shared.Size >= shareFrom && p.Length == p.Shared.Size) {
+		if p.Shared != nil && (p.Shared.Data == nil || p.Shared.Common || p.Shared.Size >= shareFrom && p.Length == p.Shared.Size) {
 			out = append(out, p)
 			continue
 		}

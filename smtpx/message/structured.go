@@ -56,6 +56,23 @@ func (f *fields) ownHeaders(headers map[string]string) {
 	}
 }
 
+// MergeHeaders are the headers that mails share and one's own, which stand in the place of
+// those with the same name.
+func MergeHeaders(shared, own map[string]string) map[string]string {
+	hs := map[string]string{}
+	names := map[string]bool{}
+	for k, v := range own {
+		names[textproto.CanonicalMIMEHeaderKey(k)] = true
+		hs[k] = v
+	}
+	for k, v := range shared {
+		if !names[textproto.CanonicalMIMEHeaderKey(k)] {
+			hs[k] = v
+		}
+	}
+	return hs
+}
+
 // ParseAddressList reads addresses with commas between them. A comma that no address precedes
 // belongs to a name, so "Lee, Ann <a@x.example>" is one.
 func ParseAddressList(s string) ([]Address, error) {

@@ -47,6 +47,7 @@ type Template struct {
 	kind     fields // what of the body's header stands in the top header
 	tail     []byte // of the top header with the template's own headers, from MIME-Version on
 	segments []segment
+	own      *Content // the body but what has content of its own
 	size     int      // of the body without values
 	body     []string // names in text and html, sorted
 }
@@ -205,6 +206,7 @@ func (t *Template) compose(m *Message) error {
 	}
 	t.tail = t.tailWith(m.Headers)
 	shared, from := NewContent(c.buf.Bytes()), 0
+	t.own = shared
 	upTo := func(at int) {
 		if at > from {
 			t.segments = append(t.segments, segment{Piece: Piece{Shared: shared, Offset: from, Length: at - from}})
@@ -217,7 +219,7 @@ func (t *Template) compose(m *Message) error {
 			t.segments = append(t.segments, segment{hole: s.hole})
 			continue
 		}
-		t.segments = append(t.segments, segment{Piece: s.shared.whole()})
+		t.segments = append(t.segments, segment{Piece: s.piece})
 	}
 	upTo(shared.Size)
 	for _, s := range t.segments {
@@ -225,6 +227,9 @@ func (t *Template) compose(m *Message) error {
 	}
 	return nil
 }
+
+// Holds reports whether the template made this content, of which every mail has ranges.
+func (t *Template) Holds(c *Content) bool { return t != nil && c == t.own }
 
 // seed makes boundaries of what the body is made of.
 func seed(m *Message) [sha256.Size]byte {
@@ -415,22 +420,7 @@ func (t *Template) header(b *bytes.Buffer, f *Fill) {
 }
 
 // headersWith are the template's headers and the mail's.
-func (t *Template) headersWith(f *Fill) map[string]string {
-	own := map[string]bool{}
-	for k := range f.Headers {
-		own[textproto.CanonicalMIMEHeaderKey(k)] = true
-	}
-	hs := maps.Clone(f.Headers)
-	if hs == nil {
-		hs = map[string]string{}
-	}
-	for k, v := range t.headers {
-		if !own[textproto.CanonicalMIMEHeaderKey(k)] {
-			hs[k] = v
-		}
-	}
-	return hs
-}
+func (t *Template) headersWith(f *Fill) map[string]string { return MergeHeaders(t.headers, f.Headers) }
 
 // violations lists everything that is wrong with what a mail adds, at once.
 func (t *Template) violations(f *Fill) []Violation {

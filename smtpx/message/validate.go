@@ -36,6 +36,8 @@ type Message struct {
 	Attachments []Attachment
 	MessageID   string
 	Date        time.Time
+	// bodies that other mails have too, encoded already; nil = none
+	Common *Common
 }
 
 var (

@@ -28,7 +28,8 @@ type BatchOptions struct {
 	// For whom, through what and when. Default kind here: KIND_BULK.
 	Options *SendOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
 	// What all items share: everything but to, cc and bcc. The body and the attached files are
-	// stored once, however many items there are.
+	// stored once, however many items there are, also where an item brings a text, html or files
+	// of its own.
 	//
 	// `{{name}}` in subject, text and html stands for the item's variable of that name,
 	// `[A-Za-z_][A-Za-z0-9_]{0,62}`, blanks inside the braces allowed. A text or html uses at

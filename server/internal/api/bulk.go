@@ -1,10 +1,14 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,10 +28,11 @@ type bulk struct {
 	send     *pb.SendOptions
 	shared   *pb.MailMessage // nil: everything stands in the items
 	id       string
-	draft    draft // without recipients
-	template *message.Template
-	contents contents
-	sum      []byte // of the options and the shared message
+	draft    draft             // without recipients
+	base     *message.Message  // the shared message, its files encoded; nil as shared
+	template *message.Template // of base
+	contents contents          // what the items have in common
+	sum      []byte            // of the options and the shared message
 	routed   time.Time
 	next     int64 // position of the next item
 	composed int64 // bytes of the mails that they do not share
@@ -48,6 +53,8 @@ func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
 		msg := content(m)
 		msg.ReplyTo = replyTo(&c, "options.message.", &b.draft, m.ReplyTo)
 		gone = a.uploads(ctx, &c, "options.message.", b.send.GetTeam(), m, msg)
+		msg.Common = message.NewCommon(msg)
+		b.base = msg
 		var vs []message.Violation
 		b.template, vs = message.NewTemplate(msg)
 		violations(&c, "options.message.", vs)
@@ -156,7 +163,7 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 		return nil, err
 	}
 	m.Subject, m.Labels, m.RequestID, m.BatchID = subject, labels, it.RequestId, b.id
-	carry(m, pieces, b.contents)
+	carry(m, pieces, b.contents, b.common)
 	if err := d.fits(m.SizeBytes); err != nil {
 		return nil, err
 	}
@@ -169,6 +176,23 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 	return m, nil
 }
 
+// common reports whether content is the bulk's, not one item's own.
+func (b *bulk) common(c *message.Content) bool { return c.Common || b.template.Holds(c) }
+
+// weight is what a mail brings with it that the others of the bulk do not have.
+func (b *bulk) weight(m *store.NewMail) int64 {
+	n := m.OwnBytes()
+	var last *store.Content
+	for _, p := range m.Raw {
+		if c := p.Shared; c != nil && c != last {
+			if last = c; !b.contents.has(c) {
+				n += int64(len(c.Data))
+			}
+		}
+	}
+	return n
+}
+
 // pieces composes an item: through the shared template where the item brings no body or file of
 // its own, else as a mail of its own.
 func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.MailMessage, f *message.Fill) ([]message.Piece, string, error) {
@@ -176,42 +200,22 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 		f.Subject, f.Headers = msg.Subject, msg.Headers
 		return through(c, b.template, f)
 	}
-	merged := msg
-	if b.shared != nil {
-		merged = proto.CloneOf(b.shared)
-		if msg.Subject != "" {
-			merged.Subject = msg.Subject
-		}
-		if msg.Text != "" {
-			merged.Text = msg.Text
-		}
-		if msg.Html != "" {
-			merged.Html = msg.Html
-		}
-		if len(msg.Headers) > 0 && merged.Headers == nil {
-			merged.Headers = map[string]string{}
-		}
-		maps.Copy(merged.Headers, msg.Headers)
-		merged.Attachments = append(merged.Attachments, msg.Attachments...)
-		if len(f.ReplyTo) == 0 && b.shared.ReplyTo != "" {
-			var err error
-			if f.ReplyTo, err = message.ParseAddressList(b.shared.ReplyTo); err != nil {
-				return nil, "", err
-			}
-		}
-	}
-	own := content(merged)
-	gone := b.a.uploads(ctx, c, "message.", b.send.GetTeam(), merged, own)
+	own := content(msg)
+	gone := b.a.uploads(ctx, c, "message.", b.send.GetTeam(), msg, own)
+	shared := b.over(own)
 	if err := d.fits(estimate(own)); err != nil {
 		return nil, "", err
 	}
 	own.From = f.From
 	if !strings.Contains(own.Text, "{{") && !strings.Contains(own.HTML, "{{") && !strings.Contains(own.Subject, "{{") {
-		violations(c, "message.", own.Validate())
+		violations(c, "message.", ofItem(own.Validate(), shared))
 		if err := c.Err(); err != nil || gone != nil {
 			return nil, "", firstOf(err, gone)
 		}
-		own.To, own.Cc, own.ReplyTo, own.MessageID, own.Date = f.To, f.Cc, f.ReplyTo, f.MessageID, f.Date
+		own.To, own.Cc, own.MessageID, own.Date = f.To, f.Cc, f.MessageID, f.Date
+		if len(f.ReplyTo) > 0 {
+			own.ReplyTo = f.ReplyTo
+		}
 		pieces, err := message.Compose(own)
 		if err != nil {
 			// nothing that was checked makes one; whatever does is about this item alone
@@ -220,12 +224,41 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 		return pieces, own.Subject, c.Err()
 	}
 	t, vs := message.NewTemplate(own)
-	violations(c, "message.", vs)
+	violations(c, "message.", ofItem(vs, shared))
 	if err := c.Err(); err != nil || gone != nil {
 		return nil, "", firstOf(err, gone)
 	}
 	pieces, subject, err := through(c, t, f)
 	return message.Own(pieces), subject, err
+}
+
+// over lays an item's own content over the shared message, and says how many of the files are
+// shared: they come first.
+func (b *bulk) over(own *message.Message) (files int) {
+	base := b.base
+	if base == nil {
+		return 0
+	}
+	own.Subject = cmp.Or(own.Subject, base.Subject)
+	own.Text, own.HTML = cmp.Or(own.Text, base.Text), cmp.Or(own.HTML, base.HTML)
+	own.ReplyTo, own.Common = base.ReplyTo, base.Common
+	own.Headers = message.MergeHeaders(base.Headers, own.Headers)
+	own.Attachments = slices.Concat(base.Attachments, own.Attachments)
+	return len(base.Attachments)
+}
+
+var fileField = regexp.MustCompile(`^attachments\[(\d+)\]`)
+
+// ofItem names the item's own files by their place in the item, before which so many shared
+// ones stand.
+func ofItem(vs []message.Violation, shared int) []message.Violation {
+	for i, v := range vs {
+		if m := fileField.FindStringSubmatch(v.Field); m != nil {
+			at, _ := strconv.Atoi(m[1]) // digits
+			vs[i].Field = fmt.Sprintf("attachments[%d]%s", at-shared, v.Field[len(m[0]):])
+		}
+	}
+	return vs
 }
 
 func firstOf(errs ...error) error {

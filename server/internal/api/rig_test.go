@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,27 @@ type rig struct {
 	conn     *grpc.ClientConn
 	admin    pb.MailServerAdminClient
 	dispatch pb.DispatchClient
+	commits  *commits
+}
+
+// commits is the engine, and notes how many mails each commit had.
+type commits struct {
+	*engine.Engine
+	mu    sync.Mutex
+	mails []int
+}
+
+func (c *commits) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error) {
+	c.mu.Lock()
+	c.mails = append(c.mails, len(ms))
+	c.mu.Unlock()
+	return c.Engine.Queue(ctx, ms, all)
+}
+
+func (c *commits) get() []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.mails)
 }
 
 // each runs f once for each database.
@@ -72,7 +94,8 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 			}
 			return sess, nil
 		}})
-	a := api.New(api.Config{Store: r.store, Sender: eng, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
+	r.commits = &commits{Engine: eng}
+	a := api.New(api.Config{Store: r.store, Sender: r.commits, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
 		Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log, Now: eng.Now,
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, &smtpx.Dialer{}, r, o)

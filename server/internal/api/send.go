@@ -341,7 +341,7 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 		return nil, err
 	}
 	m.Subject, m.Labels, m.RequestID, m.ServerVersion = r.Message.Subject, o.GetLabels(), r.RequestId, d.server.Version
-	carry(m, pieces, contents{})
+	carry(m, pieces, nil, func(*message.Content) bool { return false })
 	if err := d.fits(m.SizeBytes); err != nil {
 		return nil, err
 	}
@@ -401,12 +401,21 @@ func (d *draft) fits(size int64) error {
 	return nil
 }
 
-// contents are the store's view of content that mails share: one for each, so that it is stored
-// once.
+// contents are the store's view of content that many mails share: one for each, so that it is
+// there once.
 type contents map[*message.Content]*store.Content
 
-// carry gives a mail its bytes.
-func carry(m *store.NewMail, pieces []message.Piece, shared contents) {
+func (cs contents) has(c *store.Content) bool {
+	for _, known := range cs {
+		if known == c {
+			return true
+		}
+	}
+	return false
+}
+
+// carry gives a mail its bytes, and keeps in shared what other mails have too.
+func carry(m *store.NewMail, pieces []message.Piece, shared contents, common func(*message.Content) bool) {
 	m.Raw = make([]store.Piece, len(pieces))
 	for i, p := range pieces {
 		m.SizeBytes += int64(p.Len())
@@ -417,7 +426,9 @@ func carry(m *store.NewMail, pieces []message.Piece, shared contents) {
 		c := shared[p.Shared]
 		if c == nil {
 			c = &store.Content{Sum: p.Shared.Sum, Size: p.Shared.Size, Data: p.Shared.Data}
-			shared[p.Shared] = c
+			if common(p.Shared) {
+				shared[p.Shared] = c
+			}
 		}
 		m.Raw[i] = store.Piece{Shared: c, Offset: p.Offset, Length: p.Length}
 	}

@@ -161,7 +161,11 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 			b.sum.Accepted++
 		default:
 			b.mails, b.places = append(b.mails, m), append(b.places, at)
-			b.bytes += m.OwnBytes()
+			if strict {
+				b.bytes += m.OwnBytes() // files count as requests
+			} else {
+				b.bytes += b.weight(m)
+			}
 			if strict && b.bytes > strictBytes {
 				return tooManyItems("become more than %d MiB, which is what a strict batch keeps until its end", strictBytes>>20)
 			}

@@ -152,7 +152,7 @@ func (s *itemStream) take(items []*pb.BatchItem) error {
 			}
 		default:
 			s.mails, s.places = append(s.mails, m), append(s.places, at)
-			if s.bytes += m.OwnBytes(); len(s.mails) >= chunkItems || s.bytes >= chunkBytes {
+			if s.bytes += s.weight(m); len(s.mails) >= chunkItems || s.bytes >= chunkBytes {
 				s.commit()
 				if err := s.route(s.ctx); err != nil {
 					return err
