@@ -18,4 +18,5 @@ if [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && unshare --mount mount -t tm
 else
   echo "without the tests that mount disks: this user may not mount"
 fi
-exec go test -race -shuffle=on -timeout 45m "${disks[@]}" "$@" ./...
+mapfile -t race < <(.ci/race)
+exec go test "${race[@]}" -shuffle=on -timeout 45m "${disks[@]}" "$@" ./...
