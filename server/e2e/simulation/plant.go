@@ -231,13 +231,12 @@ func (f *faulty) Submit(ctx context.Context, t *smtpx.Transaction) error {
 type defect int
 
 const (
-	brakeServer defect = iota // a mail server that is switched off goes on
 	// one replica has the only slot and waits for a ration, another the only ration and waits
 	// for a slot
-	holdAndWait
-	bunch // what was claimed in an earlier minute leaves in this one
+	holdAndWait defect = iota
+	bunch              // what was claimed in an earlier minute leaves in this one
 	// a drain whose results were not durable at the end of the grace is never told
 	leftOver
 )
 
-var defects = map[defect]bool{brakeServer: true, holdAndWait: true, bunch: true, leftOver: true}
+var defects = map[defect]bool{holdAndWait: true, bunch: true, leftOver: true}

@@ -14,17 +14,52 @@ import (
 // at once.
 const brakeEvery = 500 * time.Millisecond
 
+// brakeTime is how old what the database says of a mail server may be when a dot leaves through
+// it.
+const brakeTime = time.Second
+
 var (
+	errVersionsLate = errors.New("the database does not say whether the mail server may still be used")
 	errDeleted      = errors.New("the mail server is deleted")
 	errUnavailable  = errors.New("the mail server is switched off")
 	errPaused       = errors.New("the mail server is paused")
 	errReconfigured = errors.New("the mail server's configuration has changed")
 )
 
-// newest is the newest configuration of each mail server that this process has heard of.
+// newest is the newest configuration of each mail server that this process has heard of, and
+// when it last heard that there is none newer.
 type newest struct {
+	ask chan struct{} // holds a value when somebody waits for a reading
+
+	// mu guards all below: heard writes byName, the brake's loop read and news; all sends read
+	// them.
 	mu     sync.Mutex
 	byName map[string]*store.MailServer
+	read   map[string]reading
+	news   chan struct{} // closed and replaced at each reading
+}
+
+// reading is a mail server's version as the database had it.
+type reading struct {
+	asked   time.Time // before the database was asked, with the monotonic clock
+	version int64
+}
+
+func (n *newest) reading(name string) (reading, <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.read[name], n.news
+}
+
+// note takes note of what the database said of the mail servers that it was asked for.
+func (n *newest) note(asked time.Time, names []string, versions map[string]int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, name := range names {
+		n.read[name] = reading{asked, versions[name]}
+	}
+	close(n.news)
+	n.news = make(chan struct{})
 }
 
 func (n *newest) get(name string) *store.MailServer {
@@ -59,6 +94,37 @@ func (e *Engine) mayLeave(s *store.MailServer) error {
 		return err
 	}
 	return errReconfigured
+}
+
+// mayStillLeave is mayLeave for a dot that is about to leave: nil only if the database was
+// asked less than brakeTime ago and knew of no change. So a change is obeyed within that time
+// although the database may fail, or not answer. It waits for a reading, most often for none.
+func (e *Engine) mayStillLeave(ctx context.Context, s *store.MailServer) error {
+	late := time.NewTimer(leaseFresh)
+	defer late.Stop()
+	for {
+		if err := e.mayLeave(s); err != nil {
+			return err
+		}
+		r, news := e.newest.reading(s.Name)
+		switch {
+		case r.version > s.Version:
+			return errReconfigured
+		case time.Since(r.asked) < brakeTime:
+			return nil
+		}
+		select {
+		case e.newest.ask <- struct{}{}:
+		default:
+		}
+		select {
+		case <-news:
+		case <-late.C:
+			return errVersionsLate
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // current is the configuration to send with now: s, or a newer one.
@@ -123,11 +189,9 @@ func (e *Engine) brakeLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			e.lookAtServers(ctx)
-			if e.flights.wait(brakeEvery) {
-				e.lookThrough(ctx)
-			}
+		case <-e.newest.ask:
 		}
+		e.lookAtServers(ctx)
 	}
 }
 
@@ -148,6 +212,9 @@ func (e *Engine) lookAtServers(ctx context.Context) {
 	for name := range used {
 		names = append(names, name)
 	}
+	ctx, cancel := context.WithTimeout(ctx, brakeTime) // an answer that comes later is too old
+	defer cancel()
+	asked := time.Now()
 	versions, err := e.journal.ServerVersions(ctx, names)
 	if err != nil {
 		return // the claims of the batch tell about the database
@@ -157,4 +224,5 @@ func (e *Engine) lookAtServers(ctx context.Context) {
 			e.ServerChanged(ctx, name)
 		}
 	}
+	e.newest.note(asked, names, versions)
 }

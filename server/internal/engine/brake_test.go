@@ -1,10 +1,12 @@
 package engine_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -189,6 +191,56 @@ func TestChangeInMidRun(t *testing.T) {
 					t.Errorf("%d dots came; the mails are %v, want the rest %q", all(), became, test.rest)
 				}
 			})
+		}
+	}
+}
+
+// blind is a journal that does not answer what the mail servers' versions are, while it says
+// so.
+type blind struct {
+	engine.Journal
+	silent atomic.Bool
+}
+
+func (b *blind) ServerVersions(ctx context.Context, names []string) (map[string]int64, error) {
+	if b.silent.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return b.Journal.ServerVersions(ctx, names)
+}
+
+// TestBrakeWithoutAnAnswer: a mail server that another replica switches off is obeyed within a
+// second although the database does not say so. When it answers again, nothing is lost or
+// doubled.
+func TestBrakeWithoutAnAnswer(t *testing.T) {
+	const mails = 3000
+	relay := (&smtpxtest.Server{Delay: time.Millisecond}).Start(t)
+	var j *blind
+	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &blind{Journal: s}; return j })
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 2})
+	r.bulk(s, mails)
+	if _, err := r.RunBatch(ctx(t), "bulk", false); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the batch is under way", func() bool { return len(relay.Mails()) >= 100 })
+	j.silent.Store(true)
+	r.change("bulk", false, func(s *store.MailServer) { s.Status = store.ServerUnavailable })
+	time.Sleep(obeyed) // what it is given
+	before := len(relay.Mails())
+	if before == mails {
+		t.Fatal("all had left before the change was to be obeyed")
+	}
+	time.Sleep(time.Second) // in which nothing more may come
+	if n := len(relay.Mails()) - before; n > 2 {
+		t.Errorf("%d mails left %v and later after the change, want 2 at most, on their way already", n, obeyed)
+	}
+	j.silent.Store(false)
+	r.change("bulk", true, func(s *store.MailServer) { s.Status = store.ServerAvailable })
+	until(t, "the rest leaves", func() bool { r.batch(""); return len(relay.Mails()) >= mails })
+	for id, n := range dup(relay) {
+		if n != 1 {
+			t.Errorf("%s arrived %d times", id, n)
 		}
 	}
 }

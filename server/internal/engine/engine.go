@@ -92,7 +92,8 @@ func New(cfg Config) *Engine {
 	}
 	e.results = newResults(cfg.Journal, cfg.Logger, e.held)
 	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
-	e.newest.byName = map[string]*store.MailServer{}
+	e.newest.byName, e.newest.read = map[string]*store.MailServer{}, map[string]reading{}
+	e.newest.ask, e.newest.news = make(chan struct{}, 1), make(chan struct{})
 	e.flights.byID = map[uuid.UUID]*flight{}
 	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.work.stopped,
 		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
@@ -123,7 +124,8 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	close(e.ready)
 	own.Go(func() { e.relays.Run(ctx) })
 	own.Go(func() { e.clockLoop(ctx) })
-	own.Go(func() { e.brakeLoop(ctx) })
+	own.Go(func() { e.brakeLoop(base) }) // what leaves during the grace obeys as well
+	own.Go(func() { e.stopLoop(ctx) })
 	own.Go(func() { e.rescueLoop(ctx) })
 	e.batchLoop(ctx, due)
 
@@ -279,6 +281,9 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 		return errMarkLate
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if err := e.mayStillLeave(ctx, j.server); err != nil {
+		return err
 	}
 	if !e.lease.held(j.Owner) {
 		return errLeaseLost

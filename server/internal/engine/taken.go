@@ -11,6 +11,24 @@ import (
 // once, and the replica's token ends, so that the gate lets no dot leave. What is here is for
 // the replica to notice before it gets so far.
 
+// stopLoop looks for php-mode mail that a person has stopped while it waits for a connection. It
+// has a goroutine of its own: the look may take as long as the database does, and the brake
+// must not wait for it.
+func (e *Engine) stopLoop(ctx context.Context) {
+	t := time.NewTicker(brakeEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			if e.flights.wait(brakeEvery) {
+				e.lookThrough(ctx)
+			}
+		}
+	}
+}
+
 // lookThrough drops what waits in this process for a connection and is not this replica's any
 // more. Nothing is written for it. What comes meanwhile is not looked at; its mark tells.
 func (e *Engine) lookThrough(ctx context.Context) {
