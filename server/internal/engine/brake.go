@@ -35,28 +35,31 @@ type newest struct {
 	// them.
 	mu     sync.Mutex
 	byName map[string]*store.MailServer
-	read   map[string]reading
-	news   chan struct{} // closed and replaced at each reading
+	// before the database was asked that knew of nothing newer than byName, with the monotonic
+	// clock
+	read map[string]time.Time
+	news chan struct{} // closed and replaced at each reading
 }
 
-// reading is a mail server's version as the database had it.
-type reading struct {
-	asked   time.Time // before the database was asked, with the monotonic clock
-	version int64
-}
-
-func (n *newest) reading(name string) (reading, <-chan struct{}) {
+// reading is when it was last certain that nothing newer was known, and what tells of the next.
+func (n *newest) reading(name string) (asked time.Time, news <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.read[name], n.news
 }
 
-// note takes note of what the database said of the mail servers that it was asked for.
-func (n *newest) note(asked time.Time, names []string, versions map[string]int64) {
+// note takes note of the versions that the database had. One whose configuration could not be
+// read yet says nothing: a dot waits for the next reading.
+func (n *newest) note(asked time.Time, used map[string]*store.MailServer, versions map[string]int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, name := range names {
-		n.read[name] = reading{asked, versions[name]}
+	for name, s := range used {
+		if known := n.byName[name]; known != nil {
+			s = known
+		}
+		if versions[name] <= s.Version {
+			n.read[name] = asked
+		}
 	}
 	close(n.news)
 	n.news = make(chan struct{})
@@ -103,14 +106,11 @@ func (e *Engine) mayStillLeave(ctx context.Context, s *store.MailServer) error {
 	late := time.NewTimer(leaseFresh)
 	defer late.Stop()
 	for {
+		asked, news := e.newest.reading(s.Name) // before the look at what was heard until then
 		if err := e.mayLeave(s); err != nil {
 			return err
 		}
-		r, news := e.newest.reading(s.Name)
-		switch {
-		case r.version > s.Version:
-			return errReconfigured
-		case time.Since(r.asked) < brakeTime:
+		if time.Since(asked) < brakeTime {
 			return nil
 		}
 		select {
@@ -224,5 +224,5 @@ func (e *Engine) lookAtServers(ctx context.Context) {
 			e.ServerChanged(ctx, name)
 		}
 	}
-	e.newest.note(asked, names, versions)
+	e.newest.note(asked, used, versions)
 }

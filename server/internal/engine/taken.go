@@ -11,8 +11,8 @@ import (
 // once, and the replica's token ends, so that the gate lets no dot leave. What is here is for
 // the replica to notice before it gets so far.
 
-// stopLoop looks for php-mode mail that a person has stopped while it waits for a connection. It
-// has a goroutine of its own: the look may take as long as the database does, and the brake
+// stopLoop looks for php-mode mail that a person has stopped while it waits for a connection.
+// It has a goroutine of its own: the look may take as long as the database does, and the brake
 // must not wait for it.
 func (e *Engine) stopLoop(ctx context.Context) {
 	t := time.NewTicker(brakeEvery)

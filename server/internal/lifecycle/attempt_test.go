@@ -108,6 +108,7 @@ var attemptRules = []attemptRule{
 	{"the caller goes before the dot", "invoice caller p", "gate gone", "park failed outcome=failed n=1 d"},
 	{"the service stops", "bulk p", "stop", "retry queued due=before outcome=server n=0 p"},
 	{"the service stops, php", "invoice caller p", "stop", "retry queued due=before outcome=server n=0 p"},
+	{"the relay breaks, and the service stops before a fresh connection", "bulk p", "broken stop", "retry queued due=before outcome=server n=0 p"},
 	{"expired", "bulk expires=-1s p", "expired", "park failed outcome=failed n=1 d"},
 	{"expired, some have it", "bulk expires=-1s n=1 ad", "expired", "park partially_sent outcome=partial n=2 ad"},
 	{"expired, unknown", "bulk dup expires=-1s n=1 u", "expired", "park unknown outcome=unknown n=2 dup u"},

@@ -196,12 +196,13 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 	return Verdict{Settlement: s, Outcome: outcome, End: end}
 }
 
-// dueAgain is when a mail is due of which nothing was decided. It goes back as it was. Where a
-// session had been open the relay does not rest as a whole, so this mail waits a little by
-// itself; so does one that could not be read.
+// dueAgain is when a mail is due of which nothing was decided. It goes back as it was, also
+// when this process broke the attempt off. Where the relay ended a session that had been open
+// it does not rest as a whole, so this mail waits a little by itself; so does one that could
+// not be read.
 func (a *Attempt) dueAgain(end End, now time.Time) time.Time {
 	switch {
-	case end == GateCut, end == Stopped && a.Interactive:
+	case end == GateCut, end == Stopped:
 	case end == Unreadable, a.handed > 0:
 		return now.Add(aLittle())
 	}
