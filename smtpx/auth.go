@@ -27,12 +27,10 @@ func (s *Session) login(tr *trace) *Error {
 	r := &s.relay
 	if r.Username == "" || r.Auth == AuthNone {
 		tr.skip(StepAuth, "no login configured")
-		client, err := s.library("").Connect()
-		if err != nil {
-			return &Error{Phase: PhaseEHLO, Temporary: true, Err: fmt.Errorf("the mail library cannot begin: %w", err)}
-		}
-		s.client = client
-		return nil
+		return s.openLibrary()
+	}
+	if r.Auth == AuthXOAUTH2 {
+		return s.loginToken(tr)
 	}
 	done := tr.begin(StepAuth)
 	mechs, fault := s.mechanisms()
@@ -63,6 +61,16 @@ func (s *Session) login(tr *trace) *Error {
 		return done.fail(fault, *r)
 	}
 	return nil // mechanisms gives at least one
+}
+
+// openLibrary opens the library's client without a login of its own.
+func (s *Session) openLibrary() *Error {
+	client, err := s.library("").Connect()
+	if err != nil {
+		return &Error{Phase: PhaseEHLO, Temporary: true, Err: fmt.Errorf("the mail library cannot begin: %w", err)}
+	}
+	s.client = client
+	return nil
 }
 
 // library is a client of the mail library that talks to this session, and to nobody else.
@@ -121,6 +129,8 @@ func (s *Session) mechanisms() ([]string, *Error) {
 		order = []string{"LOGIN"}
 	case AuthCRAMMD5:
 		order = []string{"CRAM-MD5"}
+	case AuthXOAUTH2:
+		order = []string{"XOAUTH2"}
 	}
 	mechs := slices.DeleteFunc(slices.Clone(order), func(m string) bool { return !slices.Contains(offered, m) })
 	if len(mechs) == 0 {

@@ -32,7 +32,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 var phaseText = map[Phase]string{
-	PhaseDNS: "name lookup", PhaseConnect: "connect", PhaseTLS: "tls", PhaseGreeting: "greeting", PhaseEHLO: "ehlo", PhaseSTARTTLS: "starttls",
+	PhaseToken: "access token", PhaseDNS: "name lookup", PhaseConnect: "connect", PhaseTLS: "tls", PhaseGreeting: "greeting", PhaseEHLO: "ehlo", PhaseSTARTTLS: "starttls",
 	PhaseAuth: "login", PhaseMail: "mail from", PhaseRcpt: "rcpt to", PhaseData: "data", PhaseGate: "held back before the dot", PhaseDot: "after the dot",
 	PhaseQuit: "quit",
 }

@@ -27,6 +27,13 @@ func hint(e *Error, r Relay) string {
 		invalid x509.CertificateInvalidError
 		record  tls.RecordHeaderError
 	)
+	var hinted interface{ Hint() string }
+	if e.Phase == PhaseToken && errors.As(e.Err, &hinted) {
+		return hinted.Hint()
+	}
+	if h := hintOfProvider(e, r); h != "" {
+		return h
+	}
 	switch {
 	case errors.Is(e.Err, ErrNotAllowed):
 		return "this address is outside what the service may dial: see --smtp-destinations"

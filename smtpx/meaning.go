@@ -91,6 +91,9 @@ var meanings = []meaning{
 	{codes: "4 5", phases: sending, words: "sending limit|sending quota|submission quota|submission limit|daily limit|hourly limit|message limit|messages per day|messages per hour|quota for sending",
 		is: Meaning{AboutServer, ActSuspend, false}},
 
+	// the login has no right on the sender's mailbox
+	{codes: "4 5", phases: sending, words: "storedrv.submission|storedrv; mailbox logon|sendasdenied", is: Meaning{AboutServer, ActSuspend, false}},
+
 	// The mail.
 	{codes: "552", phases: "mail", is: Meaning{AboutMail, ActRefuse, false}},
 	{codes: "5", enhanced: "5.3.4", phases: "mail", is: Meaning{AboutMail, ActRefuse, false}},

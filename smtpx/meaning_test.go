@@ -59,6 +59,9 @@ var means = []struct {
 	{reply: "550 5.6.7 needs SMTPUTF8", at: "mail", want: "mail refuse"},
 
 	// An account at its limit, said in words.
+	{reply: "430 4.2.0 STOREDRV; mailbox logon failure; failure accessing mailbox", at: "mail rcpt data dot", want: "server suspend"},
+	{reply: "430 4.2.0 STOREDRV.Submission.Exception:OutboundSpamException", at: "dot", want: "server suspend"},
+	{reply: "554 5.2.252 SendAsDenied; a@x.example not allowed to send as b@x.example", at: "dot", want: "server suspend"},
 	{reply: "550 5.4.5 Daily user sending limit exceeded", at: "mail rcpt data dot", want: "server suspend"},
 	{reply: "554 5.2.0 submission quota exceeded", at: "mail rcpt data dot", want: "server suspend"},
 	{reply: "451 4.7.1 hourly limit reached", at: "mail rcpt data dot", want: "server suspend"},

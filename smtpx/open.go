@@ -74,6 +74,14 @@ func (d *Dialer) dial(ctx context.Context, r Relay, tr *trace) (*Session, *Error
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.Timeouts.Connect)
 	defer cancel()
+	if r.Auth == AuthXOAUTH2 && r.Username != "" && r.Tokens != nil {
+		return d.withToken(ctx, r, tr)
+	}
+	return d.session(ctx, r, tr)
+}
+
+// session connects and opens a session. ctx bounds it.
+func (d *Dialer) session(ctx context.Context, r Relay, tr *trace) (*Session, *Error) {
 	conn, fault := d.connect(ctx, r, tr)
 	if fault != nil {
 		return nil, withHint(fault, r)

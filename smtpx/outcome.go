@@ -9,6 +9,7 @@ import (
 type Phase string
 
 const (
+	PhaseToken    Phase = "token" // no access token for XOAUTH2
 	PhaseDNS      Phase = "dns"
 	PhaseConnect  Phase = "connect"
 	PhaseTLS      Phase = "tls"

@@ -12,6 +12,7 @@ import (
 type StepKind string
 
 const (
+	StepToken    StepKind = "token"
 	StepDNS      StepKind = "dns"
 	StepTCP      StepKind = "tcp"
 	StepTLS      StepKind = "tls"
@@ -196,6 +197,9 @@ func (t *trace) complete(r Relay) []Step {
 		order = []StepKind{StepDNS, StepTCP, StepTLS, StepGreeting, StepEHLO, StepAuth, StepMailFrom, StepRcptTo, StepQuit}
 	case EncryptionSTARTTLS:
 		order = []StepKind{StepDNS, StepTCP, StepGreeting, StepEHLO, StepSTARTTLS, StepAuth, StepMailFrom, StepRcptTo, StepQuit}
+	}
+	if r.Auth == AuthXOAUTH2 {
+		order = append([]StepKind{StepToken}, order...)
 	}
 	var out []Step
 	failed := false

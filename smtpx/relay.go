@@ -21,6 +21,8 @@ const (
 	AuthPlain   Auth = "plain"
 	AuthLogin   Auth = "login"
 	AuthCRAMMD5 Auth = "cram-md5"
+	// by access tokens of Relay.Tokens; never chosen by AuthAuto
+	AuthXOAUTH2 Auth = "xoauth2"
 )
 
 // Relay is everything needed to open a session with one mail server.
@@ -30,6 +32,8 @@ type Relay struct {
 	Encryption         Encryption
 	Auth               Auth
 	Username, Password string // empty Username = no login
+	// with AuthXOAUTH2, in the place of Password; Username is the mailbox then
+	Tokens Tokens
 	// name given in EHLO; empty = the host's own name, or its address literal
 	HeloName           string
 	CAPEM              []byte // extra trusted roots; empty = the system's

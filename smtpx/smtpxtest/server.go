@@ -53,8 +53,11 @@ type Server struct {
 	// Username and Password enable AUTH with Mechanisms (default PLAIN LOGIN CRAM-MD5).
 	Username, Password string
 	Mechanisms         []string
-	StrictLogin        bool // AUTH LOGIN with an initial response is refused
-	LowerPrompts       bool // "username:" instead of "Username:"
+	// Refusal is the JSON of the challenge before a refusal of XOAUTH2; "" = none. Password is
+	// the token then.
+	Refusal      string
+	StrictLogin  bool // AUTH LOGIN with an initial response is refused
+	LowerPrompts bool // "username:" instead of "Username:"
 	// Delay is waited before each flight of answers: the round trip of a distant relay.
 	Delay time.Duration
 	// Idle is how long a session may lie idle between two mails before the server closes it;
@@ -478,7 +481,7 @@ func (x *conn) ehlo() string {
 	return out + "250 HELP\r\n"
 }
 
-// auth runs PLAIN, LOGIN and CRAM-MD5.
+// auth runs PLAIN, LOGIN, CRAM-MD5 and XOAUTH2.
 func (x *conn) auth(cmd Command) bool {
 	if x.s.On != nil {
 		if a := x.s.On(Command{Verb: "AUTH", Arg: cmd.Arg, Conn: x.n, Nth: x.nth["AUTH"] + 1}); a != nil {
@@ -537,6 +540,22 @@ func (x *conn) auth(cmd Command) bool {
 		d := hmac.New(md5.New, []byte(x.s.Password))
 		d.Write([]byte(challenge))
 		good = got == fmt.Sprintf("%s %x", x.s.Username, d.Sum(nil))
+	}
+	if strings.EqualFold(mech, "XOAUTH2") {
+		if initial == "" {
+			var ok bool
+			if initial, ok = ask(""); !ok {
+				return false
+			}
+		} else if b, err := base64.StdEncoding.DecodeString(initial); err == nil {
+			initial = string(b)
+		}
+		good = initial == "user="+x.s.Username+"\x01auth=Bearer "+x.s.Password+"\x01\x01"
+		if !good && x.s.Refusal != "" {
+			if said, ok := ask(x.s.Refusal); !ok || said != "" {
+				return false // the answer to it is an empty line
+			}
+		}
 	}
 	if good {
 		x.out.WriteString("235 2.7.0 welcome\r\n")
