@@ -125,7 +125,7 @@ func (s *Store) filtered(ctx context.Context, sc Scope, f MailFilter, ids map[uu
 	for _, j := range []struct{ alias, columns, table string }{{"d", dueColumns, "due"}, {"a", archiveColumns, "archive"}} {
 		w := newWhere(s)
 		w.add(j.alias+".id in "+marks, args...)
-		w.scope(j.alias+".team", sc, f.Team)
+		w.mails(j.alias, sc, f.Team)
 		w.filter(&f, j.alias)
 		ms, err := s.mails(ctx, s.read, "select "+j.columns+" from "+j.table+" "+j.alias+" join mail m on m.id = "+j.alias+".id where "+w.sql(), w.args)
 		if err != nil {

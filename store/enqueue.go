@@ -341,6 +341,7 @@ type mailRow struct {
 	BatchID     string            `json:"batch_id,omitempty"`
 	ResentFrom  *uuid.UUID        `json:"resent_from,omitempty"`
 	Reason      string            `json:"resend_reason,omitempty"`
+	Caller      string            `json:"caller,omitempty"`
 	Version     int64             `json:"server_version,omitempty"`
 }
 
@@ -357,7 +358,7 @@ func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enq
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
 			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(m.inline), Terms: s.termsOf(m),
-			BatchID: m.BatchID, Reason: m.Reason, Version: m.ServerVersion}
+			BatchID: m.BatchID, Reason: m.Reason, Caller: m.Caller, Version: m.ServerVersion}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
 		}
@@ -418,7 +419,7 @@ func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enque
 		}
 		res, err := mail.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Mode, m.Kind, m.Priority, m.Reference, m.From, m.Subject, m.MessageID,
 			m.SizeBytes, string(rcpts), nullJSON(m.Labels), nullString(m.RequestID), nullBytes(m.Fingerprint), m.Route, m.UTF8, s.t(&m.CreateTime),
-			s.t(m.ExpireTime), m.inline, nullString(string(m.layout)), nullString(m.BatchID), resent, nullString(m.Reason))
+			s.t(m.ExpireTime), m.inline, nullString(string(m.layout)), nullString(m.BatchID), resent, nullString(m.Reason), nullString(m.Caller))
 		if err != nil {
 			return nil, err
 		}

@@ -54,6 +54,15 @@ func (w *where) scope(column string, sc Scope, team *string) {
 	}
 }
 
+// mails limits mails to what sc sees and, with team, to that team. hot is the alias of the
+// journal's own table, m of mail.
+func (w *where) mails(hot string, sc Scope, team *string) {
+	w.scope(hot+".team", sc, team)
+	if sc.Caller != "" {
+		w.add("m.caller = ?", sc.Caller)
+	}
+}
+
 // filter adds the conditions that both journals share. hot is the alias of the journal's own
 // table, m of mail.
 func (w *where) filter(f *MailFilter, hot string) {
@@ -223,7 +232,7 @@ func (s *Store) dueQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, 
 
 func (s *Store) dueSelect(columns string, sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
 	w := newWhere(s)
-	w.scope("d.team", sc, f.Team)
+	w.mails("d", sc, f.Team)
 	w.filter(f, "d")
 	w.statuses(f.Statuses)
 	if after.ID != uuid.Nil {
@@ -236,7 +245,7 @@ func (s *Store) dueSelect(columns string, sc Scope, f *MailFilter, after Cursor,
 // archive_server or archive_done, read backwards.
 func (s *Store) archiveQuery(sc Scope, f *MailFilter, after Cursor, n int) (string, []any) {
 	w := newWhere(s)
-	w.scope("a.team", sc, f.Team)
+	w.mails("a", sc, f.Team)
 	w.filter(f, "a")
 	if len(f.Statuses) > 0 {
 		var v []string
@@ -283,18 +292,17 @@ func (s *Store) Mail(ctx context.Context, sc Scope, id uuid.UUID) (*Mail, error)
 func (s *Store) mailFrom(ctx context.Context, from sqlx.QueryerContext, sc Scope, id uuid.UUID) (*Mail, error) {
 	// A mail moves from due to archive in one commit. Looked for in that order, a move between
 	// the two looks is seen by the second.
-	for _, q := range []string{
-		"select " + dueColumns + " from due d join mail m on m.id = d.id where d.id = ?",
-		"select " + archiveColumns + " from archive a join mail m on m.id = a.id where a.id = ?",
-	} {
-		ms, err := s.mails(ctx, from, q, []any{id})
+	for _, j := range []struct{ alias, columns, table string }{{"d", dueColumns, "due"}, {"a", archiveColumns, "archive"}} {
+		w := newWhere(s)
+		w.add(j.alias+".id = ?", id)
+		// In the statement, so that a mail that is not seen takes the time of one that is not
+		// there.
+		w.mails(j.alias, sc, nil)
+		ms, err := s.mails(ctx, from, "select "+j.columns+" from "+j.table+" "+j.alias+" join mail m on m.id = "+j.alias+".id where "+w.sql(), w.args)
 		if err != nil {
 			return nil, err
 		}
 		if len(ms) > 0 {
-			if !sc.sees(ms[0].Team) {
-				return nil, ErrNotFound
-			}
 			return ms[0], nil
 		}
 	}

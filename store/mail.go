@@ -125,6 +125,7 @@ type NewMail struct {
 	BatchID     string    // "" = none
 	ResentFrom  uuid.UUID // the mail that this one sends once more; zero = none
 	Reason      string    // why, with ResentFrom
+	Caller      string    // whose it is; "" = of a caller that nobody asked
 
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
 	Held  string    // not "": born held, and why

@@ -9,6 +9,8 @@ import (
 type Scope struct {
 	All   bool
 	Teams []string // "" is the system
+	// Only mails of this caller; "" = of all. It narrows what All and Teams let through.
+	Caller string
 }
 
 // args are the scope as a statement takes it: everything, or the teams as a JSON list.

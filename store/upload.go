@@ -208,7 +208,7 @@ func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail,
 		Layout     []byte
 	}
 	all, teams := sc.args()
-	if err := s.q.get("mail_copy").GetContext(ctx, &r, id, all, teams); err != nil {
+	if err := s.q.get("mail_copy").GetContext(ctx, &r, id, all, teams, sc.Caller, sc.Caller); err != nil {
 		return nil, s.notFound(err)
 	}
 	m := &NewMail{Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,

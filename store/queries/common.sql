@@ -160,3 +160,43 @@ update upload set expire_time = ? where id = ? and expire_time < ?;
 -- name: upload_forget
 -- upload_expire
 delete from upload where expire_time <= ?;
+
+-- name: token_insert
+-- primary key
+insert into token (id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: tokens (read)
+-- a handful of rows
+select id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time, use_time, revoke_time
+from token where expire_time > ?;
+
+-- name: token_list (look)
+-- primary key
+select id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time, use_time, revoke_time
+from token where id > ? and (? or revoke_time is null and expire_time > ?) order by id limit ?;
+
+-- name: token_get
+-- primary key
+select id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time, use_time, revoke_time
+from token where id = ?;
+
+-- name: token_revoke
+-- primary key
+update token set revoke_time = ? where id = ? and revoke_time is null;
+
+-- name: token_use
+-- primary key
+update token set use_time = ? where id = ? and (use_time is null or use_time < ?);
+
+-- name: access_on (read)
+-- one row
+select access_on from installation;
+
+-- name: access_switch
+-- one row
+update installation set access_on = ?;
+
+-- name: replica_old
+-- a handful of rows
+select name from replica where alive_until > ? and asks = 0;

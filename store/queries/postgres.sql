@@ -9,14 +9,14 @@ with u as materialized (
   select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
     utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
-    batch_id text, resent_from uuid, resend_reason text,
+    batch_id text, resent_from uuid, resend_reason text, caller text,
     server_version bigint)
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason)
+    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
-    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout, batch_id, resent_from, resend_reason
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller
   from u where server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version)
   order by id
   on conflict do nothing
@@ -223,7 +223,7 @@ select (select count(*) from up) + (select count(*) from ar);
 
 -- name: replica_register (lease)
 -- primary key
-insert into replica (name, alive_until) values (?, now() + ? * interval '1 microsecond') returning id;
+insert into replica (name, alive_until, asks) values (?, now() + ? * interval '1 microsecond', 1) returning id;
 
 -- name: replica_renew (lease)
 -- primary key; epoch = somebody has taken it for dead
@@ -393,7 +393,7 @@ select count(*) from gone;
 -- name: batch_count (look)
 -- mail_batch, then the primary keys of due and archive; one statement, so that a mail that
 -- moves meanwhile is counted once
-with b as (select id, create_time from mail where batch_id = ? and team = ?)
+with b as (select id, create_time from mail where batch_id = ? and team = ? and (?::text = '' or caller = ?))
 select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
   count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
   min(b.create_time) as first, null::timestamptz as last
@@ -409,12 +409,12 @@ delete from content c where not c.used and c.touched < ? and not exists (select 
 
 -- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
-select m.raw, m.layout from mail m where m.id = ? and (?::bool or m.team in (select value from json_array_elements_text(?::json)));
+select m.raw, m.layout from mail m where m.id = ? and (?::bool or m.team in (select value from json_array_elements_text(?::json))) and (?::text = '' or m.caller = ?);
 
 -- name: mail_copy (look)
 -- primary key; as mail_raw
 select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
-from mail where id = ? and (?::bool or team in (select value from json_array_elements_text(?::json)));
+from mail where id = ? and (?::bool or team in (select value from json_array_elements_text(?::json))) and (?::text = '' or caller = ?);
 
 -- name: move_target
 -- primary key; no mail goes to a mail server that is being deleted or switched off

@@ -4,8 +4,8 @@
 -- name: enqueue_mail
 -- primary key and mail_request decide what is new
 insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
+  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing;
 
 -- name: server_has_version (read)
 -- primary key
@@ -162,7 +162,7 @@ from due where id = ? and (owner is null or data_at is null);
 
 -- name: replica_register (lease)
 -- primary key
-insert into replica (name, alive_until) values (?, ?) returning id;
+insert into replica (name, alive_until, asks) values (?, ?, 1) returning id;
 
 -- name: replica_bury_all
 -- one process by definition: whoever was there before is dead
@@ -235,7 +235,7 @@ delete from change where seq <= (select seq from change_forgotten);
 -- name: batch_count (look)
 -- mail_batch, then the primary keys of due and archive; one statement, so that a mail that
 -- moves meanwhile is counted once
-with b as (select id, create_time from mail where batch_id = ? and team = ?)
+with b as (select id, create_time from mail where batch_id = ? and team = ? and (? = '' or caller = ?))
 select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
   count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
   min(b.create_time) as first, null as last
@@ -251,12 +251,12 @@ delete from content where not used and touched < ? and not exists (select 1 from
 
 -- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
-select m.raw, m.layout from mail m where m.id = ? and (? or m.team in (select value from json_each(?)));
+select m.raw, m.layout from mail m where m.id = ? and (? or m.team in (select value from json_each(?))) and (? = '' or m.caller = ?);
 
 -- name: mail_copy (look)
 -- primary key; as mail_raw
 select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
-from mail where id = ? and (? or team in (select value from json_each(?)));
+from mail where id = ? and (? or team in (select value from json_each(?))) and (? = '' or caller = ?);
 
 -- name: move_target
 -- primary key; no mail goes to a mail server that is being deleted or switched off

@@ -47,6 +47,11 @@ type Store interface {
 	ChangeBreaker(ctx context.Context, server string, change func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error)
 	LastChange(ctx context.Context) (store.Position, error)
 	Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error)
+	CreateToken(ctx context.Context, t *store.Token, a store.Audit) error
+	Access(ctx context.Context) (*store.Access, error)
+	Tokens(ctx context.Context, afterID string, ended bool, n int) ([]*store.Token, error)
+	RevokeToken(ctx context.Context, id string, a store.Audit) (*store.Token, error)
+	TouchToken(ctx context.Context, id string, at time.Time) error
 	Now(ctx context.Context) (time.Time, error)
 	Dialect() string
 }

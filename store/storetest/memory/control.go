@@ -40,7 +40,7 @@ func (s *Store) Modify(_ context.Context, sc store.Scope, ids []uuid.UUID, f *st
 			r := s.mails[id]
 			switch {
 			case seen[id]:
-			case r == nil || !sees(sc, r.m.Team):
+			case r == nil || !r.seen(sc):
 				fail(id, store.ErrNotFound)
 			case r.archived():
 				matched++
@@ -92,7 +92,7 @@ func (s *Store) ModifyMail(_ context.Context, sc store.Scope, id uuid.UUID, a st
 	defer s.mu.Unlock()
 	r := s.mails[id]
 	switch {
-	case r == nil || !sees(sc, r.m.Team):
+	case r == nil || !r.seen(sc):
 		return nil, store.ErrNotFound
 	case r.archived():
 		return nil, store.ErrFinished

@@ -37,6 +37,8 @@ type Store struct {
 	seq      int64
 	forgot   int64 // changes up to this one are not kept
 	audits   []AuditRow
+	tokens   map[string]*store.Token
+	accessOn bool
 }
 
 // Faults are rules that a store keeps and this one leaves out, so that a test can show that it
@@ -106,7 +108,7 @@ func New(now func() time.Time) *Store {
 	}
 	return &Store{now: now, mails: map[uuid.UUID]*row{}, requests: map[request]uuid.UUID{}, contents: map[[32]byte][]byte{},
 		servers: map[string]*store.MailServer{}, replicas: map[store.ReplicaID]*replica{}, breakers: map[string]*store.Breaker{},
-		slots: map[string]map[int]held{}, quotas: map[string]*quota{}}
+		slots: map[string]map[int]held{}, quotas: map[string]*quota{}, tokens: map[string]*store.Token{}}
 }
 
 // clock is the time that decides. With mu held or not.

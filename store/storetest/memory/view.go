@@ -17,6 +17,11 @@ import (
 
 func sees(sc store.Scope, team string) bool { return sc.All || slices.Contains(sc.Teams, team) }
 
+// seen reports whether sc lets a mail through.
+func (r *row) seen(sc store.Scope) bool {
+	return sees(sc, r.m.Team) && (sc.Caller == "" || sc.Caller == r.m.Caller)
+}
+
 func ptr(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -53,7 +58,7 @@ func (r *row) statusNow() store.MailStatus {
 // matches holds the filter against everything but the status.
 func (r *row) matches(sc store.Scope, f *store.MailFilter) bool {
 	m := r.m
-	if !sees(sc, m.Team) || f.Team != nil && *f.Team != m.Team || f.MailServer != "" && f.MailServer != m.MailServer || f.Kind != "" && f.Kind != m.Kind ||
+	if !r.seen(sc) || f.Team != nil && *f.Team != m.Team || f.MailServer != "" && f.MailServer != m.MailServer || f.Kind != "" && f.Kind != m.Kind ||
 		f.Reference != "" && f.Reference != m.Reference || f.RequestID != "" && f.RequestID != m.RequestID || f.BatchID != "" && f.BatchID != m.BatchID ||
 		f.MessageID != "" && strings.Trim(f.MessageID, "<>") != m.MessageID ||
 		!f.Since.IsZero() && m.CreateTime.Before(f.Since) || !f.Until.IsZero() && !m.CreateTime.Before(f.Until) {
@@ -111,7 +116,7 @@ func (s *Store) Mail(_ context.Context, sc store.Scope, id uuid.UUID) (*store.Ma
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.mails[id]
-	if r == nil || !sees(sc, r.m.Team) {
+	if r == nil || !r.seen(sc) {
 		return nil, store.ErrNotFound
 	}
 	return r.view(), nil
@@ -122,7 +127,7 @@ func (s *Store) RawMail(_ context.Context, sc store.Scope, id uuid.UUID, w io.Wr
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.mails[id]
-	if r == nil || !sees(sc, r.m.Team) {
+	if r == nil || !r.seen(sc) {
 		return 0, store.ErrNotFound
 	}
 	b, err := s.raw(r.m)
@@ -152,7 +157,7 @@ func (s *Store) CountBatch(_ context.Context, sc store.Scope, team, batchID stri
 	defer s.mu.Unlock()
 	c := &store.BatchCount{ByStatus: map[store.MailStatus]int{}}
 	for _, r := range s.order {
-		if r.m.BatchID != batchID || r.m.Team != team || !sees(sc, team) {
+		if r.m.BatchID != batchID || r.m.Team != team || !r.seen(sc) {
 			continue
 		}
 		c.Mails++
