@@ -6,6 +6,7 @@ import (
 	"html"
 	"io"
 	"maps"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -83,11 +84,13 @@ func (g *group) request(item *maildispatchv1.BatchItem) (*maildispatchv1.SendReq
 	m.Subject = fill(m.Subject, item.Variables, missing, func(v string) string { return v })
 	m.Text = fill(m.Text, item.Variables, missing, func(v string) string { return v })
 	m.Html = fill(m.Html, item.Variables, missing, html.EscapeString)
+	o := proto.CloneOf(g.options.Options)
+	o.UnsubscribeUrl = fill(o.UnsubscribeUrl, item.Variables, missing, inURL(o.UnsubscribeUrl))
+	o.UnsubscribeMailto = fill(o.UnsubscribeMailto, item.Variables, missing, inURL(o.UnsubscribeMailto))
 	var vs []client.Violation
 	for _, name := range slices.Sorted(maps.Keys(missing)) {
 		vs = append(vs, client.Violation{Field: "variables." + name, Description: "is missing: the message uses it"})
 	}
-	o := proto.CloneOf(g.options.Options)
 	o.Labels = merged(o.Labels, item.Labels)
 	req := &maildispatchv1.SendRequest{Options: o, Message: m, RequestId: item.RequestId}
 	return req, slices.Concat(vs, braces("message.", own), check(req))
@@ -116,6 +119,14 @@ func fill(text string, values map[string]string, missing map[string]bool, escape
 		}
 		return escape(v)
 	})
+}
+
+// inURL is how values stand in a URL: percent-encoded, unless one is the whole URL.
+func inURL(text string) func(string) string {
+	if use := variable.FindString(text); use == text {
+		return func(v string) string { return v }
+	}
+	return func(v string) string { return strings.ReplaceAll(url.QueryEscape(v), "+", "%20") }
 }
 
 func merged(a, b map[string]string) map[string]string {

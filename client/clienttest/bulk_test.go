@@ -221,3 +221,41 @@ func TestBatchFilter(t *testing.T) {
 		t.Errorf("%v, %v", b, err)
 	}
 }
+
+// What a mail says of itself is merged and filled in as well, and what is wrong is refused.
+func TestSendBatchUnsubscribes(t *testing.T) {
+	t.Parallel()
+	srv := clienttest.New(t)
+	c := srv.Client(t, client.Options{})
+	shared := &maildispatchv1.BatchOptions{
+		Options: &maildispatchv1.SendOptions{UnsubscribeUrl: "https://x.example/u?t={{token}}", UnsubscribeMailto: "leave@x.example"},
+		Message: &maildispatchv1.MailMessage{Subject: "News", Text: "t", FromName: "News"},
+	}
+	invited := item("b@example.com", map[string]string{"token": "2"})
+	invited.Message.FromName, invited.Message.Alternatives = "Ann", []*maildispatchv1.Alternative{{ContentType: "text/calendar", Content: "BEGIN:VCALENDAR"}}
+	html := item("c@example.com", map[string]string{"token": "3"})
+	html.Message.Alternatives = []*maildispatchv1.Alternative{{ContentType: "text/html", Content: "x"}}
+	res, err := sendAll(t, c, shared, item("a@example.com", map[string]string{"token": "a/b"}), invited, html, item("d@example.com", nil))
+	if err != nil || res.GetAccepted() != 2 || len(res.GetRejections()) != 2 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	for i, field := range []string{"message.alternatives[0].content_type", "variables.token"} {
+		if vs := res.GetRejections()[i].GetViolations(); len(vs) != 1 || vs[0].GetField() != field {
+			t.Errorf("%v, want %s", vs, field)
+		}
+	}
+	for i, want := range [][]string{
+		{"From: \"News\" <", "List-Unsubscribe: <https://x.example/u?t=a%2Fb>, <mailto:leave@x.example>\r\n", "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n", "Auto-Submitted: auto-generated\r\n"},
+		{"From: \"Ann\" <", "t=2>", "BEGIN:VCALENDAR"},
+	} {
+		var raw bytes.Buffer
+		if _, err := c.Download(t.Context(), srv.Mails()[i].Mail.GetId(), &raw); err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if !strings.Contains(raw.String(), w) {
+				t.Errorf("mail %d: no %q in %s", i, w, raw.String())
+			}
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"mime"
 	"net/mail"
 	"slices"
 	"strings"
@@ -156,7 +157,8 @@ func (e *entry) add(address string, kind maildispatchv1.RecipientResult_Kind) {
 		Address: address, Kind: kind, Status: maildispatchv1.RecipientResult_STATUS_PENDING})
 }
 
-// compose makes something that can be downloaded: real headers, the text, and no attachments.
+// compose makes something that can be downloaded: real headers, the text, the alternatives one
+// behind the other, and no attachments.
 func (e *entry) compose(now time.Time) {
 	m := e.request.GetMessage()
 	var b bytes.Buffer
@@ -166,13 +168,34 @@ func (e *entry) compose(now time.Time) {
 		}
 	}
 	header("From", e.mail.From)
+	if name := m.GetFromName(); name != "" {
+		b.Reset()
+		header("From", (&mail.Address{Name: name, Address: e.mail.From}).String())
+	}
 	header("To", strings.Join(m.GetTo(), ", "))
 	header("Cc", strings.Join(m.GetCc(), ", "))
 	header("Reply-To", m.GetReplyTo())
 	header("Subject", m.GetSubject())
 	header("Date", now.UTC().Format(time.RFC1123Z))
 	header("Message-ID", e.mail.MessageId)
+	o := e.request.GetOptions()
+	var ways []string
+	for _, way := range []struct{ scheme, rest string }{{"", o.GetUnsubscribeUrl()}, {"mailto:", strings.TrimPrefix(o.GetUnsubscribeMailto(), "mailto:")}} {
+		if way.rest != "" {
+			ways = append(ways, "<"+way.scheme+way.rest+">")
+		}
+	}
+	header("List-Unsubscribe", strings.Join(ways, ", "))
+	if o.GetUnsubscribeUrl() != "" {
+		header("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
+	}
+	if e.mail.Kind != maildispatchv1.Kind_KIND_AGENT_MESSAGE && m.GetHeaders()["Auto-Submitted"] == "" {
+		header("Auto-Submitted", "auto-generated")
+	}
 	fmt.Fprintf(&b, "\r\n%s\r\n", m.GetText()+m.GetHtml())
+	for _, a := range m.GetAlternatives() {
+		fmt.Fprintf(&b, "%s\r\n", a.GetContent())
+	}
 	e.raw = b.Bytes()
 	e.mail.SizeBytes = int64(b.Len())
 }
@@ -374,6 +397,17 @@ func check(req *maildispatchv1.SendRequest) []client.Violation {
 	}
 	if n := len(m.GetTo()) + len(m.GetCc()) + len(m.GetBcc()); n == 0 || n > 500 {
 		vs = append(vs, client.Violation{Field: "message.to", Description: "1 to 500 recipients over to, cc and bcc are required"})
+	}
+	for i, a := range m.GetAlternatives() {
+		if t, _, err := mime.ParseMediaType(a.GetContentType()); err != nil || !strings.HasPrefix(t, "text/") || t == "text/plain" || t == "text/html" {
+			vs = append(vs, client.Violation{Field: fmt.Sprintf("message.alternatives[%d].content_type", i), Description: "is not a text type other than text/plain and text/html"})
+		}
+	}
+	if strings.ContainsAny(m.GetFromName(), "\r\n") {
+		vs = append(vs, client.Violation{Field: "message.from_name", Description: "contains a control character"})
+	}
+	if u := req.GetOptions().GetUnsubscribeUrl(); u != "" && !strings.HasPrefix(u, "https://") {
+		vs = append(vs, client.Violation{Field: "options.unsubscribe_url", Description: "is not an https URL"})
 	}
 	if len(req.GetRequestId()) > 64 {
 		vs = append(vs, client.Violation{Field: "request_id", Description: "has more than 64 characters"})

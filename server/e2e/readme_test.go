@@ -65,6 +65,9 @@ func TestREADME(t *testing.T) {
 		if name == "TestMailServer" && body != c.body {
 			name += " of a change"
 		}
+		if strings.Contains(body, "text/calendar") {
+			name += " an invitation"
+		}
 		answers, err := r.call(timeout(t), c.method, body)
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", c.method, err, c.body)
@@ -147,6 +150,7 @@ func readmePromises(relay *smtpxtest.Server) map[string]func(*testing.T, []map[s
 		"TestMailServer":             both(want(true, "success"), want("connect success!", "message")),
 		"TestMailServer of a change": both(want(nil, "success"), failingStep),
 		"Send":                       both(want("MAIL_STATUS_SENT", "completed", "mail", "status"), sent),
+		"Send an invitation":         both(want("main", "accepted", "mail_server"), want(nil, "mail_id")),
 		"ListArchivedMails":          both(count(1), want("INV-4711", "mails", 0, "reference"), want("MAIL_STATUS_SENT", "mails", 0, "status")),
 		"ListDueOutMails":            both(count(1), want("unlucky@example.com", "mails", 0, "recipients", 0, "address"), want("MAIL_STATUS_FAILED", "mails", 0, "status")),
 		"RetryMails":                 both(want(1.0, "matched"), want(1.0, "changed")),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"mime/quotedprintable"
+	"slices"
 	"strings"
 	"time"
 )
@@ -62,8 +63,10 @@ func (c *composer) header(f fields) {
 
 func (c *composer) topHeader() fields {
 	f := c.m.ownFields()
+	u := c.m.Unsubscribe.cut(told)
+	u.fields(&f, nil)
 	f.add("MIME-Version", "1.0")
-	f.ownHeaders(c.m.Headers)
+	f.ownHeaders(c.m.Headers, c.m.AutoSubmitted)
 	return f
 }
 
@@ -74,7 +77,7 @@ const dateLayout = "Mon, 02 Jan 2006 15:04:05 -0700"
 func (m *Message) ownFields() fields {
 	f := make(fields, 0, 12)
 	f.add("Date", m.Date.Format(dateLayout))
-	f.add("From", m.From.header("From"))
+	f.add("From", m.sender().header("From"))
 	if len(m.To) > 0 {
 		f.add("To", addressList("To", m.To))
 	} else if len(m.Cc) == 0 {
@@ -93,18 +96,13 @@ func (m *Message) ownFields() fields {
 }
 
 // structure is the whole body: mixed(related(alternative(text, html), inline...), files...),
-// leaving out every level with one part.
+// leaving out every level with one part. With further alternatives the html takes its images
+// along, so that a program that shows another alternative does not list them as files:
+// mixed(alternative(text, related(html, inline...), further...), files...).
 func (c *composer) structure() part {
-	var inline, files []Attachment
-	for _, a := range c.m.Attachments {
-		if a.ContentID != "" {
-			inline = append(inline, a)
-		} else {
-			files = append(files, a)
-		}
-	}
+	inline, files := c.m.sorted()
 	body := c.text
-	if len(inline) > 0 {
+	if len(inline) > 0 && len(c.m.Alternatives) == 0 {
 		body = c.withFiles("related", body, inline)
 	}
 	if len(files) > 0 {
@@ -113,13 +111,40 @@ func (c *composer) structure() part {
 	return body
 }
 
+// sorted are the attachments that the html shows, and the others.
+func (m *Message) sorted() (inline, files []Attachment) {
+	for _, a := range m.Attachments {
+		if a.ContentID != "" {
+			inline = append(inline, a)
+		} else {
+			files = append(files, a)
+		}
+	}
+	return inline, files
+}
+
+// html is the html with its images.
+func (c *composer) html() part {
+	html := c.body("text/html", c.m.HTML)
+	if inline, _ := c.m.sorted(); len(inline) > 0 {
+		return c.withFiles("related", html, inline)
+	}
+	return html
+}
+
 // A part writes itself: begin writes the header it got, completed with the part's own fields.
 type part func(f fields, begin func(fields))
 
 // text is the text, the html, or both as alternatives; an empty mail has an empty text.
 func (c *composer) text(f fields, begin func(fields)) {
 	m := c.m
-	switch {
+	switch further := c.alternatives(); {
+	case len(further) > 0 && m.HTML == "":
+		c.multipart("alternative", slices.Concat([]part{c.body("text/plain", m.Text)}, further)...)(f, begin)
+	case len(further) > 0 && m.Text == "":
+		c.multipart("alternative", slices.Concat([]part{c.html()}, further)...)(f, begin)
+	case len(further) > 0:
+		c.multipart("alternative", slices.Concat([]part{c.body("text/plain", m.Text), c.html()}, further)...)(f, begin)
 	case m.HTML == "":
 		c.body("text/plain", m.Text)(f, begin)
 	case m.Text == "":
@@ -160,7 +185,7 @@ func (c *composer) multipart(kind string, parts ...part) part {
 // always quoted-printable, which can be cut anywhere.
 func (c *composer) body(mediaType, s string) part {
 	return func(f fields, begin func(fields)) {
-		f.add("Content-Type", mediaType+"; charset=utf-8")
+		f.add("Content-Type", mediaType+";\n charset=utf-8")
 		if common := c.m.Common.encoded(mediaType, s, c.vary); common != nil {
 			f.add("Content-Transfer-Encoding", common.encoding)
 			begin(f)

@@ -45,8 +45,15 @@ func customValue(name, s string) (string, error) {
 	return textValue(name, s), nil
 }
 
-// ownHeaders writes the caller's headers, which are checked by now.
-func (f *fields) ownHeaders(headers map[string]string) {
+// ownHeaders writes the caller's headers, which are checked by now, and with auto that no
+// person wrote the mail, unless they say something else about it.
+func (f *fields) ownHeaders(headers map[string]string, auto bool) {
+	for k := range headers {
+		auto = auto && textproto.CanonicalMIMEHeaderKey(k) != autoSubmitted
+	}
+	if auto {
+		f.add(autoSubmitted, "auto-generated")
+	}
 	for _, k := range sortedKeys(headers) {
 		v, err := customValue(k, headers[k])
 		if err != nil {

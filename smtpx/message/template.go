@@ -2,6 +2,7 @@ package message
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -44,12 +45,18 @@ type Template struct {
 	replyTo  []Address
 	links    []link // values that begin a URL in html
 	errorsTo bool   // it has this header, which must name the sender of every mail
-	kind     fields // what of the body's header stands in the top header
-	tail     []byte // of the top header with the template's own headers, from MIME-Version on
+	fromName string
+	auto     bool // see Message.AutoSubmitted
+	leave    unsubscribe
+	// as it was given
+	unsubscribe Unsubscribe
+	kind        fields // what of the body's header stands in the top header
+	// of the top header with the template's own headers, from MIME-Version on
+	tail     []byte
 	segments []segment
 	own      *Content // the body but what has content of its own
 	size     int      // of the body without values
-	body     []string // names in text and html, sorted
+	body     []string // names in text, html and ways to unsubscribe, sorted
 }
 
 // segment is a run of the body: a range of shared content, or the place of a variable.
@@ -66,6 +73,7 @@ type Fill struct {
 	Subject string    // not "": in place of the template's, variables and all
 	// added to the template's; one with the same name stands in its place
 	Headers   map[string]string
+	FromName  string // not "": in place of the template's
 	MessageID string
 	Date      time.Time
 	Variables map[string]string // values; those that nothing uses are passed over
@@ -77,7 +85,8 @@ type Fill struct {
 // the message stay empty; they come with every Fill.
 func NewTemplate(m *Message) (*Template, []Violation) {
 	vs := m.Validate()
-	t := &Template{headers: m.Headers, replyTo: m.ReplyTo}
+	t := &Template{headers: m.Headers, replyTo: m.ReplyTo, fromName: m.FromName, auto: m.AutoSubmitted, unsubscribe: m.Unsubscribe}
+	t.leave = m.Unsubscribe.cut(told)
 	for k := range m.Headers {
 		t.errorsTo = t.errorsTo || textproto.CanonicalMIMEHeaderKey(k) == errorsTo
 	}
@@ -100,8 +109,12 @@ func NewTemplate(m *Message) (*Template, []Violation) {
 			}
 		}
 	}
+	for _, n := range t.leave.names() {
+		names[n] = true
+	}
 	t.body = slices.Sorted(maps.Keys(names))
 	vs = append(vs, bracedHeaders(m.Headers)...)
+	vs = append(vs, m.braced()...)
 	if len(vs) > 0 {
 		return nil, vs
 	}
@@ -117,11 +130,26 @@ func bracedHeaders(headers map[string]string) []Violation {
 	var vs []Violation
 	for _, k := range sortedKeys(headers) {
 		if strings.Contains(headers[k], "{{") {
-			vs = append(vs, Violation{"headers[" + fieldKey(k) + "]", `has "{{": variables stand in subject, text and html only`})
+			vs = append(vs, Violation{"headers[" + fieldKey(k) + "]", noVariables})
 		}
 	}
 	return vs
 }
+
+// braced: so is one in what else has none.
+func (m *Message) braced() (vs []Violation) {
+	if strings.Contains(m.FromName, "{{") {
+		vs = append(vs, Violation{"from_name", noVariables})
+	}
+	for i, a := range m.Alternatives {
+		if strings.Contains(a.Content, "{{") {
+			vs = append(vs, Violation{fmt.Sprintf("alternatives[%d].content", i), noVariables})
+		}
+	}
+	return vs
+}
+
+const noVariables = `has "{{": variables stand in subject, text and html only`
 
 func (t *Template) check(vs *[]Violation, field, s string) ([]run, int) {
 	runs, bad := cutVariables(s)
@@ -185,7 +213,8 @@ func seed(m *Message) [sha256.Size]byte {
 		}
 		files = append(files, f)
 	}
-	b, _ := json.Marshal([]any{m.Text, m.HTML, files}) // plain values always can be
+	// plain values always can be
+	b, _ := json.Marshal([]any{m.Text, m.HTML, m.Alternatives, files})
 	return sha256.Sum256(b)
 }
 
@@ -193,7 +222,7 @@ func seed(m *Message) [sha256.Size]byte {
 func (t *Template) tailWith(headers map[string]string) []byte {
 	var f fields
 	f.add("MIME-Version", "1.0")
-	f.ownHeaders(headers)
+	f.ownHeaders(headers, t.auto)
 	var b bytes.Buffer
 	append(f, t.kind...).write(&b)
 	b.WriteString("\r\n")
@@ -302,7 +331,7 @@ func (t *Template) Compose(f *Fill) ([]Piece, []Violation, error) {
 
 // header writes the top header as Compose would.
 func (t *Template) header(b *bytes.Buffer, f *Fill) {
-	m := &Message{From: f.From, To: f.To, Cc: f.Cc, ReplyTo: f.ReplyTo, Subject: t.Subject(f), MessageID: f.MessageID, Date: f.Date}
+	m := &Message{From: f.From, FromName: cmp.Or(f.FromName, t.fromName), To: f.To, Cc: f.Cc, ReplyTo: f.ReplyTo, Subject: t.Subject(f), MessageID: f.MessageID, Date: f.Date}
 	if len(m.ReplyTo) == 0 {
 		m.ReplyTo = t.replyTo
 	}
@@ -310,7 +339,9 @@ func (t *Template) header(b *bytes.Buffer, f *Fill) {
 	if len(f.Headers) > 0 {
 		tail = t.tailWith(t.headersWith(f))
 	}
-	m.ownFields().write(b)
+	own := m.ownFields()
+	t.leave.fields(&own, f.Variables)
+	own.write(b)
 	b.Write(tail)
 }
 
@@ -338,6 +369,7 @@ func (t *Template) violations(f *Fill) []Violation {
 			bad(n, "begins a URL in html, and not with %s", l.schemes())
 		}
 	}
+	vs = append(vs, t.leave.wrong(f.Variables)...)
 	size, longest := 0, ""
 	for i, r := range subject {
 		size += len(r.literal) + len(f.Variables[r.name])
@@ -371,11 +403,15 @@ func (t *Template) violations(f *Fill) []Violation {
 			bad(k, "contains a NUL")
 		}
 	}
-	if t.errorsTo || len(f.Headers) > 0 {
-		vs = append(vs, (&Message{From: f.From, Headers: t.headersWith(f)}).ValidateSender()...)
+	if name := cmp.Or(f.FromName, t.fromName); t.errorsTo || len(f.Headers) > 0 || name != "" {
+		vs = append(vs, (&Message{From: f.From, FromName: name, Headers: t.headersWith(f)}).ValidateSender()...)
+	}
+	if f.FromName != "" {
+		own := &Message{FromName: f.FromName}
+		vs = append(vs, slices.Concat(own.Validate(), own.braced())...)
 	}
 	if len(f.Headers) > 0 {
-		vs = append(vs, (&Message{Headers: f.Headers}).Validate()...)
+		vs = append(vs, (&Message{Headers: f.Headers, Unsubscribe: t.unsubscribe}).Validate()...)
 		vs = append(vs, bracedHeaders(f.Headers)...)
 		if len(f.Headers) <= MaxHeaders && len(t.headersWith(f)) > MaxHeaders {
 			vs = append(vs, Violation{"headers", fmt.Sprintf("has more than %d entries with the shared ones", MaxHeaders)})

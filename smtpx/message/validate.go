@@ -27,15 +27,20 @@ type Attachment struct {
 // Message is what Compose makes a raw message of. MessageID (without <>) and Date are given, so
 // that composing twice gives the same bytes.
 type Message struct {
-	From        Address
-	To, Cc      []Address // bcc never comes here
-	ReplyTo     []Address
-	Subject     string
-	Text, HTML  string
-	Headers     map[string]string
-	Attachments []Attachment
-	MessageID   string
-	Date        time.Time
+	From         Address
+	FromName     string    // not "": in place of From's name
+	To, Cc       []Address // bcc never comes here
+	ReplyTo      []Address
+	Subject      string
+	Text, HTML   string
+	Alternatives []Alternative
+	Headers      map[string]string
+	Attachments  []Attachment
+	Unsubscribe  Unsubscribe
+	// no person wrote it: Auto-Submitted says so, unless Headers has one
+	AutoSubmitted bool
+	MessageID     string
+	Date          time.Time
 	// bodies that other mails have too, encoded already; nil = none
 	Common *Common
 }
@@ -64,6 +69,9 @@ var (
 func (m *Message) ValidateSender() []Violation {
 	if m.From.Mailbox == "" {
 		return nil
+	}
+	if m.showsOther() {
+		return []Violation{{"from_name", "shows an address other than the mail's sender"}}
 	}
 	for name, v := range m.Headers {
 		if textproto.CanonicalMIMEHeaderKey(name) != errorsTo {
@@ -111,6 +119,8 @@ func (m *Message) Validate() []Violation {
 	line("subject", m.Subject, MaxSubject)
 	text("text", m.Text)
 	text("html", m.HTML)
+	m.validateAlternatives(bad)
+	m.validateFromName(bad)
 	if len(m.Headers) > MaxHeaders {
 		bad("headers", "has more than %d entries", MaxHeaders)
 	}
@@ -130,6 +140,10 @@ func (m *Message) Validate() []Violation {
 			continue
 		}
 		seen[canon] = name
+		if !m.Unsubscribe.empty() && (canon == listUnsubscribe || canon == listUnsubscribePost) {
+			bad(field, "is made of unsubscribe_url and unsubscribe_mailto")
+			continue
+		}
 		before := len(vs)
 		line(field, m.Headers[name], MaxHeaderValue)
 		if len(vs) > before {

@@ -404,7 +404,7 @@ func (x RecipientResult_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RecipientResult_Kind.Descriptor instead.
 func (RecipientResult_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3, 0}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4, 0}
 }
 
 // Status is the recipient's state.
@@ -469,7 +469,7 @@ func (x RecipientResult_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RecipientResult_Status.Descriptor instead.
 func (RecipientResult_Status) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3, 1}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4, 1}
 }
 
 // MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode
@@ -513,9 +513,18 @@ type MailMessage struct {
 	// (`<id@host.example>`), List-Id `Name <news.shop.example>`, List-Unsubscribe and its kin
 	// URLs in angle brackets with commas between them (https, http, mailto; octets beyond ASCII
 	// become percent-encoded), and List-Unsubscribe-Post `List-Unsubscribe=One-Click`.
+	//
+	// `Auto-Submitted: auto-generated` (RFC 3834) is added, so that no absence notice answers,
+	// unless it is given here or the kind is KIND_AGENT_MESSAGE.
 	Headers map[string]string `protobuf:"bytes,8,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Files and inline images: at most 100.
-	Attachments   []*Attachment `protobuf:"bytes,9,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	Attachments []*Attachment `protobuf:"bytes,9,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	// Further forms of the content, such as an invitation: at most 5, shown in place of text and
+	// html by programs that know them.
+	Alternatives []*Alternative `protobuf:"bytes,10,rep,name=alternatives,proto3" json:"alternatives,omitempty"`
+	// Name that the recipient sees as sender, in place of the one in the mail server's from; the
+	// address is unchanged. At most 200 characters. A name that shows another address is refused.
+	FromName      string `protobuf:"bytes,11,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -613,6 +622,79 @@ func (x *MailMessage) GetAttachments() []*Attachment {
 	return nil
 }
 
+func (x *MailMessage) GetAlternatives() []*Alternative {
+	if x != nil {
+		return x.Alternatives
+	}
+	return nil
+}
+
+func (x *MailMessage) GetFromName() string {
+	if x != nil {
+		return x.FromName
+	}
+	return ""
+}
+
+// Alternative is one more form of a mail's content, beside text and html in
+// multipart/alternative.
+type Alternative struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REQUIRED. A text type other than text/plain and text/html, which have fields of their own,
+	// and each once. text/calendar gets the method parameter of its content's METHOD; one that is
+	// given and differs is refused.
+	ContentType string `protobuf:"bytes,1,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	// REQUIRED. Its text, UTF-8 without NUL. text/calendar is from BEGIN:VCALENDAR to
+	// END:VCALENDAR.
+	Content       string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alternative) Reset() {
+	*x = Alternative{}
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alternative) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alternative) ProtoMessage() {}
+
+func (x *Alternative) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alternative.ProtoReflect.Descriptor instead.
+func (*Alternative) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Alternative) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+func (x *Alternative) GetContent() string {
+	if x != nil {
+		return x.Content
+	}
+	return ""
+}
+
 // Attachment is a file, or an inline image.
 type Attachment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -638,7 +720,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[1]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +732,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[1]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +745,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{1}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Attachment) GetFilename() string {
@@ -725,14 +807,23 @@ type SendOptions struct {
 	// Which mail of the mail server leaves first. Default: by kind.
 	Priority Priority `protobuf:"varint,8,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
 	// Take it, but send it only after ReleaseMails, whatever the mode: it is queued as HELD.
-	Hold          bool `protobuf:"varint,9,opt,name=hold,proto3" json:"hold,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Hold bool `protobuf:"varint,9,opt,name=hold,proto3" json:"hold,omitempty"`
+	// Where a mail program lets the recipient leave with one click, as large mailbox providers
+	// demand of bulk mail: it becomes List-Unsubscribe and List-Unsubscribe-Post (RFC 8058). An
+	// https URL of at most 900 octets, which answers a POST. In a bulk it may have variables
+	// behind the host, whose values are percent-encoded, or be one variable that holds the whole
+	// URL. The two headers are then refused in headers.
+	UnsubscribeUrl string `protobuf:"bytes,10,opt,name=unsubscribe_url,json=unsubscribeUrl,proto3" json:"unsubscribe_url,omitempty"`
+	// The same by mail, for programs that know no one-click: `leave@x.example`, also with
+	// `?subject={{token}}` behind it.
+	UnsubscribeMailto string `protobuf:"bytes,11,opt,name=unsubscribe_mailto,json=unsubscribeMailto,proto3" json:"unsubscribe_mailto,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SendOptions) Reset() {
 	*x = SendOptions{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +835,7 @@ func (x *SendOptions) String() string {
 func (*SendOptions) ProtoMessage() {}
 
 func (x *SendOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +848,7 @@ func (x *SendOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendOptions.ProtoReflect.Descriptor instead.
 func (*SendOptions) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{2}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SendOptions) GetTeam() string {
@@ -823,6 +914,20 @@ func (x *SendOptions) GetHold() bool {
 	return false
 }
 
+func (x *SendOptions) GetUnsubscribeUrl() string {
+	if x != nil {
+		return x.UnsubscribeUrl
+	}
+	return ""
+}
+
+func (x *SendOptions) GetUnsubscribeMailto() string {
+	if x != nil {
+		return x.UnsubscribeMailto
+	}
+	return ""
+}
+
 // RecipientResult is what is known of one recipient. All of it is output only.
 type RecipientResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -852,7 +957,7 @@ type RecipientResult struct {
 
 func (x *RecipientResult) Reset() {
 	*x = RecipientResult{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +969,7 @@ func (x *RecipientResult) String() string {
 func (*RecipientResult) ProtoMessage() {}
 
 func (x *RecipientResult) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +982,7 @@ func (x *RecipientResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecipientResult.ProtoReflect.Descriptor instead.
 func (*RecipientResult) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{3}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RecipientResult) GetAddress() string {
@@ -974,7 +1079,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1091,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1104,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Attempt) GetNumber() int32 {
@@ -1115,7 +1220,7 @@ type Mail struct {
 
 func (x *Mail) Reset() {
 	*x = Mail{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1232,7 @@ func (x *Mail) String() string {
 func (*Mail) ProtoMessage() {}
 
 func (x *Mail) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1245,7 @@ func (x *Mail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mail.ProtoReflect.Descriptor instead.
 func (*Mail) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{5}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Mail) GetId() string {
@@ -1359,7 +1464,7 @@ type MailCounts struct {
 
 func (x *MailCounts) Reset() {
 	*x = MailCounts{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1476,7 @@ func (x *MailCounts) String() string {
 func (*MailCounts) ProtoMessage() {}
 
 func (x *MailCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1489,7 @@ func (x *MailCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailCounts.ProtoReflect.Descriptor instead.
 func (*MailCounts) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{6}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MailCounts) GetQueued() int64 {
@@ -1484,7 +1589,7 @@ type MailFilter struct {
 
 func (x *MailFilter) Reset() {
 	*x = MailFilter{}
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1601,7 @@ func (x *MailFilter) String() string {
 func (*MailFilter) ProtoMessage() {}
 
 func (x *MailFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_mail_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1614,7 @@ func (x *MailFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailFilter.ProtoReflect.Descriptor instead.
 func (*MailFilter) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{7}
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *MailFilter) GetTeam() string {
@@ -1600,7 +1705,7 @@ var File_maildispatch_v1_mail_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\n" +
-	"\x1amaildispatch/v1/mail.proto\x12\x0fmaildispatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!maildispatch/v1/mail_server.proto\"\xdc\x02\n" +
+	"\x1amaildispatch/v1/mail.proto\x12\x0fmaildispatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!maildispatch/v1/mail_server.proto\"\xbb\x03\n" +
 	"\vMailMessage\x12\x0e\n" +
 	"\x02to\x18\x01 \x03(\tR\x02to\x12\x0e\n" +
 	"\x02cc\x18\x02 \x03(\tR\x02cc\x12\x10\n" +
@@ -1610,10 +1715,16 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\x04text\x18\x06 \x01(\tR\x04text\x12\x12\n" +
 	"\x04html\x18\a \x01(\tR\x04html\x12C\n" +
 	"\aheaders\x18\b \x03(\v2).maildispatch.v1.MailMessage.HeadersEntryR\aheaders\x12=\n" +
-	"\vattachments\x18\t \x03(\v2\x1b.maildispatch.v1.AttachmentR\vattachments\x1a:\n" +
+	"\vattachments\x18\t \x03(\v2\x1b.maildispatch.v1.AttachmentR\vattachments\x12@\n" +
+	"\falternatives\x18\n" +
+	" \x03(\v2\x1c.maildispatch.v1.AlternativeR\falternatives\x12\x1b\n" +
+	"\tfrom_name\x18\v \x01(\tR\bfromName\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa1\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\vAlternative\x12!\n" +
+	"\fcontent_type\x18\x01 \x01(\tR\vcontentType\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\tR\acontent\"\xa1\x01\n" +
 	"\n" +
 	"Attachment\x12\x1a\n" +
 	"\bfilename\x18\x01 \x01(\tR\bfilename\x12!\n" +
@@ -1621,7 +1732,7 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\n" +
 	"content_id\x18\x03 \x01(\tR\tcontentId\x12\x18\n" +
 	"\acontent\x18\x04 \x01(\fR\acontent\x12\x1b\n" +
-	"\tupload_id\x18\x05 \x01(\tR\buploadId\"\xcb\x03\n" +
+	"\tupload_id\x18\x05 \x01(\tR\buploadId\"\xa3\x04\n" +
 	"\vSendOptions\x12\x12\n" +
 	"\x04team\x18\x01 \x01(\tR\x04team\x12\x1f\n" +
 	"\vmail_server\x18\x02 \x01(\tR\n" +
@@ -1634,7 +1745,10 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x125\n" +
 	"\bpriority\x18\b \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x12\x12\n" +
-	"\x04hold\x18\t \x01(\bR\x04hold\x1a9\n" +
+	"\x04hold\x18\t \x01(\bR\x04hold\x12'\n" +
+	"\x0funsubscribe_url\x18\n" +
+	" \x01(\tR\x0eunsubscribeUrl\x12-\n" +
+	"\x12unsubscribe_mailto\x18\v \x01(\tR\x11unsubscribeMailto\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x05\n" +
@@ -1799,7 +1913,7 @@ func file_maildispatch_v1_mail_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(Kind)(0),                     // 0: maildispatch.v1.Kind
 	(Priority)(0),                 // 1: maildispatch.v1.Priority
@@ -1809,56 +1923,58 @@ var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(RecipientResult_Kind)(0),     // 5: maildispatch.v1.RecipientResult.Kind
 	(RecipientResult_Status)(0),   // 6: maildispatch.v1.RecipientResult.Status
 	(*MailMessage)(nil),           // 7: maildispatch.v1.MailMessage
-	(*Attachment)(nil),            // 8: maildispatch.v1.Attachment
-	(*SendOptions)(nil),           // 9: maildispatch.v1.SendOptions
-	(*RecipientResult)(nil),       // 10: maildispatch.v1.RecipientResult
-	(*Attempt)(nil),               // 11: maildispatch.v1.Attempt
-	(*Mail)(nil),                  // 12: maildispatch.v1.Mail
-	(*MailCounts)(nil),            // 13: maildispatch.v1.MailCounts
-	(*MailFilter)(nil),            // 14: maildispatch.v1.MailFilter
-	nil,                           // 15: maildispatch.v1.MailMessage.HeadersEntry
-	nil,                           // 16: maildispatch.v1.SendOptions.LabelsEntry
-	nil,                           // 17: maildispatch.v1.Mail.LabelsEntry
-	nil,                           // 18: maildispatch.v1.MailFilter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(Mode)(0),                     // 20: maildispatch.v1.Mode
+	(*Alternative)(nil),           // 8: maildispatch.v1.Alternative
+	(*Attachment)(nil),            // 9: maildispatch.v1.Attachment
+	(*SendOptions)(nil),           // 10: maildispatch.v1.SendOptions
+	(*RecipientResult)(nil),       // 11: maildispatch.v1.RecipientResult
+	(*Attempt)(nil),               // 12: maildispatch.v1.Attempt
+	(*Mail)(nil),                  // 13: maildispatch.v1.Mail
+	(*MailCounts)(nil),            // 14: maildispatch.v1.MailCounts
+	(*MailFilter)(nil),            // 15: maildispatch.v1.MailFilter
+	nil,                           // 16: maildispatch.v1.MailMessage.HeadersEntry
+	nil,                           // 17: maildispatch.v1.SendOptions.LabelsEntry
+	nil,                           // 18: maildispatch.v1.Mail.LabelsEntry
+	nil,                           // 19: maildispatch.v1.MailFilter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(Mode)(0),                     // 21: maildispatch.v1.Mode
 }
 var file_maildispatch_v1_mail_proto_depIdxs = []int32{
-	15, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
-	8,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
-	0,  // 2: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
-	16, // 3: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
-	19, // 4: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
-	19, // 5: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 6: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
-	5,  // 7: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
-	6,  // 8: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
-	19, // 9: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
-	19, // 10: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
-	19, // 11: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	19, // 12: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	20, // 13: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
-	0,  // 14: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
-	4,  // 15: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
-	10, // 16: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
-	17, // 17: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
-	11, // 18: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
-	19, // 19: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
-	19, // 20: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
-	19, // 21: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
-	19, // 22: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
-	3,  // 23: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
-	1,  // 24: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
-	4,  // 25: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
-	0,  // 26: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
-	18, // 27: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
-	19, // 28: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
-	19, // 29: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	16, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
+	9,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
+	8,  // 2: maildispatch.v1.MailMessage.alternatives:type_name -> maildispatch.v1.Alternative
+	0,  // 3: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
+	17, // 4: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
+	20, // 5: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
+	20, // 6: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
+	1,  // 7: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
+	5,  // 8: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
+	6,  // 9: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
+	20, // 10: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
+	20, // 11: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
+	20, // 12: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	20, // 13: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	21, // 14: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
+	0,  // 15: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
+	4,  // 16: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
+	11, // 17: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
+	18, // 18: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
+	12, // 19: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
+	20, // 20: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
+	20, // 21: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
+	20, // 22: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
+	20, // 23: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 24: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
+	1,  // 25: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
+	4,  // 26: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
+	0,  // 27: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
+	19, // 28: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
+	20, // 29: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
+	20, // 30: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_proto_init() }
@@ -1867,14 +1983,14 @@ func file_maildispatch_v1_mail_proto_init() {
 		return
 	}
 	file_maildispatch_v1_mail_server_proto_init()
-	file_maildispatch_v1_mail_proto_msgTypes[7].OneofWrappers = []any{}
+	file_maildispatch_v1_mail_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_proto_rawDesc), len(file_maildispatch_v1_mail_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

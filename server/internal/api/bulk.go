@@ -50,7 +50,7 @@ func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
 		if len(m.To)+len(m.Cc)+len(m.Bcc) > 0 {
 			c.Bad("options.message.to", "recipients stand in the items")
 		}
-		msg := content(m)
+		msg := b.content(m)
 		msg.ReplyTo = replyTo(&c, "options.message.", &b.draft, m.ReplyTo)
 		gone = a.uploads(ctx, &c, "options.message.", b.send.GetTeam(), m, msg)
 		msg.Common = message.NewCommon(msg)
@@ -176,6 +176,13 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 	return m, nil
 }
 
+// content is what a message says with what the options say of all.
+func (b *bulk) content(m *pb.MailMessage) *message.Message {
+	msg := content(m)
+	msg.Unsubscribe, msg.AutoSubmitted = unsubscribe(b.send), b.draft.kind != store.KindAgentMessage
+	return msg
+}
+
 // common reports whether content is the bulk's, not one item's own.
 func (b *bulk) common(c *message.Content) bool { return c.Common || b.template.Holds(c) }
 
@@ -196,18 +203,18 @@ func (b *bulk) weight(m *store.NewMail) int64 {
 // pieces composes an item: through the shared template where the item brings no body or file of
 // its own, else as a mail of its own.
 func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.MailMessage, f *message.Fill) ([]message.Piece, string, error) {
-	if b.template != nil && msg.Text == "" && msg.Html == "" && len(msg.Attachments) == 0 {
-		f.Subject, f.Headers = msg.Subject, msg.Headers
+	if b.template != nil && msg.Text == "" && msg.Html == "" && len(msg.Attachments)+len(msg.Alternatives) == 0 {
+		f.Subject, f.Headers, f.FromName = msg.Subject, msg.Headers, msg.FromName
 		return through(c, b.template, f)
 	}
-	own := content(msg)
+	own := b.content(msg)
 	gone := b.a.uploads(ctx, c, "message.", b.send.GetTeam(), msg, own)
 	shared := b.over(own)
 	if err := d.fits(estimate(own)); err != nil {
 		return nil, "", err
 	}
 	own.From = f.From
-	if !strings.Contains(own.Text, "{{") && !strings.Contains(own.HTML, "{{") && !strings.Contains(own.Subject, "{{") {
+	if !own.HasVariables() {
 		violations(c, "message.", ofItem(own.Validate(), shared))
 		if err := c.Err(); err != nil || gone != nil {
 			return nil, "", firstOf(err, gone)
@@ -239,7 +246,10 @@ func (b *bulk) over(own *message.Message) (files int) {
 	if base == nil {
 		return 0
 	}
-	own.Subject = cmp.Or(own.Subject, base.Subject)
+	own.Subject, own.FromName = cmp.Or(own.Subject, base.Subject), cmp.Or(own.FromName, base.FromName)
+	if len(own.Alternatives) == 0 {
+		own.Alternatives = base.Alternatives
+	}
 	own.Text, own.HTML = cmp.Or(own.Text, base.Text), cmp.Or(own.HTML, base.HTML)
 	own.ReplyTo, own.Common = base.ReplyTo, base.Common
 	own.Headers = message.MergeHeaders(base.Headers, own.Headers)

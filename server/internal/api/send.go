@@ -81,6 +81,11 @@ func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft,
 		c.Bad("message", "is required")
 	} else {
 		d.message = content(r.Message)
+		d.message.Unsubscribe = unsubscribe(r.GetOptions())
+		d.message.AutoSubmitted = d.kind != store.KindAgentMessage
+		if d.message.Unsubscribe.HasVariables() {
+			c.Bad("options.unsubscribe_url", "has a variable: only a bulk has them")
+		}
 		d.message.To, d.message.Cc = recipients(&c, "message.", d, r.Message)
 		d.message.ReplyTo = replyTo(&c, "message.", d, r.Message.ReplyTo)
 		gone = a.uploads(ctx, &c, "message.", r.GetOptions().GetTeam(), r.Message, d.message)
@@ -131,6 +136,7 @@ func (a *API) checkOptions(c *apierr.Check, prefix string, d *draft, o *pb.SendO
 	}
 	line(c, prefix+"reference", o.GetReference(), maxReference)
 	checkPairs(c, prefix+"labels", o.GetLabels())
+	violations(c, prefix, unsubscribe(o).Validate())
 	d.runAt = d.now
 	if t := o.GetSendAfter(); t != nil {
 		switch at := t.AsTime(); {
@@ -213,9 +219,16 @@ func replyTo(c *apierr.Check, prefix string, d *draft, s string) []message.Addre
 	return as
 }
 
+func unsubscribe(o *pb.SendOptions) message.Unsubscribe {
+	return message.Unsubscribe{URL: o.GetUnsubscribeUrl(), Mailto: o.GetUnsubscribeMailto()}
+}
+
 // content is what a message says, without its addresses.
 func content(m *pb.MailMessage) *message.Message {
-	msg := &message.Message{Subject: m.Subject, Text: m.Text, HTML: m.Html, Headers: m.Headers}
+	msg := &message.Message{FromName: m.FromName, Subject: m.Subject, Text: m.Text, HTML: m.Html, Headers: m.Headers}
+	for _, x := range m.Alternatives {
+		msg.Alternatives = append(msg.Alternatives, message.Alternative{ContentType: x.GetContentType(), Content: x.GetContent()})
+	}
 	for _, x := range m.Attachments {
 		msg.Attachments = append(msg.Attachments, message.Attachment{Filename: x.GetFilename(), ContentType: x.GetContentType(), ContentID: x.GetContentId(), Content: x.GetContent()})
 	}
@@ -375,6 +388,9 @@ func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, message.Address, err
 // estimate is about how large a message becomes: base64 makes 4 of 3.
 func estimate(m *message.Message) int64 {
 	n := int64(len(m.Text) + len(m.HTML))
+	for _, x := range m.Alternatives {
+		n += int64(len(x.Content))
+	}
 	for _, x := range m.Attachments {
 		n += int64(len(x.Content)) * 4 / 3
 		if x.Stored != nil {
