@@ -199,7 +199,12 @@ func (j *journal) Server(ctx context.Context, sc store.Scope, name string) (*sto
 }
 
 func (j *journal) ServerVersions(ctx context.Context, names []string) (map[string]int64, error) {
-	return call(ctx, j, "versions", plain, func() (map[string]int64, error) { return j.w.db.ServerVersions(context.Background(), names) })
+	return call(ctx, j, "versions", plain, func() (map[string]int64, error) {
+		if j.w.opt.Plant.oldVersions {
+			return nil, nil
+		}
+		return j.w.db.ServerVersions(context.Background(), names)
+	})
 }
 
 func (j *journal) HoldDeleted(ctx context.Context, server string) (int, error) {

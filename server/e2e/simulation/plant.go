@@ -35,6 +35,8 @@ type Plant struct {
 	accepts bool
 	// changes what is written
 	breaker func(before, after *store.Breaker)
+	// no change of a mail server is seen
+	oldVersions bool
 	// a mail server that is never due
 	forget string
 	slots  int // connections too many
@@ -191,6 +193,7 @@ var Plants = []Plant{
 		}
 	}},
 	{Name: "a mail server is never due", forget: "s0"},
+	{Name: "that another replica has switched a mail server off is not seen", oldVersions: true},
 	{Name: "a person's retry forgets the flag", change: func(m *store.Mail, c *store.Change) {
 		if c.Kind == store.SettleRetry {
 			c.PossibleDuplicate = m.PossibleDuplicate
@@ -225,18 +228,3 @@ func (f *faulty) Submit(ctx context.Context, t *smtpx.Transaction) error {
 	}
 	return f.Session.Submit(ctx, &c)
 }
-
-// defect is a fault of the service that is known and not mended yet. The simulation leaves it
-// alone, so that it sees the others.
-type defect int
-
-const (
-	// one replica has the only slot and waits for a ration, another the only ration and waits
-	// for a slot
-	holdAndWait defect = iota
-	bunch              // what was claimed in an earlier minute leaves in this one
-	// a drain whose results were not durable at the end of the grace is never told
-	leftOver
-)
-
-var defects = map[defect]bool{holdAndWait: true, bunch: true, leftOver: true}

@@ -175,7 +175,7 @@ func (t *truth) leaving(c *conn, b []byte) {
 		if s != nil && s.stop != "" {
 			t.w.wrong("%s: a dot leaves after it was %s", short(id), s.stop)
 		}
-		t.brake(c, row.Marked)
+		t.brake(c)
 		t.pace(c.server)
 		t.mu.Unlock()
 	}
@@ -207,14 +207,14 @@ func (t *truth) asked(a string, c *conn) {
 	}
 }
 
-// brakeTime is how long a mail server that was switched off may still let marks be made.
+// brakeTime is how long dots may still leave through a mail server that was switched off.
 const brakeTime = time.Second
 
-// brake: a mail server that was switched off stops.
-func (t *truth) brake(c *conn, marked time.Time) {
+// brake: a mail server that was switched off stops, whenever the marks were made.
+func (t *truth) brake(c *conn) {
 	ls := t.limits[c.server]
-	if n := len(ls); n > 0 && ls[n-1].stopped && marked.After(ls[n-1].from.Add(brakeTime)) {
-		t.w.wrong("%s: a dot was marked %v after its mail server was switched off", c.server, marked.Sub(ls[n-1].from))
+	if n := len(ls); n > 0 && ls[n-1].stopped && time.Since(ls[n-1].from) > brakeTime {
+		t.w.wrong("%s: a dot leaves %v after its mail server was switched off", c.server, time.Since(ls[n-1].from))
 	}
 }
 
@@ -236,11 +236,7 @@ func (t *truth) pace(server string) {
 			inMinute++
 		}
 	}
-	most := perMinute + perMinute/10 + 1
-	if defects[bunch] {
-		most *= 2 // what waited here from one minute leaves in the next
-	}
-	if perMinute > 0 && inMinute > most {
+	if most := perMinute + max(1, perMinute/10); perMinute > 0 && inMinute > most {
 		t.w.wrong("%s: %d dots within a minute, %d allowed", server, inMinute, perMinute)
 	}
 	if perDay > 0 && len(t.left[server]) > perDay {

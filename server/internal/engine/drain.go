@@ -77,6 +77,16 @@ func newDrain(e *Engine, s *store.MailServer) *drain {
 	return d
 }
 
+// idleFor is how long a worker that has nothing to send keeps its connection. Where replicas
+// share few connections it is short: one that waits here for the limit per minute must not keep
+// a connection for which another waits that has what this one waits for.
+func (d *drain) idleFor() time.Duration {
+	if d.server.Limits.MaxConnections > 0 {
+		return lingers
+	}
+	return relay.IdleLimit
+}
+
 // lineLength is how many claimed jobs may wait for a worker. Where the mail server has limits
 // they are few: what is claimed is taken out of the limits, and what a process holds when it
 // dies is lost to them.
@@ -111,6 +121,8 @@ func (d *drain) run(ctx context.Context) {
 	hiring := make(chan struct{})
 	var foreman sync.WaitGroup
 	foreman.Go(func() { d.keepHiring(ctx, hiring) })
+	// When the grace of a stop is over no worker is hired for what still waits: it goes back.
+	defer context.AfterFunc(ctx, d.jobs.kill)()
 	d.feed(ctx)
 	d.e.drains.end(d)
 	d.beside.Wait()
@@ -147,7 +159,7 @@ func (d *drain) beginAnew(ctx context.Context) {
 
 // releaseAll gives back what waits in the line.
 func (d *drain) releaseAll() {
-	for j := d.jobs.take(false); j != nil; j = d.jobs.take(false) {
+	for j := d.jobs.take(); j != nil; j = d.jobs.take() {
 		d.release(j)
 	}
 }

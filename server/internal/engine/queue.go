@@ -207,17 +207,39 @@ func (q *queue) putBack(j *job) {
 	q.work.Signal()
 }
 
-// take returns the next job. With block it waits, and nil means the work is over; without, nil
-// means there is none just now.
-func (q *queue) take(block bool) *job {
+// take returns the next job, nil when there is none just now.
+func (q *queue) take() *job {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for block && q.items.len() == 0 && !q.closed && !q.dead {
+	return q.next()
+}
+
+// await waits for the next job, for as long as idle. nil means that the work is over, or that
+// none came.
+func (q *queue) await(idle time.Duration) *job {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	late := false
+	if q.items.len() == 0 {
+		timer := time.AfterFunc(idle, func() {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			late = true
+			q.work.Broadcast()
+		})
+		defer timer.Stop()
+	}
+	for q.items.len() == 0 && !q.closed && !q.dead && !late {
 		q.work.Wait()
 	}
-	if block && q.dead {
+	if q.dead {
 		return nil
 	}
+	return q.next()
+}
+
+// next takes a job out of the line. With mu held.
+func (q *queue) next() *job {
 	j := q.items.next()
 	if j != nil {
 		q.feed.Broadcast()

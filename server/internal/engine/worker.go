@@ -34,7 +34,7 @@ func (w *worker) run(ctx context.Context) {
 				w.flush(ctx)
 				continue
 			}
-			if j = w.d.jobs.take(true); j == nil {
+			if j = w.d.jobs.await(w.d.idleFor()); j == nil {
 				return
 			}
 		}
@@ -65,7 +65,7 @@ func (w *worker) take() *job {
 		w.again = w.again[:n-1]
 		return j
 	}
-	return w.d.jobs.take(false)
+	return w.d.jobs.take()
 }
 
 // open makes sure there is a session for j. When none can be had j goes back, and the drain

@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	// below what common relays allow an idle client (Postfix: 5 minutes, some providers: 30 s)
-	idleLimit = 20 * time.Second
+	// IdleLimit is how long a connection stands idle: less than common relays allow (Postfix:
+	// 5 minutes, some providers: 30 s).
+	IdleLimit = 20 * time.Second
 	poolSweep = time.Second
 	// how often a slot is looked for that other replicas hold
 	slotPoll = 200 * time.Millisecond

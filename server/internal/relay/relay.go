@@ -111,7 +111,7 @@ func (rs *Relays) Run(ctx context.Context) {
 			return
 		case now := <-t.C:
 			for _, r := range rs.all() {
-				r.sweep(now.Add(-idleLimit))
+				r.sweep(now.Add(-IdleLimit))
 			}
 		}
 	}
