@@ -112,6 +112,32 @@ func TestEnqueueAll(t *testing.T) {
 	})
 }
 
+// TestEnqueueAllIsBounded: a transaction of EnqueueAll that takes too long ends, writes nothing,
+// and the same mails are taken later.
+func TestEnqueueAllIsBounded(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	release, held := make(chan struct{}), make(chan error, 1)
+	go func() { held <- s.Hold("lock table term in access exclusive mode", release) }()
+	until(t, "term is locked", func() bool { return s.Locked("term") })
+	s.AllTransaction(100 * time.Millisecond)
+	ms := []*store.NewMail{newMail("ss"), newMail("ss")}
+	if _, err := s.EnqueueAll(ctx, ms); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("got %v, want %v", err, store.ErrUnavailable)
+	}
+	close(release)
+	if err := <-held; err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := s.Get(&n, "select count(*) from mail"); err != nil || n > 0 {
+		t.Errorf("got %d mails, %v, want none", n, err)
+	}
+	s.AllTransaction(time.Minute)
+	if res, err := s.EnqueueAll(ctx, ms); err != nil || res[0].Err != nil || res[1].Err != nil {
+		t.Errorf("the same again: got %v, %v", res, err)
+	}
+}
+
 func TestCounts(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail

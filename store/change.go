@@ -45,6 +45,19 @@ func (s *Store) LastChange(ctx context.Context) (Position, error) {
 	return Position{Generation: r.Generation, Seq: r.Horizon}, nil
 }
 
+// WatchLag is how long ago the first change happened that Changes does not give yet; 0 = there
+// is none. On PostgreSQL nothing is given that a transaction which is still under way might
+// come before, and that may be a stranger's: its server counts those of all its databases. On
+// SQLite there is never a lag.
+func (s *Store) WatchLag(ctx context.Context) (time.Duration, error) {
+	if s.dialect == sqliteDia {
+		return 0, nil
+	}
+	var us int64
+	err := s.q.get("change_lag").GetContext(ctx, &us)
+	return time.Duration(max(0, us)) * time.Microsecond, s.fault(err)
+}
+
 // Changes reads changes behind after, at most n, and returns those that sc and f let through,
 // with the position to go on from. more: there are further ones already. Every change comes
 // exactly once and each mail's in their order, also over replicas; a mail that is not kept any

@@ -208,4 +208,53 @@ func TestPositionOfAnotherHistory(t *testing.T) {
 	})
 }
 
+// TestWatchLag: while a transaction is under way in another database of the server, changes wait
+// for it, and that is told.
+func TestWatchLag(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		at, err := s.LastChange(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lag, err := s.WatchLag(ctx); lag != 0 || err != nil {
+			t.Errorf("nothing has happened: got %v, %v, want none", lag, err)
+		}
+		if s.Dialect() == "postgres" {
+			release, held := make(chan struct{}), make(chan error, 1)
+			stranger := storetest.Open(t, storetest.PostgresDSN(t))
+			go func() { held <- stranger.Hold("select pg_current_xact_id()", release) }()
+			var first, second time.Duration
+			until(t, "changes wait for the stranger", func() bool {
+				enqueue(t, s, newMail("ss"))
+				var err1, err2 error
+				first, err1 = s.WatchLag(ctx)
+				second, err2 = s.WatchLag(ctx)
+				if err := errors.Join(err1, err2); err != nil {
+					t.Fatal(err)
+				}
+				return first > 0 && second > first
+			})
+			if q, err := s.CountQueue(ctx, store.Everything, nil, ""); err != nil || q.WatchLag <= second {
+				t.Errorf("the queue's figures: got %v, %v, want more than %v", q.WatchLag, err, second)
+			}
+			close(release)
+			if err := <-held; err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			enqueue(t, s, newMail("ss"))
+		}
+		until(t, "no lag is left", func() bool {
+			lag, err := s.WatchLag(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return lag == 0
+		})
+		if cs, _, _, err := s.Changes(ctx, store.Everything, store.MailFilter{}, at, 10); err != nil || len(cs) == 0 {
+			t.Errorf("after the stranger: got %d changes, %v", len(cs), err)
+		}
+	})
+}
+
 func containsWord(words, w string) bool { return slices.Contains(strings.Fields(words), w) }

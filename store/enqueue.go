@@ -109,14 +109,24 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 		return nil, err
 	}
 	sortOps(ops)
+	var chunks []packedMails
+	for i := 0; i < len(ops); {
+		j := chunkEnd(ops, i, batchItems)
+		p, err := s.packMails(ops[i:j])
+		if err != nil {
+			return nil, fmt.Errorf("store mails: %w", err)
+		}
+		chunks = append(chunks, p)
+		i = j
+	}
 	fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), allTimeout)
 	defer cancel()
 	var out []Enqueued
 	for try := 0; ; try++ {
-		out, err = s.insertAll(fctx, ms, ops)
+		out, err = s.insertAll(fctx, ms, chunks)
 		// A lost connection leaves open whether the commit happened. The same ids again write
 		// nothing twice.
-		if !errors.Is(err, ErrUnavailable) || try == 3 {
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, errTooLong) || try == 3 {
 			break
 		}
 		select {
@@ -130,49 +140,67 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 	return out, nil
 }
 
-// allTimeout bounds the transaction of EnqueueAll, which is as long as its caller made it.
-const allTimeout = 2 * time.Minute
+const (
+	// allTimeout bounds all that EnqueueAll does, with waiting and repetition.
+	allTimeout = 2 * time.Minute
+	// allTransaction bounds its transaction. While that is under way no watcher hears anything
+	// on PostgreSQL, and nobody else writes on SQLite. What can be prepared is prepared before
+	// it. 10,000 mails, the most that a strict batch takes, need one or two seconds.
+	allTransaction = 15 * time.Second
+)
+
+// errTooLong ends a transaction of EnqueueAll that takes too long, which wrote nothing then.
+var errTooLong = errors.New("storing all mails in one transaction takes too long")
 
 // errRefused takes a transaction back because one of its mails was refused.
 var errRefused = errors.New("one of the mails was refused")
 
 // insertAll is one transaction; errRefused: it was taken back, and the answers say why.
-func (s *Store) insertAll(ctx context.Context, ms []*NewMail, ops []*enqueueOp) ([]Enqueued, error) {
-	out := make([]Enqueued, len(ms))
-	err := s.workTx(ctx, func(tx *sqlx.Tx) error {
-		answers := make(map[*NewMail]Enqueued, len(ms))
-		refused := false
-		for i := 0; i < len(ops); {
-			j := chunkEnd(ops, i, batchItems)
-			inserted, err := s.insertMails(ctx, tx, ops[i:j])
-			if err != nil {
-				return err
-			}
-			for _, op := range ops[i:j] {
-				a := enqueueAnswer{res: Enqueued{ID: op.m.ID}}
-				if !inserted[op.m.ID] {
-					if a = s.explain(ctx, tx, op.m); a.err != nil {
-						return a.err
-					}
-				} else if op.m.Audit != nil {
-					if err := s.auditDetail(ctx, tx, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
-						return err
-					}
-				}
-				refused = refused || a.res.Err != nil
-				answers[op.m] = a.res
-			}
-			i = j
+func (s *Store) insertAll(ctx context.Context, ms []*NewMail, chunks []packedMails) (out []Enqueued, err error) {
+	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
+		ctx, cancel := context.WithTimeoutCause(ctx, s.allTransaction, errTooLong)
+		defer cancel()
+		answers, err := s.insertChunks(ctx, tx, chunks)
+		if err != nil && errors.Is(context.Cause(ctx), errTooLong) {
+			return fmt.Errorf("%w: %w", ErrUnavailable, errTooLong)
 		}
+		if err != nil {
+			return err
+		}
+		out = make([]Enqueued, len(ms))
 		for i, m := range ms {
-			out[i] = answers[m]
+			if out[i] = answers[m]; out[i].Err != nil {
+				err = errRefused
+			}
 		}
-		if refused {
-			return errRefused
-		}
-		return nil
+		return err
 	})
 	return out, err
+}
+
+// insertChunks writes mails inside tx and answers for each.
+func (s *Store) insertChunks(ctx context.Context, tx *sqlx.Tx, chunks []packedMails) (map[*NewMail]Enqueued, error) {
+	answers := map[*NewMail]Enqueued{}
+	for _, chunk := range chunks {
+		inserted, err := s.insertMails(ctx, tx, chunk)
+		if err != nil {
+			return nil, err
+		}
+		for _, op := range chunk.ops {
+			a := enqueueAnswer{res: Enqueued{ID: op.m.ID}}
+			if !inserted[op.m.ID] {
+				if a = s.explain(ctx, tx, op.m); a.err != nil {
+					return nil, a.err
+				}
+			} else if op.m.Audit != nil {
+				if err := s.auditDetail(ctx, tx, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
+					return nil, err
+				}
+			}
+			answers[op.m] = a.res
+		}
+	}
+	return answers, nil
 }
 
 func (s *Store) enqueueOps(ctx context.Context, ms []*NewMail) ([]*enqueueOp, error) {
@@ -293,7 +321,11 @@ func (s *Store) stmt(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt {
 // insertBatch is insertMails in a transaction of its own.
 func (s *Store) insertBatch(ctx context.Context, ops []*enqueueOp) (in map[uuid.UUID]bool, err error) {
 	if s.dialect == postgres {
-		return s.insertMailsPostgres(ctx, nil, ops) // one statement is one transaction
+		p, err := s.packMails(ops)
+		if err != nil {
+			return nil, err
+		}
+		return s.insertMailsPostgres(ctx, nil, p) // one statement is one transaction
 	}
 	err = s.txOnce(ctx, func(tx *sqlx.Tx) (err error) {
 		in, err = s.insertMailsSQLite(ctx, tx, ops)
@@ -303,11 +335,17 @@ func (s *Store) insertBatch(ctx context.Context, ops []*enqueueOp) (in map[uuid.
 }
 
 // insertMails writes mails and returns which of them were new.
-func (s *Store) insertMails(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+func (s *Store) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (map[uuid.UUID]bool, error) {
 	if s.dialect == postgres {
-		return s.insertMailsPostgres(ctx, tx, ops)
+		return s.insertMailsPostgres(ctx, tx, p)
 	}
-	return s.insertMailsSQLite(ctx, tx, ops)
+	return s.insertMailsSQLite(ctx, tx, p.ops)
+}
+
+// packedMails are mails as one enqueue statement takes them.
+type packedMails struct {
+	ops  []*enqueueOp
+	rows string // PostgreSQL: the rows as JSON
 }
 
 // mailRow is a mail as the enqueue statement reads it.
@@ -345,19 +383,20 @@ type mailRow struct {
 	Version     int64             `json:"server_version,omitempty"`
 }
 
-func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
-	rows := make([]mailRow, len(ops))
-	n := 0
-	for _, op := range ops {
-		n += op.size
+// packMails does of an enqueue statement what needs no database.
+func (s *Store) packMails(ops []*enqueueOp) (packedMails, error) {
+	p := packedMails{ops: ops}
+	if s.dialect == sqliteDia {
+		return p, nil
 	}
-	packed := make([]byte, 0, n)
+	rows := make([]mailRow, len(ops))
+	offset := 1
 	for i, op := range ops {
 		m := op.m
 		r := mailRow{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, Reference: m.Reference,
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
-			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: len(packed) + 1, Length: len(m.inline), Terms: s.termsOf(m),
+			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: offset, Length: len(m.inline), Terms: s.termsOf(m),
 			BatchID: m.BatchID, Reason: m.Reason, Caller: m.Caller, Version: m.ServerVersion}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
@@ -365,15 +404,25 @@ func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, ops []*enq
 		if m.ResentFrom != uuid.Nil {
 			r.ResentFrom = &m.ResentFrom
 		}
-		packed = append(packed, m.inline...)
+		offset += len(m.inline)
 		rows[i] = r
 	}
 	b, err := json.Marshal(rows)
-	if err != nil {
-		return nil, err
+	p.rows = string(b)
+	return p, err
+}
+
+func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, p packedMails) (map[uuid.UUID]bool, error) {
+	n := 0
+	for _, op := range p.ops {
+		n += len(op.m.inline)
+	}
+	bodies := make([]byte, 0, n)
+	for _, op := range p.ops {
+		bodies = append(bodies, op.m.inline...)
 	}
 	var ids []uuid.UUID
-	if err := s.stmt(ctx, tx, "enqueue").SelectContext(ctx, &ids, string(b), packed); err != nil {
+	if err := s.stmt(ctx, tx, "enqueue").SelectContext(ctx, &ids, p.rows, bodies); err != nil {
 		return nil, err
 	}
 	in := make(map[uuid.UUID]bool, len(ids))

@@ -190,6 +190,9 @@ from sqlite_master t join pragma_index_list(t.name) i where t.type = 'table' and
 // WriteTerms says whether s writes what mail is searched by. Nothing may be going on.
 func (s *Store) WriteTerms(yes bool) { s.noTerms = !yes }
 
+// AllTransaction sets how long the transaction of EnqueueAll may take. Nothing may be going on.
+func (s *Store) AllTransaction(d time.Duration) { s.allTransaction = d }
+
 // RecipientTerm is what term holds of a recipient.
 func RecipientTerm(mailbox string) string { return recipientTerm(mailbox) }
 

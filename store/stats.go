@@ -58,6 +58,7 @@ type QueueCount struct {
 	Lanes     map[int16]Lane
 	Sent      int       // finished as sent in the last minute
 	Time      time.Time // by the clock that decides
+	WatchLag  time.Duration
 }
 
 // Lane is the mail of one priority that is due and not being sent.
@@ -98,7 +99,11 @@ from due d where ` + w.sql() + ` group by 1, 2, 3`
 	if err := s.read.SelectContext(ctx, &rows, s.read.Rebind(q), append([]any{s.t(&now)}, w.args...)...); err != nil {
 		return nil, s.fault(err)
 	}
-	c := &QueueCount{ByStatus: map[MailStatus]int{}, Lanes: map[int16]Lane{}, Time: now}
+	lag, err := s.WatchLag(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &QueueCount{ByStatus: map[MailStatus]int{}, Lanes: map[int16]Lane{}, Time: now, WatchLag: lag}
 	for _, r := range rows {
 		st := r.Status
 		switch r.Place {

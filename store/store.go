@@ -60,6 +60,8 @@ type Store struct {
 	reading singleflight.Group // of shared content
 
 	interactive *interactive // bulk yields to callers
+	// how long the transaction of EnqueueAll may take; only tests set it
+	allTransaction time.Duration
 
 	// Remember sets it; nil = the past of the database is not looked at
 	lineage atomic.Pointer[lineage]
@@ -77,7 +79,7 @@ const (
 // prepares every statement, so that a broken one stops the start. Errors are one line and name
 // what to do where there is something to do.
 func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
-	s := &Store{log: opt.Logger, now: opt.Now, interactive: newInteractive()}
+	s := &Store{log: opt.Logger, now: opt.Now, interactive: newInteractive(), allTransaction: allTransaction}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -372,6 +372,11 @@ insert into change (mail_id, status) select id, 'held' from due where mail_serve
 -- one row
 select generation, pg_snapshot_xmin(pg_current_snapshot())::text::bigint as horizon from change_forgotten;
 
+-- name: change_lag (look)
+-- primary key: the first change that the horizon hides
+select coalesce((select extract(epoch from clock_timestamp() - time) * 1000000 from change
+  where xid >= (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint) order by xid, seq limit 1), 0)::bigint;
+
 -- name: change_read (look)
 -- primary key
 select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;

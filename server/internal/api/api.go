@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,6 +41,7 @@ type Store interface {
 	Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error)
 	PutUpload(ctx context.Context, u *store.Upload, r io.ReadSeeker) (*store.Upload, bool, error)
 	Upload(ctx context.Context, team string, id uuid.UUID) (*store.Upload, error)
+	WatchLag(ctx context.Context) (time.Duration, error)
 	CountBatch(ctx context.Context, sc store.Scope, team, batchID string) (*store.BatchCount, error)
 	CountQueue(ctx context.Context, sc store.Scope, team *string, server string) (*store.QueueCount, error)
 	CopyMail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.NewMail, error)
@@ -86,6 +88,8 @@ type API struct {
 	pb.UnimplementedDispatchServer
 	Config
 	servers *servers
+	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
+	lateLogged atomic.Int64
 }
 
 // New makes an API.

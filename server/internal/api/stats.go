@@ -56,7 +56,8 @@ func (a *API) GetQueueStats(ctx context.Context, r *pb.GetQueueStatsRequest) (*p
 	if err != nil {
 		return nil, a.fault(err)
 	}
-	out := &pb.GetQueueStatsResponse{Counts: mailCounts(q.ByStatus), Scheduled: int64(q.Scheduled), SentLastMinute: int64(q.Sent), NextBatchTime: stampOf(a.Batch.NextPass()), Time: stampOf(q.Time)}
+	out := &pb.GetQueueStatsResponse{Counts: mailCounts(q.ByStatus), Scheduled: int64(q.Scheduled), SentLastMinute: int64(q.Sent), NextBatchTime: stampOf(a.Batch.NextPass()), Time: stampOf(q.Time),
+		WatchLag: durationpb.New(q.WatchLag)}
 	lanes := []int16{store.PriorityUrgent, store.PriorityHigh, store.PriorityNormal, store.PriorityLow}
 	for p := range q.Lanes {
 		if !slices.Contains(lanes, p) {

@@ -1,12 +1,14 @@
 package api
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
@@ -19,6 +21,8 @@ const (
 	watchPoll      = 250 * time.Millisecond
 	watchHeartbeat = 15 * time.Second
 	watchPage      = 500
+	// a lag of more is logged, once a minute over all watchers
+	watchLate = time.Minute
 )
 
 // WatchMails implements the service. Each watcher reads the log of changes at its own pace: one
@@ -80,7 +84,11 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 			continue
 		}
 		if time.Since(told) >= watchHeartbeat {
-			if err := stream.Send(&pb.WatchMailsResponse{Cursor: token(at)}); err != nil {
+			lag, err := a.watchLag(ctx)
+			if err != nil {
+				return a.fault(err)
+			}
+			if err := stream.Send(&pb.WatchMailsResponse{Cursor: token(at), Lag: durationpb.New(lag)}); err != nil {
 				return err
 			}
 			told = time.Now()
@@ -93,4 +101,17 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 			return a.fault(a.Stopping)
 		}
 	}
+}
+
+// watchLag says how far watchers are behind, and logs it when that is long.
+func (a *API) watchLag(ctx context.Context) (time.Duration, error) {
+	lag, err := a.Store.WatchLag(ctx)
+	if err != nil || lag <= watchLate {
+		return lag, err
+	}
+	before, now := a.lateLogged.Load(), a.Now().UnixNano()
+	if now-before >= int64(watchLate) && a.lateLogged.CompareAndSwap(before, now) {
+		a.Logger.Warn("watchers hear nothing: a transaction does not end in one of the databases of the PostgreSQL server, see pg_stat_activity and pg_prepared_xacts", "lag", lag)
+	}
+	return lag, nil
 }
