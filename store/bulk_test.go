@@ -277,6 +277,51 @@ func TestUploads(t *testing.T) {
 	}
 }
 
+// TestUploadAskedForAgain: an upload that has expired and is asked for again by its request_id
+// lives again, so that the id in the answer is found.
+func TestUploadAskedForAgain(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			clock := time.Now()
+			s, err := store.Open(ctx, dsn, store.Options{Now: func() time.Time { return clock }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			put := func() (*store.Upload, bool) {
+				b := []byte("file\r\n")
+				sum := sha256.Sum256(b)
+				u := &store.Upload{ID: uuid.Must(uuid.NewV7()), Team: "red", Filename: "a.pdf", ContentType: "application/pdf", SHA256: sum[:], SizeBytes: int64(len(b)),
+					Content: store.Content{Sum: sum, Size: len(b)}, RequestID: "r1"}
+				got, duplicate, err := s.PutUpload(ctx, u, bytes.NewReader(b))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got, duplicate
+			}
+			first, _ := put()
+			clock = first.ExpireTime.Add(time.Minute)
+			again, duplicate := put()
+			if again.ID != first.ID || !duplicate || !again.ExpireTime.After(clock.Add(6*24*time.Hour)) {
+				t.Errorf("after it expired: got %+v (duplicate %v), want the first one, renewed", again, duplicate)
+			}
+			if uploads, _, err := s.ForgetUploads(ctx); err != nil || uploads != 0 {
+				t.Errorf("forgot %d uploads, %v", uploads, err)
+			}
+			if got, err := s.Upload(ctx, "red", again.ID); err != nil || got.Content.Sum != again.Content.Sum {
+				t.Errorf("the id of the answer: got %v", err)
+			}
+			clock = clock.Add(8 * 24 * time.Hour)
+			if uploads, _, err := s.ForgetUploads(ctx); err != nil || uploads != 1 {
+				t.Errorf("forgot %d uploads, %v, want 1", uploads, err)
+			}
+			if got, duplicate := put(); duplicate || got.ID == first.ID {
+				t.Errorf("after it was forgotten: got the first one")
+			}
+		})
+	}
+}
+
 // TestServerChanged: a mail that was routed by what a mail server was before is not stored, but
 // the repetition of one that was is told so.
 func TestServerChanged(t *testing.T) {

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func (r *uploadRow) upload() (*Upload, error) {
 
 // PutUpload stores an upload whose content is read from r, of which it holds a chunk in memory
 // at a time, and sets its ExpireTime. With a request_id that was used before it returns the
-// first upload and true, or ErrRequestIDReused when that was another file.
+// first upload, renewed, and true, or ErrRequestIDReused when that was another file.
 func (s *Store) PutUpload(ctx context.Context, u *Upload, r io.ReadSeeker) (*Upload, bool, error) {
 	// Times of uploads are for people; a day more or less loses nothing.
 	now := micro(s.now())
@@ -82,19 +83,48 @@ func (s *Store) PutUpload(ctx context.Context, u *Upload, r io.ReadSeeker) (*Upl
 		if n, err := res.RowsAffected(); err != nil || n > 0 {
 			return err
 		}
-		first = &uploadRow{}
-		return s.q.in(ctx, tx, "upload_by_request").GetContext(ctx, first, u.Team, u.RequestID)
+		first, err = s.renewUpload(ctx, tx, u, put.ExpireTime)
+		return err
 	})
 	switch {
 	case err != nil:
 		return nil, false, err
 	case first == nil:
 		return &put, false, nil
-	case !bytes.Equal(first.SHA256, u.SHA256) || first.Filename != u.Filename || first.ContentType != u.ContentType:
+	case !first.sameFile(u):
 		return nil, false, ErrRequestIDReused
 	}
 	had, err := first.upload()
 	return had, true, err
+}
+
+func (r *uploadRow) sameFile(u *Upload) bool {
+	return bytes.Equal(r.SHA256, u.SHA256) && r.Filename == u.Filename && r.ContentType == u.ContentType
+}
+
+// renewUpload reads the upload that has u's request_id. Where it is the same file it lives
+// until the given time, also if it had expired: its id has to be good for who gets it now.
+func (s *Store) renewUpload(ctx context.Context, tx *sqlx.Tx, u *Upload, until time.Time) (*uploadRow, error) {
+	var r uploadRow
+	err := s.q.in(ctx, tx, "upload_by_request").GetContext(ctx, &r, u.Team, u.RequestID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, errOvertaken // forgotten meanwhile
+	}
+	if err != nil || !r.sameFile(u) || until.Sub(r.ExpireTime.Time) <= uploadTouch {
+		return &r, err
+	}
+	res, err := s.q.in(ctx, tx, "upload_use").ExecContext(ctx, s.t(&until), r.ID, s.t(&until))
+	if err != nil {
+		return nil, err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		if err == nil {
+			err = errOvertaken // forgotten meanwhile, or renewed
+		}
+		return nil, err
+	}
+	r.ExpireTime.Time = until
+	return &r, nil
 }
 
 // putStream is putContentTx with the bytes out of a reader.
