@@ -214,6 +214,9 @@ func (s *Store) Hold(statement string, release <-chan struct{}) error {
 	return errors.Join(err, tx.Rollback())
 }
 
+// Begin begins a transaction on a connection that is not one of those that are tried.
+func (s *Store) Begin() (*sqlx.Tx, error) { return s.read.Beginx() }
+
 // Locked says whether a table is locked against everybody.
 func (s *Store) Locked(table string) bool {
 	var n int

@@ -42,14 +42,10 @@ func (s *Store) HoldDeleted(ctx context.Context, server string) (held int, err e
 	return held, err
 }
 
-// holdWaiting holds everything that waits at a mail server, inside tx.
+// holdWaiting holds what waits at a mail server, inside tx, and tells who watches in the same
+// statement. On PostgreSQL what a younger transaction wrote is left to the next hold.
 func (s *Store) holdWaiting(ctx context.Context, tx *sqlx.Tx, server string) (int, error) {
-	if s.dialect == postgres {
-		if _, err := s.q.in(ctx, tx, "change_hold").ExecContext(ctx, server); err != nil {
-			return 0, err
-		}
-	}
-	res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, "held: its mail server was deleted", server)
+	res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, server, "held: its mail server was deleted")
 	if err != nil {
 		return 0, err
 	}

@@ -339,6 +339,15 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 	if err != nil {
 		return nil, 0, err
 	}
+	if force {
+		// What changed while the transaction was under way. What this leaves or cannot do, the
+		// engine's next pass does.
+		more, err := s.HoldDeleted(ctx, name)
+		if err != nil {
+			s.log.Warn("mail that came meanwhile to a deleted mail server is not held yet", "mail_server", name, "error", err)
+		}
+		held += more
+	}
 	return out, held, nil
 }
 

@@ -57,11 +57,6 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 		s.log.Warn("the last beat was not written", "error", err)
 	}
 	return s.tx(ctx, func(tx *sqlx.Tx) error {
-		if s.dialect == postgres {
-			if _, err := s.q.in(ctx, tx, "change_release").ExecContext(ctx, int64(r)); err != nil {
-				return err
-			}
-		}
 		if _, err := s.q.in(ctx, tx, "replica_release").ExecContext(ctx, int64(r)); err != nil {
 			return err
 		}

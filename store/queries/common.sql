@@ -40,11 +40,6 @@ update mail_server set is_default = ?, version = version + 1, update_time = ? wh
 -- due_server; failed and unknown mail waits for a person, not for the mail server
 select count(*) from due where mail_server = ? and status not in ('failed', 'unknown') and not (status = 'partially_sent' and run_at is null);
 
--- name: server_hold
--- one of two: due_ready, or due_server where most of the mail server's mail waits
-update due set status = 'held', resume_at = run_at, run_at = null, last_error = ?
-where mail_server = ? and owner is null and run_at is not null;
-
 -- name: audit_insert
 -- none needed
 insert into audit (time, actor, action, team, target, reason, detail) values (?, ?, ?, ?, ?, ?, ?);
@@ -56,10 +51,6 @@ delete from replica where id = ? and not exists (select 1 from due where owner =
 -- name: owned
 -- due_owner
 select id, claim from due where owner = ?;
-
--- name: replica_release
--- due_owner
-update due set owner = null, claim = claim + 1 where owner = ? and data_at is null;
 
 -- name: mail_request (read)
 -- mail_request

@@ -360,13 +360,24 @@ where c.replica <> excluded.replica and not exists (select 1 from replica r wher
 -- a handful of rows
 select mail_server, n, token from connection_slot where replica = ?;
 
--- name: change_release
+-- name: replica_release
 -- due_owner
-insert into change (mail_id, status) select id, status from due where owner = ? and data_at is null;
+with r as (
+  update due set owner = null, claim = claim + 1 where owner = ? and data_at is null returning id, status
+)
+insert into change (mail_id, status) select id, status from r;
 
--- name: change_hold
--- one of two: due_ready, or due_server where most of the mail server's mail waits
-insert into change (mail_id, status) select id, 'held' from due where mail_server = ? and owner is null and run_at is not null;
+-- name: server_hold
+-- one of two: due_ready, or due_server where most of the mail server's mail waits. lead: by how
+-- many transactions ours is younger than the one that wrote the row; what a younger one wrote
+-- is left to the next hold, so that a mail's changes keep their order
+with l as materialized (
+  select id, age(xmin) as lead from due where mail_server = ? and owner is null and run_at is not null for update
+), h as (
+  update due set status = 'held', resume_at = run_at, run_at = null, last_error = ?
+  where due.id = any (array(select id from l where lead >= 0)) returning id
+)
+insert into change (mail_id, status) select id, 'held' from h;
 
 -- name: change_horizon (look)
 -- one row

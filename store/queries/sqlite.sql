@@ -199,6 +199,15 @@ update due set claim = claim + 1
 where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(?)) and owner = ? and (data_at is not null or begun)
 returning id;
 
+-- name: replica_release
+-- due_owner
+update due set owner = null, claim = claim + 1 where owner = ? and data_at is null;
+
+-- name: server_hold
+-- one of two: due_ready, or due_server where most of the mail server's mail waits
+update due set status = 'held', resume_at = run_at, run_at = null, last_error = ?2
+where mail_server = ?1 and owner is null and run_at is not null;
+
 -- name: replica_end
 -- primary key
 update replica set alive_until = 0 where id = ?;

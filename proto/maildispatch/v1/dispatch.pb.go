@@ -1642,7 +1642,13 @@ type WatchMailsResponse struct {
 	// When it changed.
 	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
 	// Where to go on from: everything up to this answer is behind it.
-	Cursor        string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	Cursor string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// Only without a mail: how long ago the first change happened that cannot be told yet,
+	// whoever's mail it is; 0 = there is none. Changes are told in their order, so none is told
+	// before a transaction ends that might come before it. Those of all databases of the
+	// PostgreSQL server count: while one of them writes and does not end, no watcher hears
+	// anything, and this grows.
+	Lag           *durationpb.Duration `protobuf:"bytes,5,opt,name=lag,proto3" json:"lag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1703,6 +1709,13 @@ func (x *WatchMailsResponse) GetCursor() string {
 		return x.Cursor
 	}
 	return ""
+}
+
+func (x *WatchMailsResponse) GetLag() *durationpb.Duration {
+	if x != nil {
+		return x.Lag
+	}
+	return nil
 }
 
 // ResendMailRequest names a mail and says why.
@@ -1909,7 +1922,10 @@ type GetQueueStatsResponse struct {
 	// When the batch of the answering replica runs next; absent when it never rests.
 	NextBatchTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=next_batch_time,json=nextBatchTime,proto3" json:"next_batch_time,omitempty"`
 	// The service's clock, by which all of this is said.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
+	// How long ago the first change happened that WatchMails cannot tell yet, whoever's mail it
+	// is; 0 = there is none. See WatchMailsResponse.lag.
+	WatchLag      *durationpb.Duration `protobuf:"bytes,10,opt,name=watch_lag,json=watchLag,proto3" json:"watch_lag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2003,6 +2019,13 @@ func (x *GetQueueStatsResponse) GetNextBatchTime() *timestamppb.Timestamp {
 func (x *GetQueueStatsResponse) GetTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Time
+	}
+	return nil
+}
+
+func (x *GetQueueStatsResponse) GetWatchLag() *durationpb.Duration {
+	if x != nil {
+		return x.WatchLag
 	}
 	return nil
 }
@@ -2340,13 +2363,14 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\"`\n" +
 	"\x11WatchMailsRequest\x123\n" +
 	"\x06filter\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x16\n" +
-	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\xc9\x01\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\xf6\x01\n" +
 	"\x12WatchMailsResponse\x12)\n" +
 	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\x123\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1b.maildispatch.v1.MailStatusR\x06status\x12;\n" +
 	"\vchange_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"changeTime\x12\x16\n" +
-	"\x06cursor\x18\x04 \x01(\tR\x06cursor\"\x83\x01\n" +
+	"\x06cursor\x18\x04 \x01(\tR\x06cursor\x12+\n" +
+	"\x03lag\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03lag\"\x83\x01\n" +
 	"\x11ResendMailRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0fonly_recipients\x18\x02 \x03(\tR\x0eonlyRecipients\x12\x16\n" +
@@ -2360,7 +2384,7 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x04team\x18\x01 \x01(\tH\x00R\x04team\x88\x01\x01\x12\x1f\n" +
 	"\vmail_server\x18\x02 \x01(\tR\n" +
 	"mailServerB\a\n" +
-	"\x05_team\"\xbb\x05\n" +
+	"\x05_team\"\xf3\x05\n" +
 	"\x15GetQueueStatsResponse\x123\n" +
 	"\x06counts\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailCountsR\x06counts\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12\x1c\n" +
@@ -2371,7 +2395,9 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x05lanes\x18\x06 \x03(\v2+.maildispatch.v1.GetQueueStatsResponse.LaneR\x05lanes\x12(\n" +
 	"\x10sent_last_minute\x18\a \x01(\x03R\x0esentLastMinute\x12B\n" +
 	"\x0fnext_batch_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rnextBatchTime\x12.\n" +
-	"\x04time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x1a\xd5\x01\n" +
+	"\x04time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x126\n" +
+	"\twatch_lag\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\bwatchLag\x1a\xd5\x01\n" +
 	"\x04Lane\x125\n" +
 	"\bpriority\x18\x01 \x01(\x0e2\x19.maildispatch.v1.PriorityR\bpriority\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12B\n" +
@@ -2475,8 +2501,8 @@ var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*MailFilter)(nil),                 // 38: maildispatch.v1.MailFilter
 	(Resolution)(0),                    // 39: maildispatch.v1.Resolution
 	(MailStatus)(0),                    // 40: maildispatch.v1.MailStatus
-	(*MailCounts)(nil),                 // 41: maildispatch.v1.MailCounts
-	(*durationpb.Duration)(nil),        // 42: google.protobuf.Duration
+	(*durationpb.Duration)(nil),        // 41: google.protobuf.Duration
+	(*MailCounts)(nil),                 // 42: maildispatch.v1.MailCounts
 	(Mode)(0),                          // 43: maildispatch.v1.Mode
 	(Route)(0),                         // 44: maildispatch.v1.Route
 	(Priority)(0),                      // 45: maildispatch.v1.Priority
@@ -2518,60 +2544,62 @@ var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
 	37, // 25: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
 	40, // 26: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
 	34, // 27: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
-	37, // 28: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
-	41, // 29: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
-	34, // 30: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
-	42, // 31: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
-	31, // 32: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
-	34, // 33: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
-	34, // 34: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
-	43, // 35: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	44, // 36: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	37, // 37: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	45, // 38: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
-	34, // 39: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
-	42, // 40: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
-	0,  // 41: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	46, // 42: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
-	47, // 43: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
-	48, // 44: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
-	49, // 45: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
-	2,  // 46: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	4,  // 47: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	6,  // 48: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	8,  // 49: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	11, // 50: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	13, // 51: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	15, // 52: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
-	17, // 53: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
-	19, // 54: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
-	21, // 55: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
-	25, // 56: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
-	23, // 57: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
-	27, // 58: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
-	1,  // 59: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	50, // 60: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
-	51, // 61: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
-	52, // 62: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
-	53, // 63: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
-	3,  // 64: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	5,  // 65: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	7,  // 66: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	9,  // 67: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	12, // 68: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	14, // 69: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	16, // 70: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
-	18, // 71: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
-	20, // 72: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
-	22, // 73: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
-	26, // 74: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
-	24, // 75: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
-	28, // 76: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
-	59, // [59:77] is the sub-list for method output_type
-	41, // [41:59] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	41, // 28: maildispatch.v1.WatchMailsResponse.lag:type_name -> google.protobuf.Duration
+	37, // 29: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	42, // 30: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
+	34, // 31: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
+	41, // 32: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
+	31, // 33: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
+	34, // 34: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
+	34, // 35: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
+	41, // 36: maildispatch.v1.GetQueueStatsResponse.watch_lag:type_name -> google.protobuf.Duration
+	43, // 37: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	44, // 38: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	37, // 39: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	45, // 40: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
+	34, // 41: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
+	41, // 42: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
+	0,  // 43: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	46, // 44: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
+	47, // 45: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
+	48, // 46: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
+	49, // 47: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
+	2,  // 48: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	4,  // 49: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	6,  // 50: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	8,  // 51: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	11, // 52: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	13, // 53: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	15, // 54: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	17, // 55: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	19, // 56: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
+	21, // 57: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	25, // 58: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
+	23, // 59: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
+	27, // 60: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
+	1,  // 61: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	50, // 62: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
+	51, // 63: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
+	52, // 64: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
+	53, // 65: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
+	3,  // 66: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	5,  // 67: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	7,  // 68: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	9,  // 69: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	12, // 70: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	14, // 71: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	16, // 72: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	18, // 73: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	20, // 74: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
+	22, // 75: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	26, // 76: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
+	24, // 77: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
+	28, // 78: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
+	61, // [61:79] is the sub-list for method output_type
+	43, // [43:61] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
