@@ -112,8 +112,8 @@ func TestEnqueueAll(t *testing.T) {
 	})
 }
 
-// TestEnqueueAllIsBounded: a transaction of EnqueueAll that takes too long ends, writes nothing,
-// and the same mails are taken later.
+// TestEnqueueAllIsBounded: a transaction of EnqueueAll that takes too long ends, writes
+// nothing, and the same mails are taken later.
 func TestEnqueueAllIsBounded(t *testing.T) {
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	release, held := make(chan struct{}), make(chan error, 1)

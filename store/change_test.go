@@ -208,8 +208,8 @@ func TestPositionOfAnotherHistory(t *testing.T) {
 	})
 }
 
-// TestWatchLag: while a transaction is under way in another database of the server, changes wait
-// for it, and that is told.
+// TestWatchLag: while a transaction is under way in another database of the server, changes
+// wait for it, and that is told.
 func TestWatchLag(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		at, err := s.LastChange(ctx)

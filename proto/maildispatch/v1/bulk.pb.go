@@ -44,9 +44,9 @@ type BatchOptions struct {
 	// makes one. Giving the same again adds to the group.
 	BatchId string `protobuf:"bytes,3,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
 	// SendBatch only: all or nothing. The items are kept until the end of the stream and written
-	// in one transaction; at most 10000 items and 64 MiB of requests. While it is under way, one or
-	// two seconds for so many, WatchMails tells nobody anything. After 15 s it is taken back and
-	// UNAVAILABLE (DATABASE_UNAVAILABLE): the database is too slow for so many at once.
+	// in one transaction; at most 10000 items and 64 MiB of requests. While it is under way, one
+	// or two seconds for so many, WatchMails tells nobody anything. After 15 s it is taken back
+	// and UNAVAILABLE (DATABASE_UNAVAILABLE): the database is too slow for so many at once.
 	Strict bool `protobuf:"varint,4,opt,name=strict,proto3" json:"strict,omitempty"`
 	// SendBatch only: check, route and compose every item, but write and send nothing.
 	// request_ids that were used before are not looked for.

@@ -9,8 +9,8 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
-// TestWatchersThatHearNothing: a transaction that does not end keeps changes from watchers. They
-// are told how long, so is who asks for the queue's figures, and the log says it.
+// TestWatchersThatHearNothing: a transaction that does not end keeps changes from watchers.
+// They are told how long, so is who asks for the queue's figures, and the log says it.
 func TestWatchersThatHearNothing(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		postgres := r.store.Dialect() == "postgres"
