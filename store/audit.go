@@ -27,6 +27,12 @@ func (s *Store) audit(ctx context.Context, tx *sqlx.Tx, a Audit, team, target st
 		detail = map[string]any{"before": before.public(), "after": after.public()}
 		if before != nil && after != nil {
 			detail["password_changed"] = !bytes.Equal(before.sealed(), after.sealed())
+			if before.clientSecret() != nil || after.clientSecret() != nil {
+				detail["client_secret_changed"] = !bytes.Equal(before.clientSecret(), after.clientSecret())
+			}
+			if before.SealedGrant() != nil || after.SealedGrant() != nil {
+				detail["grant_changed"] = !bytes.Equal(before.SealedGrant(), after.SealedGrant())
+			}
 		}
 	}
 	return s.auditDetail(ctx, tx, a, team, target, detail)
@@ -63,6 +69,14 @@ func (m *MailServer) sealed() []byte {
 	return m.SMTP.SealedPassword
 }
 
+// clientSecret is the sealed client secret, nil if there is none.
+func (m *MailServer) clientSecret() []byte {
+	if m.SMTP == nil || m.SMTP.OAuth == nil {
+		return nil
+	}
+	return m.SMTP.OAuth.SealedClientSecret
+}
+
 func (m *MailServer) public() map[string]any {
 	if m == nil {
 		return nil
@@ -70,11 +84,14 @@ func (m *MailServer) public() map[string]any {
 	p := map[string]any{"display_name": m.DisplayName, "type": m.Type, "from": m.From, "mode": m.Mode, "status": m.Status, "is_default": m.IsDefault,
 		"limits": m.Limits, "annotations": m.Annotations, "hold_unknown": m.HoldUnknown, "pause_until": m.PauseUntil, "version": m.Version, "deleted": m.DeleteTime != nil}
 	if x := m.SMTP; x != nil {
-		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout}
+		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout, x.OAuth.public()}
 		if p["ca_sha256"] = ""; x.CAPEM != "" {
 			p["ca_sha256"] = fmt.Sprintf("%x", sha256.Sum256([]byte(x.CAPEM)))
 		}
 		p["password_set"] = len(x.SealedPassword) > 0
+		if x.OAuth != nil {
+			p["client_secret_set"], p["grant_set"] = len(x.OAuth.SealedClientSecret) > 0, len(x.OAuth.SealedGrant) > 0
+		}
 	}
 	return p
 }

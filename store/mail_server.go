@@ -90,6 +90,35 @@ type SMTP struct {
 	CAPEM              string
 	AllowPlaintextAuth bool
 	Timeout            time.Duration // whole connect budget; 0 = default
+	OAuth              *OAuth        // nil = the login is not by OAuth 2; replaced as a whole
+}
+
+// OAuth is where and as whom access tokens for a login are asked for.
+type OAuth struct {
+	ClientID           string   `json:"client_id,omitempty"`
+	TokenURL           string   `json:"token_url,omitempty"`
+	Scopes             []string `json:"scopes,omitempty"`
+	Grant              string   `json:"grant,omitempty"`                // how: oauth.Grant's values
+	SealedClientSecret []byte   `json:"sealed_client_secret,omitempty"` // nil = none; opaque here
+	SealedGrant        []byte   `json:"sealed_grant,omitempty"`         // as above: a refresh token or a key
+}
+
+// public is the configuration without its secrets.
+func (o *OAuth) public() *OAuth {
+	if o == nil {
+		return nil
+	}
+	p := *o
+	p.SealedClientSecret, p.SealedGrant = nil, nil
+	return &p
+}
+
+// SealedGrant is the sealed refresh token or key, nil if there is none.
+func (m *MailServer) SealedGrant() []byte {
+	if m.SMTP == nil || m.SMTP.OAuth == nil {
+		return nil
+	}
+	return m.SMTP.OAuth.SealedGrant
 }
 
 // Limits of one mail server; zero fields mean the service's defaults.

@@ -62,6 +62,7 @@ type smtpJSON struct {
 	CAPEM              string        `json:"ca_pem,omitempty"`
 	AllowPlaintextAuth bool          `json:"allow_plaintext_auth,omitempty"`
 	Timeout            time.Duration `json:"timeout,omitempty"`
+	OAuth              *OAuth        `json:"oauth,omitempty"`
 }
 
 func (r *serverRow) server() (*MailServer, error) {
@@ -74,7 +75,7 @@ func (r *serverRow) server() (*MailServer, error) {
 			return nil, err
 		}
 		m.SMTP = &SMTP{Host: j.Host, Port: j.Port, Encryption: j.Encryption, Auth: j.Auth, Username: j.Username, SealedPassword: r.Password,
-			HeloName: j.HeloName, CAPEM: j.CAPEM, AllowPlaintextAuth: j.AllowPlaintextAuth, Timeout: j.Timeout}
+			HeloName: j.HeloName, CAPEM: j.CAPEM, AllowPlaintextAuth: j.AllowPlaintextAuth, Timeout: j.Timeout, OAuth: j.OAuth}
 	}
 	if err := json.Unmarshal(r.Limits, &m.Limits); err != nil {
 		return nil, err
@@ -85,7 +86,7 @@ func (r *serverRow) server() (*MailServer, error) {
 // columns are the JSON columns of a mail server.
 func (m *MailServer) columns() (smtp, password, limits, annotations any, err error) {
 	if x := m.SMTP; x != nil {
-		b, err := json.Marshal(smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, x.CAPEM, x.AllowPlaintextAuth, x.Timeout})
+		b, err := json.Marshal(smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, x.CAPEM, x.AllowPlaintextAuth, x.Timeout, x.OAuth})
 		if err != nil {
 			return nil, nil, nil, nil, err
 		}
@@ -302,6 +303,26 @@ func (s *Store) UpdateServer(ctx context.Context, sc Scope, name string, ifVersi
 	return out, nil
 }
 
+// ReplaceGrant stores a refresh token that the provider has put in the place of another, both
+// sealed. Nothing else changes, the version neither: nobody has changed the mail server, its
+// sessions and its breaker stand. It is done only where the grant that was used is still the
+// stored one. Sealed values are never equal by chance, so this is stricter than a version, and
+// a change to something else does not cost the new token. ok is false where the stored one is
+// another: that of a person, or of another replica.
+func (s *Store) ReplaceGrant(ctx context.Context, name string, was, now []byte) (ok bool, err error) {
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		ok = false
+		m, err := s.lockServer(ctx, tx, Everything, name, 0)
+		if err != nil || len(was) == 0 || !bytes.Equal(m.SealedGrant(), was) {
+			return err
+		}
+		m.SMTP.OAuth.SealedGrant = now
+		ok = true
+		return s.writeServer(ctx, tx, m)
+	})
+	return ok && err == nil, err
+}
+
 // DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless
 // forced: then the mail that nobody is sending is held. Failed and unknown mail does not count
 // as unfinished: it waits for a person, not for the mail server.
@@ -416,6 +437,10 @@ func (m *MailServer) clone() *MailServer {
 	c := *m
 	if m.SMTP != nil {
 		x := *m.SMTP
+		if x.OAuth != nil {
+			o := *x.OAuth
+			x.OAuth = &o
+		}
 		c.SMTP = &x
 	}
 	c.Annotations = make(map[string]string, len(m.Annotations))

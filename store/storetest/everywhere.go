@@ -42,6 +42,7 @@ type Store interface {
 	DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, int, error)
 	UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error)
 	SetDefault(ctx context.Context, sc store.Scope, name string, a store.Audit) (now, previous *store.MailServer, err error)
+	ReplaceGrant(ctx context.Context, name string, was, now []byte) (bool, error)
 	DefaultServer(ctx context.Context, team string) (*store.MailServer, error)
 	Breakers(ctx context.Context) (map[string]*store.Breaker, error)
 	ChangeBreaker(ctx context.Context, server string, change func(now time.Time, b *store.Breaker) bool) (*store.Breaker, error)

@@ -16,6 +16,10 @@ func clone(m *store.MailServer) *store.MailServer {
 	c := *m
 	if m.SMTP != nil {
 		x := *m.SMTP
+		if x.OAuth != nil {
+			o := *x.OAuth
+			x.OAuth = &o
+		}
 		c.SMTP = &x
 	}
 	c.Annotations = map[string]string{}
@@ -145,6 +149,21 @@ func (s *Store) UpdateServer(_ context.Context, sc store.Scope, name string, ifV
 		return nil, err
 	}
 	return s.write(m, a), nil
+}
+
+// ReplaceGrant stores a refresh token in the place of the one that was used.
+func (s *Store) ReplaceGrant(_ context.Context, name string, was, now []byte) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.servers[name]
+	switch {
+	case m == nil:
+		return false, store.ErrNotFound
+	case len(was) == 0 || !bytes.Equal(m.SealedGrant(), was):
+		return false, nil
+	}
+	m.SMTP.OAuth.SealedGrant = now
+	return true, nil
 }
 
 // DeleteServer hides a mail server. Forced, its mail that nobody is sending is held.
