@@ -29,17 +29,19 @@ type Config struct {
 	KeyFile       string        // seals passwords
 	LocalhostSMTP string        // where TYPE_LOCALHOST servers hand over
 	// what may be dialled; "" = the default of smtpx.ParseDestinations
-	Destinations  string
-	HeloName      string // "" = the machine's name
-	TLSCert       string
-	TLSKey        string
-	ClientCA      string
-	Insecure      bool
-	Reflection    bool
-	ShutdownGrace time.Duration
-	LogFormat     string // text or json
-	LogLevel      string // debug, info, warn, error
-	PrintConfig   bool
+	Destinations string
+	// what may be called for access tokens
+	TokenDestinations string
+	HeloName          string // "" = the machine's name
+	TLSCert           string
+	TLSKey            string
+	ClientCA          string
+	Insecure          bool
+	Reflection        bool
+	ShutdownGrace     time.Duration
+	LogFormat         string // text or json
+	LogLevel          string // debug, info, warn, error
+	PrintConfig       bool
 
 	LogOutput io.Writer // nil = standard error
 }
@@ -57,6 +59,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
 	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses on ports 25 465 587 2525, and loopback if the service listens there")
+	fs.StringVar(&c.TokenDestinations, "token-destinations", defaultTokenDestinations, "what may be called for access tokens of AUTH_XOAUTH2, such as public:443,10.1.0.0/16:8443; loopback, and http, only where loopback:PORTS is named")
 	fs.StringVar(&c.HeloName, "helo-name", "", "name given in EHLO: a full host name, or an address as [192.0.2.1] or [IPv6:2001:db8::1]; default: the machine's name")
 	fs.StringVar(&c.TLSCert, "tls-cert", "", "PEM certificate of the service; read again when it changes")
 	fs.StringVar(&c.TLSKey, "tls-key", "", "PEM key of the certificate")
@@ -108,6 +111,9 @@ func (c *Config) Validate() error {
 	if _, err := smtpx.ParseDestinations(c.Destinations, c.OnLoopback()); err != nil {
 		return fmt.Errorf("smtp-destinations: %w", err)
 	}
+	if _, err := c.tokenDestinations(); err != nil {
+		return err
+	}
 	if _, err := outbound.New(nil, c.LocalhostSMTP, c.HeloName); err != nil {
 		return err
 	}
@@ -129,6 +135,23 @@ func (c *Config) Check() error {
 	}
 	return err
 }
+
+// tokenDestinations is where access tokens may be asked for.
+func (c *Config) tokenDestinations() (*smtpx.Destinations, error) {
+	spec := c.TokenDestinations
+	if spec == "" {
+		spec = defaultTokenDestinations
+	}
+	d, err := smtpx.ParseDestinations(spec, false)
+	if err != nil {
+		return nil, fmt.Errorf("token-destinations: %w", err)
+	}
+	return d, nil
+}
+
+// defaultTokenDestinations leaves this machine and private networks out: what answers there was
+// not made for strangers.
+const defaultTokenDestinations = "public:443"
 
 // OnLoopback reports whether the service can be reached from this machine only.
 func (c *Config) OnLoopback() bool {
@@ -169,7 +192,7 @@ func (c *Config) String() string {
 	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", store.RedactDSN(c.Database)}, {"database-mail-connections", c.Connections.Mail},
 		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read},
 		{"allow-unsafe-database", c.AllowUnsafe}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
-		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
+		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"token-destinations", c.TokenDestinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
 		{"client-ca", c.ClientCA}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])
 	}

@@ -36,7 +36,8 @@ var importRules = []importRule{
 	{pkg: "server/internal/seal", why: "cryptography and nothing else"},
 	{pkg: "server/internal/catchall", why: "a relay for the demo; it shares nothing with the client it receives from"},
 	{pkg: "server/internal/delivery", may: []string{"store"}, why: "the words that api and engine share; no behaviour"},
-	{pkg: "server/internal/outbound", may: []string{"server/internal/seal", "smtpx/...", "store"}, why: "a saved mail server as something to dial"},
+	{pkg: "server/internal/oauth", may: []string{"smtpx"}, why: "asks a provider for tokens; knows no mail server and no store"},
+	{pkg: "server/internal/outbound", may: []string{"server/internal/oauth", "server/internal/seal", "smtpx/...", "store"}, why: "a saved mail server as something to dial"},
 	{pkg: "server/internal/lifecycle", may: []string{"smtpx/...", "store"}, why: "pure functions over what is stored and what a relay said"},
 	{pkg: "server/internal/relay", may: []string{"server/internal/seal", "smtpx/...", "store"},
 		tests: []string{"smtpx/smtpxtest", "store/storetest"}, why: "connections of one mail server; no engine"},
@@ -45,7 +46,7 @@ var importRules = []importRule{
 		tests: []string{"smtpx/smtpxtest", "store/storetest"}, why: "knows neither gRPC nor SQL; the api reaches it through an interface of its own"},
 	{pkg: "server/internal/api",
 		may: []string{"proto/...", "server/internal/apierr", "server/internal/budget", "server/internal/delivery", "server/internal/lifecycle",
-			"server/internal/outbound", "smtpx/...", "store"},
+			"server/internal/oauth", "server/internal/outbound", "smtpx/...", "store"},
 		tests: []string{"client/clienttest", "server/internal/engine", "server/internal/interceptor", "server/internal/seal", "smtpx/smtpxtest", "store/storetest"},
 		why:   "check, convert, answer; neither engine nor connections"},
 

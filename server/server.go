@@ -36,6 +36,7 @@ type Server struct {
 	cfg      Config
 	log      *slog.Logger
 	store    *store.Store
+	outbound *outbound.Outbound
 	engine   *engine.Engine
 	grpc     *grpc.Server
 	health   *health.Server
@@ -59,6 +60,10 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("smtp-destinations: %w", err)
 	}
+	tokens, err := cfg.tokenDestinations()
+	if err != nil {
+		return nil, err
+	}
 	out, err := outbound.New(keys, cfg.LocalhostSMTP, cfg.HeloName)
 	if err != nil {
 		return nil, err
@@ -76,6 +81,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		_ = l.Close() // nothing came in yet
 		return nil, err
 	}
+	out.UseTokens(st, tokens.Check, log)
 	back, err := st.Remember(ctx, cfg.stateFile())
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close())
@@ -112,7 +118,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, dialer(s), r, o)
 		}})
-	s := &Server{cfg: cfg, log: log, store: st, engine: eng, listener: l, health: health.NewServer()}
+	s := &Server{cfg: cfg, log: log, store: st, outbound: out, engine: eng, listener: l, health: health.NewServer()}
 	s.grpc = grpc.NewServer(append(interceptor.Options(log),
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -211,6 +217,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.grpc.Stop()
 		<-graceful
 	}
+	s.outbound.Wait()
 	err = errors.Join(err, s.store.Close())
 	if err == nil {
 		s.log.Info("stopped")

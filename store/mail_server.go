@@ -95,12 +95,15 @@ type SMTP struct {
 
 // OAuth is where and as whom access tokens for a login are asked for.
 type OAuth struct {
-	ClientID           string   `json:"client_id,omitempty"`
-	TokenURL           string   `json:"token_url,omitempty"`
-	Scopes             []string `json:"scopes,omitempty"`
-	Grant              string   `json:"grant,omitempty"`                // how: oauth.Grant's values
-	SealedClientSecret []byte   `json:"sealed_client_secret,omitempty"` // nil = none; opaque here
-	SealedGrant        []byte   `json:"sealed_grant,omitempty"`         // as above: a refresh token or a key
+	ClientID string   `json:"client_id,omitempty"`
+	TokenURL string   `json:"token_url,omitempty"`
+	Scopes   []string `json:"scopes,omitempty"`
+	// how: oauth.Grant's values
+	Grant string `json:"grant,omitempty"`
+	// nil = none; opaque here
+	SealedClientSecret []byte `json:"sealed_client_secret,omitempty"`
+	// of a refresh token or a key; nil = none; opaque here
+	SealedGrant []byte `json:"sealed_grant,omitempty"`
 }
 
 // public is the configuration without its secrets.

@@ -198,7 +198,14 @@ func (a admin) TestMailServer(_ context.Context, req *maildispatchv1.TestMailSer
 		script = a.s.tests[m.GetSmtp().GetHost()]
 	}
 	res := &maildispatchv1.TestMailServerResponse{Success: true, Message: "connect success!"}
-	for kind := maildispatchv1.TestStep_KIND_CONFIG; kind <= maildispatchv1.TestStep_KIND_QUIT; kind++ {
+	kinds := []maildispatchv1.TestStep_Kind{maildispatchv1.TestStep_KIND_CONFIG}
+	if m.GetSmtp().GetAuth() == maildispatchv1.Smtp_AUTH_XOAUTH2 {
+		kinds = append(kinds, maildispatchv1.TestStep_KIND_TOKEN)
+	}
+	for kind := maildispatchv1.TestStep_KIND_DNS; kind <= maildispatchv1.TestStep_KIND_QUIT; kind++ {
+		kinds = append(kinds, kind)
+	}
+	for _, kind := range kinds {
 		step := &maildispatchv1.TestStep{Kind: kind, Outcome: maildispatchv1.TestStep_OUTCOME_OK, Elapsed: durationpb.New(time.Millisecond)}
 		switch {
 		case !res.Success || skipped(kind, m, req.GetProbeRecipient()):
@@ -223,7 +230,7 @@ func skipped(kind maildispatchv1.TestStep_Kind, m *maildispatchv1.MailServer, pr
 	case maildispatchv1.TestStep_KIND_STARTTLS:
 		return m.GetSmtp().GetEncryption() != maildispatchv1.Smtp_ENCRYPTION_STARTTLS
 	case maildispatchv1.TestStep_KIND_AUTH:
-		return m.GetSmtp().GetUsername() == ""
+		return m.GetSmtp().GetUsername() == "" && m.GetSmtp().GetAuth() != maildispatchv1.Smtp_AUTH_XOAUTH2
 	case maildispatchv1.TestStep_KIND_MAIL_FROM, maildispatchv1.TestStep_KIND_RCPT_TO:
 		return probe == ""
 	}

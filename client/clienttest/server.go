@@ -206,5 +206,11 @@ func (s *Server) save(m *maildispatchv1.MailServer) {
 	if m.Smtp != nil && m.Smtp.Password != "" {
 		m.Smtp.Password, m.Smtp.HasPassword = "", true
 	}
+	if o := m.GetSmtp().GetOauth2(); o != nil {
+		o.HasClientSecret = o.HasClientSecret || o.ClientSecret != ""
+		o.HasRefreshToken = o.HasRefreshToken || o.RefreshToken != ""
+		o.HasServiceAccountKey = o.HasServiceAccountKey || o.ServiceAccountKey != ""
+		o.ClientSecret, o.RefreshToken, o.ServiceAccountKey = "", "", ""
+	}
 	s.servers[m.Name] = m
 }

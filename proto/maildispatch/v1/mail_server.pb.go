@@ -256,6 +256,9 @@ const (
 	Smtp_AUTH_LOGIN Smtp_Auth = 3
 	// CRAM-MD5 (RFC 2195).
 	Smtp_AUTH_CRAM_MD5 Smtp_Auth = 4
+	// XOAUTH2: an access token in the place of a password. Needs `oauth2`. Never chosen by
+	// itself, and nothing else is tried in its place.
+	Smtp_AUTH_XOAUTH2 Smtp_Auth = 5
 )
 
 // Enum value maps for Smtp_Auth.
@@ -266,6 +269,7 @@ var (
 		2: "AUTH_PLAIN",
 		3: "AUTH_LOGIN",
 		4: "AUTH_CRAM_MD5",
+		5: "AUTH_XOAUTH2",
 	}
 	Smtp_Auth_value = map[string]int32{
 		"AUTH_UNSPECIFIED": 0,
@@ -273,6 +277,7 @@ var (
 		"AUTH_PLAIN":       2,
 		"AUTH_LOGIN":       3,
 		"AUTH_CRAM_MD5":    4,
+		"AUTH_XOAUTH2":     5,
 	}
 )
 
@@ -301,6 +306,64 @@ func (x Smtp_Auth) Number() protoreflect.EnumNumber {
 // Deprecated: Use Smtp_Auth.Descriptor instead.
 func (Smtp_Auth) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{1, 1}
+}
+
+// Grant is by what a token is asked for.
+type OAuth2_Grant int32
+
+const (
+	// Refused: say which one.
+	OAuth2_GRANT_UNSPECIFIED OAuth2_Grant = 0
+	// The client's own secret (Exchange Online).
+	OAuth2_GRANT_CLIENT_CREDENTIALS OAuth2_Grant = 1
+	// A refresh token that a person's consent has made.
+	OAuth2_GRANT_REFRESH_TOKEN OAuth2_Grant = 2
+	// The key of a Google service account with domain-wide delegation; it stands in for the
+	// sender's mailbox.
+	OAuth2_GRANT_SERVICE_ACCOUNT OAuth2_Grant = 3
+)
+
+// Enum value maps for OAuth2_Grant.
+var (
+	OAuth2_Grant_name = map[int32]string{
+		0: "GRANT_UNSPECIFIED",
+		1: "GRANT_CLIENT_CREDENTIALS",
+		2: "GRANT_REFRESH_TOKEN",
+		3: "GRANT_SERVICE_ACCOUNT",
+	}
+	OAuth2_Grant_value = map[string]int32{
+		"GRANT_UNSPECIFIED":        0,
+		"GRANT_CLIENT_CREDENTIALS": 1,
+		"GRANT_REFRESH_TOKEN":      2,
+		"GRANT_SERVICE_ACCOUNT":    3,
+	}
+)
+
+func (x OAuth2_Grant) Enum() *OAuth2_Grant {
+	p := new(OAuth2_Grant)
+	*p = x
+	return p
+}
+
+func (x OAuth2_Grant) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OAuth2_Grant) Descriptor() protoreflect.EnumDescriptor {
+	return file_maildispatch_v1_mail_server_proto_enumTypes[5].Descriptor()
+}
+
+func (OAuth2_Grant) Type() protoreflect.EnumType {
+	return &file_maildispatch_v1_mail_server_proto_enumTypes[5]
+}
+
+func (x OAuth2_Grant) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OAuth2_Grant.Descriptor instead.
+func (OAuth2_Grant) EnumDescriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{2, 0}
 }
 
 // State says whether sessions can be had.
@@ -340,11 +403,11 @@ func (x Health_State) String() string {
 }
 
 func (Health_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_server_proto_enumTypes[5].Descriptor()
+	return file_maildispatch_v1_mail_server_proto_enumTypes[6].Descriptor()
 }
 
 func (Health_State) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_server_proto_enumTypes[5]
+	return &file_maildispatch_v1_mail_server_proto_enumTypes[6]
 }
 
 func (x Health_State) Number() protoreflect.EnumNumber {
@@ -353,7 +416,7 @@ func (x Health_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health_State.Descriptor instead.
 func (Health_State) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{3, 0}
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{4, 0}
 }
 
 // MailServer is a saved way to send mail, owned by a team or by the whole system.
@@ -586,7 +649,8 @@ type Smtp struct {
 	Encryption Smtp_Encryption `protobuf:"varint,3,opt,name=encryption,proto3,enum=maildispatch.v1.Smtp_Encryption" json:"encryption,omitempty"`
 	// Login mechanism. Default: automatic.
 	Auth Smtp_Auth `protobuf:"varint,4,opt,name=auth,proto3,enum=maildispatch.v1.Smtp_Auth" json:"auth,omitempty"`
-	// Login name, at most 255 characters; empty = no login.
+	// Login name, at most 255 characters; empty = no login. With AUTH_XOAUTH2 it is the sender's
+	// mailbox, and empty = that of `from`.
 	Username string `protobuf:"bytes,5,opt,name=username,proto3" json:"username,omitempty"`
 	// INPUT_ONLY. Password of username, at most 1024 characters. Sealed at rest, never returned.
 	// Changing host, port, encryption, auth, username or ca_pem without giving it again drops it.
@@ -602,7 +666,9 @@ type Smtp struct {
 	// Permits a login without TLS: anybody on the way can read the password.
 	AllowPlaintextAuth *bool `protobuf:"varint,10,opt,name=allow_plaintext_auth,json=allowPlaintextAuth,proto3,oneof" json:"allow_plaintext_auth,omitempty"`
 	// Time for connect, TLS, greeting and login together: 1 s to 120 s, default 30 s.
-	Timeout       *durationpb.Duration `protobuf:"bytes,11,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Timeout *durationpb.Duration `protobuf:"bytes,11,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Where the access tokens for AUTH_XOAUTH2 come from; refused with another auth.
+	Oauth2        *OAuth2 `protobuf:"bytes,12,opt,name=oauth2,proto3" json:"oauth2,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -714,6 +780,149 @@ func (x *Smtp) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *Smtp) GetOauth2() *OAuth2 {
+	if x != nil {
+		return x.Oauth2
+	}
+	return nil
+}
+
+// OAuth2 says how access tokens for a login are had. A mail server has one token, shared by its
+// connections and kept in memory only. It is asked for anew at 80 % of its life, and once after
+// the mail server has refused it. While no token can be had the mail server is suspended: mail
+// waits and loses no attempt.
+//
+// Changing token_url, client_id or grant, or what smtp.password hangs on, without giving the
+// secrets again drops them.
+type OAuth2 struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REQUIRED but with GRANT_SERVICE_ACCOUNT, whose key holds it. At most 255 characters.
+	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// INPUT_ONLY. At most 1024 characters. Sealed at rest, never returned.
+	ClientSecret string `protobuf:"bytes,2,opt,name=client_secret,json=clientSecret,proto3" json:"client_secret,omitempty"`
+	// OUTPUT_ONLY. A client secret is stored.
+	HasClientSecret bool `protobuf:"varint,3,opt,name=has_client_secret,json=hasClientSecret,proto3" json:"has_client_secret,omitempty"`
+	// REQUIRED. The provider's token endpoint: https, or http to a loopback address. Where it may
+	// lie is the service's configuration (--token-destinations). ca_pem holds for it as well.
+	TokenUrl string `protobuf:"bytes,4,opt,name=token_url,json=tokenUrl,proto3" json:"token_url,omitempty"`
+	// What the token is for: at most 20, each at most 255 characters without blanks.
+	Scopes []string `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// REQUIRED. By what a token is asked for.
+	Grant OAuth2_Grant `protobuf:"varint,6,opt,name=grant,proto3,enum=maildispatch.v1.OAuth2_Grant" json:"grant,omitempty"`
+	// INPUT_ONLY. For GRANT_REFRESH_TOKEN, at most 8192 characters. Sealed at rest, never
+	// returned. One that the provider replaces is stored in its place.
+	RefreshToken string `protobuf:"bytes,7,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
+	// OUTPUT_ONLY. A refresh token is stored.
+	HasRefreshToken bool `protobuf:"varint,8,opt,name=has_refresh_token,json=hasRefreshToken,proto3" json:"has_refresh_token,omitempty"`
+	// INPUT_ONLY. For GRANT_SERVICE_ACCOUNT: the JSON key file, at most 16 KiB. Sealed at rest,
+	// never returned. The address that it names is not used.
+	ServiceAccountKey string `protobuf:"bytes,9,opt,name=service_account_key,json=serviceAccountKey,proto3" json:"service_account_key,omitempty"`
+	// OUTPUT_ONLY. A key is stored.
+	HasServiceAccountKey bool `protobuf:"varint,10,opt,name=has_service_account_key,json=hasServiceAccountKey,proto3" json:"has_service_account_key,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *OAuth2) Reset() {
+	*x = OAuth2{}
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OAuth2) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OAuth2) ProtoMessage() {}
+
+func (x *OAuth2) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OAuth2.ProtoReflect.Descriptor instead.
+func (*OAuth2) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *OAuth2) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *OAuth2) GetClientSecret() string {
+	if x != nil {
+		return x.ClientSecret
+	}
+	return ""
+}
+
+func (x *OAuth2) GetHasClientSecret() bool {
+	if x != nil {
+		return x.HasClientSecret
+	}
+	return false
+}
+
+func (x *OAuth2) GetTokenUrl() string {
+	if x != nil {
+		return x.TokenUrl
+	}
+	return ""
+}
+
+func (x *OAuth2) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *OAuth2) GetGrant() OAuth2_Grant {
+	if x != nil {
+		return x.Grant
+	}
+	return OAuth2_GRANT_UNSPECIFIED
+}
+
+func (x *OAuth2) GetRefreshToken() string {
+	if x != nil {
+		return x.RefreshToken
+	}
+	return ""
+}
+
+func (x *OAuth2) GetHasRefreshToken() bool {
+	if x != nil {
+		return x.HasRefreshToken
+	}
+	return false
+}
+
+func (x *OAuth2) GetServiceAccountKey() string {
+	if x != nil {
+		return x.ServiceAccountKey
+	}
+	return ""
+}
+
+func (x *OAuth2) GetHasServiceAccountKey() bool {
+	if x != nil {
+		return x.HasServiceAccountKey
+	}
+	return false
+}
+
 // Limits of one mail server. Zero = the service's default.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -740,7 +949,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +961,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +974,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{2}
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Limits) GetMaxConnections() int32 {
@@ -836,7 +1045,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1057,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1070,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{3}
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Health) GetState() Health_State {
@@ -949,7 +1158,7 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\x10STATUS_AVAILABLE\x10\x01\x12\x16\n" +
 	"\x12STATUS_UNAVAILABLE\x10\x02B\r\n" +
 	"\v_is_defaultB\x0f\n" +
-	"\r_hold_unknown\"\x85\x05\n" +
+	"\r_hold_unknown\"\xc8\x05\n" +
 	"\x04Smtp\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\x05R\x04port\x12@\n" +
@@ -964,13 +1173,14 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\x06ca_pem\x18\t \x01(\tR\x05caPem\x125\n" +
 	"\x14allow_plaintext_auth\x18\n" +
 	" \x01(\bH\x00R\x12allowPlaintextAuth\x88\x01\x01\x123\n" +
-	"\atimeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\atimeout\"j\n" +
+	"\atimeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12/\n" +
+	"\x06oauth2\x18\f \x01(\v2\x17.maildispatch.v1.OAuth2R\x06oauth2\"j\n" +
 	"\n" +
 	"Encryption\x12\x1a\n" +
 	"\x16ENCRYPTION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fENCRYPTION_NONE\x10\x01\x12\x17\n" +
 	"\x13ENCRYPTION_STARTTLS\x10\x02\x12\x12\n" +
-	"\x0eENCRYPTION_TLS\x10\x03\"^\n" +
+	"\x0eENCRYPTION_TLS\x10\x03\"p\n" +
 	"\x04Auth\x12\x14\n" +
 	"\x10AUTH_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tAUTH_NONE\x10\x01\x12\x0e\n" +
@@ -978,8 +1188,26 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"AUTH_PLAIN\x10\x02\x12\x0e\n" +
 	"\n" +
 	"AUTH_LOGIN\x10\x03\x12\x11\n" +
-	"\rAUTH_CRAM_MD5\x10\x04B\x17\n" +
-	"\x15_allow_plaintext_auth\"\xfa\x01\n" +
+	"\rAUTH_CRAM_MD5\x10\x04\x12\x10\n" +
+	"\fAUTH_XOAUTH2\x10\x05B\x17\n" +
+	"\x15_allow_plaintext_auth\"\x99\x04\n" +
+	"\x06OAuth2\x12\x1b\n" +
+	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12(\n" +
+	"\rclient_secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\fclientSecret\x12*\n" +
+	"\x11has_client_secret\x18\x03 \x01(\bR\x0fhasClientSecret\x12\x1b\n" +
+	"\ttoken_url\x18\x04 \x01(\tR\btokenUrl\x12\x16\n" +
+	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x123\n" +
+	"\x05grant\x18\x06 \x01(\x0e2\x1d.maildispatch.v1.OAuth2.GrantR\x05grant\x12(\n" +
+	"\rrefresh_token\x18\a \x01(\tB\x03\x80\x01\x01R\frefreshToken\x12*\n" +
+	"\x11has_refresh_token\x18\b \x01(\bR\x0fhasRefreshToken\x123\n" +
+	"\x13service_account_key\x18\t \x01(\tB\x03\x80\x01\x01R\x11serviceAccountKey\x125\n" +
+	"\x17has_service_account_key\x18\n" +
+	" \x01(\bR\x14hasServiceAccountKey\"p\n" +
+	"\x05Grant\x12\x15\n" +
+	"\x11GRANT_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18GRANT_CLIENT_CREDENTIALS\x10\x01\x12\x17\n" +
+	"\x13GRANT_REFRESH_TOKEN\x10\x02\x12\x19\n" +
+	"\x15GRANT_SERVICE_ACCOUNT\x10\x03\"\xfa\x01\n" +
 	"\x06Limits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\x05R\x0emaxConnections\x120\n" +
 	"\x14mails_per_connection\x18\x02 \x01(\x05R\x12mailsPerConnection\x12!\n" +
@@ -1016,47 +1244,51 @@ func file_maildispatch_v1_mail_server_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_mail_server_proto_rawDescData
 }
 
-var file_maildispatch_v1_mail_server_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_maildispatch_v1_mail_server_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_maildispatch_v1_mail_server_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_maildispatch_v1_mail_server_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_maildispatch_v1_mail_server_proto_goTypes = []any{
 	(Mode)(0),                     // 0: maildispatch.v1.Mode
 	(MailServer_Type)(0),          // 1: maildispatch.v1.MailServer.Type
 	(MailServer_Status)(0),        // 2: maildispatch.v1.MailServer.Status
 	(Smtp_Encryption)(0),          // 3: maildispatch.v1.Smtp.Encryption
 	(Smtp_Auth)(0),                // 4: maildispatch.v1.Smtp.Auth
-	(Health_State)(0),             // 5: maildispatch.v1.Health.State
-	(*MailServer)(nil),            // 6: maildispatch.v1.MailServer
-	(*Smtp)(nil),                  // 7: maildispatch.v1.Smtp
-	(*Limits)(nil),                // 8: maildispatch.v1.Limits
-	(*Health)(nil),                // 9: maildispatch.v1.Health
-	nil,                           // 10: maildispatch.v1.MailServer.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(OAuth2_Grant)(0),             // 5: maildispatch.v1.OAuth2.Grant
+	(Health_State)(0),             // 6: maildispatch.v1.Health.State
+	(*MailServer)(nil),            // 7: maildispatch.v1.MailServer
+	(*Smtp)(nil),                  // 8: maildispatch.v1.Smtp
+	(*OAuth2)(nil),                // 9: maildispatch.v1.OAuth2
+	(*Limits)(nil),                // 10: maildispatch.v1.Limits
+	(*Health)(nil),                // 11: maildispatch.v1.Health
+	nil,                           // 12: maildispatch.v1.MailServer.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_maildispatch_v1_mail_server_proto_depIdxs = []int32{
 	1,  // 0: maildispatch.v1.MailServer.type:type_name -> maildispatch.v1.MailServer.Type
-	7,  // 1: maildispatch.v1.MailServer.smtp:type_name -> maildispatch.v1.Smtp
+	8,  // 1: maildispatch.v1.MailServer.smtp:type_name -> maildispatch.v1.Smtp
 	0,  // 2: maildispatch.v1.MailServer.mode:type_name -> maildispatch.v1.Mode
 	2,  // 3: maildispatch.v1.MailServer.status:type_name -> maildispatch.v1.MailServer.Status
-	8,  // 4: maildispatch.v1.MailServer.limits:type_name -> maildispatch.v1.Limits
-	10, // 5: maildispatch.v1.MailServer.annotations:type_name -> maildispatch.v1.MailServer.AnnotationsEntry
-	11, // 6: maildispatch.v1.MailServer.create_time:type_name -> google.protobuf.Timestamp
-	11, // 7: maildispatch.v1.MailServer.update_time:type_name -> google.protobuf.Timestamp
-	11, // 8: maildispatch.v1.MailServer.delete_time:type_name -> google.protobuf.Timestamp
-	9,  // 9: maildispatch.v1.MailServer.health:type_name -> maildispatch.v1.Health
-	11, // 10: maildispatch.v1.MailServer.pause_until:type_name -> google.protobuf.Timestamp
+	10, // 4: maildispatch.v1.MailServer.limits:type_name -> maildispatch.v1.Limits
+	12, // 5: maildispatch.v1.MailServer.annotations:type_name -> maildispatch.v1.MailServer.AnnotationsEntry
+	13, // 6: maildispatch.v1.MailServer.create_time:type_name -> google.protobuf.Timestamp
+	13, // 7: maildispatch.v1.MailServer.update_time:type_name -> google.protobuf.Timestamp
+	13, // 8: maildispatch.v1.MailServer.delete_time:type_name -> google.protobuf.Timestamp
+	11, // 9: maildispatch.v1.MailServer.health:type_name -> maildispatch.v1.Health
+	13, // 10: maildispatch.v1.MailServer.pause_until:type_name -> google.protobuf.Timestamp
 	3,  // 11: maildispatch.v1.Smtp.encryption:type_name -> maildispatch.v1.Smtp.Encryption
 	4,  // 12: maildispatch.v1.Smtp.auth:type_name -> maildispatch.v1.Smtp.Auth
-	12, // 13: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
-	5,  // 14: maildispatch.v1.Health.state:type_name -> maildispatch.v1.Health.State
-	11, // 15: maildispatch.v1.Health.last_success_time:type_name -> google.protobuf.Timestamp
-	11, // 16: maildispatch.v1.Health.last_failure_time:type_name -> google.protobuf.Timestamp
-	11, // 17: maildispatch.v1.Health.retry_time:type_name -> google.protobuf.Timestamp
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	14, // 13: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
+	9,  // 14: maildispatch.v1.Smtp.oauth2:type_name -> maildispatch.v1.OAuth2
+	5,  // 15: maildispatch.v1.OAuth2.grant:type_name -> maildispatch.v1.OAuth2.Grant
+	6,  // 16: maildispatch.v1.Health.state:type_name -> maildispatch.v1.Health.State
+	13, // 17: maildispatch.v1.Health.last_success_time:type_name -> google.protobuf.Timestamp
+	13, // 18: maildispatch.v1.Health.last_failure_time:type_name -> google.protobuf.Timestamp
+	13, // 19: maildispatch.v1.Health.retry_time:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_server_proto_init() }
@@ -1071,8 +1303,8 @@ func file_maildispatch_v1_mail_server_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_server_proto_rawDesc), len(file_maildispatch_v1_mail_server_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   5,
+			NumEnums:      7,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

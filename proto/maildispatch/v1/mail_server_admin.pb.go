@@ -51,6 +51,8 @@ const (
 	TestStep_KIND_RCPT_TO TestStep_Kind = 10
 	// The end of the session.
 	TestStep_KIND_QUIT TestStep_Kind = 11
+	// The access token for AUTH_XOAUTH2, asked for anew. It comes before the connection.
+	TestStep_KIND_TOKEN TestStep_Kind = 12
 )
 
 // Enum value maps for TestStep_Kind.
@@ -68,6 +70,7 @@ var (
 		9:  "KIND_MAIL_FROM",
 		10: "KIND_RCPT_TO",
 		11: "KIND_QUIT",
+		12: "KIND_TOKEN",
 	}
 	TestStep_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -82,6 +85,7 @@ var (
 		"KIND_MAIL_FROM":   9,
 		"KIND_RCPT_TO":     10,
 		"KIND_QUIT":        11,
+		"KIND_TOKEN":       12,
 	}
 )
 
@@ -1435,7 +1439,7 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\x16TestMailServerResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12/\n" +
-	"\x05steps\x18\x03 \x03(\v2\x19.maildispatch.v1.TestStepR\x05steps\"\xb4\x05\n" +
+	"\x05steps\x18\x03 \x03(\v2\x19.maildispatch.v1.TestStepR\x05steps\"\xc4\x05\n" +
 	"\bTestStep\x122\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1e.maildispatch.v1.TestStep.KindR\x04kind\x12;\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2!.maildispatch.v1.TestStep.OutcomeR\aoutcome\x12\x16\n" +
@@ -1447,7 +1451,7 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe0\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vKIND_CONFIG\x10\x01\x12\f\n" +
@@ -1461,7 +1465,9 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\x0eKIND_MAIL_FROM\x10\t\x12\x10\n" +
 	"\fKIND_RCPT_TO\x10\n" +
 	"\x12\r\n" +
-	"\tKIND_QUIT\x10\v\"p\n" +
+	"\tKIND_QUIT\x10\v\x12\x0e\n" +
+	"\n" +
+	"KIND_TOKEN\x10\f\"p\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +

@@ -11,6 +11,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -97,16 +98,14 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 	m := r.MailServer
 	s := &store.MailServer{Name: m.Name, Team: m.Team, Type: typeOf[m.Type], RequestID: r.RequestId}
 	fill(s, m)
-	if p := m.GetSmtp().GetPassword(); p != "" {
-		s.SMTP.SealedPassword = a.Outbound.Seal(s, p)
-	}
+	a.seal(s, given(m))
 	if r.RequestId != "" {
 		in := proto.Clone(m).(*pb.MailServer)
 		in.Etag, in.CreateTime, in.UpdateTime, in.DeleteTime, in.Health = "", nil, nil, nil, nil
 		if in.Smtp != nil {
 			// A hash of the password would let whoever reads the database try passwords without
 			// the key, and the same request_id would say which of a caller's guesses is right.
-			in.Smtp.Password, in.Smtp.HasPassword = "", false
+			withoutSecrets(in.Smtp)
 			in.Smtp.CaPem = certificates(in.Smtp.CaPem)
 		}
 		s.Fingerprint = fingerprint(in)
@@ -212,29 +211,24 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 	return &pb.UpdateMailServerResponse{MailServer: mailServer(s)}, nil
 }
 
-// change applies changes to s and checks the result whole. It returns the new password in
-// clear, if one was given; s keeps its stored one only while the login stays the same.
-func (a *API) change(s *store.MailServer, changes *pb.MailServer, mask *fieldmaskpb.FieldMask) (string, error) {
+// change applies changes to s and checks the result whole. It returns the new secrets in clear,
+// those that were given; s keeps its stored ones only while the login stays the same.
+func (a *API) change(s *store.MailServer, changes *pb.MailServer, mask *fieldmaskpb.FieldMask) (outbound.Secrets, error) {
 	var c apierr.Check
 	m := mailServer(s)
 	overlay(&c, m, changes, mask)
 	checkMailServer(&c, "mail_server.", m)
 	if err := c.Err(); err != nil {
-		return "", err
+		return outbound.Secrets{}, err
 	}
 	before := s.SMTP
 	fill(s, m)
 	if s.SMTP == nil {
-		return "", nil
+		return outbound.Secrets{}, nil
 	}
-	password := m.GetSmtp().GetPassword()
-	switch {
-	case password != "":
-		s.SMTP.SealedPassword = a.Outbound.Seal(s, password)
-	case names(mask, "smtp.password") || !sameLogin(before, s.SMTP):
-		s.SMTP.SealedPassword = nil
-	}
-	return password, nil
+	dropSecrets(s, before, mask)
+	a.seal(s, given(m))
+	return given(m), nil
 }
 
 // DeleteMailServer implements the service.

@@ -142,8 +142,9 @@ func checkSMTP(c *apierr.Check, prefix string, x *pb.Smtp) {
 	if x.Auth == pb.Smtp_AUTH_NONE && x.Username != "" {
 		c.Bad(f("auth"), "AUTH_NONE and a username contradict each other")
 	}
-	if x.Username != "" && x.Encryption == pb.Smtp_ENCRYPTION_NONE && !x.GetAllowPlaintextAuth() {
-		c.Bad(f("allow_plaintext_auth"), "a login without TLS shows the password to the network: use TLS, or set this")
+	checkOAuth2(c, prefix, x)
+	if (x.Username != "" || x.Auth == pb.Smtp_AUTH_XOAUTH2) && x.Encryption == pb.Smtp_ENCRYPTION_NONE && !x.GetAllowPlaintextAuth() {
+		c.Bad(f("allow_plaintext_auth"), "a login without TLS shows the password or token to the network: use TLS, or set this")
 	}
 	if x.HeloName != "" {
 		if _, err := smtpx.HeloName(x.HeloName); err != nil {

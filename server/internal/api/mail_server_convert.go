@@ -20,7 +20,8 @@ var (
 	statusOf     = map[pb.MailServer_Status]store.ServerStatus{pb.MailServer_STATUS_AVAILABLE: store.ServerAvailable, pb.MailServer_STATUS_UNAVAILABLE: store.ServerUnavailable}
 	modeOf       = map[pb.Mode]store.Mode{pb.Mode_MODE_PHP: store.ModePHP, pb.Mode_MODE_DAEMON: store.ModeDaemon}
 	encryptionOf = map[pb.Smtp_Encryption]smtpx.Encryption{pb.Smtp_ENCRYPTION_NONE: smtpx.EncryptionNone, pb.Smtp_ENCRYPTION_STARTTLS: smtpx.EncryptionSTARTTLS, pb.Smtp_ENCRYPTION_TLS: smtpx.EncryptionTLS}
-	authOf       = map[pb.Smtp_Auth]smtpx.Auth{pb.Smtp_AUTH_UNSPECIFIED: smtpx.AuthAuto, pb.Smtp_AUTH_NONE: smtpx.AuthNone, pb.Smtp_AUTH_PLAIN: smtpx.AuthPlain, pb.Smtp_AUTH_LOGIN: smtpx.AuthLogin, pb.Smtp_AUTH_CRAM_MD5: smtpx.AuthCRAMMD5}
+	authOf       = map[pb.Smtp_Auth]smtpx.Auth{pb.Smtp_AUTH_UNSPECIFIED: smtpx.AuthAuto, pb.Smtp_AUTH_NONE: smtpx.AuthNone, pb.Smtp_AUTH_PLAIN: smtpx.AuthPlain, pb.Smtp_AUTH_LOGIN: smtpx.AuthLogin, pb.Smtp_AUTH_CRAM_MD5: smtpx.AuthCRAMMD5,
+		pb.Smtp_AUTH_XOAUTH2: smtpx.AuthXOAUTH2}
 
 	typeName       = flip(typeOf)
 	statusName     = flip(statusOf)
@@ -70,7 +71,7 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 	}
 	if x := m.SMTP; x != nil {
 		out.Smtp = &pb.Smtp{Host: x.Host, Port: int32(x.Port), Encryption: encryptionName[smtpx.Encryption(x.Encryption)], Auth: authName[smtpx.Auth(x.Auth)],
-			Username: x.Username, HasPassword: len(x.SealedPassword) > 0, HeloName: x.HeloName, CaPem: x.CAPEM}
+			Username: x.Username, HasPassword: len(x.SealedPassword) > 0, HeloName: x.HeloName, CaPem: x.CAPEM, Oauth2: oauth2(x.OAuth)}
 		if x.AllowPlaintextAuth {
 			out.Smtp.AllowPlaintextAuth = &x.AllowPlaintextAuth
 		}
@@ -106,9 +107,10 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 		return
 	}
 	x := m.GetSmtp()
+	was := s.SMTP
 	var sealed []byte
-	if s.SMTP != nil {
-		sealed = s.SMTP.SealedPassword
+	if was != nil {
+		sealed = was.SealedPassword
 	}
 	// as A-labels: the form that is looked up and that a certificate carries
 	host, err := smtpx.Host(x.GetHost())
@@ -121,7 +123,7 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	}
 	s.SMTP = &store.SMTP{Host: host, Port: int(x.GetPort()), Encryption: string(encryptionOf[x.GetEncryption()]), Auth: string(authOf[x.GetAuth()]),
 		Username: x.GetUsername(), SealedPassword: sealed, HeloName: helo, CAPEM: certificates(x.GetCaPem()), AllowPlaintextAuth: x.GetAllowPlaintextAuth(),
-		Timeout: x.GetTimeout().AsDuration()}
+		Timeout: x.GetTimeout().AsDuration(), OAuth: storedOAuth(x.GetOauth2(), was)}
 }
 
 // sameLogin: the stored password may still be used, because it would go to the same place in
@@ -129,7 +131,7 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 // host's place and be told the password.
 func sameLogin(a, b *store.SMTP) bool {
 	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && a.Username == b.Username &&
-		a.Auth == b.Auth && certificates(a.CAPEM) == certificates(b.CAPEM)
+		a.Auth == b.Auth && certificates(a.CAPEM) == certificates(b.CAPEM) && sameOAuth(a.OAuth, b.OAuth)
 }
 
 // certificates keeps the certificates of a PEM text. Whatever else stands in it, such as a

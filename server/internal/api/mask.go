@@ -14,7 +14,8 @@ import (
 // What a mask may not name, and what an overlay leaves alone.
 var (
 	immutable  = map[string]bool{"name": true, "team": true, "type": true}
-	outputOnly = map[string]bool{"etag": true, "create_time": true, "update_time": true, "delete_time": true, "health": true, "smtp.has_password": true}
+	outputOnly = map[string]bool{"etag": true, "create_time": true, "update_time": true, "delete_time": true, "health": true, "smtp.has_password": true,
+		"smtp.oauth2.has_client_secret": true, "smtp.oauth2.has_refresh_token": true, "smtp.oauth2.has_service_account_key": true}
 )
 
 // maxPaths is how many paths a mask may have.

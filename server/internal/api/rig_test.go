@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -82,6 +83,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	out.UseTokens(r.store, func(netip.AddrPort) error { return nil }, log)
 	eng := engine.New(engine.Config{Journal: r.store, Replica: "test", BatchInterval: time.Hour, Logger: slog.New(slog.DiscardHandler),
 		Dial: func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
 			to, err := out.Relay(s)

@@ -11,6 +11,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
@@ -24,7 +25,7 @@ const (
 )
 
 var stepKind = map[smtpx.StepKind]pb.TestStep_Kind{
-	smtpx.StepDNS: pb.TestStep_KIND_DNS, smtpx.StepTCP: pb.TestStep_KIND_TCP, smtpx.StepTLS: pb.TestStep_KIND_TLS, smtpx.StepGreeting: pb.TestStep_KIND_GREETING,
+	smtpx.StepToken: pb.TestStep_KIND_TOKEN, smtpx.StepDNS: pb.TestStep_KIND_DNS, smtpx.StepTCP: pb.TestStep_KIND_TCP, smtpx.StepTLS: pb.TestStep_KIND_TLS, smtpx.StepGreeting: pb.TestStep_KIND_GREETING,
 	smtpx.StepEHLO: pb.TestStep_KIND_EHLO, smtpx.StepSTARTTLS: pb.TestStep_KIND_STARTTLS, smtpx.StepAuth: pb.TestStep_KIND_AUTH,
 	smtpx.StepMailFrom: pb.TestStep_KIND_MAIL_FROM, smtpx.StepRcptTo: pb.TestStep_KIND_RCPT_TO, smtpx.StepQuit: pb.TestStep_KIND_QUIT,
 }
@@ -62,7 +63,7 @@ func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	s, password, err := a.toTest(ctx, r)
+	s, secrets, err := a.toTest(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (
 		return nil, a.fault(err)
 	}
 	config := &pb.TestStep{Kind: pb.TestStep_KIND_CONFIG, Outcome: pb.TestStep_OUTCOME_OK, Detail: "the configuration makes sense"}
-	relay, fault := a.relayToTest(s, password, config)
+	relay, fault := a.relayToTest(s, secrets, config)
 	if fault != nil {
 		config.Outcome, config.Detail, config.Hint = pb.TestStep_OUTCOME_FAILED, fault.Error(), fault.Hint
 		return &pb.TestMailServerResponse{Message: "config: " + fault.Error(), Steps: []*pb.TestStep{config}}, nil
@@ -101,25 +102,25 @@ func forTest(m *pb.MailServer) {
 	}
 }
 
-// toTest is the configuration to try, and a password given with the request.
-func (a *API) toTest(ctx context.Context, r *pb.TestMailServerRequest) (*store.MailServer, string, error) {
+// toTest is the configuration to try, and the secrets given with the request.
+func (a *API) toTest(ctx context.Context, r *pb.TestMailServerRequest) (*store.MailServer, outbound.Secrets, error) {
 	if r.Name == "" {
 		m := proto.Clone(r.MailServer).(*pb.MailServer)
 		forTest(m)
 		s := &store.MailServer{Name: m.Name, Team: m.Team, Type: typeOf[m.Type]}
 		fill(s, m)
-		return s, m.GetSmtp().GetPassword(), nil
+		return s, given(m), nil
 	}
 	s, err := a.server(ctx, "name", r.Name)
 	if err != nil || r.MailServer == nil {
-		return s, "", err
+		return s, outbound.Secrets{}, err
 	}
-	password, err := a.change(s, r.MailServer, nil)
-	return s, password, err
+	secrets, err := a.change(s, r.MailServer, nil)
+	return s, secrets, err
 }
 
-func (a *API) relayToTest(s *store.MailServer, password string, config *pb.TestStep) (smtpx.Relay, *smtpx.Error) {
-	if s.SMTP != nil && s.SMTP.Username != "" && password == "" && len(s.SMTP.SealedPassword) == 0 {
+func (a *API) relayToTest(s *store.MailServer, secrets outbound.Secrets, config *pb.TestStep) (smtpx.Relay, *smtpx.Error) {
+	if s.SMTP != nil && s.SMTP.OAuth == nil && s.SMTP.Username != "" && secrets.Password == "" && len(s.SMTP.SealedPassword) == 0 {
 		return smtpx.Relay{}, &smtpx.Error{Phase: smtpx.PhaseAuth, Err: errors.New("there is a username but no password"),
 			Hint: "give the password; a stored one is dropped when host, port, encryption, auth, username or ca_pem change"}
 	}
@@ -130,10 +131,8 @@ func (a *API) relayToTest(s *store.MailServer, password string, config *pb.TestS
 			config.Hint = "usual are 465 with ENCRYPTION_TLS and 587 with ENCRYPTION_STARTTLS"
 		}
 	}
-	if password != "" {
-		return a.Outbound.RelayWith(s, password), nil
-	}
-	relay, err := a.Outbound.Relay(s)
+	oddUser(s, config)
+	relay, err := a.Outbound.RelayToTest(s, secrets)
 	if err != nil {
 		var e *smtpx.Error
 		if !errors.As(err, &e) {

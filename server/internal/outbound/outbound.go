@@ -15,10 +15,11 @@ import (
 
 // Outbound knows the keys and this machine's mail program.
 type Outbound struct {
-	keys *seal.Ring
-	host string
-	port int
-	helo string
+	keys   *seal.Ring
+	host   string
+	port   int
+	helo   string
+	tokens tokens
 }
 
 // New makes an Outbound. localhost is host:port of the mail program of this machine, for
@@ -39,7 +40,7 @@ func New(keys *seal.Ring, localhost, helo string) (*Outbound, error) {
 		}
 		helo = wire
 	}
-	return &Outbound{keys: keys, host: h, port: port, helo: helo}, nil
+	return &Outbound{keys: keys, host: h, port: port, helo: helo, tokens: tokens{client: noTokens, sources: map[string]sharedSource{}}}, nil
 }
 
 // place is what a password belongs to. Whoever changes one of these has to give the password
@@ -63,6 +64,9 @@ func (o *Outbound) Seal(s *store.MailServer, password string) []byte {
 
 // Relay is where and how to connect, with the stored password opened.
 func (o *Outbound) Relay(s *store.MailServer) (smtpx.Relay, error) {
+	if s.SMTP != nil && s.SMTP.OAuth != nil {
+		return o.shared(s)
+	}
 	password := ""
 	if s.SMTP != nil && len(s.SMTP.SealedPassword) > 0 {
 		var err error
@@ -84,6 +88,6 @@ func (o *Outbound) RelayWith(s *store.MailServer, password string) smtpx.Relay {
 	if helo == "" {
 		helo = o.helo
 	}
-	return smtpx.Relay{Host: x.Host, Port: x.Port, Encryption: smtpx.Encryption(x.Encryption), Auth: smtpx.Auth(x.Auth), Username: x.Username,
+	return smtpx.Relay{Host: x.Host, Port: x.Port, Encryption: smtpx.Encryption(x.Encryption), Auth: smtpx.Auth(x.Auth), Username: username(s),
 		Password: password, HeloName: helo, CAPEM: []byte(x.CAPEM), AllowPlaintextAuth: x.AllowPlaintextAuth, Timeouts: smtpx.Timeouts{Connect: x.Timeout}}
 }
