@@ -130,12 +130,14 @@ func Means(s Said) Meaning {
 }
 
 func (m *meaning) fits(s Said) bool {
-	return (m.codes == "" || m.fitsCode(s.Reply.Code)) && (m.phases == "" || hasWord(m.phases, string(s.Phase))) &&
-		(!m.behind || s.Behind) && m.fitsEnhanced(s.Reply.Enhanced) && m.fitsWords(s.Reply.Text)
+	return (m.codes == "" || fitsCode(m.codes, s.Reply.Code)) && (m.phases == "" || hasWord(m.phases, string(s.Phase))) &&
+		(!m.behind || s.Behind) && fitsEnhanced(m.enhanced, s.Reply.Enhanced) &&
+		(m.words == "" || fitsWords(m.words, strings.ToLower(s.Reply.Text)))
 }
 
-func (m *meaning) fitsCode(code int) bool {
-	for c := range strings.FieldsSeq(m.codes) {
+// fitsCode reports whether a code is in a list such as "450 451 5", where 5 is every 5yz.
+func fitsCode(codes string, code int) bool {
+	for c := range strings.FieldsSeq(codes) {
 		n := 0
 		for i := range len(c) {
 			n = n*10 + int(c[i]-'0')
@@ -147,29 +149,45 @@ func (m *meaning) fitsCode(code int) bool {
 	return false
 }
 
-func (m *meaning) fitsEnhanced(enhanced string) bool {
-	switch {
-	case m.enhanced == "":
-		return true
-	case strings.HasPrefix(m.enhanced, "*"):
-		return len(enhanced) > 1 && enhanced[1:] == m.enhanced[1:]
-	case strings.HasSuffix(m.enhanced, "."):
-		return strings.HasPrefix(enhanced, m.enhanced)
+// fitsEnhanced reports whether an enhanced code fits a pattern: itself, "*.5.3" for any class,
+// "4.7." for any detail, "" for any.
+func fitsEnhanced(pattern, enhanced string) bool {
+	if class, rest, ok := strings.Cut(pattern, "."); ok && class == "*" {
+		_, enhanced, _ = strings.Cut(enhanced, ".")
+		pattern = rest
 	}
-	return enhanced == m.enhanced
+	if strings.HasSuffix(pattern, ".") {
+		return strings.HasPrefix(enhanced, pattern)
+	}
+	return pattern == "" || enhanced == pattern
 }
 
-func (m *meaning) fitsWords(text string) bool {
-	if m.words == "" {
-		return true
-	}
-	text = strings.ToLower(text)
-	for w := range strings.SplitSeq(m.words, "|") {
-		if strings.Contains(text, w) {
+// fitsWords reports whether one of the words, set apart by "|", is in a text in lower case. A
+// "*" in them stands for up to maxGap octets of anything.
+func fitsWords(words, text string) bool {
+	for w := range strings.SplitSeq(words, "|") {
+		if holds(text, w) {
 			return true
 		}
 	}
 	return false
+}
+
+// maxGap keeps the two halves of a pattern in one sentence.
+const maxGap = 60
+
+func holds(text, pattern string) bool {
+	first, rest, more := strings.Cut(pattern, "*")
+	for {
+		i := strings.Index(text, first)
+		if i < 0 {
+			return false
+		}
+		text = text[i+len(first):]
+		if !more || holds(text[:min(len(text), maxGap)], rest) {
+			return true
+		}
+	}
 }
 
 func hasWord(list, word string) bool {

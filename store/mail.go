@@ -56,6 +56,7 @@ type RecipientResult struct {
 	Enhanced    string          `json:"e,omitempty"`
 	Detail      string          `json:"d,omitempty"`
 	RemoteID    string          `json:"q,omitempty"`
+	Failure     string          `json:"f,omitempty"` // its class, a word of smtpx.Failure
 	Attempt     int             `json:"n,omitempty"`
 	Time        time.Time       `json:"t,omitzero"`
 	NextAttempt time.Time       `json:"w,omitzero"`

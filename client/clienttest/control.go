@@ -159,6 +159,7 @@ func (d dispatch) ResolveMail(_ context.Context, req *maildispatchv1.ResolveMail
 	now := stamp(time.Now())
 	for _, r := range about {
 		r.Status, r.SmtpCode, r.EnhancedCode, r.Detail, r.Time = to, 0, "", "a person said so: "+req.GetReason(), now
+		r.Failure, r.Hint = maildispatchv1.RecipientResult_FAILURE_UNSPECIFIED, ""
 	}
 	seen := map[maildispatchv1.RecipientResult_Status]int{}
 	for _, r := range m.Recipients {

@@ -249,6 +249,7 @@ func (s *Server) attempt(e *entry, now time.Time) {
 				o = Accepted
 			}
 			r.Status, r.SmtpCode, r.EnhancedCode, r.Detail = o.Status, o.SmtpCode, o.EnhancedCode, o.Detail
+			r.Failure, r.Hint = o.failure(), o.Hint
 			r.Attempt, r.Time, r.NextAttemptTime = a.Number, stamp(now), nil
 			switch {
 			case o.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED:

@@ -24,15 +24,29 @@ type Outcome struct {
 	SmtpCode     int32
 	EnhancedCode string
 	Detail       string
+	// The class of a refusal; FAILURE_UNCLASSIFIED where a refusal leaves it out.
+	Failure maildispatchv1.RecipientResult_Failure
+	Hint    string
 }
 
 // The outcomes one meets; any other may be made.
 var (
-	Accepted = Outcome{maildispatchv1.RecipientResult_STATUS_ACCEPTED, 250, "2.0.0", "ok: queued"}
-	Refused  = Outcome{maildispatchv1.RecipientResult_STATUS_REJECTED, 550, "5.1.1", "no such user"}
-	Deferred = Outcome{maildispatchv1.RecipientResult_STATUS_DEFERRED, 450, "4.2.1", "mailbox busy, try again later"}
-	NoReply  = Outcome{maildispatchv1.RecipientResult_STATUS_UNKNOWN, 0, "", "no reply after the final dot"}
+	Accepted = Outcome{maildispatchv1.RecipientResult_STATUS_ACCEPTED, 250, "2.0.0", "ok: queued", 0, ""}
+	Refused  = Outcome{maildispatchv1.RecipientResult_STATUS_REJECTED, 550, "5.1.1", "no such user",
+		maildispatchv1.RecipientResult_FAILURE_NO_SUCH_MAILBOX, "check the address with the recipient"}
+	Deferred = Outcome{maildispatchv1.RecipientResult_STATUS_DEFERRED, 450, "4.2.1", "mailbox busy, try again later",
+		maildispatchv1.RecipientResult_FAILURE_UNREACHABLE, "nothing to do but to wait"}
+	NoReply = Outcome{maildispatchv1.RecipientResult_STATUS_UNKNOWN, 0, "", "no reply after the final dot", 0, ""}
 )
+
+// failure is the class of a refusal.
+func (o Outcome) failure() maildispatchv1.RecipientResult_Failure {
+	refused := o.Status == maildispatchv1.RecipientResult_STATUS_REJECTED || o.Status == maildispatchv1.RecipientResult_STATUS_DEFERRED
+	if refused && o.Failure == maildispatchv1.RecipientResult_FAILURE_UNSPECIFIED {
+		return maildispatchv1.RecipientResult_FAILURE_UNCLASSIFIED
+	}
+	return o.Failure
+}
 
 // Answer sets what the mail server says to an address from now on, compared without case.
 // Without it: Accepted.

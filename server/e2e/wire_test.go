@@ -274,7 +274,7 @@ func TestLastWordsAreKept(t *testing.T) {
 					t.Errorf("%s: %v, last error %q", name, m.Status, m.LastError)
 				}
 				for _, x := range m.Recipients {
-					if x.SmtpCode != 421 || x.EnhancedCode != "4.4.2" || x.Detail != "rate exceeded" {
+					if x.SmtpCode != 421 || x.EnhancedCode != "4.4.2" || x.Detail != "rate exceeded" || x.Failure != pb.RecipientResult_FAILURE_RATE || x.Hint == "" {
 						t.Errorf("%s: %v", name, x)
 					}
 				}
@@ -303,6 +303,9 @@ func TestReplyAboutTheServer(t *testing.T) {
 		s.addServer(php, pb.Mode_MODE_PHP, relay.Port())
 		s.addServer(bulk, pb.Mode_MODE_DAEMON, relay.Port())
 		told := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: php}, Message: message("a@y.example")})
+		if f := told.mail.Recipients[0].Failure; f == pb.RecipientResult_FAILURE_UNSPECIFIED {
+			t.Errorf("%s %s: php mode: no failure class: %v", c.verb, c.words, told.mail.Recipients[0])
+		}
 		if told.mail.Status != pb.MailStatus_MAIL_STATUS_FAILED || !strings.Contains(told.mail.LastError, c.words[:3]) {
 			t.Errorf("%s %s: php mode: %v %s", c.verb, c.words, told.mail.Status, told.mail.LastError)
 		}

@@ -224,6 +224,9 @@ func (d *demonstration) event(ev *pb.SendResponse) {
 	case *pb.SendResponse_Recipient:
 		r := e.Recipient
 		d.say("   %s recipient  %-24s %-9s %d %s %s", at, r.Address, short(r.Status), r.SmtpCode, r.EnhancedCode, r.Detail)
+		if r.Failure != pb.RecipientResult_FAILURE_UNSPECIFIED {
+			d.say("                %s: %s", strings.ToLower(strings.TrimPrefix(r.Failure.String(), "FAILURE_")), r.Hint)
+		}
 	case *pb.SendResponse_Completed_:
 		d.say("   %s completed  %s", at, short(e.Completed.Mail.Status))
 	}

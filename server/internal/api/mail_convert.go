@@ -8,6 +8,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -28,6 +29,13 @@ var (
 	priorityOf = map[pb.Priority]int16{pb.Priority_PRIORITY_LOW: store.PriorityLow, pb.Priority_PRIORITY_NORMAL: store.PriorityNormal,
 		pb.Priority_PRIORITY_HIGH: store.PriorityHigh, pb.Priority_PRIORITY_URGENT: store.PriorityUrgent}
 
+	failureOf = map[pb.RecipientResult_Failure]smtpx.Failure{pb.RecipientResult_FAILURE_NO_SUCH_MAILBOX: smtpx.FailNoSuchMailbox,
+		pb.RecipientResult_FAILURE_MAILBOX_FULL: smtpx.FailMailboxFull, pb.RecipientResult_FAILURE_RECIPIENT_POLICY: smtpx.FailRecipientPolicy,
+		pb.RecipientResult_FAILURE_SENDER_REFUSED: smtpx.FailSenderRefused, pb.RecipientResult_FAILURE_REPUTATION: smtpx.FailReputation,
+		pb.RecipientResult_FAILURE_CONTENT: smtpx.FailContent, pb.RecipientResult_FAILURE_SIZE: smtpx.FailSize, pb.RecipientResult_FAILURE_RATE: smtpx.FailRate,
+		pb.RecipientResult_FAILURE_AUTH: smtpx.FailAuth, pb.RecipientResult_FAILURE_TLS: smtpx.FailTLS, pb.RecipientResult_FAILURE_UNREACHABLE: smtpx.FailUnreachable,
+		pb.RecipientResult_FAILURE_EXPIRED: smtpx.FailExpired, pb.RecipientResult_FAILURE_UNCLASSIFIED: smtpx.FailUnclassified}
+	failureName         = flip(failureOf)
 	kindName            = flip(kindOf)
 	mailStatusName      = flip(mailStatusOf)
 	recipientStatusName = flip(recipientStatusOf)
@@ -39,7 +47,7 @@ func stampOf(t time.Time) *timestamppb.Timestamp { return stamp(&t) }
 func recipientResult(r store.Recipient, res store.RecipientResult) *pb.RecipientResult {
 	out := &pb.RecipientResult{Address: r.Mailbox, Kind: pb.RecipientResult_KIND_TO, Status: recipientStatusName[res.Status], SmtpCode: int32(res.Code),
 		EnhancedCode: res.Enhanced, Detail: res.Detail, RemoteId: res.RemoteID, Attempt: int32(res.Attempt), Time: stampOf(res.Time),
-		NextAttemptTime: stampOf(res.NextAttempt)}
+		NextAttemptTime: stampOf(res.NextAttempt), Failure: failureName[smtpx.Failure(res.Failure)], Hint: smtpx.Failure(res.Failure).Hint(res.Detail)}
 	switch r.Kind {
 	case "cc":
 		out.Kind = pb.RecipientResult_KIND_CC

@@ -280,10 +280,12 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 		case errors.Is(err, context.Canceled):
 			return lifecycle.NoSession, "no connection to the mail server came free in time"
 		case err != nil:
+			j.Blame(relay.FailureOf(err))
 			return lifecycle.NoSession, err.Error()
 		}
 		if why := f.takeRate(ctx, p, j); why != "" {
 			p.Put(session)
+			j.Blame(smtpx.FailRate)
 			return lifecycle.NoSession, why
 		}
 		before := j.Left()

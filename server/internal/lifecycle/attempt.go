@@ -29,9 +29,10 @@ type Attempt struct {
 	marked bool
 	// the last transaction was marked, and its dot is known not to have left
 	stale  bool
-	end    End    // how the last transaction ended the attempt
-	fault  string // first fault of a transaction, for people
-	remote string // last queue id that the relay gave
+	end    End           // how the last transaction ended the attempt
+	fault  string        // first fault of a transaction, for people
+	remote string        // last queue id that the relay gave
+	blame  smtpx.Failure // why no session could be had; see Blame
 }
 
 // freeTries is how often a mail is put on a fresh connection at once, because the connection it
@@ -172,11 +173,11 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, now time.Time) {
 		case smtpx.StatusAccepted:
 			res.Status, res.RemoteID = store.RecipientAccepted, o.RemoteID
 		case smtpx.StatusRejected:
-			res.Status = store.RecipientRejected
+			res.Status, res.Failure = store.RecipientRejected, failure(r)
 		case smtpx.StatusUnknown:
 			res.Status = store.RecipientUnknown
 		case smtpx.StatusDeferred:
-			res.Status = store.RecipientDeferred
+			res.Status, res.Failure = store.RecipientDeferred, failure(r)
 		}
 		if staysOpen(r, o.ServerDown) {
 			open = append(open, p)
@@ -220,12 +221,21 @@ func meaning(r smtpx.RecipientOutcome) smtpx.Meaning {
 	return smtpx.Means(smtpx.Said{Phase: r.Phase, Reply: r.Reply})
 }
 
+// failure is the class of a reply that refused a recipient.
+func failure(r smtpx.RecipientOutcome) string {
+	return string(smtpx.FailureOf(smtpx.Said{Phase: r.Phase, Reply: r.Reply}))
+}
+
+// Blame notes the class of what kept the attempt from having a session. A recipient that the
+// attempt gives up without a reply of its own is said to have failed of it.
+func (a *Attempt) Blame(f smtpx.Failure) { a.blame = f }
+
 // keepWords notes what the relay said last to a recipient that stays open: a goodbye, most
 // often. It decides nothing.
 func (a *Attempt) keepWords(position int, said smtpx.RecipientOutcome) {
 	r := &a.results[position]
 	if said.Reply.Code >= 400 && r.Status != store.RecipientUnknown && meaning(said).Action != smtpx.ActSplit {
-		r.Code, r.Enhanced, r.Detail = said.Reply.Code, said.Reply.Enhanced, said.Reply.Text
+		r.Code, r.Enhanced, r.Detail, r.Failure = said.Reply.Code, said.Reply.Enhanced, said.Reply.Text, failure(said)
 	}
 }
 

@@ -535,11 +535,11 @@ func TestLastWordsAreKept(t *testing.T) {
 				a.Interactive, a.free = interactive, 0
 				r := smtpx.RecipientOutcome{Status: status, Phase: smtpx.PhaseMail, Reply: rep}
 				a.After([]int{0, 1}, smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{r, r}, ServerDown: true, Err: &smtpx.Error{Phase: smtpx.PhaseMail, Reply: rep, Temporary: true}}, now)
-				end, want := a.End(), store.RecipientResult{Status: store.RecipientPending, Code: 421, Enhanced: "4.7.0", Detail: "slow down"}
+				end, want := a.End(), store.RecipientResult{Status: store.RecipientPending, Code: 421, Enhanced: "4.7.0", Detail: "slow down", Failure: "rate"}
 				if why != "" && !interactive {
 					continue
 				} else if why != "" {
-					end, want = CutByCaller, store.RecipientResult{Status: store.RecipientDeferred, Detail: why}
+					end, want = CutByCaller, store.RecipientResult{Status: store.RecipientDeferred, Detail: why, Failure: "unclassified"}
 				} else if interactive {
 					want.Status = store.RecipientDeferred
 				}
@@ -554,6 +554,44 @@ func TestLastWordsAreKept(t *testing.T) {
 					t.Errorf("interactive %v: last error %q", interactive, v.LastError)
 				}
 			}
+		}
+	}
+}
+
+// TestFailureOfRecipients: every recipient that does not have the mail says why, as a class:
+// after its own reply, and after what kept the whole mail from going. What is unknown, and what
+// was accepted, has none.
+func TestFailureOfRecipients(t *testing.T) {
+	said := func(status smtpx.Status, at smtpx.Phase, code int, text string) smtpx.RecipientOutcome {
+		return smtpx.RecipientOutcome{Status: status, Phase: at, Reply: smtpx.Reply{Code: code, Text: text}}
+	}
+	now := time.Now()
+	for _, c := range []struct {
+		name string
+		said []smtpx.RecipientOutcome // none: no transaction
+		end  End
+		why  string
+		want string
+	}{
+		{"their own replies", []smtpx.RecipientOutcome{said(smtpx.StatusAccepted, smtpx.PhaseDot, 250, "ok"), said(smtpx.StatusRejected, smtpx.PhaseRcpt, 550, "no such user"),
+			said(smtpx.StatusDeferred, smtpx.PhaseRcpt, 452, "mailbox full"), said(smtpx.StatusUnknown, smtpx.PhaseDot, 0, "")}, Decided, "", ", no_such_mailbox, mailbox_full, "},
+		{"no session", nil, NoSession, "login: 535 wrong", "auth, auth, auth, auth"},
+		{"its time has passed", nil, Expire, "", "expired, expired, expired, expired"},
+		{"the caller went away", nil, CutByCaller, "deadline", "unclassified, unclassified, unclassified, unclassified"},
+	} {
+		m := &store.Claimed{Recipients: []store.Recipient{{Mailbox: "a@y.example"}, {Mailbox: "b@y.example"}, {Mailbox: "c@y.example"}, {Mailbox: "d@y.example"}}}
+		a := Begin(m, 1, now)
+		a.Interactive = true
+		a.Blame(smtpx.FailAuth)
+		if c.said != nil {
+			a.After([]int{0, 1, 2, 3}, smtpx.Outcome{Recipients: c.said, DotSent: true}, now)
+		}
+		var got []string
+		for _, r := range a.Finish(c.end, c.why, store.Limits{}, now).Progress.Results {
+			got = append(got, r.Failure)
+		}
+		if strings.Join(got, ", ") != c.want {
+			t.Errorf("%s: got %q, want %q", c.name, strings.Join(got, ", "), c.want)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -177,10 +178,10 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 		if s.Kind == store.SettlePark && r.Status == store.RecipientPending {
 			// nobody is about to try it any more
 			words := *r
-			*r = store.RecipientResult{Status: store.RecipientDeferred, Detail: fault, Attempt: a.Number(), Time: now}
+			*r = store.RecipientResult{Status: store.RecipientDeferred, Detail: fault, Failure: string(a.classOf(end, old)), Attempt: a.Number(), Time: now}
 			if words.Code != 0 && end.reason(why) == "" {
 				// the relay's last ones, see keepWords
-				r.Code, r.Enhanced, r.Detail = words.Code, words.Enhanced, words.Detail
+				r.Code, r.Enhanced, r.Detail, r.Failure = words.Code, words.Enhanced, words.Detail, words.Failure
 			}
 		}
 		r.NextAttempt = time.Time{}
@@ -194,6 +195,21 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 	s.LastError = fault
 	s.Progress = &store.Progress{Results: a.results, Attempts: a.history(now, outcome, fault)}
 	return Verdict{Settlement: s, Outcome: outcome, End: end}
+}
+
+// classOf is why a recipient failed that no reply was about.
+func (a *Attempt) classOf(end End, old bool) smtpx.Failure {
+	switch {
+	case end == Expire || old:
+		return smtpx.FailExpired
+	case end == NoSession && a.blame != "":
+		return a.blame
+	case end == RelayFault:
+		return smtpx.FailUnreachable
+	case end == Throttled:
+		return smtpx.FailRate
+	}
+	return smtpx.FailUnclassified
 }
 
 // dueAgain is when a mail is due of which nothing was decided. It goes back as it was, also

@@ -2,10 +2,12 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -27,6 +29,20 @@ type SuspendedError struct {
 
 func (e *SuspendedError) Error() string {
 	return fmt.Sprintf("the mail server is suspended until %s: %s", e.RetryAt.UTC().Format(time.RFC3339), e.Reason)
+}
+
+// FailureOf is the class of an error of Get, Connect or Report. Of a suspension that another
+// replica began only the words are known.
+func FailureOf(err error) smtpx.Failure {
+	var suspended *SuspendedError
+	var fault *smtpx.Error
+	switch {
+	case errors.As(err, &suspended):
+		return smtpx.FailureIn(suspended.Reason)
+	case errors.As(err, &fault):
+		return smtpx.FailureOf(smtpx.Said{Phase: fault.Phase, Reply: fault.Reply})
+	}
+	return smtpx.FailUnclassified
 }
 
 // breakers is this process's view of the breakers that all replicas share through the database.
