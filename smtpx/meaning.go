@@ -199,13 +199,13 @@ func hasWord(list, word string) bool {
 	return false
 }
 
-// means fills in what the replies of an outcome mean.
+// means fills in what the replies of an outcome mean. A reply to RCPT has its meaning already:
+// that depends on who was accepted before it.
 func (o Outcome) means() Outcome {
-	behind := false
 	for i := range o.Recipients {
-		r := &o.Recipients[i]
-		r.Means = Means(Said{Phase: r.Phase, Reply: r.Reply, Behind: behind})
-		behind = behind || r.Phase != PhaseRcpt && r.Reply.Code != 0 || r.Phase == PhaseRcpt && r.Reply.Code/100 == 2
+		if r := &o.Recipients[i]; r.Means == (Meaning{}) {
+			r.Means = Means(Said{Phase: r.Phase, Reply: r.Reply})
+		}
 	}
 	return o
 }

@@ -64,6 +64,9 @@ type Outcome struct {
 	// queue id read out of the reply after the dot, when it has one ("queued as 4F2A1",
 	// "id=1abc")
 	RemoteID string
+	// how many recipients the relay took before it said that there are too many of them; 0
+	// where it did not say so
+	Took int
 	// first fault of the transaction as a whole; nil when every recipient was decided by a
 	// reply
 	Err *Error

@@ -65,6 +65,7 @@ type transfer struct {
 	t    *Transaction
 	rcpt []RecipientOutcome
 	ok   int // recipients accepted at RCPT
+	took int // of them, when the relay said that there are too many
 
 	last   Reply // by which the relay ended the session or the transaction
 	lastAt Phase
@@ -369,6 +370,7 @@ func (s *Session) take(t *Transaction) *transfer {
 // finish delivers an outcome.
 func (s *Session) finish(tr *transfer, o Outcome) {
 	t := tr.t
+	o.Took = tr.took
 	tr.t, tr.rcpt = nil, nil
 	s.spare = tr
 	o = o.clean().means()

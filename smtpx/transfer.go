@@ -233,14 +233,18 @@ func (s *Session) cutFlight(tr *transfer, p Phase, mailRep Reply, err error) boo
 
 // noteRcpt files the reply to the RCPT at position i. Replies are matched by position only.
 func (tr *transfer) noteRcpt(i int, rep Reply) {
+	means := Means(Said{Phase: PhaseRcpt, Reply: rep, Behind: tr.ok > 0})
+	if means.Action == ActSplit && tr.took == 0 {
+		tr.took = tr.ok
+	}
 	switch rep.Code / 100 {
 	case 2:
 		tr.rcpt[i] = RecipientOutcome{Status: StatusNotTried, Phase: PhaseRcpt, Reply: rep}
 		tr.ok++
 	case 5:
-		tr.rcpt[i] = RecipientOutcome{Status: StatusRejected, Phase: PhaseRcpt, Reply: rep}
+		tr.rcpt[i] = RecipientOutcome{Status: StatusRejected, Phase: PhaseRcpt, Reply: rep, Means: means}
 	default:
-		tr.rcpt[i] = RecipientOutcome{Status: StatusDeferred, Phase: PhaseRcpt, Reply: rep}
+		tr.rcpt[i] = RecipientOutcome{Status: StatusDeferred, Phase: PhaseRcpt, Reply: rep, Means: means}
 	}
 }
 

@@ -132,6 +132,8 @@ type Limits struct {
 	MailsPerDay        int32 `json:"mails_per_day,omitempty"`
 	MaxAttempts        int32 `json:"max_attempts,omitempty"`
 	MaxMailBytes       int64 `json:"max_mail_bytes,omitempty"`
+	// of one transaction
+	MaxRecipientsPerMail int32 `json:"max_recipients_per_mail,omitempty"`
 }
 
 // ServerFilter narrows a listing; zero fields do not narrow.

@@ -67,12 +67,12 @@ func TestValidation(t *testing.T) {
 		return m
 	}
 	badServer := &pb.MailServer{Name: "Bad Name", Team: "A B", DisplayName: "a\x1bb", Type: 9, Mode: 9, Status: 9, From: "a@x.example\r\nBcc: b@x.example", Annotations: pairs,
-		Limits: &pb.Limits{MaxConnections: -1, MailsPerConnection: 1 << 20, MaxAttempts: -1, MaxMailBytes: 1 << 40, MailsPerMinute: -1, MailsPerDay: 1 << 30},
+		Limits: &pb.Limits{MaxConnections: -1, MailsPerConnection: 1 << 20, MaxAttempts: -1, MaxMailBytes: 1 << 40, MailsPerMinute: -1, MailsPerDay: 1 << 30, MaxRecipientsPerMail: 101},
 		Smtp:   &pb.Smtp{Host: "no host", Port: 70000, Encryption: 9, Auth: 99, Username: "a\nb", Password: "x\r\ny", HeloName: "_", CaPem: "no pem", Timeout: durationpb.New(time.Hour)}}
 	serverFields := func(but ...string) []string {
 		all := []string{"mail_server.name", "mail_server.team", "mail_server.display_name", "mail_server.type", "mail_server.mode", "mail_server.status", "mail_server.from",
 			"mail_server.annotations", "mail_server.annotations[ok]", "mail_server.limits.max_connections", "mail_server.limits.mails_per_connection",
-			"mail_server.limits.max_attempts", "mail_server.limits.max_mail_bytes", "mail_server.limits.mails_per_minute", "mail_server.limits.mails_per_day", "mail_server.smtp.host", "mail_server.smtp.port", "mail_server.smtp.encryption",
+			"mail_server.limits.max_attempts", "mail_server.limits.max_mail_bytes", "mail_server.limits.mails_per_minute", "mail_server.limits.mails_per_day", "mail_server.limits.max_recipients_per_mail", "mail_server.smtp.host", "mail_server.smtp.port", "mail_server.smtp.encryption",
 			"mail_server.smtp.auth", "mail_server.smtp.username", "mail_server.smtp.password", "mail_server.smtp.helo_name", "mail_server.smtp.ca_pem", "mail_server.smtp.timeout"}
 		return slices.DeleteFunc(all, func(f string) bool { return slices.Contains(but, f) })
 	}

@@ -472,6 +472,105 @@ func (RecipientResult_Status) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4, 1}
 }
 
+// Failure is why the recipient does not have the mail, as a class. It is read out of the
+// mail server's reply by a table, and decides nothing: status says whether the mail is tried
+// again.
+type RecipientResult_Failure int32
+
+const (
+	// There is none, or nobody knows (STATUS_UNKNOWN), or the result is older than this field.
+	RecipientResult_FAILURE_UNSPECIFIED RecipientResult_Failure = 0
+	// The address does not exist, is closed, or its domain takes no mail.
+	RecipientResult_FAILURE_NO_SUCH_MAILBOX RecipientResult_Failure = 1
+	// The mailbox is full.
+	RecipientResult_FAILURE_MAILBOX_FULL RecipientResult_Failure = 2
+	// The recipient's side does not take this mail: a list of theirs, greylisting.
+	RecipientResult_FAILURE_RECIPIENT_POLICY RecipientResult_Failure = 3
+	// The sender's address or domain: not the account's, not verified, SPF, DKIM, DMARC.
+	RecipientResult_FAILURE_SENDER_REFUSED RecipientResult_Failure = 4
+	// The sending address or network: block lists, reverse DNS, complaints.
+	RecipientResult_FAILURE_REPUTATION RecipientResult_Failure = 5
+	// The message: spam, virus, attachment, form.
+	RecipientResult_FAILURE_CONTENT RecipientResult_Failure = 6
+	// The message is too large.
+	RecipientResult_FAILURE_SIZE RecipientResult_Failure = 7
+	// Too many connections, mails or recipients, or a quota of the account.
+	RecipientResult_FAILURE_RATE RecipientResult_Failure = 8
+	// The login: wrong, missing, or without the right to relay.
+	RecipientResult_FAILURE_AUTH RecipientResult_Failure = 9
+	// The encryption of the connection.
+	RecipientResult_FAILURE_TLS RecipientResult_Failure = 10
+	// The mail server, or a server behind it, cannot be reached or is out of order.
+	RecipientResult_FAILURE_UNREACHABLE RecipientResult_Failure = 11
+	// Its time had passed before it could be delivered.
+	RecipientResult_FAILURE_EXPIRED RecipientResult_Failure = 12
+	// The reply does not tell.
+	RecipientResult_FAILURE_UNCLASSIFIED RecipientResult_Failure = 13
+)
+
+// Enum value maps for RecipientResult_Failure.
+var (
+	RecipientResult_Failure_name = map[int32]string{
+		0:  "FAILURE_UNSPECIFIED",
+		1:  "FAILURE_NO_SUCH_MAILBOX",
+		2:  "FAILURE_MAILBOX_FULL",
+		3:  "FAILURE_RECIPIENT_POLICY",
+		4:  "FAILURE_SENDER_REFUSED",
+		5:  "FAILURE_REPUTATION",
+		6:  "FAILURE_CONTENT",
+		7:  "FAILURE_SIZE",
+		8:  "FAILURE_RATE",
+		9:  "FAILURE_AUTH",
+		10: "FAILURE_TLS",
+		11: "FAILURE_UNREACHABLE",
+		12: "FAILURE_EXPIRED",
+		13: "FAILURE_UNCLASSIFIED",
+	}
+	RecipientResult_Failure_value = map[string]int32{
+		"FAILURE_UNSPECIFIED":      0,
+		"FAILURE_NO_SUCH_MAILBOX":  1,
+		"FAILURE_MAILBOX_FULL":     2,
+		"FAILURE_RECIPIENT_POLICY": 3,
+		"FAILURE_SENDER_REFUSED":   4,
+		"FAILURE_REPUTATION":       5,
+		"FAILURE_CONTENT":          6,
+		"FAILURE_SIZE":             7,
+		"FAILURE_RATE":             8,
+		"FAILURE_AUTH":             9,
+		"FAILURE_TLS":              10,
+		"FAILURE_UNREACHABLE":      11,
+		"FAILURE_EXPIRED":          12,
+		"FAILURE_UNCLASSIFIED":     13,
+	}
+)
+
+func (x RecipientResult_Failure) Enum() *RecipientResult_Failure {
+	p := new(RecipientResult_Failure)
+	*p = x
+	return p
+}
+
+func (x RecipientResult_Failure) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RecipientResult_Failure) Descriptor() protoreflect.EnumDescriptor {
+	return file_maildispatch_v1_mail_proto_enumTypes[7].Descriptor()
+}
+
+func (RecipientResult_Failure) Type() protoreflect.EnumType {
+	return &file_maildispatch_v1_mail_proto_enumTypes[7]
+}
+
+func (x RecipientResult_Failure) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RecipientResult_Failure.Descriptor instead.
+func (RecipientResult_Failure) EnumDescriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4, 2}
+}
+
 // MailMessage is what to send. An address is "a@x.example" or "Name <a@x.example>", any Unicode
 // in the name (at most 200 characters); domains may be internationalised. At least one
 // recipient and at most 500 over to, cc and bcc; one given twice is sent to once.
@@ -951,8 +1050,12 @@ type RecipientResult struct {
 	Time *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
 	// When it is tried again; absent = not by itself.
 	NextAttemptTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=next_attempt_time,json=nextAttemptTime,proto3" json:"next_attempt_time,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Why the recipient does not have the mail, as a class.
+	Failure RecipientResult_Failure `protobuf:"varint,11,opt,name=failure,proto3,enum=maildispatch.v1.RecipientResult_Failure" json:"failure,omitempty"`
+	// What a person can do about it; empty without a failure. Its words may change.
+	Hint          string `protobuf:"bytes,12,opt,name=hint,proto3" json:"hint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RecipientResult) Reset() {
@@ -1053,6 +1156,20 @@ func (x *RecipientResult) GetNextAttemptTime() *timestamppb.Timestamp {
 		return x.NextAttemptTime
 	}
 	return nil
+}
+
+func (x *RecipientResult) GetFailure() RecipientResult_Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return RecipientResult_FAILURE_UNSPECIFIED
+}
+
+func (x *RecipientResult) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
 }
 
 // Attempt is one try to deliver a mail. All of it is output only.
@@ -1751,7 +1868,7 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\x12unsubscribe_mailto\x18\v \x01(\tR\x11unsubscribeMailto\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\b\n" +
 	"\x0fRecipientResult\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x129\n" +
 	"\x04kind\x18\x02 \x01(\x0e2%.maildispatch.v1.RecipientResult.KindR\x04kind\x12?\n" +
@@ -1763,7 +1880,9 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\aattempt\x18\b \x01(\x05R\aattempt\x12.\n" +
 	"\x04time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12F\n" +
 	"\x11next_attempt_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x0fnextAttemptTime\"D\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x0fnextAttemptTime\x12B\n" +
+	"\afailure\x18\v \x01(\x0e2(.maildispatch.v1.RecipientResult.FailureR\afailure\x12\x12\n" +
+	"\x04hint\x18\f \x01(\tR\x04hint\"D\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aKIND_TO\x10\x01\x12\v\n" +
@@ -1775,7 +1894,23 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\x0fSTATUS_ACCEPTED\x10\x02\x12\x13\n" +
 	"\x0fSTATUS_DEFERRED\x10\x03\x12\x13\n" +
 	"\x0fSTATUS_REJECTED\x10\x04\x12\x12\n" +
-	"\x0eSTATUS_UNKNOWN\x10\x05\"\x83\x02\n" +
+	"\x0eSTATUS_UNKNOWN\x10\x05\"\xcf\x02\n" +
+	"\aFailure\x12\x17\n" +
+	"\x13FAILURE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17FAILURE_NO_SUCH_MAILBOX\x10\x01\x12\x18\n" +
+	"\x14FAILURE_MAILBOX_FULL\x10\x02\x12\x1c\n" +
+	"\x18FAILURE_RECIPIENT_POLICY\x10\x03\x12\x1a\n" +
+	"\x16FAILURE_SENDER_REFUSED\x10\x04\x12\x16\n" +
+	"\x12FAILURE_REPUTATION\x10\x05\x12\x13\n" +
+	"\x0fFAILURE_CONTENT\x10\x06\x12\x10\n" +
+	"\fFAILURE_SIZE\x10\a\x12\x10\n" +
+	"\fFAILURE_RATE\x10\b\x12\x10\n" +
+	"\fFAILURE_AUTH\x10\t\x12\x0f\n" +
+	"\vFAILURE_TLS\x10\n" +
+	"\x12\x17\n" +
+	"\x13FAILURE_UNREACHABLE\x10\v\x12\x13\n" +
+	"\x0fFAILURE_EXPIRED\x10\f\x12\x18\n" +
+	"\x14FAILURE_UNCLASSIFIED\x10\r\"\x83\x02\n" +
 	"\aAttempt\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x05R\x06number\x12\x1f\n" +
 	"\vmail_server\x18\x02 \x01(\tR\n" +
@@ -1912,7 +2047,7 @@ func file_maildispatch_v1_mail_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_mail_proto_rawDescData
 }
 
-var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
 var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(Kind)(0),                     // 0: maildispatch.v1.Kind
@@ -1922,59 +2057,61 @@ var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(MailStatus)(0),               // 4: maildispatch.v1.MailStatus
 	(RecipientResult_Kind)(0),     // 5: maildispatch.v1.RecipientResult.Kind
 	(RecipientResult_Status)(0),   // 6: maildispatch.v1.RecipientResult.Status
-	(*MailMessage)(nil),           // 7: maildispatch.v1.MailMessage
-	(*Alternative)(nil),           // 8: maildispatch.v1.Alternative
-	(*Attachment)(nil),            // 9: maildispatch.v1.Attachment
-	(*SendOptions)(nil),           // 10: maildispatch.v1.SendOptions
-	(*RecipientResult)(nil),       // 11: maildispatch.v1.RecipientResult
-	(*Attempt)(nil),               // 12: maildispatch.v1.Attempt
-	(*Mail)(nil),                  // 13: maildispatch.v1.Mail
-	(*MailCounts)(nil),            // 14: maildispatch.v1.MailCounts
-	(*MailFilter)(nil),            // 15: maildispatch.v1.MailFilter
-	nil,                           // 16: maildispatch.v1.MailMessage.HeadersEntry
-	nil,                           // 17: maildispatch.v1.SendOptions.LabelsEntry
-	nil,                           // 18: maildispatch.v1.Mail.LabelsEntry
-	nil,                           // 19: maildispatch.v1.MailFilter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(Mode)(0),                     // 21: maildispatch.v1.Mode
+	(RecipientResult_Failure)(0),  // 7: maildispatch.v1.RecipientResult.Failure
+	(*MailMessage)(nil),           // 8: maildispatch.v1.MailMessage
+	(*Alternative)(nil),           // 9: maildispatch.v1.Alternative
+	(*Attachment)(nil),            // 10: maildispatch.v1.Attachment
+	(*SendOptions)(nil),           // 11: maildispatch.v1.SendOptions
+	(*RecipientResult)(nil),       // 12: maildispatch.v1.RecipientResult
+	(*Attempt)(nil),               // 13: maildispatch.v1.Attempt
+	(*Mail)(nil),                  // 14: maildispatch.v1.Mail
+	(*MailCounts)(nil),            // 15: maildispatch.v1.MailCounts
+	(*MailFilter)(nil),            // 16: maildispatch.v1.MailFilter
+	nil,                           // 17: maildispatch.v1.MailMessage.HeadersEntry
+	nil,                           // 18: maildispatch.v1.SendOptions.LabelsEntry
+	nil,                           // 19: maildispatch.v1.Mail.LabelsEntry
+	nil,                           // 20: maildispatch.v1.MailFilter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(Mode)(0),                     // 22: maildispatch.v1.Mode
 }
 var file_maildispatch_v1_mail_proto_depIdxs = []int32{
-	16, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
-	9,  // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
-	8,  // 2: maildispatch.v1.MailMessage.alternatives:type_name -> maildispatch.v1.Alternative
+	17, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
+	10, // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
+	9,  // 2: maildispatch.v1.MailMessage.alternatives:type_name -> maildispatch.v1.Alternative
 	0,  // 3: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
-	17, // 4: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
-	20, // 5: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
-	20, // 6: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
+	18, // 4: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
+	21, // 5: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
+	21, // 6: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
 	1,  // 7: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
 	5,  // 8: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
 	6,  // 9: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
-	20, // 10: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
-	20, // 11: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
-	20, // 12: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	20, // 13: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	21, // 14: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
-	0,  // 15: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
-	4,  // 16: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
-	11, // 17: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
-	18, // 18: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
-	12, // 19: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
-	20, // 20: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
-	20, // 21: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
-	20, // 22: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
-	20, // 23: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
-	3,  // 24: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
-	1,  // 25: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
-	4,  // 26: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
-	0,  // 27: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
-	19, // 28: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
-	20, // 29: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
-	20, // 30: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	21, // 10: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
+	21, // 11: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
+	7,  // 12: maildispatch.v1.RecipientResult.failure:type_name -> maildispatch.v1.RecipientResult.Failure
+	21, // 13: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	21, // 14: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	22, // 15: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
+	0,  // 16: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
+	4,  // 17: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
+	12, // 18: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
+	19, // 19: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
+	13, // 20: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
+	21, // 21: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
+	21, // 22: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
+	21, // 23: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
+	21, // 24: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 25: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
+	1,  // 26: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
+	4,  // 27: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
+	0,  // 28: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
+	20, // 29: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
+	21, // 30: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
+	21, // 31: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_proto_init() }
@@ -1989,7 +2126,7 @@ func file_maildispatch_v1_mail_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_proto_rawDesc), len(file_maildispatch_v1_mail_proto_rawDesc)),
-			NumEnums:      7,
+			NumEnums:      8,
 			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,

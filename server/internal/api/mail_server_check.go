@@ -108,6 +108,7 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 		limit("max_attempts", int64(l.MaxAttempts), 1000)
 		limit("mails_per_minute", int64(l.MailsPerMinute), 1000000)
 		limit("mails_per_day", int64(l.MailsPerDay), 100000000)
+		limit("max_recipients_per_mail", int64(l.MaxRecipientsPerMail), smtpx.MaxRecipients)
 		limit("max_mail_bytes", l.MaxMailBytes, message.MaxMailBytesCap)
 	}
 	switch {

@@ -67,7 +67,8 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime), PauseUntil: stamp(m.PauseUntil)}
 	if l := m.Limits; l != (store.Limits{}) {
 		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MailsPerMinute: l.MailsPerMinute,
-			MailsPerDay: l.MailsPerDay, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes}
+			MailsPerDay: l.MailsPerDay, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes,
+			MaxRecipientsPerMail: l.MaxRecipientsPerMail}
 	}
 	if x := m.SMTP; x != nil {
 		out.Smtp = &pb.Smtp{Host: x.Host, Port: int32(x.Port), Encryption: encryptionName[smtpx.Encryption(x.Encryption)], Auth: authName[smtpx.Auth(x.Auth)],
@@ -101,6 +102,7 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	l := m.GetLimits()
 	s.Limits.MaxConnections, s.Limits.MailsPerConnection = l.GetMaxConnections(), l.GetMailsPerConnection()
 	s.Limits.MaxAttempts, s.Limits.MaxMailBytes = l.GetMaxAttempts(), l.GetMaxMailBytes()
+	s.Limits.MaxRecipientsPerMail = l.GetMaxRecipientsPerMail()
 	s.Limits.MailsPerMinute, s.Limits.MailsPerDay = l.GetMailsPerMinute(), l.GetMailsPerDay()
 	if s.Type != store.TypeSMTP {
 		s.SMTP = nil

@@ -306,6 +306,7 @@ func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why st
 // transact runs one transaction and reports its results. Without an outcome the relay is at
 // fault.
 func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job) (next lifecycle.Step, end lifecycle.End) {
+	j.AtMost(r.MaxRecipients())
 	positions := j.Next()
 	next, end = lifecycle.StepOver, lifecycle.RelayFault
 	err := s.Submit(ctx, &smtpx.Transaction{
@@ -323,6 +324,9 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 		Done: func(o smtpx.Outcome) {
 			before := j.Left()
 			next, end = j.After(positions, o, f.e.now()), j.End()
+			if o.Took > 0 {
+				r.Took(o.Took)
+			}
 			shown, text := shows(o, j.Left() < before, next)
 			// a suspension is what the next Get says
 			_ = r.Report(ctx, s, j.server, shown, text)

@@ -171,6 +171,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			return
 		}
 	}
+	j.AtMost(w.d.relay.MaxRecipients())
 	positions := j.Next()
 	w.pending++
 	w.served++
@@ -218,6 +219,9 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	if end == lifecycle.Lost {
 		w.leaveIt(ctx, j)
 		return
+	}
+	if o.Took > 0 {
+		w.d.relay.Took(o.Took)
 	}
 	shown, text := shows(o, j.Left() < before, next)
 	if err := w.d.relay.Report(ctx, w.session, w.d.server, shown, text); err != nil {
@@ -311,7 +315,7 @@ func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, s
 		text = o.Err.Error()
 	}
 	switch throttled, server := lifecycle.Throttling(o), lifecycle.RefusesUs(o); {
-	case throttled != "":
+	case throttled != "" && o.Took == 0:
 		return relay.Throttled, throttled
 	case server != "" && o.DotSent && !decided:
 		// a whole body for it: held back, and suspended when it comes again

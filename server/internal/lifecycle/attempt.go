@@ -25,6 +25,7 @@ type Attempt struct {
 	handed  int                     // transactions that a session was given and has answered
 	decided int                     // recipients that this attempt has decided
 	free    int                     // free tries left on a fresh connection
+	most    int                     // recipients of the next transaction
 	// the dot of the transaction that is under way may have left
 	marked bool
 	// the last transaction was marked, and its dot is known not to have left
@@ -45,7 +46,7 @@ var ErrLost = errors.New("the mail was taken from this replica: no dot may leave
 
 // Begin is an attempt to deliver a mail that the batch has claimed, or that is born claimed.
 func Begin(m *store.Claimed, owner store.ReplicaID, now time.Time) *Attempt {
-	a := &Attempt{Mail: m, Owner: owner, Started: now, free: freeTries}
+	a := &Attempt{Mail: m, Owner: owner, Started: now, free: freeTries, most: smtpx.MaxRecipients}
 	a.results = make([]store.RecipientResult, len(m.Recipients))
 	copy(a.results, m.Progress.Results)
 	for i := range a.results {
@@ -90,7 +91,12 @@ func (a *Attempt) Next() []int {
 	return append([]int(nil), a.chunk()...)
 }
 
-func (a *Attempt) chunk() []int { return a.todo[:min(len(a.todo), smtpx.MaxRecipients)] }
+func (a *Attempt) chunk() []int { return a.todo[:min(len(a.todo), a.most)] }
+
+// AtMost sets how many recipients the next transaction may have.
+func (a *Attempt) AtMost(recipients int) {
+	a.most = max(1, min(recipients, smtpx.MaxRecipients))
+}
 
 // Result is what is known of the recipient at a position, and whether this attempt has decided
 // it.
@@ -144,6 +150,10 @@ func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 		a.end = Lost
 	case o.Err != nil && o.Err.Phase == smtpx.PhaseGate:
 		a.end = GateCut
+	case o.Took > 0 && o.ServerDown && !o.DotSent && a.free > 0:
+		// It minded the recipients beyond those it takes, and hung up: fewer next time.
+		a.free--
+		return StepFree
 	case throttled != "" && (!o.ServerDown || policy(o)):
 		a.end = Throttled
 	case o.ServerDown && !o.DotSent && a.free > 0:
@@ -269,8 +279,10 @@ func policy(o smtpx.Outcome) bool {
 }
 
 // leaveUnknown gives up on a transaction whose dot may have left and whose reply nobody read.
-// Which recipients it had needs no record: they are always the first MaxRecipients that need
-// sending and that no earlier transaction of the same attempt has decided.
+// Which recipients it had needs no record: they are always among the first MaxRecipients that
+// need sending and that no earlier transaction of the same attempt has decided. Where the mail
+// server takes fewer at once, the rest of these is called unknown as well: better too many than
+// one too few.
 func (a *Attempt) leaveUnknown(why string, now time.Time) {
 	var left []int
 	for _, p := range a.todo {
@@ -279,10 +291,11 @@ func (a *Attempt) leaveUnknown(why string, now time.Time) {
 		}
 	}
 	a.todo = left
-	for _, p := range a.chunk() {
+	chunk := a.todo[:min(len(a.todo), smtpx.MaxRecipients)]
+	for _, p := range chunk {
 		a.results[p] = store.RecipientResult{Status: store.RecipientUnknown, Attempt: a.Number(), Time: now, Detail: why}
 	}
-	a.todo = a.todo[len(a.chunk()):]
+	a.todo = a.todo[len(chunk):]
 	a.decided++ // the attempt counts
 }
 

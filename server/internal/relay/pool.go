@@ -48,6 +48,8 @@ type Relay struct {
 	refused     int       // sessions in a row that were refused beside sessions that stood
 	atMost      int       // connections until atMostUntil, after that
 	atMostUntil time.Time // zero: no such limit
+	takes       int       // recipients of a transaction until takesUntil; see Took
+	takesUntil  time.Time
 }
 
 // standing is what is known of an open session.
@@ -89,7 +91,7 @@ func (r *Relay) configure(s *store.MailServer) {
 	r.server = s
 	old := r.idle
 	r.idle = nil
-	r.throttled, r.cut, r.refused, r.atMostUntil = 0, 0, 0, time.Time{}
+	r.throttled, r.cut, r.refused, r.atMostUntil, r.takesUntil = 0, 0, 0, time.Time{}, time.Time{}
 	r.mu.Unlock()
 	for _, i := range old {
 		r.discard(i)

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -80,4 +81,31 @@ func (r *Relay) tellRate(ctx context.Context, age time.Duration) {
 	if _, _, err := r.TakeRate(ctx, r.newest(), 0); err != nil {
 		r.rs.cfg.Logger.Warn("use of the mail server's limits not written yet", "mail_server", r.name, "error", err)
 	}
+}
+
+// takesFor is how long is remembered how many recipients a mail server takes at once.
+const takesFor = time.Hour
+
+// MaxRecipients is how many recipients one transaction of this mail server may have: what is
+// configured, or fewer where the mail server was found to take fewer.
+func (r *Relay) MaxRecipients() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := smtpx.MaxRecipients
+	if l := int(r.server.Limits.MaxRecipientsPerMail); l > 0 {
+		n = min(n, l)
+	}
+	if r.rs.cfg.Now().Before(r.takesUntil) {
+		n = min(n, r.takes)
+	}
+	return n
+}
+
+// Took notes that the mail server took n recipients of a transaction and said that more are too
+// many. For a while its transactions have no more. It is asked anew after that: some say so of
+// a rate that is over by then.
+func (r *Relay) Took(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.takes, r.takesUntil = max(1, n), r.rs.cfg.Now().Add(takesFor)
 }
