@@ -24,9 +24,10 @@ const (
 	FailReputation Failure = "reputation"
 	FailContent    Failure = "content" // spam, virus, attachment, form of the message
 	FailSize       Failure = "size"
-	FailRate       Failure = "rate" // too many connections, mails or recipients; an account's quota
-	FailAuth       Failure = "auth" // the login: wrong, missing, or without the right to relay
-	FailTLS        Failure = "tls"
+	// too many connections, mails or recipients; an account's quota
+	FailRate Failure = "rate"
+	FailAuth Failure = "auth" // the login: wrong, missing, or without the right to relay
+	FailTLS  Failure = "tls"
 	// the relay, or a server behind it, cannot be reached or is out of order
 	FailUnreachable  Failure = "unreachable"
 	FailExpired      Failure = "expired" // its time had passed before it could be delivered
@@ -59,7 +60,8 @@ var failures = []failure{
 	{words: "resolver.rst.auth|greylist|graylist", is: FailRecipientPolicy},
 	{words: "too many messages on the server|zuviele mails", is: FailMailboxFull},
 
-	// Lists of senders. They come before what else the text says, since it often quotes an address.
+	// Lists of senders. They come before what else the text says, since it often quotes an
+	// address.
 	{words: "spamhaus|spamcop|sorbs|dnsbl|barracudacentral|senderscore|invaluement|spamrl.com|hostkarma|junkemailfilter|cloudmark|csi.mimecast", is: FailReputation},
 	{words: "blocklist|block list|blacklist|black list|black ip|blocked using|blocked by*bl|rbl reject|rbl deny|an rbl|the rbl|trend micro rbl|drbl|cdrbl|dt:rbl|dns black", is: FailReputation},
 	{words: "listed at |listed by |address is listed|denyip|dnsbl-lookup|ip blocked|ip is rejected|bad ip|_is_blocked|(rtr:bl)|(bl)|sender blacklist", is: FailReputation},

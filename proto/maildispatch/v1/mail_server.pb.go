@@ -942,9 +942,15 @@ type Limits struct {
 	MailsPerMinute int32 `protobuf:"varint,5,opt,name=mails_per_minute,json=mailsPerMinute,proto3" json:"mails_per_minute,omitempty"`
 	// Mails per day (UTC) over all replicas: at most 100000000, default no limit. Daemon-mode
 	// mail waits for the next day, php-mode mail fails with the reason.
-	MailsPerDay   int32 `protobuf:"varint,6,opt,name=mails_per_day,json=mailsPerDay,proto3" json:"mails_per_day,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MailsPerDay int32 `protobuf:"varint,6,opt,name=mails_per_day,json=mailsPerDay,proto3" json:"mails_per_day,omitempty"`
+	// Recipients handed over at once, as one transaction: at most 100, default 100. A mail to
+	// more goes in several, one after the other. A mail server that takes fewer is also noticed
+	// ("too many recipients"): the rest goes at once and costs no attempt, and for an hour its
+	// mails are cut to what it took. Set it where the mail server refuses the whole mail instead
+	// (Amazon SES: 50).
+	MaxRecipientsPerMail int32 `protobuf:"varint,7,opt,name=max_recipients_per_mail,json=maxRecipientsPerMail,proto3" json:"max_recipients_per_mail,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -1015,6 +1021,13 @@ func (x *Limits) GetMailsPerMinute() int32 {
 func (x *Limits) GetMailsPerDay() int32 {
 	if x != nil {
 		return x.MailsPerDay
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxRecipientsPerMail() int32 {
+	if x != nil {
+		return x.MaxRecipientsPerMail
 	}
 	return 0
 }
@@ -1207,14 +1220,15 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\x11GRANT_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18GRANT_CLIENT_CREDENTIALS\x10\x01\x12\x17\n" +
 	"\x13GRANT_REFRESH_TOKEN\x10\x02\x12\x19\n" +
-	"\x15GRANT_SERVICE_ACCOUNT\x10\x03\"\xfa\x01\n" +
+	"\x15GRANT_SERVICE_ACCOUNT\x10\x03\"\xb1\x02\n" +
 	"\x06Limits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\x05R\x0emaxConnections\x120\n" +
 	"\x14mails_per_connection\x18\x02 \x01(\x05R\x12mailsPerConnection\x12!\n" +
 	"\fmax_attempts\x18\x03 \x01(\x05R\vmaxAttempts\x12$\n" +
 	"\x0emax_mail_bytes\x18\x04 \x01(\x03R\fmaxMailBytes\x12(\n" +
 	"\x10mails_per_minute\x18\x05 \x01(\x05R\x0emailsPerMinute\x12\"\n" +
-	"\rmails_per_day\x18\x06 \x01(\x05R\vmailsPerDay\"\x99\x03\n" +
+	"\rmails_per_day\x18\x06 \x01(\x05R\vmailsPerDay\x125\n" +
+	"\x17max_recipients_per_mail\x18\a \x01(\x05R\x14maxRecipientsPerMail\"\x99\x03\n" +
 	"\x06Health\x123\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1d.maildispatch.v1.Health.StateR\x05state\x12)\n" +
 	"\x10suspended_reason\x18\x02 \x01(\tR\x0fsuspendedReason\x12F\n" +
