@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -374,77 +373,6 @@ func (s *Store) applyMoves(ctx context.Context, tx *sqlx.Tx, changes []change) e
 			if _, err := s.q.in(ctx, tx, st).ExecContext(ctx, name, string(b)); err != nil {
 				return err
 			}
-		}
-	}
-	return nil
-}
-
-// modifyRow is a change as the statement reads it.
-type modifyRow struct {
-	ID       uuid.UUID  `json:"id"`
-	Done     bool       `json:"done"`
-	Status   MailStatus `json:"status"`
-	RunAt    *int64     `json:"run_at,omitempty"`
-	ResumeAt *int64     `json:"resume_at,omitempty"`
-	Attempts int        `json:"attempts"`
-	Progress *Progress  `json:"progress"`
-	Dup      bool       `json:"dup"`
-	Err      string     `json:"err"`
-}
-
-func (s *Store) applyPostgres(ctx context.Context, tx *sqlx.Tx, changes []change) error {
-	rows := make([]modifyRow, len(changes))
-	for i, x := range changes {
-		c := x.c
-		r := modifyRow{ID: x.m.ID, Done: c.Kind == SettleArchive, Status: c.Status, Attempts: c.Attempts, Progress: c.Progress, Dup: c.PossibleDuplicate, Err: c.LastError}
-		if c.Kind == SettleRetry {
-			at := c.RunAt.UnixMicro()
-			r.RunAt = &at
-		}
-		if !c.ResumeAt.IsZero() {
-			at := c.ResumeAt.UnixMicro()
-			r.ResumeAt = &at
-		}
-		rows[i] = r
-	}
-	b, err := json.Marshal(rows)
-	if err != nil {
-		return err
-	}
-	var n int
-	if err := s.q.in(ctx, tx, "modify").GetContext(ctx, &n, string(b)); err != nil {
-		return err
-	}
-	if n != len(changes) {
-		return fmt.Errorf("%d of %d locked mails were changed", n, len(changes))
-	}
-	return nil
-}
-
-func (s *Store) applySQLite(ctx context.Context, tx *sqlx.Tx, changes []change) error {
-	modify, remove, archive := s.q.in(ctx, tx, "due_modify"), s.q.in(ctx, tx, "due_delete"), s.q.in(ctx, tx, "archive_insert")
-	now := s.nowArg()
-	for _, x := range changes {
-		c := x.c
-		b, err := json.Marshal(c.Progress)
-		if err != nil {
-			return err
-		}
-		if c.Kind == SettleArchive {
-			if _, err := archive.ExecContext(ctx, now, c.Status, c.Attempts, c.PossibleDuplicate, c.LastError, string(b), x.m.ID); err != nil {
-				return err
-			}
-			if _, err := remove.ExecContext(ctx, x.m.ID); err != nil {
-				return err
-			}
-			continue
-		}
-		var runAt any
-		if c.Kind == SettleRetry {
-			runAt = s.t(&c.RunAt)
-		}
-		if _, err := modify.ExecContext(ctx, c.Status, runAt, s.t(&c.ResumeAt), c.Attempts, string(b), c.PossibleDuplicate, c.LastError, x.m.ID); err != nil {
-			return err
 		}
 	}
 	return nil

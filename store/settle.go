@@ -3,10 +3,8 @@ package store
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 
 	"github.com/google/uuid"
-	"github.com/jmoiron/sqlx"
 )
 
 type settleOp struct {
@@ -99,51 +97,6 @@ type settleRow struct {
 	Err      string     `json:"err"`
 }
 
-func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
-	var finished, changed []settleRow
-	// Marks are half of all, and small: no reflection for them.
-	marks := append(make([]byte, 0, 64+64*len(ops)), '[')
-	mine := make(map[uuid.UUID]bool, len(ops))
-	for _, op := range ops {
-		st := op.s
-		mine[st.ID] = true
-		r := settleRow{ID: st.ID, Claim: st.Claim, Status: st.Status, Attempts: st.Attempts, Progress: progressOf(st), Dup: st.PossibleDuplicate, Err: storable(st.LastError)}
-		switch st.Kind {
-		case SettleMark:
-			if len(marks) > 1 {
-				marks = append(marks, ',')
-			}
-			marks = fmt.Appendf(marks, `{"id":"%s","c":%d}`, st.ID, st.Claim)
-		case SettleArchive:
-			finished = append(finished, r)
-		default:
-			r.Kind, r.Crashes = st.Kind, st.Crashes
-			if st.Kind == SettleRetry {
-				at := st.RunAt.UnixMicro()
-				r.RunAt = &at
-			}
-			changed = append(changed, r)
-		}
-	}
-	f, err := listJSON(finished)
-	if err != nil {
-		return nil, err
-	}
-	x, err := listJSON(changed)
-	if err != nil {
-		return nil, err
-	}
-	var lost []uuid.UUID
-	owner := int64(ops[0].s.Owner)
-	if err := s.q.get("settle").SelectContext(ctx, &lost, f, x, string(append(marks, ']')), owner, owner, owner); err != nil {
-		return nil, err
-	}
-	for _, id := range lost {
-		delete(mine, id)
-	}
-	return mine, nil
-}
-
 // listJSON is a list for json_to_recordset, which takes no null.
 func listJSON(rows []settleRow) (string, error) {
 	if len(rows) == 0 {
@@ -159,61 +112,4 @@ func progressOf(st *Settlement) *Progress {
 		return &Progress{}
 	}
 	return storableProgress(st.Progress)
-}
-
-func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
-	mine := make(map[uuid.UUID]bool, len(ops))
-	err := s.txOnce(ctx, func(tx *sqlx.Tx) error {
-		clear(mine)
-		now := s.nowArg()
-		exec := func(id uuid.UUID, name string, args ...any) error {
-			res, err := s.q.in(ctx, tx, name).ExecContext(ctx, args...)
-			if err != nil {
-				return err
-			}
-			n, err := res.RowsAffected()
-			if n > 0 {
-				mine[id] = true
-			}
-			return err
-		}
-		for _, op := range ops {
-			st := op.s
-			owner := int64(st.Owner)
-			var progress any
-			if p := progressOf(st); p != nil {
-				b, err := json.Marshal(p)
-				if err != nil {
-					return err
-				}
-				progress = string(b)
-			}
-			var err error
-			switch st.Kind {
-			case SettleMark:
-				err = exec(st.ID, "settle_mark", now, st.ID, owner, st.Claim)
-			case SettleBegin:
-				err = exec(st.ID, "settle_begin", st.Crashes, st.ID, owner, st.Claim)
-			case settleUnreadable:
-				err = exec(st.ID, "settle_unreadable", st.Status, storable(st.LastError), st.ID, owner, st.Claim)
-			case SettleProgress:
-				err = exec(st.ID, "settle_progress", nullString(string(st.Status)), st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner, st.Claim)
-			case SettleArchive:
-				if err = exec(st.ID, "settle_archive", now, st.Status, st.Attempts, st.PossibleDuplicate, storable(st.LastError), progress, st.ID, owner, st.Claim); err == nil && mine[st.ID] {
-					err = exec(st.ID, "settle_delete", st.ID, owner, st.Claim)
-				}
-			default:
-				var runAt any
-				if st.Kind == SettleRetry {
-					runAt = s.t(&st.RunAt)
-				}
-				err = exec(st.ID, "settle_update", st.Status, runAt, st.Crashes, st.Attempts, progress, st.PossibleDuplicate, storable(st.LastError), st.ID, owner, st.Claim)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return mine, err
 }

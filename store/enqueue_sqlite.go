@@ -1,0 +1,82 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+	in := make(map[uuid.UUID]bool, len(ops))
+	mail, due := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due")
+	terms := []byte{'['}
+	type routed struct {
+		server  string
+		version int64
+	}
+	stands := map[routed]bool{}
+	for _, op := range ops {
+		m := op.m
+		if m.ServerVersion != 0 {
+			to := routed{m.MailServer, m.ServerVersion}
+			ok, asked := stands[to]
+			if !asked {
+				var n int
+				if err := s.q.in(ctx, tx, "server_has_version").GetContext(ctx, &n, to.server, to.version); err != nil {
+					return nil, err
+				}
+				ok = n > 0
+				stands[to] = ok
+			}
+			if !ok {
+				continue
+			}
+		}
+		rcpts, err := json.Marshal(m.Recipients)
+		if err != nil {
+			return nil, err
+		}
+		var resent any
+		if m.ResentFrom != uuid.Nil {
+			resent = m.ResentFrom
+		}
+		res, err := mail.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Mode, m.Kind, m.Priority, m.Reference, m.From, m.Subject, m.MessageID,
+			m.SizeBytes, string(rcpts), nullJSON(m.Labels), nullString(m.RequestID), nullBytes(m.Fingerprint), m.Route, m.UTF8, s.t(&m.CreateTime),
+			s.t(m.ExpireTime), m.inline, nullString(string(m.layout)), nullString(m.BatchID), resent, nullString(m.Reason), nullString(m.Caller))
+		if err != nil {
+			return nil, err
+		}
+		if n, err := res.RowsAffected(); err != nil {
+			return nil, err
+		} else if n == 0 {
+			continue
+		}
+		in[m.ID] = true
+		var owner any
+		if m.Owner != 0 {
+			owner = int64(m.Owner)
+		}
+		status, runAt, resumeAt := MailQueued, s.t(&m.RunAt), any(nil)
+		if m.Held != "" {
+			status, runAt, resumeAt = MailHeld, nil, runAt
+		}
+		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, m.Held); err != nil {
+			return nil, err
+		}
+		for _, t := range s.termsOf(m) {
+			if len(terms) > 1 {
+				terms = append(terms, ',')
+			}
+			terms = fmt.Appendf(terms, `[%s,"%s"]`, t, m.ID)
+		}
+	}
+	if len(terms) > 1 {
+		if _, err := s.q.in(ctx, tx, "enqueue_term").ExecContext(ctx, string(append(terms, ']'))); err != nil {
+			return nil, err
+		}
+	}
+	return in, nil
+}
