@@ -61,7 +61,7 @@ func (s *Store) ChangeBreaker(ctx context.Context, server string, change func(no
 		if _, err := s.q.in(ctx, tx, "breaker_make").ExecContext(ctx, server); err != nil {
 			return err
 		}
-		now, err := s.clock(ctx, tx)
+		now, err := s.dialect.clock(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -81,15 +81,4 @@ func (s *Store) ChangeBreaker(ctx context.Context, server string, change func(no
 		return nil, err
 	}
 	return out, nil
-}
-
-// clock is the time that decides, inside tx: after waiting for a lock, not when the transaction
-// began.
-func (s *Store) clock(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
-	if s.dialect == sqliteDia {
-		return micro(s.now()), nil
-	}
-	var t time.Time
-	err := s.q.in(ctx, tx, "clock").GetContext(ctx, &t)
-	return t.UTC(), err
 }

@@ -39,10 +39,7 @@ func (s *Store) LastChange(ctx context.Context) (Position, error) {
 	if err := s.q.get("change_horizon").GetContext(ctx, &r); err != nil {
 		return Position{}, s.fault(err)
 	}
-	if s.dialect == postgres {
-		return Position{Generation: r.Generation, XID: r.Horizon}, nil
-	}
-	return Position{Generation: r.Generation, Seq: r.Horizon}, nil
+	return s.dialect.position(r.Generation, r.Horizon), nil
 }
 
 // WatchLag is how long ago the first change happened that Changes does not give yet; 0 = there
@@ -50,12 +47,7 @@ func (s *Store) LastChange(ctx context.Context) (Position, error) {
 // come before, and that may be a stranger's: its server counts those of all its databases. On
 // SQLite there is never a lag.
 func (s *Store) WatchLag(ctx context.Context) (time.Duration, error) {
-	if s.dialect == sqliteDia {
-		return 0, nil
-	}
-	var us int64
-	err := s.q.get("change_lag").GetContext(ctx, &us)
-	return time.Duration(max(0, us)) * time.Microsecond, s.fault(err)
+	return s.dialect.lag(ctx)
 }
 
 // Changes reads changes behind after, at most n, and returns those that sc and f let through,
@@ -90,18 +82,13 @@ func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Posit
 	if after.Generation != gone.Generation || after.before(gone) {
 		return nil, after, false, ErrForgotten
 	}
-	next = after
-	if len(rows) < n && s.dialect == postgres && h > next.XID {
-		next = last
-	}
 	if len(rows) == 0 {
-		return nil, next, false, nil
+		return nil, last, false, nil
 	}
+	next = last // all up to the horizon was read
 	if len(rows) == n {
 		r := rows[len(rows)-1]
 		next, more = Position{last.Generation, r.XID, r.Seq}, true
-	} else if s.dialect == sqliteDia {
-		next.Seq = rows[len(rows)-1].Seq
 	}
 	ids := make(map[uuid.UUID]bool, len(rows))
 	for _, r := range rows {
@@ -157,29 +144,10 @@ const forgetPage = 5000
 func (s *Store) ForgetChanges(ctx context.Context, age time.Duration) (int, error) {
 	total := 0
 	for {
-		n, err := s.forgetPage(ctx, age)
+		n, err := s.dialect.forgetChanges(ctx, age)
 		total += n
 		if err != nil || n < forgetPage {
 			return total, err
 		}
 	}
-}
-
-func (s *Store) forgetPage(ctx context.Context, age time.Duration) (int, error) {
-	if s.dialect == postgres {
-		var n int
-		err := s.q.get("change_forget").GetContext(ctx, &n, forgetPage, age.Microseconds())
-		return n, s.fault(err)
-	}
-	// Two statements, in this order: a reader that sees the gap also sees the note of it.
-	before := s.now().Add(-age)
-	if _, err := s.q.get("change_note").ExecContext(ctx, forgetPage, s.t(&before)); err != nil {
-		return 0, s.fault(err)
-	}
-	res, err := s.q.get("change_forget").ExecContext(ctx)
-	if err != nil {
-		return 0, s.fault(err)
-	}
-	n, err := res.RowsAffected()
-	return int(n), s.fault(err)
 }

@@ -11,7 +11,7 @@ import (
 
 // What a server has to be for the promise to hold is asked once, at the start.
 
-func (s *Store) checkPostgres(ctx context.Context, allowUnsafe bool) error {
+func (s onPostgres) check(ctx context.Context, allowUnsafe bool) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	if err := checkPooler(ctx, s.write); err != nil {

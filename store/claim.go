@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/google/uuid"
-	"github.com/jmoiron/sqlx"
 )
 
 // claimedRow is a claimed mail as the statements return it.
@@ -96,12 +95,7 @@ func unreadable(why error) string {
 // DueServers names the mail servers that have claimable mail now, deleted and unavailable ones
 // too.
 func (s *Store) DueServers(ctx context.Context) ([]string, error) {
-	var names []string
-	var args []any
-	if s.dialect == sqliteDia {
-		args = append(args, s.nowArg())
-	}
-	err := s.q.get("due_servers").SelectContext(ctx, &names, args...)
+	names, err := s.dialect.dueServers(ctx)
 	return names, s.fault(err)
 }
 
@@ -116,7 +110,7 @@ func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, 
 	defer s.interactive.bulkTurn(ctx)()
 	var out []*Claimed
 	for want := max; want > 0; {
-		rows, err := s.claimPage(ctx, r, server, want, above)
+		rows, err := s.dialect.claimPage(ctx, r, server, want, above)
 		if err != nil && len(out) == 0 {
 			return nil, err
 		}
@@ -141,32 +135,5 @@ func moreWaits(rows []claimedRow, want int) bool {
 	return len(rows) > 0 && len(rows) < want && most >= (want+len(teams)-1)/len(teams)
 }
 
-func (s *Store) claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) (rows []claimedRow, err error) {
-	if s.dialect == postgres {
-		err = s.repeated(func() error {
-			rows = nil
-			return s.q.get("claim").SelectContext(ctx, &rows, server, server, above, int64(r), max, max, server, max, int64(r))
-		})
-		return rows, err
-	}
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		rows = nil
-		var ids []uuid.UUID
-		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, server, max, s.nowArg(), above, int64(r)); err != nil || len(ids) == 0 {
-			return err
-		}
-		return s.claimedByID(ctx, tx, ids, &rows)
-	})
-	return rows, err
-}
-
 // AnyPriority is below every priority.
 const AnyPriority = math.MinInt16
-
-func (s *Store) claimedByID(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID, rows *[]claimedRow) error {
-	b, err := json.Marshal(ids)
-	if err != nil {
-		return err
-	}
-	return s.q.in(ctx, tx, "claimed").SelectContext(ctx, rows, string(b))
-}

@@ -129,7 +129,7 @@ func (s *Store) putContent(ctx context.Context, sum [32]byte, size int, data []b
 }
 
 func (s *Store) putContentTx(ctx context.Context, tx *sqlx.Tx, sum [32]byte, size int, data []byte, used bool) error {
-	today := s.day(s.now())
+	today := s.dialect.date(s.now())
 	exec := func(name string, args ...any) (bool, error) {
 		res, err := s.q.in(ctx, tx, name).ExecContext(ctx, args...)
 		if err != nil {
@@ -161,14 +161,6 @@ func (s *Store) putContentTx(ctx context.Context, tx *sqlx.Tx, sum [32]byte, siz
 		return nil
 	}
 	return fmt.Errorf("content %x comes and goes", sum[:6])
-}
-
-// day is a date: a real one on PostgreSQL, days since 1970 on SQLite.
-func (s *Store) day(t time.Time) any {
-	if s.dialect == sqliteDia {
-		return t.Unix() / 86400
-	}
-	return t.UTC().Format(time.DateOnly)
 }
 
 // content reads shared content through the cache, with the statement of the engine or of

@@ -21,8 +21,6 @@ const (
 	// flushTimeout bounds a flush. Never a caller's context: cancelling one caller's commit
 	// would break everybody's in the batch.
 	flushTimeout = 30 * time.Second
-	// enqueueFlushers on PostgreSQL; SQLite has one writer.
-	enqueueFlushers = 2
 )
 
 type enqueueOp struct {
@@ -38,11 +36,7 @@ type enqueueAnswer struct {
 
 func (s *Store) startCoalescers() {
 	s.intake = make(chan *enqueueOp, 4*batchItems)
-	n := enqueueFlushers
-	if s.dialect == sqliteDia {
-		n = 1
-	}
-	for range n {
+	for range s.dialect.flushers() {
 		s.enqueue = append(s.enqueue, newCoalescer(s.intake, func(o *enqueueOp) int { return o.size }, s.flushEnqueue))
 	}
 	s.settle, s.quick = s.newWriter(), s.newWriter()
@@ -111,7 +105,7 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 	var chunks []packedMails
 	for i := 0; i < len(ops); {
 		j := chunkEnd(ops, i, batchItems)
-		p, err := s.packMails(ops[i:j])
+		p, err := s.dialect.packMails(ops[i:j])
 		if err != nil {
 			return nil, fmt.Errorf("store mails: %w", err)
 		}
@@ -181,7 +175,7 @@ func (s *Store) insertAll(ctx context.Context, ms []*NewMail, chunks []packedMai
 func (s *Store) insertChunks(ctx context.Context, tx *sqlx.Tx, chunks []packedMails) (map[*NewMail]Enqueued, error) {
 	answers := map[*NewMail]Enqueued{}
 	for _, chunk := range chunks {
-		inserted, err := s.insertMails(ctx, tx, chunk)
+		inserted, err := s.dialect.insertMails(ctx, tx, chunk)
 		if err != nil {
 			return nil, err
 		}
@@ -317,28 +311,13 @@ func (s *Store) stmt(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt {
 	return s.q.in(ctx, tx, name)
 }
 
-// insertBatch is insertMails in a transaction of its own.
-func (s *Store) insertBatch(ctx context.Context, ops []*enqueueOp) (in map[uuid.UUID]bool, err error) {
-	if s.dialect == postgres {
-		p, err := s.packMails(ops)
-		if err != nil {
-			return nil, err
-		}
-		return s.insertMailsPostgres(ctx, nil, p) // one statement is one transaction
+// insertBatch is one transaction, and returns which mails were new.
+func (s *Store) insertBatch(ctx context.Context, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
+	p, err := s.dialect.packMails(ops)
+	if err != nil {
+		return nil, err
 	}
-	err = s.txOnce(ctx, func(tx *sqlx.Tx) (err error) {
-		in, err = s.insertMailsSQLite(ctx, tx, ops)
-		return err
-	})
-	return in, err
-}
-
-// insertMails writes mails and returns which of them were new.
-func (s *Store) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (map[uuid.UUID]bool, error) {
-	if s.dialect == postgres {
-		return s.insertMailsPostgres(ctx, tx, p)
-	}
-	return s.insertMailsSQLite(ctx, tx, p.ops)
+	return s.dialect.insertMails(ctx, nil, p)
 }
 
 // packedMails are mails as one enqueue statement takes them.

@@ -44,12 +44,13 @@ type mailRow struct {
 	Version     int64             `json:"server_version,omitempty"`
 }
 
-// packMails does of an enqueue statement what needs no database.
-func (s *Store) packMails(ops []*enqueueOp) (packedMails, error) {
+// enqueueFlushers is how many write at once.
+const enqueueFlushers = 2
+
+func (onPostgres) flushers() int { return enqueueFlushers }
+
+func (s onPostgres) packMails(ops []*enqueueOp) (packedMails, error) {
 	p := packedMails{ops: ops}
-	if s.dialect == sqliteDia {
-		return p, nil
-	}
 	rows := make([]mailRow, len(ops))
 	offset := 1
 	for i, op := range ops {
@@ -73,7 +74,7 @@ func (s *Store) packMails(ops []*enqueueOp) (packedMails, error) {
 	return p, err
 }
 
-func (s *Store) insertMailsPostgres(ctx context.Context, tx *sqlx.Tx, p packedMails) (map[uuid.UUID]bool, error) {
+func (s onPostgres) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (map[uuid.UUID]bool, error) {
 	n := 0
 	for _, op := range p.ops {
 		n += len(op.m.inline)

@@ -9,8 +9,20 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-func (s *Store) insertMailsSQLite(ctx context.Context, tx *sqlx.Tx, ops []*enqueueOp) (map[uuid.UUID]bool, error) {
-	in := make(map[uuid.UUID]bool, len(ops))
+func (onSQLite) flushers() int { return 1 }
+
+func (onSQLite) packMails(ops []*enqueueOp) (packedMails, error) { return packedMails{ops: ops}, nil }
+
+func (s onSQLite) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (in map[uuid.UUID]bool, err error) {
+	if tx == nil {
+		err = s.txOnce(ctx, func(tx *sqlx.Tx) (err error) {
+			in, err = s.insertMails(ctx, tx, p)
+			return err
+		})
+		return in, err
+	}
+	ops := p.ops
+	in = make(map[uuid.UUID]bool, len(ops))
 	mail, due := s.q.in(ctx, tx, "enqueue_mail"), s.q.in(ctx, tx, "enqueue_due")
 	terms := []byte{'['}
 	type routed struct {

@@ -22,7 +22,7 @@ type Statement struct {
 
 // Statements are those of a dialect.
 func Statements(d string) ([]Statement, error) {
-	all, err := readStatements(dialect(d))
+	all, err := readStatements(d)
 	out := make([]Statement, len(all))
 	for i, x := range all {
 		text := x.text
@@ -38,7 +38,7 @@ func Statements(d string) ([]Statement, error) {
 // was.
 func RecordUse() func(dialectName, statement string) bool {
 	var names sync.Map
-	used = func(d dialect, name string) { names.Store(string(d)+" "+name, true) }
+	used = func(d, name string) { names.Store(d+" "+name, true) }
 	return func(d, statement string) bool {
 		_, ok := names.Load(d + " " + statement)
 		return ok
@@ -69,7 +69,7 @@ func (s *Store) JournalQuery(archive bool, sc Scope, f MailFilter, after Cursor,
 // while. SQLite's never depends on them.
 func (s *Store) Plan(ctx context.Context, text string, args []any, generic bool) (string, error) {
 	var lines []string
-	if s.dialect == sqliteDia {
+	if s.Dialect() == "sqlite" {
 		if args == nil {
 			n := strings.Count(text, "?")
 			for i := range n {
@@ -132,14 +132,14 @@ type Column struct{ Nullable bool }
 
 // Schemas migrates an empty database version by version and looks at it after each.
 func Schemas(ctx context.Context, dsn string) ([]Schema, error) {
-	d, gd, driver, name := postgres, goose.DialectPostgres, "postgres", dsn
+	d, gd, driver, name := "postgres", goose.DialectPostgres, "postgres", dsn
 	columns := `select table_name || '.' || column_name as name, is_nullable = 'YES' as nullable, column_default is not null or is_identity = 'YES' as has_default
 from information_schema.columns where table_schema = 'public' and table_name not like 'goose%'`
 	indexes := `select c.relname || '.' || i.relname as name, x.indisunique as uniq
 from pg_index x join pg_class c on c.oid = x.indrelid join pg_class i on i.oid = x.indexrelid join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = 'public' and not x.indisprimary and c.relname not like 'goose%'`
 	if path, is := strings.CutPrefix(dsn, "sqlite:"); is {
-		d, gd, driver, name = sqliteDia, goose.DialectSQLite3, "sqlite", path
+		d, gd, driver, name = "sqlite", goose.DialectSQLite3, "sqlite", path
 		columns = `select t.name || '.' || c.name as name, c."notnull" = 0 and c.pk = 0 as nullable, c.dflt_value is not null as has_default
 from sqlite_master t join pragma_table_info(t.name) c where t.type = 'table' and t.name not like 'goose%' and t.name not like 'sqlite%'`
 		indexes = `select t.name || '.' || i.name as name, i."unique" as uniq
@@ -150,7 +150,7 @@ from sqlite_master t join pragma_index_list(t.name) i where t.type = 'table' and
 		return nil, err
 	}
 	defer db.Close()
-	dir, err := fs.Sub(migrations, "migrations/"+string(d))
+	dir, err := fs.Sub(migrations, "migrations/"+d)
 	if err != nil {
 		return nil, err
 	}

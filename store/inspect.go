@@ -67,7 +67,7 @@ func OpenInspector(ctx context.Context, dsn string) (*Inspector, error) {
 		_ = in.s.closeDBs() // the first error says more
 		return nil, err
 	}
-	for _, file := range []string{"inspect_common", "inspect_" + string(in.s.dialect)} {
+	for _, file := range []string{"inspect_common", "inspect_" + in.s.dialect.name()} {
 		sts, err := statementsOf(file)
 		if err != nil {
 			return nil, err
@@ -85,7 +85,7 @@ func (in *Inspector) open(ctx context.Context, dsn string) error {
 	case CheckDSN(dsn) != nil:
 		return CheckDSN(dsn)
 	case isFile:
-		in.s.dialect = sqliteDia
+		in.s.dialect = onSQLite{in.s}
 		return in.s.readSQLite(ctx, file)
 	}
 	return in.s.openPostgres(ctx, dsn, Pools{}, pq.TargetSessionAttrsAny)
@@ -93,7 +93,7 @@ func (in *Inspector) open(ctx context.Context, dsn string) error {
 
 // current refuses a schema that the statements do not know.
 func (in *Inspector) current(ctx context.Context) error {
-	files, err := fs.Glob(migrations, "migrations/"+string(in.s.dialect)+"/*.sql")
+	files, err := fs.Glob(migrations, "migrations/"+in.s.dialect.name()+"/*.sql")
 	if err != nil {
 		return err
 	}
@@ -224,12 +224,8 @@ const inspectStatement = 6 * time.Hour
 
 // Inspect looks at everything once.
 func (in *Inspector) Inspect(ctx context.Context, opt InspectOptions) (*Inspection, error) {
-	opts := &sql.TxOptions{ReadOnly: true} // a snapshot on SQLite
-	if in.s.dialect == postgres {
-		opts.Isolation = sql.LevelRepeatableRead
-	}
 	// A scan of millions of rows takes longer than any statement of the service may.
-	tx, err := in.s.read.BeginTxx(patient(ctx, inspectStatement), opts)
+	tx, err := in.s.read.BeginTxx(patient(ctx, inspectStatement), in.s.dialect.inspection())
 	if err != nil {
 		return nil, in.s.fault(err)
 	}
@@ -252,8 +248,8 @@ type look struct {
 
 func (l *look) all(opt InspectOptions) error {
 	l.now = micro(l.in.s.now())
-	if l.in.s.dialect == postgres {
-		if err := l.tx.GetContext(l.ctx, &l.now, "select clock_timestamp()"); err != nil {
+	if q, ok := l.in.st["clock"]; ok { // SQLite goes by this machine's
+		if err := l.tx.GetContext(l.ctx, &l.now, q); err != nil {
 			return err
 		}
 	}

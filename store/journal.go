@@ -262,14 +262,9 @@ func (s *Store) archiveQuery(sc Scope, f *MailFilter, after Cursor, n int) (stri
 	return "select " + archiveColumns + " from archive a " + s.joinMail(f) + " mail m on m.id = a.id where " + w.sql() + " order by a.done_at desc, a.id desc limit ?", append(w.args, n)
 }
 
-// joinMail joins mail to a journal. SQLite takes its order of tables from a cross join; left to
-// itself it would read all mail where only that can tell what is wanted. Of a batch it reads
-// just that batch's.
+// joinMail joins mail to a journal. Of a batch only that batch's mail is read.
 func (s *Store) joinMail(f *MailFilter) string {
-	if s.dialect == sqliteDia && f.BatchID == "" {
-		return "cross join"
-	}
-	return "join"
+	return s.dialect.joinMail(f.BatchID != "")
 }
 
 // ListDue lists up to n unfinished mails in the order they were taken, after the cursor's id.

@@ -99,7 +99,7 @@ func (s *Store) Remember(ctx context.Context, stateFile string) (WentBack, error
 	if err != nil {
 		return WentBack{}, err
 	}
-	system, timeline, err := s.place(ctx, l)
+	system, timeline, err := s.dialect.place(ctx, l)
 	if err != nil {
 		return WentBack{}, fmt.Errorf("database: %w", s.fault(err))
 	}
@@ -144,7 +144,7 @@ func (s *Store) Remember(ctx context.Context, stateFile string) (WentBack, error
 
 func (s *Store) newLineage(file string) (*lineage, error) {
 	l := &lineage{nonce: uuid.NewString(), state: &stateFile{path: file}, sql: map[string]string{}}
-	sts, err := statementsOf("lineage_" + string(s.dialect))
+	sts, err := statementsOf("lineage_" + s.dialect.name())
 	for _, st := range sts {
 		l.sql[st.name] = s.write.Rebind(st.text)
 	}
@@ -158,7 +158,7 @@ func (s *Store) compare(ctx context.Context, tx *sqlx.Tx, l *lineage, row *insta
 	if err != nil {
 		s.log.Warn("the state file cannot be read", "file", l.state.path, "error", err)
 	}
-	if s.dialect == sqliteDia {
+	if s.dialect.countsStarts() {
 		// The nonce is in the file before it is in the database, so that no crash makes them
 		// differ.
 		if err := l.state.put(l.id, func(e *stateEntry) { e.Next = l.nonce }); err != nil {
@@ -173,9 +173,9 @@ func (s *Store) compare(ctx context.Context, tx *sqlx.Tx, l *lineage, row *insta
 		return e.Beat, fmt.Sprintf("its state is older than what this machine has seen of it (%d, %d)", row.Beat, e.Beat), nil
 	case row.Beat == 0:
 		return e.Beat, "", nil // nobody has served it
-	case s.dialect == sqliteDia && !had:
+	case s.dialect.countsStarts() && !had:
 		return 0, "the state file beside the key file does not know it: it is a copy", nil
-	case s.dialect == sqliteDia && row.Nonce != e.Nonce && row.Nonce != e.Next:
+	case s.dialect.countsStarts() && row.Nonce != e.Nonce && row.Nonce != e.Next:
 		return e.Beat, "a copy of it was started since", nil
 	case system != "" && row.System != "" && row.System != system:
 		return e.Beat, "it lies in another cluster or database than before: it is a copy, or was restored", nil
@@ -203,19 +203,7 @@ func (s *Store) holdAll(ctx context.Context, tx *sqlx.Tx, l *lineage, why string
 	if err != nil {
 		return w, err
 	}
-	if s.dialect == postgres {
-		w.Held, err = s.holdPostgres(ctx, tx, l)
-	} else {
-		var res sql.Result
-		if res, err = tx.ExecContext(ctx, l.sql["hold"], WentBackReason); err == nil {
-			var n int64
-			n, err = res.RowsAffected()
-			w.Held = int(n)
-		}
-		if err == nil {
-			_, err = tx.ExecContext(ctx, l.sql["hold_parked"], WentBackReason)
-		}
-	}
+	w.Held, err = s.dialect.hold(ctx, tx, l)
 	if err == nil {
 		_, err = tx.ExecContext(ctx, l.sql["hold_audit"], s.nowArg(), strconv.Itoa(w.Held)+" mails", why)
 	}
@@ -301,7 +289,7 @@ func (s *Store) beat(ctx context.Context) error {
 func (s *Store) save(l *lineage, beat int64) {
 	err := l.state.put(l.id, func(e *stateEntry) {
 		e.Beat = max(e.Beat, beat)
-		if s.dialect == sqliteDia {
+		if s.dialect.countsStarts() {
 			e.Nonce, e.Next = l.nonce, ""
 		}
 	})

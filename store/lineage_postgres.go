@@ -13,12 +13,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// place asks where the database lies, and for the timeline of its server. What the server does
-// not tell this user is "".
-func (s *Store) place(ctx context.Context, l *lineage) (system, timeline string, err error) {
-	if s.dialect != postgres {
-		return "", "", nil
-	}
+// What the server does not tell this user is "".
+func (s onPostgres) place(ctx context.Context, l *lineage) (system, timeline string, err error) {
 	for name, into := range map[string]*string{"system": &system, "timeline": &timeline} {
 		err := s.write.GetContext(ctx, into, l.sql[name])
 		var pe *pq.Error
@@ -33,8 +29,8 @@ func (s *Store) place(ctx context.Context, l *lineage) (system, timeline string,
 	return system, timeline, nil
 }
 
-// holdPostgres holds what is due, and makes every replica take a new lease.
-func (s *Store) holdPostgres(ctx context.Context, tx *sqlx.Tx, l *lineage) (held int, err error) {
+// Every replica has to take a new lease.
+func (s onPostgres) hold(ctx context.Context, tx *sqlx.Tx, l *lineage) (held int, err error) {
 	for _, q := range []string{"set local enable_seqscan = on", l.sql["hold_lock"]} {
 		if _, err := tx.ExecContext(ctx, q); err != nil {
 			return 0, err

@@ -239,10 +239,7 @@ func (s *Store) Servers(ctx context.Context, sc Scope, f ServerFilter, afterName
 
 // lockServer reads a mail server for change inside tx.
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, sc Scope, name string, ifVersion int64) (*MailServer, error) {
-	q := "select " + serverColumns + " from mail_server where name = ?"
-	if s.dialect == postgres {
-		q += " for update"
-	}
+	q := "select " + serverColumns + " from mail_server where name = ?" + s.dialect.lockRow()
 	var r serverRow
 	if err := tx.GetContext(ctx, &r, tx.Rebind(q), name); err != nil {
 		return nil, s.notFound(err)

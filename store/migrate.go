@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 )
 
 //go:embed migrations
@@ -27,25 +26,18 @@ func newerSchema(have, known int64) error {
 		"or say --allow-unsafe-database to go back to this one", have, known)
 }
 
-// migrate brings the schema up to date. On PostgreSQL an advisory lock lets any number of
-// replicas start at once, and the migrations have connections of their own, whose statements
-// may take as long as an index takes to be built.
+// migrate brings the schema up to date. On PostgreSQL the migrations have connections of their
+// own, whose statements may take as long as an index takes to be built.
 func (s *Store) migrate(ctx context.Context, allowNewer bool) error {
-	dir, err := fs.Sub(migrations, "migrations/"+string(s.dialect))
+	dir, err := fs.Sub(migrations, "migrations/"+s.dialect.name())
 	if err != nil {
 		return err
 	}
-	gd, db := goose.DialectSQLite3, s.write.DB
-	var opts []goose.ProviderOption
-	if s.dialect == postgres {
-		gd, db = goose.DialectPostgres, s.migrations()
-		defer db.Close()
-		l, err := lock.NewPostgresSessionLocker()
-		if err != nil {
-			return err
-		}
-		opts = append(opts, goose.WithSessionLocker(l))
+	db, gd, opts, done, err := s.dialect.migrations()
+	if err != nil {
+		return fmt.Errorf("database: migrations: %w", err)
 	}
+	defer func() { _ = done() }() // they have run, or the first error says more
 	p, err := goose.NewProvider(gd, db, dir, opts...)
 	if err != nil {
 		return fmt.Errorf("database: migrations: %w", err)

@@ -338,11 +338,7 @@ func (s *Store) applyChanges(ctx context.Context, tx *sqlx.Tx, changes []change)
 			changes[i].c = &c
 		}
 	}
-	apply := s.applySQLite
-	if s.dialect == postgres {
-		apply = s.applyPostgres
-	}
-	if err := apply(ctx, tx, changes); err != nil {
+	if err := s.dialect.writeChanges(ctx, tx, changes); err != nil {
 		return err
 	}
 	return s.applyMoves(ctx, tx, changes)

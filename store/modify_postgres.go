@@ -22,7 +22,7 @@ type modifyRow struct {
 	Err      string     `json:"err"`
 }
 
-func (s *Store) applyPostgres(ctx context.Context, tx *sqlx.Tx, changes []change) error {
+func (s onPostgres) writeChanges(ctx context.Context, tx *sqlx.Tx, changes []change) error {
 	rows := make([]modifyRow, len(changes))
 	for i, x := range changes {
 		c := x.c

@@ -7,7 +7,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-func (s *Store) applySQLite(ctx context.Context, tx *sqlx.Tx, changes []change) error {
+func (s onSQLite) writeChanges(ctx context.Context, tx *sqlx.Tx, changes []change) error {
 	modify, remove, archive := s.q.in(ctx, tx, "due_modify"), s.q.in(ctx, tx, "due_delete"), s.q.in(ctx, tx, "archive_insert")
 	now := s.nowArg()
 	for _, x := range changes {

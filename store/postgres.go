@@ -59,7 +59,7 @@ const (
 // has to be said, because the driver's default is about to change and mail content goes over
 // this line. session is what a server has to be for it.
 func (s *Store) openPostgres(ctx context.Context, dsn string, pools Pools, session pq.TargetSessionAttrs) error {
-	s.dialect = postgres
+	s.dialect = onPostgres{s}
 	base, err := pgConfig(dsn, session)
 	if err != nil {
 		return err
@@ -91,7 +91,7 @@ func (s *Store) openPostgres(ctx context.Context, dsn string, pools Pools, sessi
 	s.write = open("mail", pools.Mail+pools.Work, mailStatement, named)
 	s.own = s.write
 	s.lease = open("lease", 1, leaseStatement, named)
-	s.migrations = func() *sql.DB {
+	s.migrating = func() *sql.DB {
 		cfg := base.Clone()
 		cfg.Runtime["statement_timeout"] = "0"
 		cfg.Runtime["lock_timeout"] = strconv.FormatInt(migrationLock.Milliseconds(), 10)

@@ -30,7 +30,7 @@ type RateUse struct {
 func (s *Store) TakeRate(ctx context.Context, r ReplicaID, server string, use RateUse, want, perMinute, perDay int) (granted int, next time.Time, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		granted, next = 0, time.Time{}
-		now, err := s.clock(ctx, tx)
+		now, err := s.dialect.clock(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -41,7 +41,7 @@ func (s *Store) TakeRate(ctx context.Context, r ReplicaID, server string, use Ra
 		if err := s.q.in(ctx, tx, "quota_lock").GetContext(ctx, &q, server); err != nil {
 			return err
 		}
-		if now, err = s.clock(ctx, tx); err != nil { // after the wait for the lock
+		if now, err = s.dialect.clock(ctx, tx); err != nil { // after the wait for the lock
 			return err
 		}
 		var mine rateShare

@@ -12,30 +12,13 @@ import (
 // Register takes a new replica id, alive for ttl by the database's clock. On SQLite, which
 // serves one process, everybody else is dead by definition.
 func (s *Store) Register(ctx context.Context, name string, ttl time.Duration) (ReplicaID, error) {
-	var id int64
-	if s.dialect == postgres {
-		err := s.q.get("replica_register").GetContext(ctx, &id, name, ttl.Microseconds())
-		return ReplicaID(id), s.fault(err)
-	}
-	err := s.tx(ctx, func(tx *sqlx.Tx) error {
-		if _, err := s.q.in(ctx, tx, "replica_bury_all").ExecContext(ctx); err != nil {
-			return err
-		}
-		until := s.now().Add(ttl)
-		return s.q.in(ctx, tx, "replica_register").GetContext(ctx, &id, name, s.t(&until))
-	})
-	return ReplicaID(id), err
+	return s.dialect.register(ctx, name, ttl)
 }
 
 // Renew extends the lease of r. ErrStale: somebody has taken r for dead; what it owned is not
 // its own any more.
 func (s *Store) Renew(ctx context.Context, r ReplicaID, ttl time.Duration) error {
-	var arg any = ttl.Microseconds()
-	if s.dialect == sqliteDia {
-		until := s.now().Add(ttl)
-		arg = s.t(&until)
-	}
-	res, err := s.q.get("replica_renew").ExecContext(ctx, arg, int64(r))
+	res, err := s.q.get("replica_renew").ExecContext(ctx, s.dialect.leaseEnd(ttl), int64(r))
 	if err != nil {
 		return s.fault(err)
 	}
@@ -84,10 +67,8 @@ func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released in
 	var rows []claimedRow
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		rows, released = nil, 0
-		if s.dialect == postgres {
-			if _, err := s.q.in(ctx, tx, "replica_bury").ExecContext(ctx, int64(me)); err != nil {
-				return err
-			}
+		if err := s.dialect.bury(ctx, tx, me); err != nil {
+			return err
 		}
 		var gone []int64
 		if err := s.q.in(ctx, tx, "owners_gone").SelectContext(ctx, &gone); err != nil {
@@ -121,14 +102,8 @@ func (s *Store) recoverFrom(ctx context.Context, tx *sqlx.Tx, gone []int64, me R
 		return err
 	}
 	*released = int(n)
-	if s.dialect == postgres {
-		return s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, rows, string(b), int64(me), max, int64(me))
-	}
-	var ids []uuid.UUID
-	if err := s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &ids, int64(me), string(b), int64(me), max); err != nil || len(ids) == 0 {
-		return err
-	}
-	return s.claimedByID(ctx, tx, ids, rows)
+	*rows, err = s.dialect.adoptMarked(ctx, tx, string(b), me, max)
+	return err
 }
 
 // Ownership is one mail that a replica has, and under which token.
@@ -164,14 +139,8 @@ func (s *Store) TakeBack(ctx context.Context, r ReplicaID, lost []Ownership) (re
 		if released = int(n); err != nil {
 			return err
 		}
-		if s.dialect == postgres {
-			return s.q.in(ctx, tx, "take_back_marked").SelectContext(ctx, &rows, string(b), int64(r))
-		}
-		var ids []uuid.UUID
-		if err := s.q.in(ctx, tx, "take_back_marked").SelectContext(ctx, &ids, string(b), int64(r)); err != nil || len(ids) == 0 {
-			return err
-		}
-		return s.claimedByID(ctx, tx, ids, &rows)
+		rows, err = s.dialect.takeBackMarked(ctx, tx, string(b), r)
+		return err
 	})
 	if err != nil {
 		return 0, nil, err

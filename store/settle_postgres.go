@@ -7,7 +7,7 @@ import (
 	"github.com/google/uuid"
 )
 
-func (s *Store) settlePostgres(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
+func (s onPostgres) writeResults(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
 	var finished, changed []settleRow
 	// Marks are half of all, and small: no reflection for them.
 	marks := append(make([]byte, 0, 64+64*len(ops)), '[')

@@ -8,7 +8,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-func (s *Store) settleSQLite(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
+func (s onSQLite) writeResults(ctx context.Context, ops []*settleOp) (map[uuid.UUID]bool, error) {
 	mine := make(map[uuid.UUID]bool, len(ops))
 	err := s.txOnce(ctx, func(tx *sqlx.Tx) error {
 		clear(mine)

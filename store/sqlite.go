@@ -29,7 +29,7 @@ func init() { sqlx.BindDriver("sqlite", sqlx.QUESTION) }
 // outside Go's heap and its limit: 32 MiB for the writer, which also claims, and 16 for each
 // reader.
 func (s *Store) openSQLite(ctx context.Context, path string) error {
-	s.dialect = sqliteDia
+	s.dialect = onSQLite{s}
 	if path == "" || path == ":memory:" {
 		return errors.New("database: sqlite: needs the path of a file")
 	}

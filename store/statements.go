@@ -21,12 +21,12 @@ type statement struct {
 }
 
 // readStatements reads what a dialect's files hold: those for both, and its own.
-func readStatements(d dialect) ([]statement, error) {
+func readStatements(dialect string) ([]statement, error) {
 	common, err := statementsOf("common")
 	if err != nil {
 		return nil, err
 	}
-	own, err := statementsOf(string(d))
+	own, err := statementsOf(dialect)
 	return append(common, own...), err
 }
 
@@ -50,12 +50,12 @@ func statementsOf(file string) ([]statement, error) {
 type statements struct {
 	prepared map[string]*sqlx.Stmt
 	writing  map[string]*sqlx.Stmt // the same for use inside a transaction
-	dialect  dialect
+	dialect  string
 }
 
 // used hears of every statement that is asked for. Only the conformance suite, which wants all
 // of them, sets it.
-var used func(d dialect, name string)
+var used func(dialect, name string)
 
 // get returns a statement; a name that does not exist is a bug that the first call shows.
 func (q statements) get(name string) *sqlx.Stmt {
@@ -78,8 +78,8 @@ func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt
 // prepare prepares every statement on its pool, and on the writing one for use inside
 // transactions.
 func prepare(ctx context.Context, s *Store) (statements, error) {
-	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, dialect: s.dialect}
-	all, err := readStatements(s.dialect)
+	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, dialect: s.dialect.name()}
+	all, err := readStatements(s.dialect.name())
 	if err != nil {
 		return q, err
 	}

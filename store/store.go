@@ -32,7 +32,7 @@ type Options struct {
 type Store struct {
 	log     *slog.Logger
 	now     func() time.Time
-	dialect dialect
+	dialect dialect // set before anything else
 
 	// The pools. A transaction holds a connection of write and asks for no other while it does.
 	// Only Open and Close set them.
@@ -43,8 +43,9 @@ type Store struct {
 	read  *sqlx.DB // lists and counts
 	// working holds a value for each transaction of people and of cleaning, so that enough of
 	// write is left for mail.
-	working    chan struct{}
-	migrations func() *sql.DB // opens the connections of the migrations; nil = those of write
+	working chan struct{}
+	// migrating opens the connections of PostgreSQL's migrations
+	migrating func() *sql.DB
 
 	q      statements
 	unlock func() error
@@ -67,14 +68,6 @@ type Store struct {
 	lineage atomic.Pointer[lineage]
 }
 
-// dialect is what differs between the databases beyond SQL text.
-type dialect string
-
-const (
-	postgres  dialect = "postgres"
-	sqliteDia dialect = "sqlite"
-)
-
 // Open connects to dsn, "sqlite:PATH" or "postgres://...", brings the schema up to date and
 // prepares every statement, so that a broken one stops the start. Errors are one line and name
 // what to do where there is something to do.
@@ -95,8 +88,8 @@ func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 	default:
 		err = CheckDSN(dsn)
 	}
-	if err == nil && s.dialect == postgres {
-		err = s.checkPostgres(ctx, opt.AllowUnsafe)
+	if err == nil {
+		err = s.dialect.check(ctx, opt.AllowUnsafe)
 	}
 	if err == nil {
 		err = s.migrate(ctx, opt.AllowUnsafe)
@@ -153,16 +146,12 @@ func (s *Store) Ping(ctx context.Context) error { return s.fault(s.read.PingCont
 // Now is the clock that decides what is due: the database's on PostgreSQL, whose replicas'
 // clocks may differ; this machine's on SQLite.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {
-	if s.dialect == sqliteDia {
-		return micro(s.now()), nil
-	}
-	var t time.Time
-	err := s.q.get("clock").GetContext(ctx, &t)
+	t, err := s.dialect.clock(ctx, nil)
 	return t, s.fault(err)
 }
 
 // Dialect names the database: postgres or sqlite.
-func (s *Store) Dialect() string { return string(s.dialect) }
+func (s *Store) Dialect() string { return s.dialect.name() }
 
 func micro(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
@@ -171,10 +160,7 @@ func (s *Store) t(t *time.Time) any {
 	if t == nil || t.IsZero() {
 		return nil
 	}
-	if s.dialect == sqliteDia {
-		return t.UnixMicro()
-	}
-	return micro(*t)
+	return s.dialect.time(*t)
 }
 
 func (s *Store) nowArg() any { n := s.now(); return s.t(&n) }

@@ -133,7 +133,7 @@ func (s *Store) putStream(ctx context.Context, tx *sqlx.Tx, c *Content, r io.Rea
 	if !errors.Is(err, ErrContentGone) {
 		return err
 	}
-	res, err := s.q.in(ctx, tx, "content_insert").ExecContext(ctx, c.Sum[:], c.Size, s.day(s.now()), false)
+	res, err := s.q.in(ctx, tx, "content_insert").ExecContext(ctx, c.Sum[:], c.Size, s.dialect.date(s.now()), false)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload,
 // and no mail has ever referred to. Content that a mail refers to, or did, stays.
 func (s *Store) ForgetUploads(ctx context.Context) (uploads, contents int, err error) {
 	now := micro(s.now())
-	before := s.day(now.Add(-contentRest))
+	before := s.dialect.date(now.Add(-contentRest))
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		res, err := s.q.in(ctx, tx, "upload_forget").ExecContext(ctx, s.t(&now))
 		if err != nil {

@@ -146,11 +146,7 @@ func (w *writer) try(ops []*settleOp) error {
 	if !ops[0].s.Quick {
 		defer w.s.interactive.bulkTurn(ctx)()
 	}
-	settle := w.s.settlePostgres
-	if w.s.dialect == sqliteDia {
-		settle = w.s.settleSQLite
-	}
-	mine, err := settle(ctx, ops)
+	mine, err := w.s.dialect.writeResults(ctx, ops)
 	if err != nil {
 		return err
 	}
@@ -158,8 +154,8 @@ func (w *writer) try(ops []*settleOp) error {
 		return err
 	}
 	for _, op := range ops {
-		if l := w.s.lineage.Load(); l != nil && mine[op.s.ID] && w.s.dialect == postgres {
-			l.witness.saw(op.s)
+		if mine[op.s.ID] {
+			w.s.dialect.written(op.s)
 		}
 		op.answer(Settled{Mine: mine[op.s.ID]})
 	}

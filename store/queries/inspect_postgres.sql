@@ -1,5 +1,9 @@
 -- What an inspection asks of PostgreSQL, where it looks into json.
 
+-- name: clock
+-- none; not now(), which stands still in a transaction
+select clock_timestamp();
+
 -- name: I4
 -- scans of due, archive and mail
 with j as (

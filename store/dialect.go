@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/pressly/goose/v3"
+)
+
+// dialect is what differs between the databases beyond the text of statements. Each database
+// has one implementation, in the files *_postgres.go and *_sqlite.go; nothing else asks which
+// database it is. A method that takes a tx works inside it, and outside of any with nil.
+type dialect interface {
+	// name is postgres or sqlite, also in the paths of statements and migrations.
+	name() string
+	// check refuses a server on which the promise of this package does not hold.
+	check(ctx context.Context, allowUnsafe bool) error
+	// migrations is where they run, and done ends that.
+	migrations() (db *sql.DB, d goose.Dialect, opts []goose.ProviderOption, done func() error, err error)
+	// inspection is the transaction of an inspection, which has to see one moment.
+	inspection() *sql.TxOptions
+
+	// clock is the time that decides: of now, not of when a transaction began.
+	clock(ctx context.Context, tx *sqlx.Tx) (time.Time, error)
+	// time and date bind a time as the database stores it.
+	time(t time.Time) any
+	date(t time.Time) any
+	// lockRow ends a select of one row that is to be changed.
+	lockRow() string
+	// joinMail joins mail to a journal; narrow: the filter names few mails of that table.
+	joinMail(narrow bool) string
+
+	// flushers is how many batches of new mail are written at once.
+	flushers() int
+	// packMails does of an enqueue statement what needs no database.
+	packMails(ops []*enqueueOp) (packedMails, error)
+	// insertMails writes mails and returns which of them were new.
+	insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (map[uuid.UUID]bool, error)
+	// dueServers names the mail servers that have claimable mail.
+	dueServers(ctx context.Context) ([]string, error)
+	// claimPage is one claim statement.
+	claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) ([]claimedRow, error)
+	// writeResults is one transaction of settlements of one owner, each of another mail. mine
+	// are those that counted.
+	writeResults(ctx context.Context, ops []*settleOp) (mine map[uuid.UUID]bool, err error)
+	// written hears of each settlement that counted.
+	written(st *Settlement)
+	// writeChanges writes what people made of locked mails.
+	writeChanges(ctx context.Context, tx *sqlx.Tx, changes []change) error
+
+	// register takes a new replica id.
+	register(ctx context.Context, name string, ttl time.Duration) (ReplicaID, error)
+	// leaseEnd binds when a lease that is renewed now ends.
+	leaseEnd(ttl time.Duration) any
+	// bury ends the leases that have run out but me's.
+	bury(ctx context.Context, tx *sqlx.Tx, me ReplicaID) error
+	// adoptMarked makes me's what may have left, or was suspect, of owners that are gone.
+	adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) ([]claimedRow, error)
+	// takeBackMarked makes r's anew what it has and cannot just be let go.
+	takeBackMarked(ctx context.Context, tx *sqlx.Tx, lost string, r ReplicaID) ([]claimedRow, error)
+
+	// position is the place in the log of changes that everything before lies behind.
+	position(generation, horizon int64) Position
+	// lag is how old the first change is that lies beyond the horizon.
+	lag(ctx context.Context) (time.Duration, error)
+	// forgetChanges forgets one page of changes that are older than age.
+	forgetChanges(ctx context.Context, age time.Duration) (int, error)
+
+	// takeSlot, giveSlot and holdSlots are [Store.TakeSlot] and so on.
+	takeSlot(ctx context.Context, r ReplicaID, t SlotTake) (n int, ok bool, err error)
+	giveSlot(ctx context.Context, r ReplicaID, sl Slot) error
+	holdSlots(ctx context.Context, r ReplicaID, held []Slot, settled int64) (lost []Slot, err error)
+
+	// place is where the database lies, and the timeline of its server; "" = not known.
+	place(ctx context.Context, l *lineage) (system, timeline string, err error)
+	// countsStarts: each start is known by its nonce, in the database and in the state file.
+	countsStarts() bool
+	// hold takes all that is due out of everybody's reach.
+	hold(ctx context.Context, tx *sqlx.Tx, l *lineage) (held int, err error)
+}

@@ -1,0 +1,103 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+)
+
+// onPostgres is a store on PostgreSQL, whose clock decides for all replicas.
+type onPostgres struct{ *Store }
+
+func (onPostgres) name() string { return "postgres" }
+
+// An advisory lock lets any number of replicas start at once.
+func (s onPostgres) migrations() (*sql.DB, goose.Dialect, []goose.ProviderOption, func() error, error) {
+	l, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return nil, "", nil, nil, err
+	}
+	db := s.migrating()
+	return db, goose.DialectPostgres, []goose.ProviderOption{goose.WithSessionLocker(l)}, db.Close, nil
+}
+
+func (onPostgres) inspection() *sql.TxOptions {
+	return &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead}
+}
+
+func (s onPostgres) clock(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
+	var t time.Time
+	err := s.stmt(ctx, tx, "clock").GetContext(ctx, &t)
+	return t.UTC(), err
+}
+
+func (onPostgres) time(t time.Time) any { return micro(t) }
+
+func (onPostgres) date(t time.Time) any { return t.UTC().Format(time.DateOnly) }
+
+func (onPostgres) lockRow() string { return " for update" }
+
+func (onPostgres) joinMail(bool) string { return "join" }
+
+func (s onPostgres) dueServers(ctx context.Context) (names []string, err error) {
+	err = s.q.get("due_servers").SelectContext(ctx, &names)
+	return names, err
+}
+
+func (s onPostgres) claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) (rows []claimedRow, err error) {
+	err = s.repeated(func() error {
+		rows = nil
+		return s.q.get("claim").SelectContext(ctx, &rows, server, server, above, int64(r), max, max, server, max, int64(r))
+	})
+	return rows, err
+}
+
+func (s onPostgres) written(st *Settlement) {
+	if l := s.lineage.Load(); l != nil {
+		l.witness.saw(st)
+	}
+}
+
+func (s onPostgres) register(ctx context.Context, name string, ttl time.Duration) (ReplicaID, error) {
+	var id int64
+	err := s.q.get("replica_register").GetContext(ctx, &id, name, ttl.Microseconds())
+	return ReplicaID(id), s.fault(err)
+}
+
+func (onPostgres) leaseEnd(ttl time.Duration) any { return ttl.Microseconds() }
+
+func (s onPostgres) bury(ctx context.Context, tx *sqlx.Tx, me ReplicaID) error {
+	_, err := s.q.in(ctx, tx, "replica_bury").ExecContext(ctx, int64(me))
+	return err
+}
+
+func (s onPostgres) adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) (rows []claimedRow, err error) {
+	err = s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &rows, gone, int64(me), max, int64(me))
+	return rows, err
+}
+
+func (s onPostgres) takeBackMarked(ctx context.Context, tx *sqlx.Tx, lost string, r ReplicaID) (rows []claimedRow, err error) {
+	err = s.q.in(ctx, tx, "take_back_marked").SelectContext(ctx, &rows, lost, int64(r))
+	return rows, err
+}
+
+func (onPostgres) position(generation, horizon int64) Position {
+	return Position{Generation: generation, XID: horizon}
+}
+
+func (s onPostgres) lag(ctx context.Context) (time.Duration, error) {
+	var us int64
+	err := s.q.get("change_lag").GetContext(ctx, &us)
+	return time.Duration(max(0, us)) * time.Microsecond, s.fault(err)
+}
+
+func (s onPostgres) forgetChanges(ctx context.Context, age time.Duration) (n int, err error) {
+	err = s.q.get("change_forget").GetContext(ctx, &n, forgetPage, age.Microseconds())
+	return n, s.fault(err)
+}
+
+func (onPostgres) countsStarts() bool { return false }

@@ -1,0 +1,158 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/pressly/goose/v3"
+)
+
+// onSQLite is a store on SQLite, which one process uses: its one writing connection is the lock
+// of everything, and its own clock decides.
+type onSQLite struct{ *Store }
+
+func (onSQLite) name() string { return "sqlite" }
+
+func (onSQLite) check(context.Context, bool) error { return nil }
+
+func (s onSQLite) migrations() (*sql.DB, goose.Dialect, []goose.ProviderOption, func() error, error) {
+	return s.write.DB, goose.DialectSQLite3, nil, func() error { return nil }, nil
+}
+
+// Every transaction sees one moment.
+func (onSQLite) inspection() *sql.TxOptions { return &sql.TxOptions{ReadOnly: true} }
+
+func (s onSQLite) clock(context.Context, *sqlx.Tx) (time.Time, error) { return micro(s.now()), nil }
+
+func (onSQLite) time(t time.Time) any { return t.UnixMicro() }
+
+// date is days since 1970.
+func (onSQLite) date(t time.Time) any { return t.Unix() / 86400 }
+
+func (onSQLite) lockRow() string { return "" }
+
+// SQLite takes its order of tables from a cross join; left to itself it would read all mail
+// where only that can tell what is wanted.
+func (onSQLite) joinMail(narrow bool) string {
+	if narrow {
+		return "join"
+	}
+	return "cross join"
+}
+
+func (s onSQLite) dueServers(ctx context.Context) (names []string, err error) {
+	err = s.q.get("due_servers").SelectContext(ctx, &names, s.nowArg())
+	return names, err
+}
+
+func (s onSQLite) claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) (rows []claimedRow, err error) {
+	err = s.tx(ctx, func(tx *sqlx.Tx) (err error) {
+		var ids []uuid.UUID
+		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, server, max, s.nowArg(), above, int64(r)); err != nil {
+			return err
+		}
+		rows, err = s.claimedByID(ctx, tx, ids)
+		return err
+	})
+	return rows, err
+}
+
+func (s onSQLite) claimedByID(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (rows []claimedRow, err error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	b, err := json.Marshal(ids)
+	if err != nil {
+		return nil, err
+	}
+	err = s.q.in(ctx, tx, "claimed").SelectContext(ctx, &rows, string(b))
+	return rows, err
+}
+
+func (onSQLite) written(*Settlement) {}
+
+// Everybody else is dead by definition.
+func (s onSQLite) register(ctx context.Context, name string, ttl time.Duration) (ReplicaID, error) {
+	var id int64
+	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+		if _, err := s.q.in(ctx, tx, "replica_bury_all").ExecContext(ctx); err != nil {
+			return err
+		}
+		return s.q.in(ctx, tx, "replica_register").GetContext(ctx, &id, name, s.leaseEnd(ttl))
+	})
+	return ReplicaID(id), err
+}
+
+func (s onSQLite) leaseEnd(ttl time.Duration) any { return s.time(s.now().Add(ttl)) }
+
+// Nobody is buried by time: this machine's clock may jump, and there is nobody else.
+func (onSQLite) bury(context.Context, *sqlx.Tx, ReplicaID) error { return nil }
+
+func (s onSQLite) adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) ([]claimedRow, error) {
+	var ids []uuid.UUID
+	if err := s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &ids, int64(me), gone, int64(me), max); err != nil {
+		return nil, err
+	}
+	return s.claimedByID(ctx, tx, ids)
+}
+
+func (s onSQLite) takeBackMarked(ctx context.Context, tx *sqlx.Tx, lost string, r ReplicaID) ([]claimedRow, error) {
+	var ids []uuid.UUID
+	if err := s.q.in(ctx, tx, "take_back_marked").SelectContext(ctx, &ids, lost, int64(r)); err != nil {
+		return nil, err
+	}
+	return s.claimedByID(ctx, tx, ids)
+}
+
+func (onSQLite) position(generation, horizon int64) Position {
+	return Position{Generation: generation, Seq: horizon}
+}
+
+// There is one writer, so nothing can come before what is there.
+func (onSQLite) lag(context.Context) (time.Duration, error) { return 0, nil }
+
+// Two statements, in this order: a reader that sees the gap also sees the note of it.
+func (s onSQLite) forgetChanges(ctx context.Context, age time.Duration) (int, error) {
+	if _, err := s.q.get("change_note").ExecContext(ctx, forgetPage, s.time(s.now().Add(-age))); err != nil {
+		return 0, s.fault(err)
+	}
+	res, err := s.q.get("change_forget").ExecContext(ctx)
+	if err != nil {
+		return 0, s.fault(err)
+	}
+	n, err := res.RowsAffected()
+	return int(n), s.fault(err)
+}
+
+// One process uses the database: its own count is enough.
+func (onSQLite) takeSlot(context.Context, ReplicaID, SlotTake) (int, bool, error) {
+	return 0, true, nil
+}
+
+func (onSQLite) giveSlot(context.Context, ReplicaID, Slot) error { return nil }
+
+func (onSQLite) holdSlots(context.Context, ReplicaID, []Slot, int64) ([]Slot, error) { return nil, nil }
+
+// A file may lie anywhere, and has no timeline.
+func (onSQLite) place(context.Context, *lineage) (system, timeline string, err error) {
+	return "", "", nil
+}
+
+func (onSQLite) countsStarts() bool { return true }
+
+func (s onSQLite) hold(ctx context.Context, tx *sqlx.Tx, l *lineage) (int, error) {
+	res, err := tx.ExecContext(ctx, l.sql["hold"], WentBackReason)
+	if err != nil {
+		return 0, err
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return 0, err
+	}
+	_, err = tx.ExecContext(ctx, l.sql["hold_parked"], WentBackReason)
+	return int(n), err
+}
