@@ -249,7 +249,7 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 		case <-time.After(time.Duration(50<<try) * time.Millisecond):
 		}
 	}
-	if err != nil && dataFault(err) && len(ops) > 1 {
+	if err != nil && (dataFault(err) || damaged(err)) && len(ops) > 1 {
 		for _, op := range ops {
 			s.flushEnqueue([]*enqueueOp{op})
 		}

@@ -193,6 +193,9 @@ func (s *Store) WriteTerms(yes bool) { s.noTerms = !yes }
 // AllTransaction sets how long the transaction of EnqueueAll may take. Nothing may be going on.
 func (s *Store) AllTransaction(d time.Duration) { s.allTransaction = d }
 
+// DamageWait sets how long a write that meets damage is repeated. Nothing may be going on.
+func (s *Store) DamageWait(d time.Duration) { s.damageWait = d }
+
 // RecipientTerm is what term holds of a recipient.
 func RecipientTerm(mailbox string) string { return recipientTerm(mailbox) }
 

@@ -35,6 +35,18 @@ func dataFault(err error) bool {
 	return false
 }
 
+// damaged: the database cannot do what a statement asks, for a reason of its own (PostgreSQL
+// class XX: a damaged page or index, a fault of the server; SQLite: a malformed file). Of many
+// rows one may be to blame, but no other words make it good, and it may pass.
+func damaged(err error) bool {
+	var pe *pq.Error
+	if errors.As(err, &pe) {
+		return pe.Code.Class() == "XX"
+	}
+	var se *sqlite.Error
+	return errors.As(err, &se) && se.Code()&0xff == 11 // corrupt
+}
+
 // SQLSTATEs that fault and the connections look at.
 const (
 	// the server is a standby, or default_transaction_read_only is on

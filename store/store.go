@@ -63,6 +63,8 @@ type Store struct {
 	interactive *interactive // bulk yields to callers
 	// how long the transaction of EnqueueAll may take; only tests set it
 	allTransaction time.Duration
+	// how long a write that meets damage is repeated; only tests set it
+	damageWait time.Duration
 
 	// Remember sets it; nil = the past of the database is not looked at
 	lineage atomic.Pointer[lineage]
@@ -72,7 +74,7 @@ type Store struct {
 // prepares every statement, so that a broken one stops the start. Errors are one line and name
 // what to do where there is something to do.
 func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
-	s := &Store{log: opt.Logger, now: opt.Now, interactive: newInteractive(), allTransaction: allTransaction}
+	s := &Store{log: opt.Logger, now: opt.Now, interactive: newInteractive(), allTransaction: allTransaction, damageWait: writerDamage}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -35,6 +35,9 @@ const (
 	// enough for a database that is away to be asked a few times in a second only.
 	writerPause     = 20 * time.Millisecond
 	writerPauseMost = 250 * time.Millisecond
+	// writerDamage is how long a write that meets damage in the database is repeated by itself:
+	// others wait for it meanwhile, and a fault of the server may pass.
+	writerDamage = 10 * time.Second
 	// writerTells is how often the log hears of a group that cannot be written.
 	writerTells = 10 * time.Second
 )
@@ -116,8 +119,12 @@ func (w *writer) group(ops []*settleOp) {
 			}
 			return
 		}
-		if dataFault(err) {
+		switch {
+		case dataFault(err), damaged(err) && len(ops) > 1:
 			w.apart(ops, err)
+			return
+		case damaged(err) && time.Since(began) >= w.s.damageWait:
+			w.giveUp(ops[0], err)
 			return
 		}
 		select {
@@ -162,9 +169,9 @@ func (w *writer) try(ops []*settleOp) error {
 	return nil
 }
 
-// apart writes a group that the database refused for the data of a row. Halves find that row;
-// it is written with plain words in place of its own, and the others as they are. What is
-// refused even so is answered with the fault.
+// apart writes a group that the database refused for one of its rows. Halves find that row, and
+// the others are written as they are. A row whose data is refused is written with plain words
+// in place of its own. What is refused even so is answered with the fault.
 func (w *writer) apart(ops []*settleOp, err error) {
 	if n := len(ops); n > 1 {
 		w.group(ops[:n/2])
@@ -173,14 +180,19 @@ func (w *writer) apart(ops []*settleOp, err error) {
 	}
 	op := ops[0]
 	if op.plain {
-		w.s.log.Error("a result cannot be stored", "mail_id", op.s.ID, "status", op.s.Status, "error", err)
-		op.answer(Settled{Err: fmt.Errorf("store result: %w", err)})
+		w.giveUp(op, err)
 		return
 	}
 	w.s.log.Error("the database refused the data of a result: stored with plain words", "mail_id", op.s.ID, "status", op.s.Status,
 		"last_error", op.s.LastError, "attempts", op.s.Attempts, "error", err, "refused", w.s.refused.Add(1))
 	op.s, op.plain = plain(op.s), true
 	w.group(ops)
+}
+
+// giveUp answers a write that the database takes in no way, so that the others go on.
+func (w *writer) giveUp(op *settleOp, err error) {
+	w.s.log.Error("a result cannot be stored", "mail_id", op.s.ID, "status", op.s.Status, "error", err)
+	op.answer(Settled{Err: fmt.Errorf("store result: %w", err)})
 }
 
 // ErrClosed: the store is closed.

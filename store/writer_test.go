@@ -3,9 +3,12 @@ package store_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
@@ -166,5 +169,54 @@ func TestClosedStoreAnswers(t *testing.T) {
 	<-closed
 	if a := <-s.Settle(&store.Settlement{ID: ms[0].ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleMark}); !errors.Is(a.Err, store.ErrClosed) {
 		t.Errorf("after the end: %+v", a)
+	}
+}
+
+// TestDamageHoldsUpNobody: a row that PostgreSQL cannot read or write, because its page or an
+// index is damaged, is found among the others of its group, which are written. It is repeated
+// for a while, because a fault of the server may pass, and then answered with the fault.
+func TestDamageHoldsUpNobody(t *testing.T) {
+	for _, passes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("passes %v", passes), func(t *testing.T) {
+			s := storetest.Open(t, storetest.PostgresDSN(t))
+			s.DamageWait(200 * time.Millisecond)
+			if passes {
+				s.DamageWait(time.Minute)
+			}
+			r := register(t, s)
+			ms := owned(t, s, r, 20)
+			bad := ms[7]
+			for _, q := range []string{
+				`create function damaged() returns trigger language plpgsql as $$
+				begin raise exception 'invalid page in block 7' using errcode = 'XX001'; end $$`,
+				`create trigger damaged before delete on due for each row when (old.id = '` + bad.ID.String() + `') execute function damaged()`,
+			} {
+				if err := s.Exec(q); err != nil {
+					t.Fatal(err)
+				}
+			}
+			answers := map[uuid.UUID]<-chan store.Settled{}
+			for _, m := range ms {
+				answers[m.ID] = s.Settle(&store.Settlement{ID: m.ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleArchive, Status: store.MailSent, Attempts: 1})
+			}
+			for _, m := range ms[:7] {
+				if a := <-answers[m.ID]; !a.Mine || a.Err != nil {
+					t.Errorf("a mail before the damage: got %+v", a)
+				}
+			}
+			if passes {
+				if err := s.Exec("drop trigger damaged on due"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, m := range ms[8:] {
+				if a := <-answers[m.ID]; !a.Mine || a.Err != nil {
+					t.Errorf("a mail behind the damage: got %+v", a)
+				}
+			}
+			if a := <-answers[bad.ID]; passes != (a.Err == nil) || passes != a.Mine {
+				t.Errorf("the damaged one: got %+v", a)
+			}
+		})
 	}
 }
