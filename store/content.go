@@ -251,7 +251,7 @@ func (s *Store) LoadRaw(ctx context.Context, c *Claimed) ([]byte, error) {
 func (s *Store) RawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer) (int64, error) {
 	var row struct{ Raw, Layout []byte }
 	all, teams := sc.args()
-	if err := s.q.get("mail_raw").QueryRowxContext(ctx, id, all, teams, sc.Caller, sc.Caller).Scan(&row.Raw, &row.Layout); err != nil {
+	if err := s.q.get("mail_raw").QueryRowxContext(ctx, id, all, teams, sc.Caller).Scan(&row.Raw, &row.Layout); err != nil {
 		return 0, s.notFound(err)
 	}
 	var n int64

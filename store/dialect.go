@@ -16,6 +16,8 @@ import (
 type dialect interface {
 	// name is postgres or sqlite, also in the paths of statements and migrations.
 	name() string
+	// mark stands before the number of a parameter.
+	mark() string
 	// check refuses a server on which the promise of this package does not hold.
 	check(ctx context.Context, allowUnsafe bool) error
 	// migrations is where they run, and done ends that.

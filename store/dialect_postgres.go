@@ -15,6 +15,8 @@ type onPostgres struct{ *Store }
 
 func (onPostgres) name() string { return "postgres" }
 
+func (onPostgres) mark() string { return "$" }
+
 // An advisory lock lets any number of replicas start at once.
 func (s onPostgres) migrations() (*sql.DB, goose.Dialect, []goose.ProviderOption, func() error, error) {
 	l, err := lock.NewPostgresSessionLocker()
@@ -51,7 +53,7 @@ func (s onPostgres) dueServers(ctx context.Context) (names []string, err error) 
 func (s onPostgres) claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) (rows []claimedRow, err error) {
 	err = s.repeated(func() error {
 		rows = nil
-		return s.q.get("claim").SelectContext(ctx, &rows, server, server, above, int64(r), max, max, server, max, int64(r))
+		return s.q.get("claim").SelectContext(ctx, &rows, server, above, int64(r), max)
 	})
 	return rows, err
 }
@@ -76,7 +78,7 @@ func (s onPostgres) bury(ctx context.Context, tx *sqlx.Tx, me ReplicaID) error {
 }
 
 func (s onPostgres) adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) (rows []claimedRow, err error) {
-	err = s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &rows, gone, int64(me), max, int64(me))
+	err = s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &rows, gone, int64(me), max)
 	return rows, err
 }
 

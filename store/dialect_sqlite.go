@@ -17,6 +17,8 @@ type onSQLite struct{ *Store }
 
 func (onSQLite) name() string { return "sqlite" }
 
+func (onSQLite) mark() string { return "?" }
+
 func (onSQLite) check(context.Context, bool) error { return nil }
 
 func (s onSQLite) migrations() (*sql.DB, goose.Dialect, []goose.ProviderOption, func() error, error) {
@@ -94,7 +96,7 @@ func (onSQLite) bury(context.Context, *sqlx.Tx, ReplicaID) error { return nil }
 
 func (s onSQLite) adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) ([]claimedRow, error) {
 	var ids []uuid.UUID
-	if err := s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &ids, int64(me), gone, int64(me), max); err != nil {
+	if err := s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &ids, int64(me), gone, max); err != nil {
 		return nil, err
 	}
 	return s.claimedByID(ctx, tx, ids)

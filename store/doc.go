@@ -25,5 +25,6 @@
 // stand in inspect.go.
 //
 // SQL lives in store/queries as named statements, one file for both dialects and one per
-// dialect for the hot ones, prepared at [Open]; those of an inspection stand apart.
+// dialect for the hot ones, with named parameters, prepared at [Open]; those of an inspection
+// stand apart. DESIGN.md says why all this is as it is.
 package store

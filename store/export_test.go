@@ -22,7 +22,7 @@ type Statement struct {
 
 // Statements are those of a dialect.
 func Statements(d string) ([]Statement, error) {
-	all, err := readStatements(d)
+	all, err := readStatements("", map[string]dialect{"postgres": onPostgres{}, "sqlite": onSQLite{}}[d])
 	out := make([]Statement, len(all))
 	for i, x := range all {
 		text := x.text
@@ -101,7 +101,11 @@ func (s *Store) Plan(ctx context.Context, text string, args []any, generic bool)
 	}
 	defer c.Close()
 	nulls := ""
-	if n := strings.Count(text, "?"); n > 0 {
+	n := 0
+	for strings.Contains(text, "$"+strconv.Itoa(n+1)) {
+		n++
+	}
+	if n > 0 {
 		nulls = "(null" + strings.Repeat(", null", n-1) + ")"
 	}
 	for _, q := range []string{"set plan_cache_mode = force_generic_plan", "prepare planned as " + s.write.Rebind(text)} {

@@ -67,14 +67,12 @@ func OpenInspector(ctx context.Context, dsn string) (*Inspector, error) {
 		_ = in.s.closeDBs() // the first error says more
 		return nil, err
 	}
-	for _, file := range []string{"inspect_common", "inspect_" + in.s.dialect.name()} {
-		sts, err := statementsOf(file)
-		if err != nil {
-			return nil, err
-		}
-		for _, n := range sts {
-			in.st[n.name] = in.s.read.Rebind(n.text)
-		}
+	sts, err := readStatements("inspect_", in.s.dialect)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range sts {
+		in.st[n.name] = n.text
 	}
 	return in, nil
 }

@@ -144,9 +144,9 @@ func (s *Store) Remember(ctx context.Context, stateFile string) (WentBack, error
 
 func (s *Store) newLineage(file string) (*lineage, error) {
 	l := &lineage{nonce: uuid.NewString(), state: &stateFile{path: file}, sql: map[string]string{}}
-	sts, err := statementsOf("lineage_" + s.dialect.name())
+	sts, err := readStatements("lineage_", s.dialect)
 	for _, st := range sts {
-		l.sql[st.name] = s.write.Rebind(st.text)
+		l.sql[st.name] = st.text
 	}
 	return l, err
 }

@@ -42,8 +42,7 @@ func (s onPostgres) writeResults(ctx context.Context, ops []*settleOp) (map[uuid
 		return nil, err
 	}
 	var lost []uuid.UUID
-	owner := int64(ops[0].s.Owner)
-	if err := s.q.get("settle").SelectContext(ctx, &lost, f, x, string(append(marks, ']')), owner, owner, owner); err != nil {
+	if err := s.q.get("settle").SelectContext(ctx, &lost, f, x, string(append(marks, ']')), int64(ops[0].s.Owner)); err != nil {
 		return nil, err
 	}
 	for _, id := range lost {

@@ -15,7 +15,7 @@ func (s onPostgres) takeSlot(ctx context.Context, r ReplicaID, t SlotTake) (n in
 		held = pq.Array([]int{}) // not null, which nothing is unequal to
 	}
 	for range slotTries {
-		err := s.q.get("slot_take").GetContext(ctx, &n, t.MailServer, int64(r), t.Settled, held, t.MailServer, int64(r), t.Token, t.Limit, t.Limit, t.Settled, held)
+		err := s.q.get("slot_take").GetContext(ctx, &n, t.MailServer, int64(r), t.Settled, held, t.Token, t.Limit)
 		switch {
 		case err == nil:
 			return n, true, nil
@@ -23,7 +23,7 @@ func (s onPostgres) takeSlot(ctx context.Context, r ReplicaID, t SlotTake) (n in
 			return 0, false, s.fault(err)
 		}
 		var free bool // or somebody was faster
-		if err := s.q.get("slot_free").GetContext(ctx, &free, t.MailServer, int64(r), t.Settled, held, t.Limit, t.Limit); err != nil {
+		if err := s.q.get("slot_free").GetContext(ctx, &free, t.MailServer, int64(r), t.Settled, held, t.Limit); err != nil {
 			return 0, false, s.fault(err)
 		}
 		if !free {

@@ -3,7 +3,12 @@ package store
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
@@ -15,19 +20,58 @@ var queries embed.FS
 // statement is a named statement as its file has it.
 type statement struct {
 	name  string
-	pool  string // where it runs outside of transactions: "" (write), read, look or lease
-	index string // the line under the name: which index serves it
-	text  string // with ? for its parameters
+	pool  string   // where it runs outside of transactions: "" (write), read, look or lease
+	index string   // the line under the name: which index serves it
+	takes []string // its parameters, in the order in which callers give them
+	text  string   // with :name for its parameters
 }
 
-// readStatements reads what a dialect's files hold: those for both, and its own.
-func readStatements(dialect string) ([]statement, error) {
-	common, err := statementsOf("common")
-	if err != nil {
-		return nil, err
+// parameter finds one, or a text or comment that may look like one, or the cast of PostgreSQL.
+var parameter = regexp.MustCompile(`'[^']*'|--[^\n]*|::|:[a-z_0-9]+`)
+
+// numbered is the text with mark and a number for each parameter: $1 for PostgreSQL, ?1 for
+// SQLite.
+func (st *statement) numbered(mark string) (string, error) {
+	used := make(map[string]bool, len(st.takes))
+	var unknown []string
+	text := parameter.ReplaceAllStringFunc(st.text, func(p string) string {
+		if p[0] != ':' || p == "::" {
+			return p
+		}
+		i := slices.Index(st.takes, p[1:])
+		if i < 0 {
+			unknown = append(unknown, p)
+		}
+		used[p[1:]] = true
+		return mark + strconv.Itoa(i+1)
+	})
+	if len(unknown) > 0 || len(used) != len(st.takes) {
+		return "", fmt.Errorf("database: statement %s: it takes %v, and its text names other parameters (%v)", st.name, st.takes, unknown)
 	}
-	own, err := statementsOf(dialect)
-	return append(common, own...), err
+	return text, nil
+}
+
+// readStatements reads what a dialect's files of a kind hold, those for both and its own, with
+// numbers for the parameters. kind begins the names of the files; "" = those of the service.
+func readStatements(kind string, d dialect) ([]statement, error) {
+	var all []statement
+	for _, file := range []string{kind + "common", kind + d.name()} {
+		sts, err := statementsOf(file)
+		if errors.Is(err, fs.ErrNotExist) && file == kind+"common" {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, sts...)
+	}
+	for i := range all {
+		var err error
+		if all[i].text, err = all[i].numbered(d.mark()); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // statementsOf reads one file of store/queries.
@@ -41,7 +85,12 @@ func statementsOf(file string) ([]statement, error) {
 		head, text, _ := strings.Cut(part, "\n")
 		name, kind, _ := strings.Cut(strings.TrimSpace(head), " ")
 		index, _, _ := strings.Cut(text, "\n")
-		out = append(out, statement{name, strings.Trim(kind, "()"), strings.TrimPrefix(index, "-- "), strings.TrimSuffix(strings.TrimSpace(text), ";")})
+		var takes []string
+		if _, rest, ok := strings.Cut(text, "-- takes: "); ok {
+			list, _, _ := strings.Cut(rest, "\n")
+			takes = strings.Split(list, ", ")
+		}
+		out = append(out, statement{name, strings.Trim(kind, "()"), strings.TrimPrefix(index, "-- "), takes, strings.TrimSuffix(strings.TrimSpace(text), ";")})
 	}
 	return out, nil
 }
@@ -79,7 +128,7 @@ func (q statements) in(ctx context.Context, tx *sqlx.Tx, name string) *sqlx.Stmt
 // transactions.
 func prepare(ctx context.Context, s *Store) (statements, error) {
 	q := statements{prepared: map[string]*sqlx.Stmt{}, writing: map[string]*sqlx.Stmt{}, dialect: s.dialect.name()}
-	all, err := readStatements(s.dialect.name())
+	all, err := readStatements("", s.dialect)
 	if err != nil {
 		return q, err
 	}
@@ -89,13 +138,13 @@ func prepare(ctx context.Context, s *Store) (statements, error) {
 		if !ok {
 			return q, fmt.Errorf("database: statement %s is for the pool %q, which does not exist", x.name, x.pool)
 		}
-		st, err := db.PreparexContext(ctx, db.Rebind(x.text))
+		st, err := db.PreparexContext(ctx, x.text)
 		if err != nil {
 			return q, fmt.Errorf("database: statement %s: %w", x.name, err)
 		}
 		q.prepared[x.name], q.writing[x.name] = st, st
 		if db != s.write {
-			if q.writing[x.name], err = s.write.PreparexContext(ctx, s.write.Rebind(x.text)); err != nil {
+			if q.writing[x.name], err = s.write.PreparexContext(ctx, x.text); err != nil {
 				return q, fmt.Errorf("database: statement %s: %w", x.name, err)
 			}
 		}

@@ -29,7 +29,7 @@ func (s *Store) CountBatch(ctx context.Context, sc Scope, team, batchID string) 
 		First    dbTime
 		Last     dbTime
 	}
-	if err := s.q.get("batch_count").SelectContext(ctx, &rows, batchID, team, sc.Caller, sc.Caller); err != nil {
+	if err := s.q.get("batch_count").SelectContext(ctx, &rows, batchID, team, sc.Caller); err != nil {
 		return nil, s.fault(err)
 	}
 	if len(rows) == 0 {

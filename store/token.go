@@ -201,6 +201,6 @@ func (s *Store) RevokeToken(ctx context.Context, id string, a Audit) (*Token, er
 
 // TouchToken notes that a token was used at a time.
 func (s *Store) TouchToken(ctx context.Context, id string, at time.Time) error {
-	_, err := s.q.get("token_use").ExecContext(ctx, s.t(&at), id, s.t(&at))
+	_, err := s.q.get("token_use").ExecContext(ctx, s.t(&at), id)
 	return s.fault(err)
 }

@@ -113,7 +113,7 @@ func (s *Store) renewUpload(ctx context.Context, tx *sqlx.Tx, u *Upload, until t
 	if err != nil || !r.sameFile(u) || until.Sub(r.ExpireTime.Time) <= uploadTouch {
 		return &r, err
 	}
-	res, err := s.q.in(ctx, tx, "upload_use").ExecContext(ctx, s.t(&until), r.ID, s.t(&until))
+	res, err := s.q.in(ctx, tx, "upload_use").ExecContext(ctx, s.t(&until), r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload,
 		return nil, err
 	}
 	if until := now.Add(uploadLife); until.Sub(u.ExpireTime) > uploadTouch {
-		res, err := s.q.get("upload_use").ExecContext(ctx, s.t(&until), id, s.t(&until))
+		res, err := s.q.get("upload_use").ExecContext(ctx, s.t(&until), id)
 		if err != nil {
 			return nil, s.fault(err)
 		}
@@ -238,7 +238,7 @@ func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail,
 		Layout     []byte
 	}
 	all, teams := sc.args()
-	if err := s.q.get("mail_copy").GetContext(ctx, &r, id, all, teams, sc.Caller, sc.Caller); err != nil {
+	if err := s.q.get("mail_copy").GetContext(ctx, &r, id, all, teams, sc.Caller); err != nil {
 		return nil, s.notFound(err)
 	}
 	m := &NewMail{Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,

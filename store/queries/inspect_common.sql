@@ -46,9 +46,10 @@ limit 1000;
 -- name: I3_unrescued
 -- due_owner, primary key of replica. A dead replica's mail is rescued by a living one within
 -- seconds; where none lives it waits.
+-- takes: before, now
 select cast(d.id as text) as subject, 'is owned by replica ' || d.owner || ', which is dead, and nobody has rescued it' as problem
 from due d join replica r on r.id = d.owner
-where r.alive_until < ? and exists (select 1 from replica x where x.alive_until > ?)
+where r.alive_until < :before and exists (select 1 from replica x where x.alive_until > :now)
 limit 1000;
 
 -- name: I7
@@ -66,7 +67,8 @@ limit 1000;
 
 -- name: went_back
 -- one row; due is small. What was held when the database was found to have gone back in time
-select back_at as since, back_why as why, (select count(*) from due where status = 'held' and last_error = ?) as held from installation;
+-- takes: last_error
+select back_at as since, back_why as why, (select count(*) from due where status = 'held' and last_error = :last_error) as held from installation;
 
 -- name: contents
 -- the newest first; a scan of content, which is small beside its chunks
@@ -74,15 +76,18 @@ select hash, size from content order by touched desc, hash;
 
 -- name: chunks
 -- primary key
-select data from content_chunk where hash = ? order by n;
+-- takes: hash
+select data from content_chunk where hash = :hash order by n;
 
 -- name: newest
 -- primary key, read backwards: ids are ordered by time
-select id, recipients, labels, reference, message_id, size_bytes, layout from mail where id < ? order by id desc limit ?;
+-- takes: id, max
+select id, recipients, labels, reference, message_id, size_bytes, layout from mail where id < :id order by id desc limit :max;
 
 -- name: raw
 -- primary key
-select raw from mail where id = ?;
+-- takes: id
+select raw from mail where id = :id;
 
 -- name: totals
 -- scans
@@ -95,10 +100,11 @@ where run_at is null and owner is null group by mail_server, team, status, last_
 
 -- name: late
 -- due_ready: what is due and nobody takes, by mail server
+-- takes: run_at
 select d.mail_server, count(*) as n, min(d.run_at) as since, coalesce(s.status, 'missing') as status, s.delete_time is not null as deleted,
   coalesce(b.failures > 0 and b.version = s.version, false) as suspended
 from due d left join mail_server s on s.name = d.mail_server left join breaker b on b.mail_server = d.mail_server
-where d.owner is null and d.run_at is not null and d.run_at < ?
+where d.owner is null and d.run_at is not null and d.run_at < :run_at
 group by d.mail_server, s.status, s.delete_time, s.version, b.failures, b.version order by d.mail_server;
 
 -- name: suspended

@@ -74,4 +74,5 @@ limit 1000;
 
 -- name: terms
 -- primary key of term
-select count(*) from json_array_elements_text(?::json) x where not exists (select 1 from term t where t.term = x.value::bigint and t.mail_id = ?);
+-- takes: list, mail_id
+select count(*) from json_array_elements_text(:list::json) x where not exists (select 1 from term t where t.term = x.value::bigint and t.mail_id = :mail_id);

@@ -70,4 +70,5 @@ limit 1000;
 
 -- name: terms
 -- primary key of term
-select count(*) from json_each(?) x where not exists (select 1 from term t where t.term = cast(x.value as integer) and t.mail_id = ?);
+-- takes: list, mail_id
+select count(*) from json_each(:list) x where not exists (select 1 from term t where t.term = cast(x.value as integer) and t.mail_id = :mail_id);

@@ -19,11 +19,13 @@ select id, beat, nonce, system, timeline, back_at, back_why from installation fo
 
 -- name: installation_write
 -- one row
-update installation set id = ?, beat = ?, nonce = ?, system = ?, timeline = ?, back_at = ?, back_why = ?;
+-- takes: id, beat, nonce, system, timeline, back_at, back_why
+update installation set id = :id, beat = :beat, nonce = :nonce, system = :system, timeline = :timeline, back_at = :back_at, back_why = :back_why;
 
 -- name: beat
 -- one row
-update installation set beat = beat + 1, timeline = ? where id = ?
+-- takes: timeline, id
+update installation set beat = beat + 1, timeline = :timeline where id = :id
 returning id, beat, nonce, system, timeline, back_at, back_why;
 
 -- name: replica_lives
@@ -44,15 +46,17 @@ truncate change;
 
 -- name: change_begin
 -- one row; what was forgotten was of another generation
-update change_forgotten set generation = ?, xid = 0, seq = 0;
+-- takes: generation
+update change_forgotten set generation = :generation, xid = 0, seq = 0;
 
 -- name: hold
 -- a scan of due. Whatever was due may have left since; so may what waits for a person, who had
 -- perhaps let it go. claim: a number given out in the time that was lost is not given out
 -- again.
+-- takes: last_error
 with h as (
   update due set status = 'held', resume_at = run_at, run_at = null, owner = null, data_at = null, claim = claim + 1000000,
-    wish = null, wish_reason = null, begun = false, possible_duplicate = true, last_error = ?
+    wish = null, wish_reason = null, begun = false, possible_duplicate = true, last_error = :last_error
   where run_at is not null returning id
 ), o as (
   update due set owner = null, data_at = null, claim = claim + 1000000, wish = null, wish_reason = null, begun = false, possible_duplicate = true
@@ -72,10 +76,12 @@ select setval(pg_get_serial_sequence('replica', 'id'), nextval(pg_get_serial_seq
 
 -- name: hold_audit
 -- none
-insert into audit (time, actor, action, team, target, reason) values (?, 'maildispatchd', 'HoldRestored', '', ?, ?);
+-- takes: time, target, reason
+insert into audit (time, actor, action, team, target, reason) values (:time, 'maildispatchd', 'HoldRestored', '', :target, :reason);
 
 -- name: lost
 -- primary keys of due and archive: which of these writes are gone
-select count(*) from json_to_recordset(?::json) as x(id uuid, c bigint, k integer)
+-- takes: list
+select count(*) from json_to_recordset(:list::json) as x(id uuid, c bigint, k integer)
 where not exists (select 1 from archive a where a.id = x.id) and (x.k = 1 or not exists (
   select 1 from due d where d.id = x.id and (d.claim > x.c or d.claim = x.c and (d.owner is null or x.k = 0 and d.data_at is not null))));

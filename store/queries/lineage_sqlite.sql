@@ -10,28 +10,34 @@ select id, beat, nonce, system, timeline, back_at, back_why from installation;
 
 -- name: installation_write
 -- one row
-update installation set id = ?, beat = ?, nonce = ?, system = ?, timeline = ?, back_at = ?, back_why = ?;
+-- takes: id, beat, nonce, system, timeline, back_at, back_why
+update installation set id = :id, beat = :beat, nonce = :nonce, system = :system, timeline = :timeline, back_at = :back_at, back_why = :back_why;
 
 -- name: beat
 -- one row
-update installation set beat = beat + 1, timeline = ? where id = ?
+-- takes: timeline, id
+update installation set beat = beat + 1, timeline = :timeline where id = :id
 returning id, beat, nonce, system, timeline, back_at, back_why;
 
 -- name: change_begin
 -- one row
-update change_forgotten set generation = ?;
+-- takes: generation
+update change_forgotten set generation = :generation;
 
 -- name: hold
 -- a scan of due; as on PostgreSQL
+-- takes: last_error
 update due set status = 'held', resume_at = run_at, run_at = null, owner = null, data_at = null, claim = claim + 1000000,
-  wish = null, wish_reason = null, begun = 0, possible_duplicate = 1, last_error = ?
+  wish = null, wish_reason = null, begun = 0, possible_duplicate = 1, last_error = :last_error
 where run_at is not null;
 
 -- name: hold_parked
 -- a scan of due
+-- takes: last_error
 update due set owner = null, data_at = null, claim = claim + 1000000, wish = null, wish_reason = null, begun = 0, possible_duplicate = 1
-where run_at is null and last_error <> ?;
+where run_at is null and last_error <> :last_error;
 
 -- name: hold_audit
 -- none
-insert into audit (time, actor, action, team, target, reason) values (?, 'maildispatchd', 'HoldRestored', '', ?, ?);
+-- takes: time, target, reason
+insert into audit (time, actor, action, team, target, reason) values (:time, 'maildispatchd', 'HoldRestored', '', :target, :reason);

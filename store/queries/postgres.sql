@@ -5,8 +5,9 @@
 -- batch. Bodies come packed in one value: bytea in arrays is the driver's weak spot. v: a
 -- replica that is taken for dead owns nothing; its mail waits for whoever claims it. Its token
 -- is past the one that the replica goes by, so that none of its writes counts.
+-- takes: mails, bodies
 with u as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
+  select * from json_to_recordset(:mails::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
     utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
     batch_id text, resent_from uuid, resend_reason text, caller text,
@@ -16,7 +17,7 @@ with u as materialized (
     fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
-    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(?::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller
   from u where server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version)
   order by id
   on conflict do nothing
@@ -60,7 +61,8 @@ select p.mail_server from p join mail_server s on s.name = p.mail_server where p
 
 -- name: server_versions (read)
 -- a handful of rows
-select name, version from mail_server where name in (select n from json_array_elements_text(?::json) n);
+-- takes: names
+select name, version from mail_server where name in (select n from json_array_elements_text(:names::json) n);
 
 -- name: claim
 -- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe
@@ -72,31 +74,32 @@ select name, version from mail_server where name in (select n from json_array_el
 -- locked must not be evaluated twice. any (array): never by a join that reads the table,
 -- whatever the statistics said when the plan was made. Nobody claims for a replica that is
 -- taken for dead.
+-- takes: server, above, replica, max
 with recursive p as (
-  (select team, priority, run_at from due where mail_server = ? and owner is null and run_at is not null order by team, priority, run_at limit 1)
+  (select team, priority, run_at from due where mail_server = :server and owner is null and run_at is not null order by team, priority, run_at limit 1)
   union all
   select n.team, n.priority, n.run_at from p cross join lateral (
     select d.team, d.priority, d.run_at from due d
-    where d.mail_server = ? and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
+    where d.mail_server = :server and d.owner is null and d.run_at is not null and (d.team, d.priority) > (p.team, p.priority)
     order by d.team, d.priority, d.run_at limit 1) n
 ), w as materialized (
-  select team, priority from p where run_at <= now() and priority > ?
+  select team, priority from p where run_at <= now() and priority > :above
 ), t as materialized (
   select team from (select distinct team from w) x
-  where exists (select 1 from replica where id = ? and alive_until > 'epoch') order by random() limit ?
+  where exists (select 1 from replica where id = :replica and alive_until > 'epoch') order by random() limit :max
 ), share as (
-  select ceil(?::numeric / greatest(1, count(*)))::integer as n from t
+  select ceil(:max::integer::numeric / greatest(1, count(*)))::integer as n from t
 ), l as materialized (
   select x.id, x.team, x.priority, x.run_at, x.lead from w cross join lateral (
     select d.id, d.team, d.priority, d.run_at, age(d.xmin) as lead from due d
-    where d.mail_server = ? and d.team = w.team and d.priority = w.priority and d.owner is null and d.run_at is not null and d.run_at <= now()
+    where d.mail_server = :server and d.team = w.team and d.priority = w.priority and d.owner is null and d.run_at is not null and d.run_at <= now()
     order by d.run_at limit (select n from share) for update skip locked) x
   where w.team in (select team from t)
 ), c as (
   select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l where lead >= 0) r
-  where rank <= (select n from share) order by rank, random() limit ?
+  where rank <= (select n from share) order by rank, random() limit :max
 ), q as (
-  update due set owner = ?, claim = due.claim + 1 where due.id = any (array(select id from c))
+  update due set owner = :replica, claim = due.claim + 1 where due.id = any (array(select id from c))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 ), ch as (
   insert into change (mail_id, status) select id, 'sending' from q
@@ -115,15 +118,16 @@ where m.id = any (array(select id from q));
 -- which it would compare every row of one list with every row of the other. claim: after
 -- progress (2) the next transaction goes under a token of its own, so that this statement,
 -- delivered late, does not take its mark.
+-- takes: finished, changed, marks, owner
 with f as materialized (
-  select * from json_to_recordset(?::json) as f(id uuid, c bigint, status text, attempts smallint, progress json, dup boolean, err text)
+  select * from json_to_recordset(:finished::json) as f(id uuid, c bigint, status text, attempts smallint, progress json, dup boolean, err text)
 ), x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, c bigint, k integer, status text, run_at bigint, attempts smallint, crashes smallint, progress json, dup boolean, err text)
+  select * from json_to_recordset(:changed::json) as x(id uuid, c bigint, k integer, status text, run_at bigint, attempts smallint, crashes smallint, progress json, dup boolean, err text)
 ), m as materialized (
-  select * from json_to_recordset(?::json) as m(id uuid, c bigint)
+  select * from json_to_recordset(:marks::json) as m(id uuid, c bigint)
 ), mk as (
   update due q set data_at = now() from m
-  where q.id = any (array(select id from m)) and q.id = m.id and case when q.owner = ? and q.claim = m.c then true else false end
+  where q.id = any (array(select id from m)) and q.id = m.id and case when q.owner = :owner and q.claim = m.c then true else false end
   returning q.id
 ), up as (
   update due q set status = case when x.k in (2, 6) then coalesce(x.status, q.status) else x.status end,
@@ -132,11 +136,11 @@ with f as materialized (
     crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end, begun = case x.k when 2 then q.begun else x.k = 6 end,
     attempts = case when x.k in (6, 7) then q.attempts else x.attempts end, progress = case when x.k in (6, 7) then q.progress else x.progress end,
     possible_duplicate = case when x.k in (6, 7) then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
-  from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c then true else false end
+  from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = :owner and q.claim = x.c then true else false end
   returning q.id, x.k, q.status
 ), de as (
   delete from due q using f
-  where q.id = any (array(select id from f)) and q.id = f.id and case when q.owner = ? and q.claim = f.c then true else false end
+  where q.id = any (array(select id from f)) and q.id = f.id and case when q.owner = :owner and q.claim = f.c then true else false end
   returning q.id, q.team, q.mail_server, q.claim, f.status, f.attempts, f.dup, f.err, f.progress
 ), ar as (
   insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
@@ -150,15 +154,17 @@ where not exists (select 1 from (select id from mk union all select id from up u
 
 -- name: modify_servers (read)
 -- primary key
+-- takes: names
 select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
   fingerprint, create_time, update_time, delete_time
-from mail_server where name = any (array(select value from json_array_elements_text(?::json)));
+from mail_server where name = any (array(select value from json_array_elements_text(:names::json)));
 
 -- name: settled_under
 -- primary keys; a claim that ended without its owner's word has a higher number than the owner
 -- knows. any (array) and case as in settle. o: progress, whose owner keeps the mail
+-- takes: results
 with x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, c bigint, o bigint)
+  select * from json_to_recordset(:results::json) as x(id uuid, c bigint, o bigint)
 )
 select d.id from due d join x on d.id = x.id
 where d.id = any (array(select id from x)) and case when d.owner is not distinct from x.o and d.claim = x.c and d.data_at is null then true else false end
@@ -171,8 +177,9 @@ where a.id = any (array(select id from x)) and case when x.o is null and a.claim
 -- circle; lead: by how many transactions ours is younger than the one that wrote the row.
 -- lateral and offset: one probe for each row, whatever the statistics said when the plan was
 -- made.
+-- takes: ids
 with j as materialized (
-  select value::uuid as id from json_array_elements_text(?::json)
+  select value::uuid as id from json_array_elements_text(:ids::json)
 )
 select d.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
   m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
@@ -185,8 +192,9 @@ order by d.id for update of d;
 -- name: modify_lock_owned
 -- primary keys, as modify_lock. skip locked: whoever writes to what a replica has may wait for
 -- us. case as in settle
+-- takes: ids
 with j as materialized (
-  select value::uuid as id from json_array_elements_text(?::json)
+  select value::uuid as id from json_array_elements_text(:ids::json)
 )
 select d.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
   m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
@@ -200,8 +208,9 @@ order by d.id for update of d skip locked;
 -- due's primary key; crashes: a person has looked at it, so a quarantine begins anew; case as
 -- in settle. Whoever had the mail has it no more: its token ends, by more than the writes of
 -- one attempt raise it.
+-- takes: changes
 with x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
+  select * from json_to_recordset(:changes::json) as x(id uuid, done boolean, status text, run_at bigint, resume_at bigint, attempts smallint, progress json,
     dup boolean, err text)
 ), up as (
   update due d set crashes = 0, begun = false, owner = null, claim = case when d.owner is null then d.claim else d.claim + 1000 end, status = x.status, run_at = timestamptz 'epoch' + x.run_at * interval '1 microsecond',
@@ -223,15 +232,18 @@ select (select count(*) from up) + (select count(*) from ar);
 
 -- name: replica_register (lease)
 -- primary key
-insert into replica (name, alive_until, asks) values (?, now() + ? * interval '1 microsecond', 1) returning id;
+-- takes: name, ttl
+insert into replica (name, alive_until, asks) values (:name, now() + :ttl * interval '1 microsecond', 1) returning id;
 
 -- name: replica_renew (lease)
 -- primary key; epoch = somebody has taken it for dead
-update replica set alive_until = now() + ? * interval '1 microsecond' where id = ? and alive_until > 'epoch';
+-- takes: ttl, id
+update replica set alive_until = now() + :ttl * interval '1 microsecond' where id = :id and alive_until > 'epoch';
 
 -- name: replica_bury
 -- a handful of rows; nobody buries itself
-update replica set alive_until = 'epoch' where alive_until < now() and alive_until > 'epoch' and id <> ?;
+-- takes: id
+update replica set alive_until = 'epoch' where alive_until < now() and alive_until > 'epoch' and id <> :id;
 
 -- name: owners_gone
 -- due_owner: a loose scan over those who own mail; whoever is not known to live is gone
@@ -244,21 +256,23 @@ select owner from o where owner is not null and not exists (select 1 from replic
 
 -- name: recover_unmarked
 -- due_owner
+-- takes: gone
 with r as (
   update due set owner = null, claim = claim + 1, crashes = greatest(crashes, 1)
-  where data_at is null and crashes < 2 and owner = any (array(select value::bigint from json_array_elements_text(?::json)))
+  where data_at is null and crashes < 2 and owner = any (array(select value::bigint from json_array_elements_text(:gone::json)))
   returning id, status
 )
 insert into change (mail_id, status) select id, status from r;
 
 -- name: recover_marked
 -- due_owner; suspects as well: when they are tried again is the engine's rule
+-- takes: gone, me, max
 with c as materialized (
-  select id from due where (data_at is not null or crashes > 1) and owner = any (array(select value::bigint from json_array_elements_text(?::json)))
-    and exists (select 1 from replica where id = ? and alive_until > 'epoch')
-  limit ? for update skip locked
+  select id from due where (data_at is not null or crashes > 1) and owner = any (array(select value::bigint from json_array_elements_text(:gone::json)))
+    and exists (select 1 from replica where id = :me and alive_until > 'epoch')
+  limit :max for update skip locked
 ), q as (
-  update due set owner = ?, claim = due.claim + 1, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
+  update due set owner = :me, claim = due.claim + 1, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.begun, due.possible_duplicate, due.progress, due.data_at
 )
 select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
@@ -270,22 +284,24 @@ where m.id = any (array(select id from q));
 -- name: take_back
 -- due's primary key; case as in settle. begun: somebody died of it, so what becomes of it is
 -- the engine's rule
+-- takes: lost, owner
 with x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, c bigint)
+  select * from json_to_recordset(:lost::json) as x(id uuid, c bigint)
 ), u as (
   update due q set owner = null, claim = q.claim + 1 from x
-  where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = ? and q.claim = x.c and q.data_at is null and not q.begun then true else false end
+  where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = :owner and q.claim = x.c and q.data_at is null and not q.begun then true else false end
   returning q.id, q.status
 )
 insert into change (mail_id, status) select id, status from u;
 
 -- name: take_back_marked
 -- due's primary key; case as in settle
+-- takes: lost, owner
 with x as materialized (
-  select * from json_to_recordset(?::json) as x(id uuid, c bigint)
+  select * from json_to_recordset(:lost::json) as x(id uuid, c bigint)
 ), c as materialized (
   select d.id from due d join x on d.id = x.id
-  where d.id = any (array(select id from x)) and case when d.owner = ? and d.claim = x.c and (d.data_at is not null or d.begun) then true else false end
+  where d.id = any (array(select id from x)) and case when d.owner = :owner and d.claim = x.c and (d.data_at is not null or d.begun) then true else false end
   for update of d
 ), q as (
   update due set claim = due.claim + 1 where due.id = any (array(select id from c))
@@ -299,7 +315,8 @@ where m.id = any (array(select id from q));
 
 -- name: replica_end
 -- primary key
-update replica set alive_until = 'epoch' where id = ?;
+-- takes: id
+update replica set alive_until = 'epoch' where id = :id;
 
 -- name: replica_forget
 -- due_owner
@@ -311,59 +328,68 @@ select clock_timestamp();
 
 -- name: breaker_lock
 -- primary key
-select mail_server, version, failures, reason, retry_at, probe_until, healed_at, success_at, failure_at, last_failure from breaker where mail_server = ?
+-- takes: mail_server
+select mail_server, version, failures, reason, retry_at, probe_until, healed_at, success_at, failure_at, last_failure from breaker where mail_server = :mail_server
 for update;
 
 -- name: quota_lock
 -- primary key
-select tokens, refilled_at, day::text, day_used from quota where mail_server = ? for update;
+-- takes: mail_server
+select tokens, refilled_at, day::text, day_used from quota where mail_server = :mail_server for update;
 
 -- name: slot_take
 -- primary key; free is what nobody alive has, and what the asking replica has and does not hold
+-- takes: server, replica, settled, held, token, limit
 with busy as materialized (
   select x.n from connection_slot x join replica r on r.id = x.replica and r.alive_until > now()
-  where x.mail_server = ? and not (x.replica = ? and x.token < ? and x.n <> all(?::integer[])))
+  where x.mail_server = :server and not (x.replica = :replica and x.token < :settled and x.n <> all(:held::integer[])))
 insert into connection_slot as c (mail_server, n, replica, token)
-select ?, g.n, ?, ? from generate_series(1, ?::integer) g(n)
-where g.n not in (select n from busy) and (select count(*) from busy) < ?
+select :server, g.n, :replica, :token from generate_series(1, :limit::integer) g(n)
+where g.n not in (select n from busy) and (select count(*) from busy) < :limit
 order by g.n limit 1
 on conflict (mail_server, n) do update set replica = excluded.replica, token = excluded.token
 where not exists (select 1 from replica r where r.id = c.replica and r.alive_until > now())
-  or c.replica = excluded.replica and c.token < ? and c.n <> all(?::integer[])
+  or c.replica = excluded.replica and c.token < :settled and c.n <> all(:held::integer[])
 returning n;
 
 -- name: slot_free (read)
 -- primary key
+-- takes: server, replica, settled, held, limit
 with busy as materialized (
   select x.n from connection_slot x join replica r on r.id = x.replica and r.alive_until > now()
-  where x.mail_server = ? and not (x.replica = ? and x.token < ? and x.n <> all(?::integer[])))
-select (select count(*) from busy) < ? and exists (select 1 from generate_series(1, ?::integer) g(n) where g.n not in (select n from busy));
+  where x.mail_server = :server and not (x.replica = :replica and x.token < :settled and x.n <> all(:held::integer[])))
+select (select count(*) from busy) < :limit and exists (select 1 from generate_series(1, :limit::integer) g(n) where g.n not in (select n from busy));
 
 -- name: slot_give
 -- primary key
-delete from connection_slot where mail_server = ? and n = ? and replica = ? and token = ?;
+-- takes: mail_server, n, replica, token
+delete from connection_slot where mail_server = :mail_server and n = :n and replica = :replica and token = :token;
 
 -- name: slot_drop
 -- a handful of rows
-delete from connection_slot c where c.replica = ? and c.token < ?
-  and not exists (select 1 from unnest(?::text[], ?::integer[]) h(mail_server, n) where h.mail_server = c.mail_server and h.n = c.n);
+-- takes: replica, settled, servers, numbers
+delete from connection_slot c where c.replica = :replica and c.token < :settled
+  and not exists (select 1 from unnest(:servers::text[], :numbers::integer[]) h(mail_server, n) where h.mail_server = c.mail_server and h.n = c.n);
 
 -- name: slot_keep
 -- connection_slot's primary key decides what is new; a slot that somebody alive has stays
 -- theirs
+-- takes: replica, servers, numbers, tokens
 insert into connection_slot as c (mail_server, n, replica, token)
-select h.mail_server, h.n, ?, h.token from unnest(?::text[], ?::integer[], ?::bigint[]) h(mail_server, n, token) order by 1, 2
+select h.mail_server, h.n, :replica, h.token from unnest(:servers::text[], :numbers::integer[], :tokens::bigint[]) h(mail_server, n, token) order by 1, 2
 on conflict (mail_server, n) do update set replica = excluded.replica, token = excluded.token
 where c.replica <> excluded.replica and not exists (select 1 from replica r where r.id = c.replica and r.alive_until > now());
 
 -- name: slot_mine
 -- a handful of rows
-select mail_server, n, token from connection_slot where replica = ?;
+-- takes: replica
+select mail_server, n, token from connection_slot where replica = :replica;
 
 -- name: replica_release
 -- due_owner
+-- takes: owner
 with r as (
-  update due set owner = null, claim = claim + 1 where owner = ? and data_at is null returning id, status
+  update due set owner = null, claim = claim + 1 where owner = :owner and data_at is null returning id, status
 )
 insert into change (mail_id, status) select id, status from r;
 
@@ -371,10 +397,11 @@ insert into change (mail_id, status) select id, status from r;
 -- one of two: due_ready, or due_server where most of the mail server's mail waits. lead: by how
 -- many transactions ours is younger than the one that wrote the row; what a younger one wrote
 -- is left to the next hold, so that a mail's changes keep their order
+-- takes: mail_server, last_error
 with l as materialized (
-  select id, age(xmin) as lead from due where mail_server = ? and owner is null and run_at is not null for update
+  select id, age(xmin) as lead from due where mail_server = :mail_server and owner is null and run_at is not null for update
 ), h as (
-  update due set status = 'held', resume_at = run_at, run_at = null, last_error = ?
+  update due set status = 'held', resume_at = run_at, run_at = null, last_error = :last_error
   where due.id = any (array(select id from l where lead >= 0)) returning id
 )
 insert into change (mail_id, status) select id, 'held' from h;
@@ -390,15 +417,17 @@ select coalesce((select extract(epoch from clock_timestamp() - time) * 1000000 f
 
 -- name: change_read (look)
 -- primary key
-select xid, seq, mail_id, status, time from change where (xid, seq) > (?, ?) and xid < ? order by xid, seq limit ?;
+-- takes: xid, seq, horizon, max
+select xid, seq, mail_id, status, time from change where (xid, seq) > (:xid, :seq) and xid < :horizon order by xid, seq limit :max;
 
 -- name: change_forget
 -- primary key; then each row where it lies, which never moves: a join would read the whole
 -- table
+-- takes: max, age
 with old as materialized (
-  select ctid as place, time from change order by xid, seq limit ?
+  select ctid as place, time from change order by xid, seq limit :max
 ), gone as (
-  delete from change where ctid = any (array(select place from old where time < now() - ? * interval '1 microsecond')) returning xid, seq
+  delete from change where ctid = any (array(select place from old where time < now() - :age * interval '1 microsecond')) returning xid, seq
 ), last as (
   select xid, seq from gone order by xid desc, seq desc limit 1
 ), note as (
@@ -409,7 +438,8 @@ select count(*) from gone;
 -- name: batch_count (look)
 -- mail_batch, then the primary keys of due and archive; one statement, so that a mail that
 -- moves meanwhile is counted once
-with b as (select id, create_time from mail where batch_id = ? and team = ? and (?::text = '' or caller = ?))
+-- takes: batch_id, team, caller
+with b as (select id, create_time from mail where batch_id = :batch_id and team = :team and (:caller::text = '' or caller = :caller))
 select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
   count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
   min(b.create_time) as first, null::timestamptz as last
@@ -421,25 +451,31 @@ from b join archive a on a.id = b.id group by 1;
 -- name: content_collect
 -- content_unused; nothing that an upload still needs, and three days after the last use, so
 -- that nobody is about to refer to it
-delete from content c where not c.used and c.touched < ? and not exists (select 1 from upload u where u.hash = c.hash) returning c.hash;
+-- takes: touched
+delete from content c where not c.used and c.touched < :touched and not exists (select 1 from upload u where u.hash = c.hash) returning c.hash;
 
 -- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
-select m.raw, m.layout from mail m where m.id = ? and (?::bool or m.team in (select value from json_array_elements_text(?::json))) and (?::text = '' or m.caller = ?);
+-- takes: id, all, teams, caller
+select m.raw, m.layout from mail m where m.id = :id and (:all::bool or m.team in (select value from json_array_elements_text(:teams::json))) and (:caller::text = '' or m.caller = :caller);
 
 -- name: mail_copy (look)
 -- primary key; as mail_raw
+-- takes: id, all, teams, caller
 select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
-from mail where id = ? and (?::bool or team in (select value from json_array_elements_text(?::json))) and (?::text = '' or caller = ?);
+from mail where id = :id and (:all::bool or team in (select value from json_array_elements_text(:teams::json))) and (:caller::text = '' or caller = :caller);
 
 -- name: move_target
 -- primary key; no mail goes to a mail server that is being deleted or switched off
-select name from mail_server where name = ? and delete_time is null and status = 'available' for share;
+-- takes: name
+select name from mail_server where name = :name and delete_time is null and status = 'available' for share;
 
 -- name: move_due
 -- primary key
-update due set mail_server = ? where id = any (array(select value::uuid from json_array_elements_text(?::json)));
+-- takes: server, ids
+update due set mail_server = :server where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
 
 -- name: move_mail
 -- primary key
-update mail set mail_server = ? where id = any (array(select value::uuid from json_array_elements_text(?::json)));
+-- takes: server, ids
+update mail set mail_server = :server where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
