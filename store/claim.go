@@ -10,6 +10,10 @@ import (
 	"github.com/google/uuid"
 )
 
+// claimedColumns is the beginning of claimedRow, from mail m and the row q of due.
+const claimedColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
+  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes`
+
 // claimedRow is a claimed mail as the statements return it.
 type claimedRow struct {
 	ID                uuid.UUID

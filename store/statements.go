@@ -26,6 +26,10 @@ type statement struct {
 	text  string   // with :name for its parameters
 }
 
+// columnLists stand in braces in the text of statements: what several of them read into the
+// same row.
+var columnLists = strings.NewReplacer("{server}", serverColumns, "{mail}", mailColumns, "{claimed}", claimedColumns)
+
 // parameter finds one, or a text or comment that may look like one, or the cast of PostgreSQL.
 var parameter = regexp.MustCompile(`'[^']*'|--[^\n]*|::|:[a-z_0-9]+`)
 
@@ -67,6 +71,7 @@ func readStatements(kind string, d dialect) ([]statement, error) {
 	}
 	for i := range all {
 		var err error
+		all[i].text = columnLists.Replace(all[i].text)
 		if all[i].text, err = all[i].numbered(d.mark()); err != nil {
 			return nil, err
 		}

@@ -1,7 +1,8 @@
 -- Statements that both databases take as they stand. Each names the index that serves it. In
 -- brackets stands which connections run it outside of transactions: (read) the engine's reading
 -- ones, (look) those for what people look at, (lease) the lease's own. "takes" are the
--- parameters, in the order in which the code gives them.
+-- parameters, in the order in which the code gives them. In braces stand the lists of columns of
+-- statements.go.
 
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
@@ -13,22 +14,19 @@ values (:name, :team, :display_name, :type, :mode, :status, :is_default, :sender
 -- name: server_get (read)
 -- primary key
 -- takes: name
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
-  fingerprint, create_time, update_time, delete_time
+select {server}
 from mail_server where name = :name;
 
 -- name: server_by_request (read)
 -- mail_server_request
 -- takes: team, request_id
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
-  fingerprint, create_time, update_time, delete_time
+select {server}
 from mail_server where team = :team and request_id = :request_id;
 
 -- name: server_default (read)
 -- mail_server_default
 -- takes: team
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
-  fingerprint, create_time, update_time, delete_time
+select {server}
 from mail_server where team = :team and is_default;
 
 -- name: server_update

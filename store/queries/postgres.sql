@@ -104,8 +104,7 @@ with recursive p as (
 ), ch as (
   insert into change (mail_id, status) select id, 'sending' from q
 )
-select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.possible_duplicate, q.progress, q.data_at,
+select {claimed}, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));
@@ -155,8 +154,7 @@ where not exists (select 1 from (select id from mk union all select id from up u
 -- name: modify_servers (read)
 -- primary key
 -- takes: names
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
-  fingerprint, create_time, update_time, delete_time
+select {server}
 from mail_server where name = any (array(select value from json_array_elements_text(:names::json)));
 
 -- name: settled_under
@@ -181,8 +179,7 @@ where a.id = any (array(select id from x)) and case when x.o is null and a.claim
 with j as materialized (
   select value::uuid as id from json_array_elements_text(:ids::json)
 )
-select d.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+select {mail}, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
   d.possible_duplicate, d.progress, d.last_error,
   age(d.xmin) as lead
 from due d cross join lateral (select * from mail where mail.id = d.id offset 0) m
@@ -196,8 +193,7 @@ order by d.id for update of d;
 with j as materialized (
   select value::uuid as id from json_array_elements_text(:ids::json)
 )
-select d.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+select {mail}, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
   d.possible_duplicate, d.progress, d.last_error,
   age(d.xmin) as lead
 from due d cross join lateral (select * from mail where mail.id = d.id offset 0) m
@@ -275,8 +271,7 @@ with c as materialized (
   update due set owner = :me, claim = due.claim + 1, crashes = greatest(crashes, 1) where due.id = any (array(select id from c))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.begun, due.possible_duplicate, due.progress, due.data_at
 )
-select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.begun, q.possible_duplicate, q.progress, q.data_at,
+select {claimed}, q.begun, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));
@@ -307,8 +302,7 @@ with x as materialized (
   update due set claim = due.claim + 1 where due.id = any (array(select id from c))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.begun, due.possible_duplicate, due.progress, due.data_at
 )
-select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.begun, q.possible_duplicate, q.progress, q.data_at,
+select {claimed}, q.begun, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown
 from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
 where m.id = any (array(select id from q));

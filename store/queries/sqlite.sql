@@ -86,8 +86,7 @@ returning id;
 -- name: claimed
 -- primary keys
 -- takes: ids
-select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes, q.begun, q.possible_duplicate, q.progress, q.data_at,
+select {claimed}, q.begun, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, 0) as hold_unknown
 from json_each(:ids) j join due q on q.id = j.value join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
@@ -133,8 +132,7 @@ delete from due where id = :id and owner = :owner and claim = :claim;
 -- name: modify_servers (read)
 -- primary key
 -- takes: names
-select name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, request_id,
-  fingerprint, create_time, update_time, delete_time
+select {server}
 from mail_server where name in (select value from json_each(:names));
 
 -- name: settled_under
@@ -148,8 +146,7 @@ select a.id from json_each(:results) j cross join archive a on a.id = j.value ->
 -- name: modify_lock
 -- primary keys; the one writer is the lock
 -- takes: ids
-select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+select {mail}, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
   d.possible_duplicate, d.progress, d.last_error
 from json_each(:ids) j join due d on d.id = j.value join mail m on m.id = d.id
 where d.owner is null;
@@ -157,8 +154,7 @@ where d.owner is null;
 -- name: modify_lock_owned
 -- primary keys; the one writer is the lock
 -- takes: ids
-select m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
+select {mail}, d.status, d.run_at, d.resume_at, d.attempts, d.owner,
   d.possible_duplicate, d.progress, d.last_error
 from json_each(:ids) j join due d on d.id = j.value join mail m on m.id = d.id
 where d.owner is not null and d.data_at is null;
