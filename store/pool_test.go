@@ -97,6 +97,14 @@ func TestOneConnection(t *testing.T) {
 			{"HoldSlots", func() error { return second(s.HoldSlots(c, r, nil, 2)) }},
 			{"TakeRate", func() error { _, _, err := s.TakeRate(c, r, "ss", store.RateUse{}, 1, 10, 10); return err }},
 			{"LastChange", func() error { return second(s.LastChange(c)) }},
+			{"WatchLag", func() error { return second(s.WatchLag(c)) }},
+			{"Access", func() error { return second(s.Access(c)) }},
+			{"CreateToken", func() error {
+				return s.CreateToken(c, &store.Token{ID: "t1", Name: "t", Hash: sum, CreateTime: time.Now(), ExpireTime: time.Now().Add(time.Hour)}, audit)
+			}},
+			{"TouchToken", func() error { return s.TouchToken(c, "t1", time.Now()) }},
+			{"Tokens", func() error { return second(s.Tokens(c, "", true, 5)) }},
+			{"RevokeToken", func() error { return second(s.RevokeToken(c, "t1", audit)) }},
 			{"Changes", func() error {
 				_, _, _, err := s.Changes(c, store.Everything, store.MailFilter{}, store.Position{}, 5)
 				return err
@@ -124,7 +132,7 @@ func TestOneConnection(t *testing.T) {
 			// ask nothing
 			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "WentBack": true,
 			// of tests
-			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "InteractiveWork": true,
+			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "AllTransaction": true, "Begin": true, "DamageWait": true, "InteractiveWork": true,
 		}
 		for _, x := range calls {
 			called[x.name] = true

@@ -92,8 +92,13 @@ func statementsOf(file string) ([]statement, error) {
 		index, _, _ := strings.Cut(text, "\n")
 		var takes []string
 		if _, rest, ok := strings.Cut(text, "-- takes: "); ok {
-			list, _, _ := strings.Cut(rest, "\n")
-			takes = strings.Split(list, ", ")
+			list, rest, _ := strings.Cut(rest, "\n")
+			for strings.HasSuffix(list, ",") { // it goes on in the next line
+				var more string
+				more, rest, _ = strings.Cut(rest, "\n")
+				list += strings.TrimLeft(more, "-")
+			}
+			takes = strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 		}
 		out = append(out, statement{name, strings.Trim(kind, "()"), strings.TrimPrefix(index, "-- "), takes, strings.TrimSuffix(strings.TrimSpace(text), ";")})
 	}

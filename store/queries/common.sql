@@ -6,7 +6,9 @@
 
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
--- takes: name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, request_id, fingerprint, create_time, update_time
+-- takes: name, team, display_name, type, mode, status, is_default, sender, smtp, password,
+--   limits, annotations, hold_unknown, pause_until, request_id, fingerprint, create_time,
+--   update_time
 insert into mail_server (name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown,
   pause_until, version, request_id, fingerprint, create_time, update_time)
 values (:name, :team, :display_name, :type, :mode, :status, :is_default, :sender, :smtp, :password, :limits, :annotations, :hold_unknown, :pause_until, 1, :request_id, :fingerprint, :create_time, :update_time);
@@ -31,7 +33,8 @@ from mail_server where team = :team and is_default;
 
 -- name: server_update
 -- primary key
--- takes: display_name, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version, update_time, delete_time, name
+-- takes: display_name, mode, status, is_default, sender, smtp, password, limits, annotations,
+--   hold_unknown, pause_until, version, update_time, delete_time, name
 update mail_server set display_name = :display_name, mode = :mode, status = :status, is_default = :is_default, sender = :sender, smtp = :smtp, password = :password, limits = :limits, annotations = :annotations,
   hold_unknown = :hold_unknown, pause_until = :pause_until, version = :version, update_time = :update_time, delete_time = :delete_time
 where name = :name;
@@ -112,7 +115,8 @@ insert into breaker (mail_server, version) values (:mail_server, 0) on conflict 
 
 -- name: breaker_write
 -- primary key
--- takes: version, failures, reason, retry_at, probe_until, healed_at, success_at, failure_at, last_failure, mail_server
+-- takes: version, failures, reason, retry_at, probe_until, healed_at, success_at, failure_at,
+--   last_failure, mail_server
 update breaker set version = :version, failures = :failures, reason = :reason, retry_at = :retry_at, probe_until = :probe_until, healed_at = :healed_at, success_at = :success_at, failure_at = :failure_at, last_failure = :last_failure
 where mail_server = :mail_server;
 
@@ -159,7 +163,8 @@ delete from content_chunk where hash = :hash;
 
 -- name: upload_insert
 -- primary key; upload_request refuses a reused request_id
--- takes: id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id, create_time, expire_time
+-- takes: id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id,
+--   create_time, expire_time
 insert into upload (id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id, create_time, expire_time)
 values (:id, :team, :filename, :content_type, :sha256, :size_bytes, :hash, :content_size, :request_id, :create_time, :expire_time) on conflict do nothing;
 
@@ -185,7 +190,8 @@ delete from upload where expire_time <= :expire_time;
 
 -- name: token_insert
 -- primary key
--- takes: id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time
+-- takes: id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time,
+--   expire_time
 insert into token (id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time)
 values (:id, :name, :hash, :roles, :teams, :kinds, :mail_servers, :system, :created_by, :create_time, :expire_time);
 

@@ -3,7 +3,9 @@
 
 -- name: enqueue_mail
 -- primary key and mail_request decide what is new
--- takes: id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id, fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller
+-- takes: id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id,
+--   size_bytes, recipients, labels, request_id, fingerprint, route, utf8, create_time,
+--   expire_time, raw, layout, batch_id, resent_from, resend_reason, caller
 insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
   fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller)
 values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller) on conflict do nothing;
@@ -102,7 +104,8 @@ update due set crashes = :crashes, begun = 1 where id = :id and owner = :owner a
 
 -- name: settle_update
 -- primary key
--- takes: status, run_at, crashes, attempts, progress, possible_duplicate, last_error, id, owner, claim
+-- takes: status, run_at, crashes, attempts, progress, possible_duplicate, last_error, id,
+--   owner, claim
 update due set status = :status, run_at = :run_at, owner = null, data_at = null, begun = 0, crashes = :crashes, attempts = :attempts, progress = :progress, possible_duplicate = :possible_duplicate, last_error = :last_error
 where id = :id and owner = :owner and claim = :claim;
 
