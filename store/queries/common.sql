@@ -1,8 +1,8 @@
 -- Statements that both databases take as they stand. Each names the index that serves it. In
 -- brackets stands which connections run it outside of transactions: (read) the engine's reading
 -- ones, (look) those for what people look at, (lease) the lease's own. "takes" are the
--- parameters, in the order in which the code gives them. In braces stand the lists of columns of
--- statements.go.
+-- parameters, in the order in which the code gives them. In braces stand the lists of columns
+-- of statements.go.
 
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
