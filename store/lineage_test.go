@@ -274,7 +274,7 @@ func postgresTurns(other *storetest.Cluster) []turn {
 		{"a dump in another database", func(t *testing.T, _ *service, dsn, state string) func() (string, string) {
 			file := storetest.Dump(t, dsn)
 			return func() (string, string) {
-				to := storetest.PostgresDSN(t)
+				to := storetest.EmptyPostgresDSN(t)
 				storetest.Restore(t, file, to)
 				return to, stateIn(t)
 			}

@@ -15,7 +15,7 @@ import (
 func schemas(t *testing.T) map[string][]store.Schema {
 	t.Helper()
 	out := map[string][]store.Schema{}
-	for name, dsn := range storetest.DSNs(t) {
+	for name, dsn := range storetest.EmptyDSNs(t) {
 		var err error
 		if out[name], err = store.Schemas(ctx, dsn); err != nil {
 			t.Fatal(err)

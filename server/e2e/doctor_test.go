@@ -400,9 +400,9 @@ func TestDoctorCannotBegin(t *testing.T) {
 	}
 	onlyLine(t, run(t, nil, "doctor", "--database=sqlite:"+empty), "maildispatchd migrate")
 	onlyLine(t, run(t, nil, "doctor", fmt.Sprintf("--database=postgres://nobody@127.0.0.1:%d/x?sslmode=disable", deadPort(t))), "cannot reach PostgreSQL")
-	onlyLine(t, run(t, nil, "doctor", "--database="+storetest.PostgresDSN(t)), "maildispatchd migrate")
+	onlyLine(t, run(t, nil, "doctor", "--database="+storetest.EmptyPostgresDSN(t)), "maildispatchd migrate")
 	onlyLine(t, run(t, nil, "doctor", "--colour"), "colour")
-	old := storetest.SQLiteDSN(t)
+	old := storetest.EmptySQLiteDSN(t)
 	if r := run(t, nil, "migrate", "--database="+old); r.code != 0 {
 		t.Fatalf("%+v", r)
 	}
