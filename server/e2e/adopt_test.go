@@ -58,7 +58,7 @@ func TestAdopt(t *testing.T) {
 	if !second.isServing("") {
 		t.Error("it serves nothing")
 	}
-	eventually(t, 5*time.Second, "health says that it is not adopted", func() bool { return !second.isServing("adopted") })
+	within(t, 5*time.Second, "health says that it is not adopted", func() bool { return !second.isServing("adopted") })
 	if r := run(t, nil, "doctor", flags[0]); r.code != 0 || !strings.Contains(r.stdout, "RESTORED OR COPIED") || !strings.Contains(r.stdout, "2 mails that were due are held") {
 		t.Errorf("doctor: %+v", r)
 	}
@@ -81,7 +81,7 @@ func TestAdopt(t *testing.T) {
 	if n := len(relay.Mails()); n != 4 {
 		t.Errorf("%d of 2 adopted mails have left", n-2)
 	}
-	eventually(t, 5*time.Second, "health says that it is adopted", func() bool { return third.isServing("adopted") })
+	within(t, 5*time.Second, "health says that it is adopted", func() bool { return third.isServing("adopted") })
 	var silent int
 	if err := openDB(t, third.dsn()).QueryRow("select count(*) from archive where not possible_duplicate").Scan(&silent); err != nil || silent > 0 {
 		t.Errorf("%d mails are not flagged: %v", silent, err)

@@ -102,6 +102,7 @@ func violated(r *pb.BatchRejection) []string {
 // TestSendBatch: the shared message, an item's own and its variables become one mail; an item
 // that is wrong is rejected by its place and fields.
 func TestSendBatch(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -190,6 +191,7 @@ func TestSendBatch(t *testing.T) {
 // TestSendBatchRoute: what is wrong with the options ends the call before the first item; a
 // batch is queued whatever the mode.
 func TestSendBatchRoute(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		try := func(o *pb.SendOptions) error {
@@ -231,6 +233,7 @@ func TestSendBatchRoute(t *testing.T) {
 // TestSendBatchStrict: all or nothing, and every mistake at once. validate_only writes nothing
 // at all.
 func TestSendBatchStrict(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.IsDefault = new(true) })
@@ -308,6 +311,7 @@ func TestSendBatchStrict(t *testing.T) {
 // TestSendBatchRequestIDs: fifty callers with the same items at once, and each item is one
 // mail.
 func TestSendBatchRequestIDs(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -373,6 +377,7 @@ func (s *service) exactlyOnce(relay *smtpxtest.Server, batch string, n int) {
 // TestBulkSurvivesKills: the service is killed while the client's Bulk and SendAll are under
 // way; what they did is there once.
 func TestBulkSurvivesKills(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -382,13 +387,13 @@ func TestBulkSurvivesKills(t *testing.T) {
 			// send when it was killed is sent again, flagged: that is another test's.
 			return &pb.BatchOptions{BatchId: batch, Options: &pb.SendOptions{MailServer: "bulk", Hold: true}, Message: &pb.MailMessage{Subject: "s", Text: "Hello {{n}}"}}
 		}
-		const n = 2500
+		n := scaled(1000, 2500)
 		heard, kills := 0, 0
-		b := c.Bulk(timeout(t), o("stream"), client.BulkOptions{Window: 700, Answer: func(item *pb.BatchItem, a *pb.SendStreamResponse) {
+		b := c.Bulk(timeout(t), o("stream"), client.BulkOptions{Window: n * 7 / 25, Answer: func(item *pb.BatchItem, a *pb.SendStreamResponse) {
 			if a.MailId == "" || a.Duplicate {
 				t.Errorf("%v", a)
 			}
-			if heard++; heard == 300 || heard == 1100 || heard == 1900 {
+			if heard++; heard == n*3/25 || heard == n*11/25 || heard == n*19/25 {
 				s.restart()
 				moved()
 				kills++
@@ -400,7 +405,7 @@ func TestBulkSurvivesKills(t *testing.T) {
 			}
 		}
 		sum, err := b.Close()
-		if err != nil || sum.Accepted != n || heard != n || kills != 3 {
+		if err != nil || sum.Accepted != int64(n) || heard != n || kills != 3 {
 			t.Fatalf("%v, %v, %d answers, %d kills", sum, err, heard, kills)
 		}
 
@@ -408,7 +413,7 @@ func TestBulkSurvivesKills(t *testing.T) {
 		sum, err = c.SendAll(timeout(t), o("batch"), func(yield func(*pb.BatchItem) bool) {
 			ranged++
 			for i := range n {
-				if ranged <= 2 && i == 1000*ranged {
+				if ranged <= 2 && i == n*2/5*ranged {
 					s.restart()
 					moved()
 				}
@@ -417,20 +422,20 @@ func TestBulkSurvivesKills(t *testing.T) {
 				}
 			}
 		}, grpc.WaitForReady(true))
-		if err != nil || sum.Accepted != n || ranged != 3 {
+		if err != nil || sum.Accepted != int64(n) || ranged != 3 {
 			t.Fatalf("%v, %v, ranged over %d times", sum, err, ranged)
 		}
-		if b := s.getBatch("", "batch"); b.Mails != n {
+		if b := s.getBatch("", "batch"); b.Mails != int64(n) {
 			t.Errorf("%v", b)
 		}
 		for _, id := range []string{"stream", "batch"} {
 			r, err := s.dispatch.ReleaseMails(timeout(t), &pb.ReleaseMailsRequest{Filter: &pb.MailFilter{BatchId: id}})
-			if err != nil || r.Changed != n {
+			if err != nil || int(r.Changed) != n {
 				t.Errorf("%v %v", r, err)
 			}
 		}
 		eventually(t, 50*time.Second, "both are over", func() bool { s.batch(); return s.getBatch("", "batch").Waiting+s.getBatch("", "stream").Waiting == 0 })
-		if got := letters(t, relay); len(got) != 2*n || s.getBatch("", "stream").Counts.Sent != n || s.getBatch("", "batch").Counts.Sent != n {
+		if got := letters(t, relay); len(got) != 2*n || s.getBatch("", "stream").Counts.Sent != int64(n) || s.getBatch("", "batch").Counts.Sent != int64(n) {
 			t.Errorf("%d mails, %v, %v", len(got), s.getBatch("", "stream"), s.getBatch("", "batch"))
 		}
 	})
@@ -438,6 +443,7 @@ func TestBulkSurvivesKills(t *testing.T) {
 
 // TestBatchCounts: GetBatch counts every outcome exactly.
 func TestBatchCounts(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -492,6 +498,7 @@ func TestBatchCounts(t *testing.T) {
 // TestBatchControl: a batch is held, released, retried and cancelled by its id, and
 // validate_only says how many that would be.
 func TestBatchControl(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())

@@ -20,6 +20,7 @@ import (
 // TestBulkValidation: a bad request of bulk mail says everything that is wrong with it at once,
 // by field path, and stores nothing.
 func TestBulkValidation(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)
 	s.addServer("good", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.IsDefault = new(true) })
@@ -87,6 +88,7 @@ func TestBulkValidation(t *testing.T) {
 // TestItemValidation: what is wrong with an item rejects it alone, in both calls, with every
 // field; nothing of it is stored.
 func TestItemValidation(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	s.addServer("good", pb.Mode_MODE_DAEMON, 1, func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxMailBytes: 200_000} })
 	many := map[string]string{}

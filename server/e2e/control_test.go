@@ -119,6 +119,7 @@ const (
 // TestResolve: an invoice whose outcome is unknown waits for a person, whose word is kept with
 // its reason.
 func TestResolve(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
 		s.addServer("daily", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 1} })
@@ -303,6 +304,7 @@ func TestResolve(t *testing.T) {
 
 // TestBeingSent: nobody's word changes a mail that is being sent just now.
 func TestBeingSent(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	reached, release := make(chan struct{}), make(chan struct{})
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
@@ -338,6 +340,7 @@ func TestBeingSent(t *testing.T) {
 // TestHoldDuringTheBatch: what comes while the batch runs goes to it in memory, and the same
 // rules hold there.
 func TestHoldDuringTheBatch(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		reached, release := make(chan struct{}), make(chan struct{})
 		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
@@ -375,6 +378,7 @@ func TestHoldDuringTheBatch(t *testing.T) {
 // TestHoldUnknown: bulk of unknown outcome is sent again, flagged, unless its mail server holds
 // all.
 func TestHoldUnknown(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
 		s.addServer("daily", pb.Mode_MODE_DAEMON, relay.Port())
@@ -418,6 +422,7 @@ func TestHoldUnknown(t *testing.T) {
 // TestHoldAndRelease: held mail is out of the batch's reach; released it goes on where it was,
 // at its time.
 func TestHoldAndRelease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
 		s.addServer("daily", pb.Mode_MODE_DAEMON, relay.Port())
@@ -514,6 +519,7 @@ func TestHoldAndRelease(t *testing.T) {
 
 // TestHoldAtSend: a mail that is sent with hold is durable and goes nowhere, whatever the mode.
 func TestHoldAtSend(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port())
@@ -559,6 +565,7 @@ func TestHoldAtSend(t *testing.T) {
 
 // TestPriorities: what waits at one mail server leaves by priority, then in the order it came.
 func TestPriorities(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := startSilence(t)
 		s.addServer("daily", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 1} })

@@ -21,6 +21,7 @@ import (
 // calls of bulk mail as the service does: the same states, counts, reasons, positions and
 // fields. Times, ids, sizes and words are each one's own.
 func TestFakeAnswersAlike(t *testing.T) {
+	t.Parallel()
 	fake := clienttest.New(t)
 	fake.Answer("nobody@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_REJECTED, SmtpCode: 550, EnhancedCode: "5.1.1", Detail: "no such user"})
 	fake.Answer("later@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_DEFERRED, SmtpCode: 451, EnhancedCode: "4.7.1", Detail: "greylisted"})

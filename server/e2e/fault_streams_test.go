@@ -81,6 +81,7 @@ func TestHungAndCancelledStreams(t *testing.T) {
 // connection. Before the first dot that ends the mail; after it the mail goes on to everybody.
 // The journal says of every recipient what the relay has seen, and the mail is in one journal.
 func TestCallerGoesAwayAtEachEvent(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Delay: 10 * time.Millisecond}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port())

@@ -13,6 +13,7 @@ import (
 // TestAcceptedDuringTheBatch: mail that comes while the batch runs leaves once, and a pass that
 // is waited for ends although more keeps coming.
 func TestAcceptedDuringTheBatch(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())

@@ -53,7 +53,7 @@ func (s *service) withoutWrites(off, on func()) {
 		s.t.Fatal("refused while all is well")
 	}
 	off()
-	eventually(s.t, 20*time.Second, "health is NOT_SERVING", func() bool { return !s.isServing("") })
+	within(s.t, 20*time.Second, "health is NOT_SERVING", func() bool { return !s.isServing("") })
 	for range 6 {
 		if s.trySend() {
 			s.t.Error("accepted by a database that takes no writes")
@@ -66,12 +66,13 @@ func (s *service) withoutWrites(off, on func()) {
 		s.t.Error("the log does not say why health is NOT_SERVING")
 	}
 	on()
-	eventually(s.t, 5*time.Second, "mail is accepted again", s.trySend)
-	eventually(s.t, 5*time.Second, "health is SERVING again", func() bool { return s.isServing("") })
+	within(s.t, 5*time.Second, "mail is accepted again", s.trySend)
+	within(s.t, 5*time.Second, "health is SERVING again", func() bool { return s.isServing("") })
 }
 
 // TestHealthIsAWrite: health follows whether the database takes writes, not whether it answers.
 func TestHealthIsAWrite(t *testing.T) {
+	t.Parallel()
 	t.Run("read-only", func(t *testing.T) {
 		dsn := storetest.PostgresDSN(t)
 		u, err := url.Parse(dsn)

@@ -24,6 +24,7 @@ import (
 // TestCommands: what is asked for goes to stdout with code 0, what is wrong is one line on
 // stderr with code 2.
 func TestCommands(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"serve", "-h"}, {"check-config", "--help"}, {"migrate", "-h"}, {"doctor", "-h"}, {"adopt", "-h"}, {"health", "-h"}} {
 		if r := run(t, nil, args...); r.code != 0 || r.stderr != "" || !strings.Contains(r.stdout, "  ") {
 			t.Errorf("%q: %+v", args, r)
@@ -57,6 +58,7 @@ func TestCommands(t *testing.T) {
 // TestCheckConfig: a good configuration is printed, a bad one is one line. Neither makes a file
 // or needs the database.
 func TestCheckConfig(t *testing.T) {
+	t.Parallel()
 	cert, key := certificateFiles(t)
 	good := []string{"check-config", "--database=postgres://app:" + secret + "@db.invalid/mail?sslmode=disable", "--tls-cert=" + cert, "--tls-key=" + key}
 	keys := filepath.Join(t.TempDir(), "keys")
@@ -86,6 +88,7 @@ func TestCheckConfig(t *testing.T) {
 
 // TestPrintConfig: the password of the database is nowhere in it, wherever it stood.
 func TestPrintConfig(t *testing.T) {
+	t.Parallel()
 	for _, dsn := range []string{
 		"postgres://app:" + secret + "@db.invalid/mail?sslmode=disable",
 		"postgresql://app:" + secret + "@db.invalid/mail?sslmode=disable",
@@ -114,6 +117,7 @@ func TestPrintConfig(t *testing.T) {
 
 // TestHealthCommand: 0 while the service is well, 1 and one line when nobody answers.
 func TestHealthCommand(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	if r := run(t, nil, "health", "--target="+s.addr); r.code != 0 || r.stdout != "SERVING\n" || r.stderr != "" {
 		t.Errorf("a running service: %+v", r)
@@ -237,6 +241,7 @@ func (s *service) becomes(id string, want pb.MailStatus) {
 // TestJSONLog: with --log-format=json every line is one object, whatever relays and callers put
 // into it.
 func TestJSONLog(t *testing.T) {
+	t.Parallel()
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)

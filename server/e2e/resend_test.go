@@ -21,6 +21,7 @@ import (
 // TestResendMail: a mail's content leaves once more as a new mail that says of which it is the
 // repetition and why; the first stays as it is.
 func TestResendMail(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port())
@@ -120,6 +121,7 @@ func sameLetter(t *testing.T, a, b []byte) {
 
 // TestResendRefused: what cannot be sent once more, and why.
 func TestResendRefused(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())

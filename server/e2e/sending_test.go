@@ -35,6 +35,7 @@ func refuseBad(c smtpxtest.Command) *smtpxtest.Action {
 // TestPHPMode: the caller waits and hears what happened to each recipient; success goes to the
 // archive, failure stays in the due-out journal.
 func TestPHPMode(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port())
@@ -129,6 +130,7 @@ func TestPHPMode(t *testing.T) {
 
 // TestRequestID: fifty callers at once are one mail, and all hear its whole story.
 func TestRequestID(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		gate := make(chan struct{})
 		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
@@ -196,6 +198,7 @@ func TestRequestID(t *testing.T) {
 // TestDaemonMode: answered when durable, sent by the batch over kept connections, retried where
 // that helps.
 func TestDaemonMode(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxConnections: 4} })
@@ -321,6 +324,7 @@ func TestCallersTime(t *testing.T) {
 // TestCrashAndRestart: what was accepted survives kill -9; a mail whose dot may have left is
 // unknown (invoice) or sent again flagged (bulk).
 func TestCrashAndRestart(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		reached := make(chan struct{}, 10)
 		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {

@@ -37,6 +37,7 @@ func onlyLine(t *testing.T, r ended, words ...string) {
 // TestStartFailures: whatever keeps serve from starting is said in one line, which names the
 // thing, and the exit code is 2.
 func TestStartFailures(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := func(name, content string, mode os.FileMode) string {
 		t.Helper()
@@ -140,6 +141,7 @@ func TestStartFailures(t *testing.T) {
 // TestStartOnAnothersDatabase: SQLite serves one process; the second says so and does the first
 // no harm.
 func TestStartOnAnothersDatabase(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.SQLiteDSN(t)
 	s := start(t, dsn)
 	onlyLine(t, run(t, nil, "serve", "--listen=127.0.0.1:0", "--database="+dsn), "database", strings.TrimPrefix(dsn, "sqlite:"), "another process", "PostgreSQL")
@@ -151,6 +153,7 @@ func TestStartOnAnothersDatabase(t *testing.T) {
 
 // TestStartRefusedByPostgreSQL: a wrong password and a database that is not there.
 func TestStartRefusedByPostgreSQL(t *testing.T) {
+	t.Parallel()
 	c, err := storetest.StartCluster()
 	if err != nil {
 		t.Fatal(err)

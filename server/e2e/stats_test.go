@@ -24,6 +24,7 @@ func (s *service) stats(r *pb.GetQueueStatsRequest) *pb.GetQueueStatsResponse {
 // TestGetQueueStats: how much waits, in which lane, since when, and how fast it goes, for all,
 // for a team, and for a mail server.
 func TestGetQueueStats(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -108,6 +109,7 @@ func TestGetQueueStats(t *testing.T) {
 // TestGetQueueStatsSending: mails that are being sent do not wait; a batch that never rests has
 // no next time.
 func TestGetQueueStatsSending(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		gate, reached := make(chan struct{}), make(chan struct{}, 10)
 		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {

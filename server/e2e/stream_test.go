@@ -71,6 +71,7 @@ func (s *service) mustStream(o *pb.BatchOptions, items ...*pb.BatchItem) []*pb.S
 // TestSendStream: each item is answered once it is durable, by its position, and what is wrong
 // with one holds up no other.
 func TestSendStream(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -135,6 +136,7 @@ func TestSendStream(t *testing.T) {
 // TestSendStreamAnswersEarly: an answer does not wait for the end of the stream, nor for
 // another item.
 func TestSendStreamAnswersEarly(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, 1)
 		stream, err := s.dispatch.SendStream(timeout(t))
@@ -160,6 +162,7 @@ func TestSendStreamAnswersEarly(t *testing.T) {
 // TestSendStreamPHP: the answer says what the mail server said, recipient by recipient; at most
 // 16 mails of a stream are under way.
 func TestSendStreamPHP(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{On: refuseBad}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port())
@@ -245,6 +248,7 @@ func TestSendStreamPHP(t *testing.T) {
 // TestSendStreamBroken: a stream that its caller breaks after some answers is told again, and
 // no item is there twice.
 func TestSendStreamBroken(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -290,6 +294,7 @@ func TestSendStreamBroken(t *testing.T) {
 // TestSendStreamBrokenPHP: the same in php mode, where a mail that has begun to leave is not
 // stopped, and the same request_id attaches to it.
 func TestSendStreamBrokenPHP(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		gate, reached := make(chan struct{}), make(chan struct{}, 10)
 		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {

@@ -78,6 +78,7 @@ func with(upload string, to ...string) *pb.MailMessage {
 // TestUpload: a file that is uploaded once is carried by many mails, and stored once whoever
 // uploads it.
 func TestUpload(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port())
@@ -133,6 +134,7 @@ func TestUpload(t *testing.T) {
 // TestUploadOwner: an upload is its team's alone, until it expires; another id is as if it were
 // not there.
 func TestUploadOwner(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port())
@@ -183,6 +185,7 @@ func TestUploadOwner(t *testing.T) {
 
 // TestUploadRequestID: the same request_id with the same file is the same upload.
 func TestUploadRequestID(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := &header{Team: "sales", Filename: "a.pdf", RequestId: "r"}
 		one := s.mustUpload(h, []byte("content"))
@@ -205,6 +208,7 @@ func TestUploadRequestID(t *testing.T) {
 // TestUploadLimits: empty files, 18 MiB, and what is more; nothing of a broken or refused
 // upload is left.
 func TestUploadLimits(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{Extensions: []string{"PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 30000000"}}).Start(t)
 		s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxMailBytes: 25 << 20} })
@@ -266,6 +270,7 @@ func TestUploadLimits(t *testing.T) {
 
 // TestUploadInMail: how a mail may use an upload, and how not.
 func TestUploadInMail(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)
 	s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.IsDefault = new(true) })

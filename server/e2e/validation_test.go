@@ -43,6 +43,7 @@ func refused(t *testing.T, err error, fields ...string) {
 // TestValidation: every request says everything that is wrong with it at once, by field path,
 // and stores nothing.
 func TestValidation(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)
 	s.addServer("good", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.IsDefault = new(true) })
@@ -218,6 +219,7 @@ func download(s *service, id string) error {
 // TestRefusedAddressesAndHeaders: the ways into headers and commands that SMTP.md T6 lists are
 // closed, each with its field named.
 func TestRefusedAddressesAndHeaders(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)
 	s.addServer("now", pb.Mode_MODE_PHP, relay.Port(), func(m *pb.MailServer) { m.IsDefault = new(true) })
@@ -267,6 +269,7 @@ func TestRefusedAddressesAndHeaders(t *testing.T) {
 
 // TestTooLarge: size has its own code, before anything is stored.
 func TestTooLarge(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	relay := (&smtpxtest.Server{}).Start(t)
 	s.addServer("small", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) { m.Limits = &pb.Limits{MaxMailBytes: 2000} })

@@ -119,6 +119,7 @@ func TestWatch(t *testing.T) {
 // TestWatchCursor: a cursor is good for its filter only, and a stop of the service ends the
 // stream with a word.
 func TestWatchCursor(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	stream, err := s.dispatch.WatchMails(timeout(t), &pb.WatchMailsRequest{})
 	if err != nil {

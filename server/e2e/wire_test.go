@@ -28,6 +28,7 @@ const smuggledHelo = "fe80::1%x\r\nMAIL FROM:<ceo@bank.example>\r\nRCPT TO:<vict
 // Test. One that an earlier version has saved makes nothing leave either, in php mode or in
 // daemon mode, and Test and the health of the mail server say what to do.
 func TestHeloNameIsNoWayIn(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		conf := func(name string, mode pb.Mode) *pb.MailServer {
@@ -87,6 +88,7 @@ func TestHeloNameIsNoWayIn(t *testing.T) {
 // TestLongFaultIsKeptShort: a relay that offers 60 KB of login mechanisms costs each recipient
 // of a mail a short text.
 func TestLongFaultIsKeptShort(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		offer := "250-x\r\n" + strings.Repeat("250-AUTH "+strings.Repeat("XOAUTHX ", 500)+"\r\n", 15) + "250 8BITMIME\r\n"
 		relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
@@ -119,6 +121,7 @@ func TestLongFaultIsKeptShort(t *testing.T) {
 // TestEveryFileCanBeComposed: a file is taken or refused when its mail is handed in, whatever
 // it is called. One item of a batch or a stream never ends the others.
 func TestEveryFileCanBeComposed(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	s := start(t, storetest.SQLiteDSN(t))
 	s.addServer("main", pb.Mode_MODE_DAEMON, relay.Port())
@@ -200,6 +203,7 @@ func cuttingRelay(t *testing.T, cuts int64) (port int, taken *atomic.Int64) {
 // fresh connection, and where that breaks as well the caller hears a failure and the queue
 // keeps the mail.
 func TestCutInTheBody(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		large := message("a@y.example")
 		large.Attachments = []*pb.Attachment{{Filename: "a.pdf", Content: bytes.Repeat([]byte("x"), 7<<20)}}
@@ -234,6 +238,7 @@ func TestCutInTheBody(t *testing.T) {
 // TestOneRecipientsNeed: a recipient that needs SMTPUTF8, where the relay has none, is refused
 // alone.
 func TestOneRecipientsNeed(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	s := start(t, storetest.SQLiteDSN(t))
 	s.addServer("main", pb.Mode_MODE_PHP, relay.Port())
@@ -253,6 +258,7 @@ func TestOneRecipientsNeed(t *testing.T) {
 // TestLastWordsAreKept: what a relay says before it closes stands in the mail's last error and
 // with every recipient, in either mode.
 func TestLastWordsAreKept(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	for _, ext := range [][]string{{"PIPELINING", "ENHANCEDSTATUSCODES"}, {"ENHANCEDSTATUSCODES"}} {
 		for _, verb := range []string{"MAIL", "RCPT", "DATA", "DOT"} {
@@ -288,6 +294,7 @@ func TestLastWordsAreKept(t *testing.T) {
 // relay's words, a php-mode caller is told at once, and what was queued leaves when the relay
 // is well again.
 func TestReplyAboutTheServer(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	for i, c := range []struct{ verb, words string }{
 		{"MAIL", "530 5.7.0 authentication required"}, {"MAIL", "550 5.7.1 sender not allowed"}, {"RCPT", "530 5.7.0 authentication required"}, {"DATA", "554 too many connections"},
@@ -339,6 +346,7 @@ func TestReplyAboutTheServer(t *testing.T) {
 // TestTooManyRecipients: a relay that takes ten recipients a transaction gets the rest in the
 // next one, at once and at no cost.
 func TestTooManyRecipients(t *testing.T) {
+	t.Parallel()
 	s := start(t, storetest.SQLiteDSN(t))
 	for i, words := range []string{"452 4.5.3 too many recipients", "552 5.5.3 too many recipients"} {
 		relay := tenAtATime(t, words)
