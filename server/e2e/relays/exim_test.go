@@ -4,6 +4,8 @@ package relays
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +79,12 @@ cram:
   public_name = CRAM-MD5
   server_secret = ${if eq{$auth1}{USER}{PASSWORD}fail}
   server_set_id = $auth1
+xoauth2:
+  driver = plaintext
+  public_name = XOAUTH2
+  server_prompts = :
+  server_condition = ${if eq{$auth1}{user=shop@shop.example\x01auth=Bearer TOKEN\x01\x01}}
+  server_set_id = shop@shop.example
 `
 
 const (
@@ -85,6 +93,9 @@ const (
 	// shows which encoding is used.
 	eximPassword = "xyNabc Straße 北京"
 )
+
+// eximToken is as long as real ones are: it does not go with the AUTH command.
+var eximToken = strings.Repeat("eyJ0eXAi.", 200)
 
 type exim struct {
 	*relay
@@ -103,7 +114,7 @@ func startExim(t *testing.T) *exim {
 		x.folder(f, u)
 	}
 	x.write("exim.conf", strings.NewReplacer("EXIM", program, "STARTTLS", fmt.Sprint(x.starttlsPort), "TLS", fmt.Sprint(x.tlsPort), "CLEAR", fmt.Sprint(x.clearPort),
-		"USER", eximUser, "PASSWORD", eximPassword).Replace(eximConf))
+		"USER", eximUser, "PASSWORD", eximPassword, "TOKEN", eximToken).Replace(eximConf))
 	cmd := exec.Command(program, "-C", filepath.Join(x.dir, "exim.conf"), "-bdf", "-q1h")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(u.uid), Gid: uint32(u.gid)}}
 	x.run(x.starttlsPort, cmd)
@@ -182,6 +193,33 @@ func TestExim(t *testing.T) {
 			})
 		}
 	}
+
+	t.Run("xoauth2", func(t *testing.T) {
+		s, r := s.in(t), x.in(t)
+		issued := eximToken
+		provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"access_token":%q,"token_type":"Bearer","expires_in":3600}`, issued)
+		}))
+		defer provider.Close()
+		smtp := x.smtp(pb.Smtp_ENCRYPTION_STARTTLS, pb.Smtp_AUTH_XOAUTH2)
+		smtp.Username, smtp.Password = "", ""
+		smtp.Oauth2 = &pb.OAuth2{Grant: pb.OAuth2_GRANT_CLIENT_CREDENTIALS, ClientId: "app", ClientSecret: "s", TokenUrl: provider.URL}
+		s.addServer("xoauth2", pb.Mode_MODE_PHP, smtp)
+		steps := s.connects("xoauth2", "kim@customer.example")
+		if steps[pb.TestStep_KIND_TOKEN].Outcome != pb.TestStep_OUTCOME_OK || steps[pb.TestStep_KIND_AUTH].SmtpCode != 235 {
+			t.Errorf("%v", steps)
+		}
+		_, sent := s.send("xoauth2", &pb.MailMessage{To: []string{"token@customer.example"}, Subject: "token", Text: "t"})
+		if sent.Status != pb.MailStatus_MAIL_STATUS_SENT {
+			t.Fatalf("%v", sent)
+		}
+		if line := r.waitLog(1, " <= shop@shop.example", "id="+strings.Trim(sent.MessageId, "<>"))[0]; !strings.Contains(line, " A=xoauth2:shop@shop.example ") {
+			t.Errorf("%s", line)
+		}
+		issued = "expired." + eximToken
+		s.fails("xoauth2", nil, "", pb.TestStep_KIND_AUTH, 535)
+	})
 
 	t.Run("no login without tls", func(t *testing.T) {
 		s := s.in(t)

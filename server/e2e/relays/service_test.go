@@ -64,7 +64,8 @@ func start(t *testing.T) *service {
 		t.Fatal(err)
 	}
 	dsn := storetest.SQLiteDSN(t)
-	cmd := exec.Command(path, "serve", "--listen=127.0.0.1:0", "--database="+dsn, "--key-file="+strings.TrimPrefix(dsn, "sqlite:")+".key", "--batch-interval=1h")
+	cmd := exec.Command(path, "serve", "--listen=127.0.0.1:0", "--database="+dsn, "--key-file="+strings.TrimPrefix(dsn, "sqlite:")+".key", "--batch-interval=1h",
+		"--token-destinations=loopback:*")
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
