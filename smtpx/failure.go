@@ -46,6 +46,7 @@ type failure struct {
 var failures = []failure{
 	// The way to the relay, and what no relay said.
 	{phases: "dns connect", is: FailUnreachable},
+	{phases: "token", is: FailAuth},
 	{phases: "tls", is: FailTLS},
 	{codes: "538", is: FailTLS},
 	{words: "starttls command first|starttls first|tls required|tls is required|requires tls|encryption required|over a tls connection|tls not available", is: FailTLS},

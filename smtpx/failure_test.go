@@ -146,8 +146,9 @@ func TestFailureIn(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]smtpx.Failure{
-		(&smtpx.Error{Phase: smtpx.PhaseConnect, Err: errors.New("connection refused")}).Error(): smtpx.FailUnreachable,
-		(&smtpx.Error{Phase: smtpx.PhaseTLS, Err: errors.New("bad certificate")}).Error():        smtpx.FailTLS,
+		(&smtpx.Error{Phase: smtpx.PhaseConnect, Err: errors.New("connection refused")}).Error():     smtpx.FailUnreachable,
+		(&smtpx.Error{Phase: smtpx.PhaseTLS, Err: errors.New("bad certificate")}).Error():            smtpx.FailTLS,
+		(&smtpx.Error{Phase: smtpx.PhaseToken, Err: errors.New("the provider answers 503")}).Error(): smtpx.FailAuth,
 		"somebody stumbled": smtpx.FailUnclassified,
 	} {
 		if got := smtpx.FailureIn(text); got != want {
