@@ -41,6 +41,12 @@
 // at RCPT only 421) loses half its connections at each such answer, and three in a row open the
 // breaker; the mails wait a little and lose no attempt, but not beyond their lifetime.
 //
+// A relay that refuses mail after mail for good for the same reason of the sender's is told
+// from one that refuses mails after the fifth in a row: see relay.Judge. The fifth and those
+// behind it wait. What the first four heard stands, because one refusal cannot be told from the
+// other: they are in the due-out journal as failed, and RetryMails sends them again. Each
+// process counts for itself.
+//
 // Temporary refusals (4yz) cost an attempt and back off from 1 minute, doubling to 4 hours,
 // with jitter, for 5 days. Permanent refusals (5yz) are final for that recipient and never stop
 // the others. What a php-mode caller was told has failed is not retried by the service itself;

@@ -323,6 +323,8 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 		},
 		Done: func(o smtpx.Outcome) {
 			before := j.Left()
+			// a suspension is what the next Get says
+			o, _ = r.Judge(ctx, j.server, o)
 			next, end = j.After(positions, o, f.e.now()), j.End()
 			if o.Took > 0 {
 				r.Took(o.Took)

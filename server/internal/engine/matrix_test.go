@@ -88,7 +88,7 @@ func scripted() func(smtpxtest.Command) *smtpxtest.Action {
 		if code == '2' {
 			return nil
 		}
-		return &smtpxtest.Action{Reply: fmt.Sprintf("%c50 %c.3.0 refused by script\r\n", code, code)}
+		return &smtpxtest.Action{Reply: fmt.Sprintf("%c50 %c.6.0 refused by script\r\n", code, code)}
 	}
 	return func(c smtpxtest.Command) *smtpxtest.Action {
 		mu.Lock()

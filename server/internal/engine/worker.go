@@ -215,6 +215,10 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 // outcome takes the truth about one transaction.
 func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.Outcome) {
 	before := j.Left()
+	o, held := w.d.relay.Judge(ctx, w.d.server, o)
+	if held != nil {
+		w.d.stop(held)
+	}
 	next, end := j.After(positions, o, w.e.now()), j.End()
 	if end == lifecycle.Lost {
 		w.leaveIt(ctx, j)
@@ -227,7 +231,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	if err := w.d.relay.Report(ctx, w.session, w.d.server, shown, text); err != nil {
 		w.d.stop(err)
 	}
-	if shown == relay.Answered {
+	if shown == relay.Answered || shown == relay.Crowded {
 		w.d.probing.Do(func() { close(w.d.probed) })
 	}
 	if next != lifecycle.StepOver && (w.e.work.stopped() || w.d.broken()) {
@@ -320,6 +324,8 @@ func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, s
 	case server != "" && o.DotSent && !decided:
 		// a whole body for it: held back, and suspended when it comes again
 		return relay.Throttled, server
+	case decided && !o.ServerDown && lifecycle.Crowded(o):
+		return relay.Crowded, ""
 	case decided && !o.ServerDown:
 		return relay.Answered, ""
 	case !o.ServerDown || o.DotSent:

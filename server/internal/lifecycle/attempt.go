@@ -140,6 +140,9 @@ func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 	if throttled != "" && a.fault == "" {
 		a.fault = "throttled: " + throttled
 	}
+	if server != "" && a.fault == "" {
+		a.fault = server // refusals at RCPT are no fault of the transaction
+	}
 	if server != "" {
 		a.free = min(a.free, 1) // one fresh login
 	}
@@ -252,6 +255,17 @@ func (a *Attempt) keepWords(position int, said smtpx.RecipientOutcome) {
 // Throttling is the relay's words when it says in a transaction that we are too fast or too
 // many, "" when it does not.
 func Throttling(o smtpx.Outcome) string { return wordsOf(o, smtpx.ActSlower) }
+
+// Crowded says whether a refusal of the mail, or of a recipient, is one that fewer connections
+// would help against.
+func Crowded(o smtpx.Outcome) bool {
+	for _, r := range o.Recipients {
+		if m := meaning(r); m.Slower && m.Action == smtpx.ActDefer {
+			return true
+		}
+	}
+	return false
+}
 
 // RefusesUs is the relay's words when they are about the mail server and not about the mail:
 // the login is gone, the sender may not send, the account is at its limit. "" when there are

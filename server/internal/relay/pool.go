@@ -48,6 +48,7 @@ type Relay struct {
 	refused     int       // sessions in a row that were refused beside sessions that stood
 	atMost      int       // connections until atMostUntil, after that
 	atMostUntil time.Time // zero: no such limit
+	alike       alike     // refusals in a row; see Judge
 	takes       int       // recipients of a transaction until takesUntil; see Took
 	takesUntil  time.Time
 }
@@ -91,7 +92,7 @@ func (r *Relay) configure(s *store.MailServer) {
 	r.server = s
 	old := r.idle
 	r.idle = nil
-	r.throttled, r.cut, r.refused, r.atMostUntil, r.takesUntil = 0, 0, 0, time.Time{}, time.Time{}
+	r.throttled, r.cut, r.refused, r.atMostUntil, r.takesUntil, r.alike = 0, 0, 0, time.Time{}, time.Time{}, alike{}
 	r.mu.Unlock()
 	for _, i := range old {
 		r.discard(i)

@@ -17,6 +17,8 @@ const (
 	// Answered: a mail was accepted, or refused for itself. Only that is a success; a greeting
 	// is none.
 	Answered
+	// Crowded: the same, and fewer connections would help. It suspends nobody.
+	Crowded
 	// Throttled: the relay says that we are too fast.
 	Throttled
 	// Interrupted: the connection was lost, or closed by the relay, before anything was
@@ -35,7 +37,9 @@ const maxThrottled = 3
 func (r *Relay) Report(ctx context.Context, session Session, s *store.MailServer, o Outcome, text string) error {
 	switch o {
 	case Answered:
-		r.answered(ctx, session, s)
+		r.answered(ctx, session, s, -1)
+	case Crowded:
+		r.answered(ctx, session, s, 1)
 	case Throttled:
 		return r.onThrottle(ctx, s, text)
 	case Interrupted, Lost:
@@ -44,12 +48,13 @@ func (r *Relay) Report(ctx context.Context, session Session, s *store.MailServer
 	return nil
 }
 
-func (r *Relay) answered(ctx context.Context, session Session, s *store.MailServer) {
+// answered marks the mail server well, and takes cut connections off those it may have.
+func (r *Relay) answered(ctx context.Context, session Session, s *store.MailServer, cut int) {
 	r.mu.Lock()
 	if st := r.standing[session]; st != nil {
 		st.proven, st.probe = true, false
 	}
-	r.throttled, r.cut = 0, max(0, r.cut-1)
+	r.throttled, r.cut = 0, min(max(0, r.cut+cut), r.rs.MaxConnections(s)-1)
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
