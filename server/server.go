@@ -193,6 +193,7 @@ func (s *Server) Run(ctx context.Context) error {
 	hctx, stopHealth := context.WithCancel(ctx)
 	defer stopHealth()
 	go s.watchHealth(hctx)
+	go s.tellAuditHead(hctx)
 
 	var err error
 	engineOver := false
@@ -223,6 +224,31 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.Info("stopped")
 	}
 	return err
+}
+
+// auditHeadEvery is how often the log is told the head of the audit chain, when it has moved.
+const auditHeadEvery = time.Minute
+
+// tellAuditHead writes the head of the audit chain to the log, which is usually kept where the
+// database's owner cannot change it. `maildispatchd doctor --audit-head` compares.
+func (s *Server) tellAuditHead(ctx context.Context) {
+	t := time.NewTicker(auditHeadEvery)
+	defer t.Stop()
+	told := ""
+	for {
+		head, err := s.store.AuditHead(ctx)
+		if text := head.String(); err == nil && head.Seq > 0 && text != told {
+			s.log.Info("audit log", "head", text)
+			told = text
+		} else if err != nil && ctx.Err() == nil {
+			s.log.Warn("audit log: its head cannot be read", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
 }
 
 // healthEvery is how often health is looked at; healthLate is how old the last batch pass may

@@ -48,7 +48,17 @@ func (s *Store) Record(ctx context.Context, a Audit, team, target string, tested
 	return s.tx(ctx, func(tx *sqlx.Tx) error { return s.auditDetail(ctx, tx, a, team, target, detail) })
 }
 
+// auditDetail writes a row and links it. What a transaction does of its own comes before it.
 func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
+	if err := s.auditInsert(ctx, tx, a, team, target, m); err != nil {
+		return err
+	}
+	_, err := s.linkAudit(ctx, tx)
+	return err
+}
+
+// auditInsert writes a row that the same transaction links later.
+func (s *Store) auditInsert(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
 	var detail any
 	if m != nil {
 		b, err := json.Marshal(m)
@@ -57,7 +67,11 @@ func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, tar
 		}
 		detail = string(b)
 	}
-	_, err := s.q.in(ctx, tx, "audit_insert").ExecContext(ctx, s.nowArg(), a.Actor, a.Action, team, target, a.Reason, detail)
+	insert, err := s.auditStatement(ctx, tx, "audit_insert")
+	if err != nil {
+		return err
+	}
+	_, err = insert.ExecContext(ctx, s.nowArg(), a.Actor, a.Action, team, target, a.Reason, detail)
 	return err
 }
 
@@ -112,9 +126,10 @@ func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []
 		if to := changes[0].c.MailServer; to != "" {
 			detail = map[string]any{"mail_server": to}
 		}
-		if err := s.auditDetail(ctx, tx, a, team, target, detail); err != nil {
+		if err := s.auditInsert(ctx, tx, a, team, target, detail); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, err := s.linkAudit(ctx, tx)
+	return err
 }

@@ -103,3 +103,11 @@ func (s onPostgres) forgetChanges(ctx context.Context, age time.Duration) (n int
 }
 
 func (onPostgres) countsStarts() bool { return false }
+
+func (s onPostgres) lockAudit(ctx context.Context, tx *sqlx.Tx) error {
+	lock, err := s.auditStatement(ctx, tx, "audit_lock")
+	if err == nil {
+		_, err = lock.ExecContext(ctx)
+	}
+	return err
+}

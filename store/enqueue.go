@@ -174,6 +174,7 @@ func (s *Store) insertAll(ctx context.Context, ms []*NewMail, chunks []packedMai
 // insertChunks writes mails inside tx and answers for each.
 func (s *Store) insertChunks(ctx context.Context, tx *sqlx.Tx, chunks []packedMails) (map[*NewMail]Enqueued, error) {
 	answers := map[*NewMail]Enqueued{}
+	audited := false
 	for _, chunk := range chunks {
 		inserted, err := s.dialect.insertMails(ctx, tx, chunk)
 		if err != nil {
@@ -186,11 +187,17 @@ func (s *Store) insertChunks(ctx context.Context, tx *sqlx.Tx, chunks []packedMa
 					return nil, a.err
 				}
 			} else if op.m.Audit != nil {
-				if err := s.auditDetail(ctx, tx, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
+				audited = true
+				if err := s.auditInsert(ctx, tx, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
 					return nil, err
 				}
 			}
 			answers[op.m] = a.res
+		}
+	}
+	if audited {
+		if _, err := s.linkAudit(ctx, tx); err != nil {
+			return nil, err
 		}
 	}
 	return answers, nil

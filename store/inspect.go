@@ -32,9 +32,10 @@ import (
 //	I6  the message is whole: its length is what was accepted, its shared pieces are there and hash to their names, its Message-ID is the mail's, and each
 //	    recipient can be found by. It is written once, so what is whole now is what every attempt sends
 //	I7  at most one default a team, which is not deleted, and one mail or mail server a (team, request_id)
+//	I8  the audit log is whole: its rows are numbered without a gap, and each is linked to the one before it
 //
-// I1 to I5 and I7 look at every row; so does I6 at lengths. Its hashes and its reading of whole
-// messages are limited, see [InspectOptions].
+// I1 to I5, I7 and I8 look at every row; so does I6 at lengths. Its hashes and its reading of
+// whole messages are limited, see [InspectOptions].
 var invariants = []struct{ name, says string }{
 	{"I1", "every mail is in exactly one journal"},
 	{"I2", "states and times agree"},
@@ -43,6 +44,7 @@ var invariants = []struct{ name, says string }{
 	{"I5", "possible duplicates are flagged"},
 	{"I6", "messages are whole"},
 	{"I7", "defaults and request_ids are unique"},
+	{"I8", "the audit log is whole"},
 }
 
 // rescueGrace is how long after a replica was taken for dead its mail may still wait for its
@@ -124,13 +126,17 @@ type InspectOptions struct {
 	ContentBytes int64
 	// Late is how long mail may be due without being taken before it is reported.
 	Late time.Duration
+	// AuditHead is one that the service's log remembers; the zero value is none.
+	AuditHead AuditHead
 }
 
-// Invariant is what became of one of I1 to I7.
+// Invariant is what became of one of I1 to I8.
 type Invariant struct {
 	Name, Says string
 	Breaches   []Breach // at most 1000 a statement
 }
+
+const maxBreaches = 1000
 
 // Breach is one breach of an invariant.
 type Breach struct{ Subject, Problem string }
@@ -151,6 +157,7 @@ type Inspection struct {
 	NoDefault []NoDefault
 	Replicas  []ReplicaState
 	WentBack  WentBack // of which Held still waits
+	AuditHead AuditHead
 
 	DefaultUnavailable []DefaultUnavailable
 }
@@ -255,6 +262,13 @@ func (l *look) all(opt InspectOptions) error {
 	t := func(d time.Duration) any { at := l.now.Add(-d); return l.in.s.t(&at) }
 	for _, i := range invariants {
 		inv := Invariant{Name: i.name, Says: i.says}
+		if i.name == "I8" {
+			if err := l.auditChain(opt.AuditHead, &inv); err != nil {
+				return err
+			}
+			l.r.Invariants = append(l.r.Invariants, inv)
+			continue
+		}
 		if err := l.get(&inv.Breaches, i.name); err != nil {
 			return err
 		}

@@ -205,7 +205,7 @@ func (s *Store) holdAll(ctx context.Context, tx *sqlx.Tx, l *lineage, why string
 	}
 	w.Held, err = s.dialect.hold(ctx, tx, l)
 	if err == nil {
-		_, err = tx.ExecContext(ctx, l.sql["hold_audit"], s.nowArg(), strconv.Itoa(w.Held)+" mails", why)
+		err = s.auditDetail(ctx, tx, Audit{Actor: "maildispatchd", Action: "HoldRestored", Reason: why}, "", strconv.Itoa(w.Held)+" mails", nil)
 	}
 	return w, err
 }

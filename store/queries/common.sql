@@ -54,6 +54,19 @@ select count(*) from due where mail_server = :mail_server and status not in ('fa
 -- takes: time, actor, action, team, target, reason, detail
 insert into audit (time, actor, action, team, target, reason, detail) values (:time, :actor, :action, :team, :target, :reason, :detail);
 
+-- name: audit_head
+-- audit_seq, its end
+select seq, hash from audit where seq is not null order by seq desc limit 1;
+
+-- name: audit_unlinked
+-- audit_unlinked
+select id, time, actor, action, team, target, reason, cast(detail as text) as detail from audit where seq is null order by id limit 500;
+
+-- name: audit_link
+-- primary key
+-- takes: seq, hash, id
+update audit set seq = :seq, hash = :hash where id = :id and seq is null;
+
 -- name: replica_unregister
 -- primary key
 -- takes: id

@@ -127,3 +127,8 @@ from mail_server d where d.is_default and d.status <> 'available' and d.delete_t
 -- name: replicas
 -- replica is small, due_owner
 select r.id, r.name, r.alive_until, (select count(*) from due d where d.owner = r.id) as owned from replica r order by r.id;
+
+-- name: I8
+-- audit_seq, page by page
+-- takes: seq
+select id, seq, hash, time, actor, action, team, target, reason, cast(detail as text) as detail from audit where seq > :seq order by seq limit 1000;

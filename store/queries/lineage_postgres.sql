@@ -74,11 +74,6 @@ update replica set alive_until = 'epoch';
 -- none
 select setval(pg_get_serial_sequence('replica', 'id'), nextval(pg_get_serial_sequence('replica', 'id')) + 1000000);
 
--- name: hold_audit
--- none
--- takes: time, target, reason
-insert into audit (time, actor, action, team, target, reason) values (:time, 'maildispatchd', 'HoldRestored', '', :target, :reason);
-
 -- name: lost
 -- primary keys of due and archive: which of these writes are gone
 -- takes: list

@@ -36,8 +36,3 @@ where run_at is not null;
 -- takes: last_error
 update due set owner = null, data_at = null, claim = claim + 1000000, wish = null, wish_reason = null, begun = 0, possible_duplicate = 1
 where run_at is null and last_error <> :last_error;
-
--- name: hold_audit
--- none
--- takes: time, target, reason
-insert into audit (time, actor, action, team, target, reason) values (:time, 'maildispatchd', 'HoldRestored', '', :target, :reason);

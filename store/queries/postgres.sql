@@ -473,3 +473,17 @@ update due set mail_server = :server where id = any (array(select value::uuid fr
 -- primary key
 -- takes: server, ids
 update mail set mail_server = :server where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
+
+-- name: audit_rows (look)
+-- primary key, read backwards; the log is as long as people's acts are many
+-- takes: before, all, teams, any_team, team, actor, action, target, since, until, max
+select id, seq, hash, time, actor, action, team, target, reason, cast(detail as text) as detail from audit
+where id < :before::bigint and (:all::bool or team in (select value from json_array_elements_text(:teams::json))) and (:any_team::bool or team = :team)
+  and (:actor::text = '' or actor = :actor::text) and (:action::text = '' or action = :action::text) and (:target::text = '' or target = :target::text)
+  and (:since::timestamptz is null or time >= :since::timestamptz) and (:until::timestamptz is null or time < :until::timestamptz)
+order by id desc limit :max;
+
+-- name: audit_lock
+-- none; the rows of two transactions are linked one after the other. The key is any number that
+-- nothing else locks.
+select 1 from pg_advisory_xact_lock(4713226301);

@@ -319,3 +319,12 @@ update due set mail_server = :server where id in (select value from json_each(:i
 -- primary key
 -- takes: server, ids
 update mail set mail_server = :server where id in (select value from json_each(:ids));
+
+-- name: audit_rows (look)
+-- primary key, read backwards; the log is as long as people's acts are many
+-- takes: before, all, teams, any_team, team, actor, action, target, since, until, max
+select id, seq, hash, time, actor, action, team, target, reason, cast(detail as text) as detail from audit
+where id < :before and (:all or team in (select value from json_each(:teams))) and (:any_team or team = :team)
+  and (:actor = '' or actor = :actor) and (:action = '' or action = :action) and (:target = '' or target = :target)
+  and (:since is null or time >= :since) and (:until is null or time < :until)
+order by id desc limit :max;

@@ -32,6 +32,10 @@ func doctor(ctx context.Context, args []string) error {
 	var full bool
 	c, err := configOf("doctor", args, func(fs *flag.FlagSet) {
 		fs.BoolVar(&full, "full", false, "read every message and all shared content, not only the newest")
+		fs.Func("audit-head", "a head of the audit log that the service's log remembers (`N:HASH`): that row has to be there still", func(text string) (err error) {
+			opt.AuditHead, err = store.ParseAuditHead(text)
+			return err
+		})
 		fs.DurationVar(&opt.Late, "late", 5*time.Minute, "how long mail may be due before it is called late; longer than --batch-interval")
 	})
 	if err != nil {
@@ -97,6 +101,9 @@ func (d *diagnosis) print() {
 		if r.AliveUntil.After(d.r.Now) {
 			alive++
 		}
+	}
+	if d.r.AuditHead.Seq > 0 {
+		fmt.Fprintf(d.out, "audit log: %s\n", d.r.AuditHead)
 	}
 	fmt.Fprintf(d.out, "%d replicas alive\n\nWhat a person should look at:\n", alive)
 	d.wentBack()

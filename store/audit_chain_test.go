@@ -1,0 +1,265 @@
+package store_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// auditBreaches is what an inspection of dsn says of the audit log.
+func auditBreaches(t *testing.T, dsn string, known store.AuditHead) (breaches []string, head store.AuditHead) {
+	t.Helper()
+	in, err := store.OpenInspector(ctx, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	r, err := in.Inspect(ctx, store.InspectOptions{AuditHead: known})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range r.Invariants {
+		for _, b := range i.Breaches {
+			breaches = append(breaches, i.Name+" "+b.Subject+" "+b.Problem)
+		}
+	}
+	return breaches, r.AuditHead
+}
+
+// record writes n rows, named by their reasons.
+func record(t *testing.T, s *store.Store, n int, team string) {
+	t.Helper()
+	for i := range n {
+		if err := s.Record(ctx, store.Audit{Actor: "me", Action: "Try", Reason: fmt.Sprint("r", i)}, team, "target", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestAuditChain: rows written at the same time, by two processes and with any text, are one
+// chain without a gap, whose head the service and an inspection tell alike.
+func TestAuditChain(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := storetest.Open(t, dsn)
+			if head, err := s.AuditHead(ctx); err != nil || head.Seq != 0 {
+				t.Fatalf("got %v %v, want an empty chain", head, err)
+			}
+			writers := []*store.Store{s}
+			if name == "postgres" {
+				writers = append(writers, storetest.Open(t, dsn))
+			}
+			var g sync.WaitGroup
+			for i := range 8 {
+				g.Go(func() {
+					for k := range 5 {
+						a := store.Audit{Actor: `a","b`, Action: "Try", Reason: fmt.Sprintf("%d/%d é \u2028 <&>", i, k)}
+						if err := writers[i%len(writers)].Record(ctx, a, "team", "target", nil); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			g.Wait()
+			m := &store.MailServer{Name: "audited", Type: store.TypeLocalhost, From: "a@x.example", Mode: store.ModeDaemon, Status: store.ServerAvailable}
+			if _, _, err := s.CreateServer(ctx, m, store.Audit{Actor: "me", Action: "CreateMailServer"}); err != nil {
+				t.Fatal(err)
+			}
+			head, err := s.AuditHead(ctx)
+			if err != nil || head.Seq != 41 {
+				t.Fatalf("got %v %v, want 41 rows", head, err)
+			}
+			again, err := store.ParseAuditHead(head.String())
+			if err != nil || again.String() != head.String() {
+				t.Fatalf("%q is read as %v %v", head, again, err)
+			}
+			if breaches, seen := auditBreaches(t, dsn, head); len(breaches) > 0 || seen.String() != head.String() {
+				t.Errorf("got %q, head %v, want none and %v", breaches, seen, head)
+			}
+		})
+	}
+}
+
+// TestAuditIsKept: no row can be changed or taken out by who only has the tables' rights, also
+// not by the statement that links rows.
+func TestAuditIsKept(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		record(t, s, 2, "")
+		for _, q := range []string{
+			"update audit set reason = 'x'", "update audit set hash = null", "update audit set seq = 9 where seq = 2", "delete from audit where seq = 2", "delete from audit",
+		} {
+			if err := s.Exec(q); err == nil || !strings.Contains(err.Error(), "append-only") {
+				t.Errorf("%s: got %v, want a refusal", q, err)
+			}
+		}
+	})
+}
+
+// TestAuditForgery: who owns the tables can switch the triggers off. The chain shows what was
+// done, and a head that is kept elsewhere shows also what the chain cannot.
+func TestAuditForgery(t *testing.T) {
+	cases := []struct {
+		name, does string
+		known      bool // whether a head from the log is given
+		want       string
+	}{
+		{"a row says something else", "update audit set reason = 'r9' where seq = 3", false, "row 3 of the audit log was changed"},
+		{"another time", "update audit set time = (select time from audit where seq = 1) where seq = 3", false, "row 3 of the audit log was changed"},
+		{"another detail", "update audit set detail = '{}' where seq = 2", false, "row 2 of the audit log was changed"},
+		{"a row is gone", "delete from audit where seq = 3", false, "row 4 of the audit log follows row 2"},
+		{"the first row is gone", "delete from audit where seq = 1", false, "row 2 of the audit log follows row 0"},
+		{"the last row is gone", "delete from audit where seq = 5", true, "row 5 of the audit log is missing"},
+		{"all rows are gone", "delete from audit", true, "row 5 of the audit log is missing"},
+		{"a hash of its own", "update audit set hash = (select hash from audit where seq = 1) where seq = 5", true, "row 5 of the audit log is not the one that the log remembers"},
+	}
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := storetest.Open(t, dsn)
+			record(t, s, 5, "")
+			head, err := s.AuditHead(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			off, back := []string{"drop trigger audit_kept", "drop trigger audit_kept_whole"}, "insert into audit select * from kept"
+			if name == "postgres" {
+				off, back = []string{"alter table audit disable trigger all"}, "insert into audit overriding system value select * from kept"
+			}
+			exec := func(queries ...string) {
+				t.Helper()
+				for _, q := range queries {
+					if err := s.Exec(q); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			exec(append(off, "create table kept as select * from audit")...)
+			for _, c := range cases {
+				exec(c.does)
+				var known store.AuditHead
+				if c.known {
+					known = head
+				}
+				breaches, _ := auditBreaches(t, dsn, known)
+				if !strings.Contains(strings.Join(breaches, "\n"), c.want) {
+					t.Errorf("%s: got %q, want %q", c.name, breaches, c.want)
+				}
+				exec("delete from audit", back)
+				if breaches, _ := auditBreaches(t, dsn, head); len(breaches) > 0 {
+					t.Fatalf("%s: set back, got %q", c.name, breaches)
+				}
+			}
+		})
+	}
+}
+
+// TestAuditOfAnOlderVersion: what an older version wrote beside this one is linked by the next
+// row, or by the next look at the head, also when it is more than one transaction links.
+func TestAuditOfAnOlderVersion(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := storetest.Open(t, dsn)
+			now := "now()"
+			if name == "sqlite" {
+				now = "1700000000000000"
+			}
+			old := "insert into audit (time, actor, action, team, target, reason) values (" + now + ", '', 'Old', '', '', '')"
+			for _, q := range []string{old, old} {
+				if err := s.Exec(q); err != nil {
+					t.Fatal(err)
+				}
+			}
+			record(t, s, 1, "")
+			var linked int
+			if err := s.Get(&linked, "select count(*) from audit where seq is not null"); err != nil || linked != 3 {
+				t.Fatalf("got %d linked rows (%v), want 3", linked, err)
+			}
+			many := strings.Replace(old, "values (", "select ", 1)
+			many = many[:len(many)-1] + " from (select 1 as n from audit) x"
+			for range 9 {
+				if err := s.Exec(many); err != nil {
+					t.Fatal(err)
+				}
+			}
+			head, err := s.AuditHead(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var rows int64
+			if err := s.Get(&rows, "select count(*) from audit"); err != nil || head.Seq != rows || rows != 3<<9 {
+				t.Errorf("got %d linked of %d rows (%v)", head.Seq, rows, err)
+			}
+			if breaches, _ := auditBreaches(t, dsn, head); len(breaches) > 0 {
+				t.Error(breaches)
+			}
+		})
+	}
+}
+
+// TestAuditRows: the newest first, page by page, narrowed by each filter and by the scope.
+func TestAuditRows(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		record(t, s, 3, "north")
+		record(t, s, 2, "south")
+		if err := s.Record(ctx, store.Audit{Actor: "you", Action: "Look"}, "", "other", &store.MailServer{Name: "other", Type: store.TypeLocalhost}); err != nil {
+			t.Fatal(err)
+		}
+		north := "north"
+		later := time.Now().Add(time.Hour)
+		for _, c := range []struct {
+			name  string
+			scope store.Scope
+			f     store.AuditFilter
+			want  int
+		}{
+			{"all", store.Everything, store.AuditFilter{}, 6},
+			{"no scope", store.Scope{}, store.AuditFilter{}, 0},
+			{"a team's scope", store.Scope{Teams: []string{"south"}}, store.AuditFilter{}, 2},
+			{"a team out of scope", store.Scope{Teams: []string{"south"}}, store.AuditFilter{Team: &north}, 0},
+			{"a team", store.Everything, store.AuditFilter{Team: &north}, 3},
+			{"an actor", store.Everything, store.AuditFilter{Actor: "you"}, 1},
+			{"an action", store.Everything, store.AuditFilter{Action: "Try"}, 5},
+			{"a target", store.Everything, store.AuditFilter{Target: "other"}, 1},
+			{"since", store.Everything, store.AuditFilter{Since: later}, 0},
+			{"until", store.Everything, store.AuditFilter{Until: later}, 6},
+		} {
+			rows, err := s.AuditRows(ctx, c.scope, c.f, 0, 100)
+			if err != nil || len(rows) != c.want {
+				t.Errorf("%s: got %d rows (%v), want %d", c.name, len(rows), err, c.want)
+			}
+		}
+		var seqs []int64
+		for before := int64(0); ; {
+			rows, err := s.AuditRows(ctx, store.Everything, store.AuditFilter{}, before, 4)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(rows) == 0 {
+				break
+			}
+			for _, r := range rows {
+				seqs = append(seqs, r.Seq)
+			}
+			before = rows[len(rows)-1].ID
+		}
+		if fmt.Sprint(seqs) != "[6 5 4 3 2 1]" {
+			t.Errorf("got rows %v in pages of 4, want 6 to 1", seqs)
+		}
+		newest, err := s.AuditRows(ctx, store.Everything, store.AuditFilter{}, 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var detail map[string]any
+		if r := newest[0]; json.Unmarshal(r.Detail, &detail) != nil || detail["used"] == nil || r.Actor != "you" || len(r.Hash) != 32 || time.Since(r.Time) > time.Hour {
+			t.Errorf("got %+v", r)
+		}
+	})
+}
