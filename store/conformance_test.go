@@ -347,6 +347,43 @@ func TestRecoverInPages(t *testing.T) {
 	})
 }
 
+// TestUnregisterIsNoDeath: what was counted before a suspect was begun is taken back when its
+// owner ends in good order before the mark. A death behind that counts from there.
+func TestUnregisterIsNoDeath(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		m := newMail("ss")
+		enqueue(t, s, m)
+		claim := func(want int) (store.ReplicaID, *store.Claimed) {
+			t.Helper()
+			r := register(t, s)
+			cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority)
+			if err != nil || len(cs) != 1 || cs[0].Crashes != want || cs[0].Begun {
+				t.Fatalf("got %+v %v, want one mail that %d owners died of and none has begun", cs, err, want)
+			}
+			return r, cs[0]
+		}
+		begin := func(r store.ReplicaID, c *store.Claimed) {
+			t.Helper()
+			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: c.Claim, Kind: store.SettleBegin, Crashes: c.Crashes + 1}) {
+				t.Fatal("begin refused")
+			}
+		}
+		r, c := claim(0)
+		begin(r, c)
+		if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: c.Claim, Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now().Add(-time.Second), Crashes: 1}) {
+			t.Fatal("retry refused")
+		}
+		for range 2 {
+			r, c = claim(1)
+			begin(r, c)
+			if err := s.Unregister(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		claim(1)
+	})
+}
+
 // TestUnregister: an orderly end gives back what was not marked, counts no crash, and leaves
 // the marked to whoever rescues.
 func TestUnregister(t *testing.T) {

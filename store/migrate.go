@@ -10,6 +10,10 @@ import (
 	"github.com/pressly/goose/v3"
 )
 
+// migrations are the schema's versions, a folder a database. A released one is never edited.
+// due.wish and due.wish_reason (0010) are reserved: nothing writes them, because a person's
+// stop ends the owner's token instead.
+//
 //go:embed migrations
 var migrations embed.FS
 

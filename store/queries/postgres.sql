@@ -380,10 +380,13 @@ where c.replica <> excluded.replica and not exists (select 1 from replica r wher
 select mail_server, n, token from connection_slot where replica = :replica;
 
 -- name: replica_release
--- due_owner
+-- due_owner; an end in good order is no death: what was counted when a suspect was begun is
+-- taken back
 -- takes: owner
 with r as (
-  update due set owner = null, claim = claim + 1 where owner = :owner and data_at is null returning id, status
+  update due set owner = null, claim = claim + 1,
+    crashes = crashes - case when begun then 1 else 0 end, begun = false
+  where owner = :owner and data_at is null returning id, status
 )
 insert into change (mail_id, status) select id, status from r;
 

@@ -227,9 +227,12 @@ where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(:lost)
 returning id;
 
 -- name: replica_release
--- due_owner
+-- due_owner; an end in good order is no death: what was counted when a suspect was begun is
+-- taken back
 -- takes: owner
-update due set owner = null, claim = claim + 1 where owner = :owner and data_at is null;
+update due set owner = null, claim = claim + 1,
+  crashes = crashes - case when begun then 1 else 0 end, begun = false
+where owner = :owner and data_at is null;
 
 -- name: server_hold
 -- one of two: due_ready, or due_server where most of the mail server's mail waits

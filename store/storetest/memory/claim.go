@@ -207,6 +207,9 @@ func (s *Store) Unregister(_ context.Context, r store.ReplicaID) error {
 			continue
 		}
 		if m.dataAt.IsZero() || s.Faults.UnregisterMarked {
+			if m.begun { // an end in good order is no death
+				m.crashes, m.begun = m.crashes-1, false
+			}
 			m.owner, m.dataAt = 0, time.Time{}
 			m.claim++
 			s.log(m, m.status)
