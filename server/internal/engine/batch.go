@@ -116,6 +116,21 @@ func (e *Engine) runPass(ctx context.Context, server string) error {
 		if err := d.await(ctx); err != nil {
 			return err
 		}
+		// One that ended because its configuration changed has given back what it had: that is
+		// its successor's.
+		for d.outdated() {
+			next, err := e.startDrains(ctx, []string{d.server.Name}, server != "")
+			if err != nil {
+				return err
+			}
+			if len(next) == 0 {
+				break // no mail may leave now
+			}
+			d = next[0]
+			if err := d.await(ctx); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 	"github.com/maildispatch/maildispatch/store"
@@ -192,6 +193,32 @@ func TestChangeInMidRun(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestPassWaitsForTheSuccessor: a pass that waits returns when all that was due is settled,
+// also when a change of the configuration ends the drain that it waits for and another goes on.
+func TestPassWaitsForTheSuccessor(t *testing.T) {
+	const mails = 200
+	var left, moved dots
+	old, next := left.relay(t, 10*time.Millisecond), moved.relay(t, 0)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := r.server("bulk", store.ModeDaemon, old, store.Limits{MaxConnections: 2})
+	r.bulk(s, mails)
+	type answer struct {
+		delivery.Counts
+		error
+	}
+	passed := make(chan answer)
+	go func() {
+		c, err := r.RunBatch(ctx(t), "bulk", true)
+		passed <- answer{c, err}
+	}()
+	until(t, "the batch is under way", func() bool { return left.between(time.Time{}, time.Time{}) >= 10 })
+	r.change("bulk", true, func(s *store.MailServer) { s.SMTP.Port = next.Port() })
+	got := <-passed
+	if n := moved.between(time.Time{}, time.Time{}); got.error != nil || got.Sent != mails || got.Released != 0 || n == 0 {
+		t.Errorf("the pass counted %+v (%v), %d through the new port; want all %d sent", got.Counts, got.error, n, mails)
 	}
 }
 
