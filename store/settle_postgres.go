@@ -2,7 +2,7 @@ package store
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 
 	"github.com/google/uuid"
 )
@@ -21,7 +21,8 @@ func (s onPostgres) writeResults(ctx context.Context, ops []*settleOp) (map[uuid
 			if len(marks) > 1 {
 				marks = append(marks, ',')
 			}
-			marks = fmt.Appendf(marks, `{"id":"%s","c":%d}`, st.ID, st.Claim)
+			marks = append(append(append(marks, `{"id":"`...), st.ID.String()...), `","c":`...)
+			marks = append(strconv.AppendInt(marks, st.Claim, 10), '}')
 		case SettleArchive:
 			finished = append(finished, r)
 		default:

@@ -103,8 +103,7 @@ func (e *Engine) mayLeave(s *store.MailServer) error {
 // asked less than brakeTime ago and knew of no change. So a change is obeyed within that time
 // although the database may fail, or not answer. It waits for a reading, most often for none.
 func (e *Engine) mayStillLeave(ctx context.Context, s *store.MailServer) error {
-	late := time.NewTimer(leaseFresh)
-	defer late.Stop()
+	var late <-chan time.Time // most dots need none
 	for {
 		asked, news := e.newest.reading(s.Name) // before the look at what was heard until then
 		if err := e.mayLeave(s); err != nil {
@@ -113,13 +112,18 @@ func (e *Engine) mayStillLeave(ctx context.Context, s *store.MailServer) error {
 		if time.Since(asked) < brakeTime {
 			return nil
 		}
+		if late == nil {
+			t := time.NewTimer(leaseFresh)
+			defer t.Stop()
+			late = t.C
+		}
 		select {
 		case e.newest.ask <- struct{}{}:
 		default:
 		}
 		select {
 		case <-news:
-		case <-late.C:
+		case <-late:
 			return errVersionsLate
 		case <-ctx.Done():
 			return ctx.Err()

@@ -130,14 +130,14 @@ func (d *drain) run(ctx context.Context) {
 	d.jobs.drained()
 	if d.broken() {
 		d.releaseAll() // what waits goes back now, also while a worker still waits for a reply
-		d.recording.wait()
+		d.recording.wait(context.Background())
 		d.beginAnew(ctx)
 	}
 	close(hiring)
 	foreman.Wait()
 	d.hands.Wait()
 	d.releaseAll()
-	d.recording.wait() // whoever waits for this drain reads results in the journal next
+	d.recording.wait(context.Background()) // whoever waits for this drain reads results in the journal next
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {

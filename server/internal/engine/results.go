@@ -9,68 +9,91 @@ import (
 )
 
 // results hands results over to the store, which does not give up while the database is away
-// and keeps their order, and knows which of them are not durable yet. Everybody may hand over.
+// and keeps their order, and knows whether all of them are durable. Everybody may hand over.
 type results struct {
 	journal Journal
 	log     *slog.Logger
-	held    *held // hears of progress, and of mails whose result is durable, or refused
+	held    *held  // hears of progress, and of mails whose result is durable, or refused
+	open    writes // handed over and not answered
+	// one for each of the store's lines
+	bulk, quick answers
+}
 
-	// mu guards open: record adds what is handed over, and the goroutine that waits for its
-	// answer takes it away. Each is closed when it is durable, refused, or the store is closed.
-	mu   sync.Mutex
-	open map[chan struct{}]struct{}
+// answers waits for the answers of one of the store's lines. They come in the order in which
+// results were handed over, so one goroutine waits for all of them; it ends when none is left.
+type answers struct {
+	// mu guards both: record appends, and the goroutine that waits takes all there is.
+	mu      sync.Mutex
+	next    []result
+	waiting bool // that goroutine runs
+}
+
+// result is one that was handed over.
+type result struct {
+	*store.Settlement
+	answer <-chan store.Settled
+	done   func(mine bool)
 }
 
 func newResults(j Journal, log *slog.Logger, h *held) *results {
-	return &results{journal: j, log: log, held: h, open: map[chan struct{}]struct{}{}}
+	return &results{journal: j, log: log, held: h}
 }
 
-// record hands over a settlement. done, which may be nil, hears once it is durable whether the
-// mail was still ours.
+// record hands over a settlement. done, which may be nil and must not wait for anything, hears
+// once it is durable whether the mail was still ours.
 func (r *results) record(s *store.Settlement, done func(mine bool)) {
-	over := make(chan struct{})
-	r.mu.Lock()
-	r.open[over] = struct{}{}
-	r.mu.Unlock()
+	r.open.begin()
 	if s.Kind == store.SettleProgress {
 		r.held.advance(s.ID, s.Claim)
 	}
-	answer := r.journal.Settle(s)
-	go func() {
-		a := <-answer
-		switch {
-		case a.Err != nil:
-			r.log.Error("result not recorded", "mail_id", s.ID, "status", s.Status, "error", a.Err)
-		case !a.Mine:
-			r.log.Warn("result not recorded: the mail was taken from this replica before", "mail_id", s.ID, "status", s.Status)
+	line := &r.bulk
+	if s.Quick {
+		line = &r.quick
+	}
+	handed := result{s, r.journal.Settle(s), done}
+	line.mu.Lock()
+	defer line.mu.Unlock()
+	line.next = append(line.next, handed)
+	if !line.waiting {
+		line.waiting = true
+		go r.await(line)
+	}
+}
+
+// await hears the answers of a line until there is none left to come.
+func (r *results) await(line *answers) {
+	for {
+		line.mu.Lock()
+		handed := line.next
+		line.next = nil
+		line.waiting = len(handed) > 0
+		line.mu.Unlock()
+		if len(handed) == 0 {
+			return
 		}
-		switch s.Kind {
-		case store.SettleArchive, store.SettlePark, store.SettleRetry:
-			r.held.let(s.ID, s.Claim)
+		for _, h := range handed {
+			r.answered(h, <-h.answer)
 		}
-		if done != nil {
-			done(a.Err == nil && a.Mine)
-		}
-		r.mu.Lock()
-		delete(r.open, over)
-		r.mu.Unlock()
-		close(over)
-	}()
+	}
+}
+
+// answered tells whoever has to know that a result is durable, or refused.
+func (r *results) answered(h result, a store.Settled) {
+	switch {
+	case a.Err != nil:
+		r.log.Error("result not recorded", "mail_id", h.ID, "status", h.Status, "error", a.Err)
+	case !a.Mine:
+		r.log.Warn("result not recorded: the mail was taken from this replica before", "mail_id", h.ID, "status", h.Status)
+	}
+	switch h.Kind {
+	case store.SettleArchive, store.SettlePark, store.SettleRetry:
+		r.held.let(h.ID, h.Claim)
+	}
+	if h.done != nil {
+		h.done(a.Err == nil && a.Mine)
+	}
+	r.open.end()
 }
 
 // reached waits until everything handed over so far is durable, or ctx ends.
-func (r *results) reached(ctx context.Context) {
-	r.mu.Lock()
-	open := make([]chan struct{}, 0, len(r.open))
-	for over := range r.open {
-		open = append(open, over)
-	}
-	r.mu.Unlock()
-	for _, over := range open {
-		select {
-		case <-over:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
+func (r *results) reached(ctx context.Context) { r.open.wait(ctx) }

@@ -1,8 +1,11 @@
 package engine
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
-// writes counts the writes of a drain that are handed over and not durable yet. Unlike a
+// writes counts writes that are handed over and not durable yet. Unlike a
 // sync.WaitGroup it may grow while somebody waits: when a drain breaks off, its workers may
 // still hear replies while what waited in the line goes back.
 type writes struct {
@@ -26,8 +29,8 @@ func (w *writes) end() {
 	}
 }
 
-// wait returns at a moment when every write is durable.
-func (w *writes) wait() {
+// wait returns at a moment when every write is durable, or when ctx ends.
+func (w *writes) wait(ctx context.Context) {
 	w.mu.Lock()
 	if w.n == 0 {
 		w.mu.Unlock()
@@ -38,5 +41,8 @@ func (w *writes) wait() {
 	}
 	none := w.none
 	w.mu.Unlock()
-	<-none
+	select {
+	case <-none:
+	case <-ctx.Done():
+	}
 }

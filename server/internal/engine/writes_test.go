@@ -22,10 +22,10 @@ func TestWritesGrowWhileSomebodyWaits(t *testing.T) {
 		})
 	}
 	for range 2000 {
-		w.wait()
+		w.wait(t.Context())
 	}
 	workers.Wait()
-	w.wait()
+	w.wait(t.Context())
 	if w.n != 0 || w.none != nil {
 		t.Errorf("got %d writes under way (waited for: %v), want none", w.n, w.none != nil)
 	}
