@@ -95,4 +95,19 @@
 // Marks and results go to the store in one line, which keeps their order, those of php mode in
 // another, so that no caller waits behind a batch's; the store repeats what the database did
 // not take, and nothing overtakes it.
+//
+// # Lock order
+//
+// A lock is taken only while those above it are held, or none. Those in one line never meet.
+//
+//	Engine.looking            a channel, for as long as the database takes
+//	drains.mu                 which drains run; drain.more and drain.stale
+//	drain.mu                  a drain's counts, workers and fault
+//	queue.mu, work.mu         leaves of the drain; relay's locks, see there, are taken here too
+//	passes.mu, then pass.mu   who waits for a batch
+//	answers.mu, writes.mu, held.mu, memory.mu, newest.mu, flights.mu, flight.mu, callers.mu
+//
+// The last line are leaves: nothing is called with one of them held that takes another lock. No
+// lock is held during a statement or a command to a relay. What is called back when a result is
+// durable runs with none held.
 package engine
