@@ -137,7 +137,8 @@ func (d *drain) run(ctx context.Context) {
 	foreman.Wait()
 	d.hands.Wait()
 	d.releaseAll()
-	d.recording.wait(context.Background()) // whoever waits for this drain reads results in the journal next
+	// whoever waits for this drain reads results in the journal next
+	d.recording.wait(context.Background())
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
