@@ -7,7 +7,6 @@ import (
 	"iter"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -37,10 +36,10 @@ func (c *Client) SendAll(ctx context.Context, options *maildispatchv1.BatchOptio
 			return res, nil
 		}
 		failed++
-		if status.Code(err) != codes.Unavailable || failed == followTries {
+		if !repeatable(ctx, err) || failed == followTries {
 			return nil, err
 		}
-		if !wait(ctx, failed) {
+		if !wait(ctx, failed, err) {
 			return nil, fmt.Errorf("%w, while waiting to call again after: %w", status.FromContextError(ctx.Err()).Err(), err)
 		}
 	}

@@ -215,10 +215,10 @@ func (b *Bulk) run() {
 		failed++
 		switch {
 		case err == nil:
-		case status.Code(err) != codes.Unavailable || failed == followTries:
+		case !repeatable(b.ctx, err) || failed == followTries:
 			b.end(err)
 			return
-		case !wait(b.ctx, failed):
+		case !wait(b.ctx, failed, err):
 			b.end(fmt.Errorf("%w, while waiting to call again after: %w", status.FromContextError(b.ctx.Err()).Err(), err))
 			return
 		}

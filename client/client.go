@@ -6,7 +6,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -42,6 +41,9 @@ type Options struct {
 	Insecure bool
 	// Token is sent with every call as "authorization: Bearer <token>". Empty = none.
 	Token string
+	// TokenFile is a file with the token, for one that is replaced while the program runs. It
+	// is looked at once a second. It excludes Token.
+	TokenFile string
 
 	// Timeout of a unary call, and of the silence of a download or upload, when the context has
 	// no deadline: 0 = 30 s, negative = none. TestMailServer and a RunBatch that waits get what
@@ -94,15 +96,15 @@ func New(target string, o Options) (*Client, error) {
 	} else {
 		opts = append(opts, grpc.WithTransportCredentials(credentials.NewTLS(o.TLS)))
 	}
-	if o.Token != "" {
-		if strings.ContainsFunc(o.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			// never say which
-			return nil, errors.New("maildispatch: Options.Token has characters other than printable ASCII")
-		}
+	token, err := o.source()
+	if err != nil {
+		return nil, err
+	}
+	if token != nil {
 		if plaintext && !here {
 			return nil, fmt.Errorf("maildispatch: a token may not travel to %s in plaintext", target)
 		}
-		opts = append(opts, grpc.WithPerRPCCredentials(bearer{token: o.Token, plaintext: plaintext}))
+		opts = append(opts, grpc.WithPerRPCCredentials(bearer{token: token, plaintext: plaintext}))
 	}
 	if o.UserAgent != "" {
 		opts = append(opts, grpc.WithUserAgent(o.UserAgent))
@@ -163,17 +165,3 @@ func orSilent(ctx context.Context, what string, d time.Duration, err error) erro
 	}
 	return err
 }
-
-// bearer is a token in every call's header.
-type bearer struct {
-	token     string
-	plaintext bool // only to this machine: New sees to it
-}
-
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + b.token}, nil
-}
-
-// RequireTransportSecurity makes grpc refuse the token on a connection without TLS, should a
-// DialOption have put one there.
-func (b bearer) RequireTransportSecurity() bool { return !b.plaintext }

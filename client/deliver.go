@@ -137,11 +137,11 @@ func (c *Client) follow(ctx context.Context, req *maildispatchv1.SendRequest, ou
 				failed = 0
 			}
 			failed++
-			if status.Code(err) != codes.Unavailable || failed == followTries {
+			if !repeatable(ctx, err) || failed == followTries {
 				yield(nil, err)
 				return
 			}
-			if !wait(ctx, failed) {
+			if !wait(ctx, failed, err) {
 				yield(nil, fmt.Errorf("%w, while waiting to call again after: %w", status.FromContextError(ctx.Err()).Err(), err))
 				return
 			}
@@ -178,11 +178,26 @@ func (c *Client) tell(ctx context.Context, req *maildispatchv1.SendRequest, s *s
 	}
 }
 
-// wait sleeps before call n+1: doubling, less a random part of up to a fifth. False when ctx
-// ended first.
-func wait(ctx context.Context, n int) bool {
+// repeatable reports whether a helper makes the same call again: the service is away, or asks
+// to be called again after a while, which ctx lasts for.
+func repeatable(ctx context.Context, err error) bool {
+	after, asked := RetryAfter(err)
+	if end, has := ctx.Deadline(); asked && has && time.Until(end) < after {
+		return false
+	}
+	return status.Code(err) == codes.Unavailable || asked && status.Code(err) == codes.ResourceExhausted
+}
+
+// wait sleeps before call n+1: doubling, less a random part of up to a fifth, or for as long as
+// err asks for and up to a fifth more, so that not all who were asked come back at once. False
+// when ctx ended first.
+func wait(ctx context.Context, n int, err error) bool {
 	d := min(firstWait<<(n-1), longestWait)
-	t := time.NewTimer(d - rand.N(d/5))
+	d -= rand.N(d / 5)
+	if asked, is := RetryAfter(err); is && asked > d {
+		d = asked + rand.N(asked/5+1)
+	}
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -169,7 +169,8 @@ func TestDeliverGivesUp(t *testing.T) {
 	}{
 		"away for long":            {down, codes.Unavailable, maildispatchv1.ReasonDraining, 4, false},
 		"away for long, later":     {append([]clienttest.Fault{{After: 1}}, down...), codes.Unavailable, maildispatchv1.ReasonDraining, 4, true},
-		"not told to call again":   {[]clienttest.Fault{{Err: clienttest.Overloaded(3 * time.Second)}}, codes.ResourceExhausted, maildispatchv1.ReasonOverloaded, 1, false},
+		"asked to wait for longer": {[]clienttest.Fault{{Err: clienttest.Overloaded(time.Hour)}}, codes.ResourceExhausted, maildispatchv1.ReasonOverloaded, 1, false},
+		"too large":                {[]clienttest.Fault{{Err: clienttest.Error(codes.ResourceExhausted, maildispatchv1.ReasonMailTooLarge, "no")}}, codes.ResourceExhausted, maildispatchv1.ReasonMailTooLarge, 1, false},
 		"a bug":                    {[]clienttest.Fault{{Err: status.Error(codes.Internal, "oops")}}, codes.Internal, "", 1, false},
 		"a bug after it was taken": {[]clienttest.Fault{{After: 2, Err: status.Error(codes.Internal, "oops")}}, codes.Internal, "", 1, true},
 	} {
@@ -188,6 +189,41 @@ func TestDeliverGivesUp(t *testing.T) {
 				}
 				if (res.MailID != "") != test.mailID || res.RequestID == "" || res.Mail != nil {
 					t.Errorf("result %+v", res)
+				}
+			})
+		})
+	}
+}
+
+// A service that asks to be left alone for a while is called again after it, by every helper.
+func TestRetryInfoIsFollowed(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]struct {
+		method string
+		do     func(context.Context, *client.Client) error
+	}{
+		"Deliver": {"Send", func(ctx context.Context, c *client.Client) error {
+			_, err := c.Deliver(ctx, mailTo("a@example.com"))
+			return err
+		}},
+		"SendAll": {"SendBatch", func(ctx context.Context, c *client.Client) error {
+			_, err := c.SendAll(ctx, nil, slices.Values([]*maildispatchv1.BatchItem{{Message: mailTo("a@example.com").Message}}))
+			return err
+		}},
+		"Upload": {"UploadAttachment", func(ctx context.Context, c *client.Client) error {
+			_, err := c.Upload(ctx, nil, strings.NewReader("x"))
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				srv := clienttest.New(t)
+				srv.Fault(call.method, clienttest.Fault{Err: clienttest.Overloaded(20 * time.Second)})
+				began := time.Now()
+				err := call.do(t.Context(), srv.Client(t, client.Options{}))
+				if took := time.Since(began); err != nil || took < 20*time.Second || took > 25*time.Second {
+					t.Errorf("got %v after %v, want the second call to succeed after 20 to 24 s", err, took)
 				}
 			})
 		})

@@ -11,11 +11,12 @@
 //	Watch       yields every change of the mails that a filter takes; goes on after a broken connection
 //	Download    writes the raw message of a mail to an io.Writer
 //	DueOutMails, ArchivedMails, MailServers   iterate over all pages of a listing
-//	ReasonOf, Violations, RetryAfter          read what an error says
+//	ReasonOf, Violations, RetryAfter, Temporary   read what an error says
 //
 // # What it promises
 //
-// A call is repeated by itself only where that is safe, and only on UNAVAILABLE: reads, and the
+// A call is repeated by itself only where that is safe, and only on UNAVAILABLE (the helpers
+// also on RESOURCE_EXHAUSTED with RetryInfo, after the time that it asks for): reads, and the
 // calls that create something, because every one of those leaves with a request_id (an empty
 // one is filled in, in a copy of the request). Such a call may be made any number of times and
 // creates one thing. service_config.json, generated from the schema, lists them; everything

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
@@ -47,6 +48,21 @@ func RetryAfter(err error) (time.Duration, bool) {
 		return info.GetRetryDelay().AsDuration(), true
 	}
 	return 0, false
+}
+
+// Temporary reports whether the same call, with the same request_id, may succeed later without
+// anybody changing anything: the service or its database is away, the time ran out, or it asks
+// to be called again after a while ([RetryAfter]).
+func Temporary(err error) bool {
+	if _, again := RetryAfter(err); again {
+		return true
+	}
+	switch s, is := status.FromError(err); {
+	case err == nil, !is:
+		return false
+	default:
+		return s.Code() == codes.Unavailable || s.Code() == codes.DeadlineExceeded
+	}
 }
 
 // details yields the status details of one type.

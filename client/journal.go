@@ -134,11 +134,11 @@ func (c *Client) Watch(ctx context.Context, req *maildispatchv1.WatchMailsReques
 				failed = 0
 			}
 			failed++
-			if ctx.Err() != nil || failed == followTries || err != io.EOF && status.Code(err) != codes.Unavailable {
+			if ctx.Err() != nil || failed == followTries || err != io.EOF && !repeatable(ctx, err) {
 				yield(nil, err)
 				return
 			}
-			if !wait(ctx, failed) {
+			if !wait(ctx, failed, err) {
 				yield(nil, status.FromContextError(ctx.Err()).Err())
 				return
 			}

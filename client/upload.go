@@ -37,13 +37,13 @@ func (c *Client) Upload(ctx context.Context, header *maildispatchv1.UploadAttach
 	for failed := 0; ; {
 		res, err := c.upload(ctx, header, r, opts)
 		failed++
-		if err == nil || status.Code(err) != codes.Unavailable || failed == followTries {
+		if err == nil || !repeatable(ctx, err) || failed == followTries {
 			return res, err
 		}
 		if no := rewind(); no != nil {
 			return nil, fmt.Errorf("%w; the file was not sent again: %w", err, no)
 		}
-		if !wait(ctx, failed) {
+		if !wait(ctx, failed, err) {
 			return nil, fmt.Errorf("%w, while waiting to call again after: %w", status.FromContextError(ctx.Err()).Err(), err)
 		}
 	}
