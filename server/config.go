@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
@@ -36,6 +37,9 @@ type Config struct {
 	TLSCert           string
 	TLSKey            string
 	ClientCA          string
+	ClientNames       string // file of the names in client certificates; "" = they name nobody
+	Auth              string // auto, required or none
+	AdminSocket       string // "" = beside the key file, "none" = none
 	Insecure          bool
 	Reflection        bool
 	ShutdownGrace     time.Duration
@@ -64,7 +68,10 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.TLSCert, "tls-cert", "", "PEM certificate of the service; read again when it changes")
 	fs.StringVar(&c.TLSKey, "tls-key", "", "PEM key of the certificate")
 	fs.StringVar(&c.ClientCA, "client-ca", "", "PEM authorities whose client certificates are required")
-	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond loopback although there is no access control yet")
+	fs.StringVar(&c.ClientNames, "client-names", "", "file that says what callers with a client certificate may do, by its DNS or URI name; read again when it changes")
+	fs.StringVar(&c.Auth, "auth", "auto", "whether callers need a token or a known certificate: required, none (on loopback only), or auto: required, but on loopback only once a token was made")
+	fs.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket for maildispatchd token; default: the key file's path with .sock behind it; none: no socket")
+	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond loopback without TLS, where something else encrypts; callers need tokens all the same")
 	fs.BoolVar(&c.Reflection, "reflection", true, "offer server reflection, which grpcurl uses")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long mails and calls under way may take after SIGTERM")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
@@ -89,8 +96,14 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("listen: %q is not host:port", c.Listen)
 	}
 	switch {
-	case !c.OnLoopback() && !c.Insecure:
-		return fmt.Errorf("listen: %q is not loopback, and there is no access control yet: anybody who reaches it could send mail and change mail servers; add --insecure if that is meant", host)
+	case c.Auth != string(access.Auto) && c.Auth != string(access.Required) && c.Auth != string(access.None):
+		return fmt.Errorf("auth: %q is none of auto, required, none", c.Auth)
+	case !c.OnLoopback() && c.Auth == string(access.None):
+		return fmt.Errorf("auth: none is for loopback only, and %q is not: anybody who reaches it could send mail and change mail servers", host)
+	case !c.OnLoopback() && c.TLSCert == "" && !c.Insecure:
+		return fmt.Errorf("listen: %q is not loopback, and tokens would travel in plaintext: give --tls-cert and --tls-key, or --insecure where something else encrypts", host)
+	case c.ClientNames != "" && c.ClientCA == "":
+		return errors.New("client-names needs client-ca")
 	case (c.TLSCert == "") != (c.TLSKey == ""):
 		return errors.New("tls-cert and tls-key go together")
 	case c.ClientCA != "" && c.TLSCert == "":
@@ -128,6 +141,11 @@ func (c *Config) Check() error {
 	}
 	if _, err := transport(c); err != nil {
 		return err
+	}
+	if c.ClientNames != "" {
+		if err := access.CheckNames(c.ClientNames); err != nil {
+			return fmt.Errorf("client-names: %w", err)
+		}
 	}
 	_, err := readKeys(c)
 	if errors.Is(err, fs.ErrNotExist) && c.sqlite() != "" {
@@ -186,6 +204,17 @@ func (c *Config) keyFile() string {
 // stateFile is where this machine remembers how far the database was.
 func (c *Config) stateFile() string { return c.keyFile() + ".state" }
 
+// Socket is where `maildispatchd token` finds the service; "" = nowhere.
+func (c *Config) Socket() string {
+	switch c.AdminSocket {
+	case "":
+		return c.keyFile() + ".sock"
+	case "none":
+		return ""
+	}
+	return c.AdminSocket
+}
+
 // String is the configuration in force, one line a flag, without secrets.
 func (c *Config) String() string {
 	var b strings.Builder
@@ -193,7 +222,7 @@ func (c *Config) String() string {
 		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read},
 		{"allow-unsafe-database", c.AllowUnsafe}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
 		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"token-destinations", c.TokenDestinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
-		{"client-ca", c.ClientCA}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
+		{"client-ca", c.ClientCA}, {"client-names", c.ClientNames}, {"auth", c.Auth}, {"admin-socket", c.Socket()}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])
 	}
 	return b.String()

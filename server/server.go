@@ -41,6 +41,8 @@ type Server struct {
 	grpc     *grpc.Server
 	health   *health.Server
 	listener net.Listener
+	book     *access.Book
+	local    *localSocket // nil = none
 }
 
 const maxMessage = 32 << 20 // a request: a mail of 25 MiB and what stands around it
@@ -119,7 +121,12 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			return smtpx.Probe(ctx, dialer(s), r, o)
 		}})
 	s := &Server{cfg: cfg, log: log, store: st, outbound: out, engine: eng, listener: l, health: health.NewServer()}
-	s.grpc = grpc.NewServer(append(interceptor.Options(log),
+	s.book, err = access.NewBook(ctx, access.Config{Store: st, Mode: access.Mode(cfg.Auth), Loopback: cfg.OnLoopback(), Names: cfg.ClientNames, Logger: log})
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), st.Close())
+	}
+	admin := a.AccessAdmin(st, s.learn, s.book.On)
+	s.grpc = grpc.NewServer(append(interceptor.Options(log, s.book.Guard()),
 		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(256),
@@ -129,14 +136,27 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		grpc.WaitForHandlers(true),
 	)...)
 	a.Register(s.grpc)
+	pb.RegisterAccessAdminServer(s.grpc, admin)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if cfg.Reflection {
 		reflection.Register(s.grpc)
 	}
-	if err := access.CheckServices(s.grpc.GetServiceInfo()); err != nil {
+	err = access.CheckServices(s.grpc.GetServiceInfo())
+	if err == nil {
+		s.local, err = openSocket(&cfg, log, admin)
+	}
+	if err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close())
 	}
 	return s, nil
+}
+
+// learn reads the tokens at once, after one was made or revoked here. The other replicas find
+// out by themselves.
+func (s *Server) learn(ctx context.Context) {
+	if err := s.book.Read(ctx); err != nil {
+		s.log.Warn("the tokens could not be read at once", "error", err)
+	}
 }
 
 // loadKeys reads the key file. Beside an SQLite database it is made when there is none; with
@@ -184,16 +204,25 @@ func (s *Server) Run(ctx context.Context) error {
 	select {
 	case <-s.engine.Ready():
 	case err := <-engineDone:
+		s.local.stop()
 		return errors.Join(err, s.listener.Close(), s.store.Close())
 	case <-ctx.Done():
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(s.listener) }()
 	s.log.Info("listening", "address", s.listener.Addr().String(), "database", s.store.Dialect(), "tls", s.cfg.TLSCert != "")
+	if !s.book.On() {
+		s.log.Warn("nobody is asked who calls: any program on this machine may send mail and change mail servers; the first token closes the service: maildispatchd token create")
+	}
 	hctx, stopHealth := context.WithCancel(ctx)
 	defer stopHealth()
 	go s.watchHealth(hctx)
 	go s.tellAuditHead(hctx)
+	go s.local.serve()
+	// Calls that are under way when the service stops still end with their token.
+	bctx, stopBook := context.WithCancel(context.Background())
+	bookDone := make(chan struct{})
+	go func() { s.book.Run(bctx); close(bookDone) }()
 
 	var err error
 	engineOver := false
@@ -218,6 +247,9 @@ func (s *Server) Run(ctx context.Context) error {
 		s.grpc.Stop()
 		<-graceful
 	}
+	s.local.stop()
+	stopBook()
+	<-bookDone
 	s.outbound.Wait()
 	err = errors.Join(err, s.store.Close())
 	if err == nil {

@@ -201,6 +201,16 @@ func (s *Store) Server(ctx context.Context, sc Scope, name string) (*MailServer,
 	return m, err
 }
 
+// ServerExists says whether a name is taken, in whatever team and also by a deleted mail
+// server: names belong to all teams together.
+func (s *Store) ServerExists(ctx context.Context, name string) (bool, error) {
+	_, err := s.serverBy(ctx, nil, "server_get", name)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // DefaultServer is a team's default mail server, "" for the system's, whether it is available
 // or not. ErrNotFound.
 func (s *Store) DefaultServer(ctx context.Context, team string) (*MailServer, error) {

@@ -31,7 +31,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	help := run(t, nil, "help").stdout
-	for _, c := range []string{"serve", "demo", "migrate", "doctor", "adopt", "check-config", "health", "key"} {
+	for _, c := range []string{"serve", "demo", "migrate", "doctor", "adopt", "check-config", "health", "key", "token"} {
 		if !strings.Contains(help, "\n  "+c+" ") {
 			t.Errorf("help does not list %s:\n%s", c, help)
 		}

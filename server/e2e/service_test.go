@@ -84,6 +84,7 @@ type service struct {
 	conn     *grpc.ClientConn
 	admin    pb.MailServerAdminClient
 	dispatch pb.DispatchClient
+	dir      string // "" = this one
 }
 
 type logBuffer struct {
@@ -132,6 +133,7 @@ func (s *service) run() {
 	s.t.Helper()
 	path, _ := binary()
 	s.cmd = exec.Command(path, s.args...)
+	s.cmd.Dir = s.dir
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := s.cmd.StderrPipe()
 	if err != nil {

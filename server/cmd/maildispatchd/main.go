@@ -28,6 +28,7 @@ var commands = []command{
 	{"adopt", "adopt [flags]", "go on with a database that was restored or copied: let go what was held for it", adopt},
 	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
 	{"health", "health [--target host:port] [--service liveness|adopted]", "ask a running service whether it is well", healthCheck},
+	{"token", "token create|list|revoke", "make, list and revoke the tokens by which callers are known", token},
 	{"key", "key create FILE", "make a key file", key},
 }
 

@@ -2,8 +2,9 @@
 // and converts the answer. It decides nothing about delivery and holds no state. One file a
 // call family.
 //
-// Every store call goes through a scope that is taken from the context in one place
-// ([API.scope]).
+// Every store call goes through a scope that is taken from the caller of the context in one
+// place ([API.scope]). What a caller sees is apart from what its mail may go through
+// ([useScope]).
 package api
 
 import (
@@ -30,6 +31,7 @@ import (
 type Store interface {
 	CreateServer(ctx context.Context, m *store.MailServer, a store.Audit) (*store.MailServer, bool, error)
 	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
+	ServerExists(ctx context.Context, name string) (bool, error)
 	Servers(ctx context.Context, sc store.Scope, f store.ServerFilter, afterName string, n int) ([]*store.MailServer, error)
 	UpdateServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, a store.Audit, change func(*store.MailServer) error) (*store.MailServer, error)
 	DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, int, error)
@@ -109,12 +111,10 @@ func (a *API) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterDispatchServer(r, a)
 }
 
-// scope is what the caller may see. There is no access control yet: everything.
-func (a *API) scope(context.Context) store.Scope { return store.Everything }
-
-// audit says who does it. There are no callers with names yet.
-func (a *API) audit(_ context.Context, action, reason string) store.Audit {
-	return store.Audit{Actor: "", Action: action, Reason: reason}
+// AccessAdmin is the service of that name. changed is called after a token was made or revoked;
+// on says whether callers are asked who they are.
+func (a *API) AccessAdmin(t Tokens, changed func(context.Context), on func() bool) *AccessAdmin {
+	return &AccessAdmin{API: a, Tokens: t, Changed: changed, On: on}
 }
 
 // fault turns an error of the packages below into one for the wire.

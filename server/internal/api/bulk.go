@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
@@ -42,7 +43,7 @@ type bulk struct {
 func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
 	var c apierr.Check
 	b := &bulk{a: a, send: o.GetOptions(), shared: o.GetMessage(), id: o.GetBatchId(), contents: contents{}}
-	b.draft = draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindBulk}
+	b.draft = draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindBulk, caller: access.From(ctx).Name}
 	a.checkOptions(&c, "options.options.", &b.draft, b.send)
 	checkRequestID(&c, "options.batch_id", b.id)
 	var gone error
@@ -97,8 +98,10 @@ func (b *bulk) route(ctx context.Context) (err error) {
 		return nil
 	}
 	b.routed = time.Now()
-	b.draft.server, b.draft.route, err = b.a.route(ctx, b.send)
-	return err
+	if b.draft.server, b.draft.route, err = b.a.route(ctx, b.send); err != nil {
+		return err
+	}
+	return mayHand(ctx, b.draft.kind, b.draft.server)
 }
 
 // mail makes a mail of the next item, or says why not. An error is not the item's.

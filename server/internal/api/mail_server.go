@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/store"
@@ -98,6 +99,9 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 	m := r.MailServer
 	s := &store.MailServer{Name: m.Name, Team: m.Team, Type: typeOf[m.Type], RequestID: r.RequestId}
 	fill(s, m)
+	if err := mayConfigure(ctx, nil, s); err != nil {
+		return nil, err
+	}
 	a.seal(s, given(m))
 	if r.RequestId != "" {
 		in := proto.Clone(m).(*pb.MailServer)
@@ -127,11 +131,8 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 
 // couldCreate looks for what the database would refuse.
 func (a *API) couldCreate(ctx context.Context, s *store.MailServer) error {
-	if _, err := a.Store.Server(ctx, store.Everything, s.Name); !errors.Is(err, store.ErrNotFound) {
-		if err == nil {
-			err = store.ErrExists
-		}
-		return a.fault(err)
+	if taken, err := a.Store.ServerExists(ctx, s.Name); err != nil || taken {
+		return a.fault(firstOf(err, store.ErrExists))
 	}
 	return a.couldBeDefault(ctx, s)
 }
@@ -185,8 +186,13 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 		if s.DeleteTime != nil {
 			return store.ErrDeleted
 		}
+		before := *s
+		if s.SMTP != nil {
+			smtp := *s.SMTP
+			before.SMTP = &smtp
+		}
 		_, err := a.change(s, r.MailServer, r.UpdateMask)
-		return err
+		return firstOf(err, mayConfigure(ctx, &before, s))
 	}
 	if r.ValidateOnly {
 		s, err := a.server(ctx, "mail_server.name", name)
@@ -289,6 +295,11 @@ func (a *API) RunBatch(ctx context.Context, r *pb.RunBatchRequest) (*pb.RunBatch
 			return nil, apierr.Precondition(pb.ReasonMailServerUnavailable, m.Name, "mail server %q sends nothing until %s", m.Name, m.PauseUntil.Format(time.RFC3339))
 		}
 		team = m.Team
+	}
+	if r.MailServer == "" {
+		if err := access.From(ctx).SystemAdmin("RunBatch without a mail server"); err != nil {
+			return nil, err
+		}
 	}
 	if err := a.Store.Record(ctx, a.audit(ctx, "RunBatch", ""), team, r.MailServer, nil); err != nil {
 		return nil, a.fault(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/store"
@@ -17,7 +18,7 @@ func (a *API) MoveMails(ctx context.Context, r *pb.MoveMailsRequest) (*pb.MoveMa
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	to, err := a.Store.Server(ctx, a.scope(ctx), r.MailServer)
+	to, err := a.Store.Server(ctx, access.From(ctx).UseScope(), r.MailServer)
 	switch {
 	case err != nil:
 		return nil, a.serverFault(err, r.MailServer)

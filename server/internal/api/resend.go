@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
@@ -40,7 +41,7 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 			return nil, err
 		}
 	}
-	s, err := a.Store.Server(ctx, store.Everything, m.MailServer)
+	s, err := a.Store.Server(ctx, useScope(m.Team), m.MailServer)
 	switch {
 	case err != nil:
 		return nil, a.serverFault(err, m.MailServer)
@@ -49,6 +50,10 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 	case s.Status != store.ServerAvailable:
 		return nil, apierr.Precondition(pb.ReasonMailServerUnavailable, s.Name, "mail server %q is unavailable", s.Name)
 	}
+	if err := mayHand(ctx, m.Kind, s); err != nil {
+		return nil, err
+	}
+	m.Caller = access.From(ctx).Name
 	if err := a.reissue(m); err != nil {
 		return nil, fmt.Errorf("mail %s: %w", r.Id, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/api"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/server/internal/interceptor"
@@ -39,6 +40,7 @@ type rig struct {
 	store    *store.Store
 	relay    *smtpxtest.Server
 	log      *logBook
+	api      *api.API
 	conn     *grpc.ClientConn
 	admin    pb.MailServerAdminClient
 	dispatch pb.DispatchClient
@@ -110,25 +112,37 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(append(interceptor.Options(log), grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true))...)
-	a.Register(g)
-	l := bufconn.Listen(1 << 20)
-	go func() { _ = g.Serve(l) }() // ends with Stop
-	r.conn, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		_ = r.conn.Close() // nothing is asked any more
-		g.Stop()
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
+	r.api = a
+	r.conn = r.serve(access.As(access.Everybody()), func(*grpc.Server) {})
 	r.admin, r.dispatch = pb.NewMailServerAdminClient(r.conn), pb.NewDispatchClient(r.conn)
 	return r
+}
+
+// serve offers the api to callers whom guard lets in, until the test ends. more registers what
+// else is to be offered.
+func (r *rig) serve(guard *access.Guard, more func(*grpc.Server)) *grpc.ClientConn {
+	r.t.Helper()
+	g := grpc.NewServer(append(interceptor.Options(slog.New(slog.NewTextHandler(r.log, nil)), guard), grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true))...)
+	r.api.Register(g)
+	more(g)
+	l := bufconn.Listen(1 << 20)
+	go func() { _ = g.Serve(l) }() // ends with Stop
+	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		_ = conn.Close() // nothing is asked any more
+		g.Stop()
+	})
+	return conn
 }
 
 // testKeys is a key ring with one key.

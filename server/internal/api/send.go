@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/smtpx/message"
@@ -67,13 +68,14 @@ type draft struct {
 	expire   *time.Time
 	kind     store.Kind
 	priority int16
+	caller   string
 }
 
 // draft checks everything about a request at once, then finds its mail server; fresh: as the
 // database has it now.
 func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft, error) {
 	var c apierr.Check
-	d := &draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindOther}
+	d := &draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindOther, caller: access.From(ctx).Name}
 	checkRequestID(&c, "request_id", r.RequestId)
 	a.checkOptions(&c, "options.", d, r.GetOptions())
 	var gone error
@@ -101,14 +103,14 @@ func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft,
 	if !fresh {
 		if d.server = a.servers.get(r.GetOptions()); d.server != nil {
 			d.route = "named"
-			return d, nil
+			return d, mayHand(ctx, d.kind, d.server)
 		}
 	}
 	if d.server, d.route, err = a.route(ctx, r.GetOptions()); err != nil {
 		return nil, err
 	}
 	a.servers.put(d.server)
-	return d, nil
+	return d, mayHand(ctx, d.kind, d.server)
 }
 
 func violations(c *apierr.Check, prefix string, vs []message.Violation) {
@@ -287,7 +289,7 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 // It does not leave under another sender's name, which nobody has chosen for it.
 func (a *API) route(ctx context.Context, o *pb.SendOptions) (*store.MailServer, string, error) {
 	if name := o.GetMailServer(); name != "" {
-		s, err := a.Store.Server(ctx, store.Scope{Teams: []string{o.GetTeam(), ""}}, name)
+		s, err := a.Store.Server(ctx, useScope(o.GetTeam()), name)
 		if err != nil {
 			return nil, "", a.serverFault(err, name)
 		}
@@ -378,7 +380,7 @@ func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, message.Address, err
 		return nil, from, err
 	}
 	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Priority: d.priority, Reference: o.GetReference(), From: from.Mailbox,
-		MessageID: message.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire}
+		MessageID: message.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire, Caller: d.caller}
 	if o.GetHold() {
 		m.Held = "held: its sender asked for it"
 	}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -58,6 +59,7 @@ func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, p
 			_ = b.group.Wait() // nothing of a call goes on behind it; the first error was told
 		}
 	}()
+	caller := access.From(ctx)
 	flush := time.NewTimer(chunkWait)
 	defer flush.Stop()
 	heard := time.Now()
@@ -107,6 +109,8 @@ func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, p
 			flush.Reset(chunkWait)
 		case <-a.Draining:
 			return a.fault(a.Stopping)
+		case <-caller.Ended():
+			return caller.Err()
 		}
 	}
 }

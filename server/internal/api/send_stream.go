@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/store"
@@ -46,6 +47,7 @@ func (a *API) SendStream(stream grpc.BidiStreamingServer[pb.SendStreamRequest, p
 	s := &itemStream{end: end, answers: make(chan *pb.SendStreamResponse, chunkItems), slots: make(chan struct{}, streamPHP), open: semaphore.NewWeighted(streamOpen)}
 	s.group, s.ctx = errgroup.WithContext(ctx)
 	s.group.SetLimit(commits)
+	caller := access.From(ctx)
 	told := make(chan error, 1)
 	go func() {
 		for ans := range s.answers {
@@ -102,6 +104,8 @@ func (a *API) SendStream(stream grpc.BidiStreamingServer[pb.SendStreamRequest, p
 			return a.fault(context.Cause(s.ctx))
 		case <-a.Draining:
 			return a.fault(a.Stopping)
+		case <-caller.Ended():
+			return caller.Err()
 		}
 	}
 }
@@ -196,7 +200,7 @@ func (s *itemStream) queued(m *store.NewMail, at int64, r store.Enqueued) *pb.Se
 		return out
 	case r.Duplicate:
 		out.Duplicate = true
-		if had, err := s.a.Store.Mail(s.ctx, store.Everything, r.ID); err == nil {
+		if had, err := s.a.Store.Mail(s.ctx, useScope(m.Team), r.ID); err == nil {
 			// only for what it says of the status
 			out.Status = mailStatusName[had.Status]
 		}

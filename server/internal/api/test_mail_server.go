@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/smtpx"
@@ -107,16 +108,25 @@ func (a *API) toTest(ctx context.Context, r *pb.TestMailServerRequest) (*store.M
 	if r.Name == "" {
 		m := proto.Clone(r.MailServer).(*pb.MailServer)
 		forTest(m)
-		s := &store.MailServer{Name: m.Name, Team: m.Team, Type: typeOf[m.Type]}
+		team, err := access.From(ctx).Team(m.Team)
+		if err != nil {
+			return nil, outbound.Secrets{}, err
+		}
+		s := &store.MailServer{Name: m.Name, Team: team, Type: typeOf[m.Type]}
 		fill(s, m)
-		return s, given(m), nil
+		return s, given(m), mayConfigure(ctx, nil, s)
 	}
 	s, err := a.server(ctx, "name", r.Name)
 	if err != nil || r.MailServer == nil {
 		return s, outbound.Secrets{}, err
 	}
+	before := *s
+	if s.SMTP != nil {
+		smtp := *s.SMTP
+		before.SMTP = &smtp
+	}
 	secrets, err := a.change(s, r.MailServer, nil)
-	return s, secrets, err
+	return s, secrets, firstOf(err, mayConfigure(ctx, &before, s))
 }
 
 func (a *API) relayToTest(s *store.MailServer, secrets outbound.Secrets, config *pb.TestStep) (smtpx.Relay, *smtpx.Error) {

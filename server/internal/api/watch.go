@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -61,7 +62,11 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 		}
 	}
 	var told time.Time // when the caller last heard anything
+	caller := access.From(ctx)
 	for {
+		if err := caller.Err(); err != nil {
+			return err
+		}
 		changes, next, more, err := a.Store.Changes(ctx, a.scope(ctx), f, at, watchPage)
 		if errors.Is(err, store.ErrForgotten) {
 			return apierr.New(codes.OutOfRange, pb.ReasonCursorExpired, "changes behind this cursor are not kept any more, or the database was restored: list the journals, and watch from now on")
@@ -99,6 +104,8 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 			return ctx.Err()
 		case <-a.Draining:
 			return a.fault(a.Stopping)
+		case <-caller.Ended():
+			return caller.Err()
 		}
 	}
 }

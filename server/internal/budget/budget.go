@@ -166,6 +166,9 @@ func (b *Budget) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h 
 	return h(ctx, req)
 }
 
+// Forget drops what is known of a unary request that was refused before Unary saw it.
+func (b *Budget) Forget(req any) { b.faults.Delete(req) }
+
 // pool counts what is out: mostly what connections have read and nobody has decoded.
 type pool struct {
 	mem.BufferPool

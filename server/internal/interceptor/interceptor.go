@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/budget"
 )
@@ -41,7 +42,7 @@ const (
 // call is what both kinds share. do runs the handler with the prepared context.
 func call(ctx context.Context, log *slog.Logger, method string, limit time.Duration, setHeader func(metadata.MD) error, do func(context.Context) error) (err error) {
 	start := time.Now()
-	id := requestID(ctx)
+	id, who := requestID(ctx), access.Actor(ctx)
 	_ = setHeader(metadata.Pairs(Header, id)) // fails only when the call is over already
 	defer func() {
 		if p := recover(); p != nil {
@@ -57,6 +58,9 @@ func call(ctx context.Context, log *slog.Logger, method string, limit time.Durat
 			level = slog.LevelWarn
 		}
 		attrs := []any{"method", method, "code", code.String(), "took", time.Since(start).Round(time.Microsecond), "request", id}
+		if who != "" {
+			attrs = append(attrs, "caller", who)
+		}
 		if e, ok := apierr.As(err); ok {
 			attrs = append(attrs, "reason", e.Reason)
 			if e.Cause != nil {
@@ -147,11 +151,20 @@ func internal(id string) error {
 	return apierr.New(codes.Internal, pb.ReasonInternal, "internal error, request id %s", id)
 }
 
-// Options are the whole chain of a server, in its order: what wraps every call, then what
-// bounds the memory of large messages. Tests use it too, so that they meet what callers meet.
-func Options(log *slog.Logger) []grpc.ServerOption {
+// Options are the whole chain of a server, in its order: what wraps every call, who may call,
+// and what bounds the memory of large messages. Tests use it too, so that they meet what
+// callers meet.
+//
+// Of a unary call the message has been read when the guard decides; it decides before anybody
+// says what is wrong with it. A stream's messages pass the budget before the guard sees them.
+func Options(log *slog.Logger, guard *access.Guard) []grpc.ServerOption {
 	large := budget.New()
-	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.ChainUnaryInterceptor(Unary(log), large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream))
+	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+		defer large.Forget(req)
+		return guard.Unary(ctx, req, info, h)
+	}
+	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.InTapHandle(guard.Tap),
+		grpc.ChainUnaryInterceptor(Unary(log), unary, large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream, guard.Stream))
 }
 
 // Unary wraps unary calls.

@@ -1,0 +1,71 @@
+package api
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+
+	"github.com/maildispatch/maildispatch/server/internal/access"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// scope is what the caller sees.
+func (a *API) scope(ctx context.Context) store.Scope { return access.From(ctx).Scope() }
+
+// useScope is what a mail of a team may go through: its own mail servers and the system's.
+func useScope(team string) store.Scope { return store.Scope{Teams: []string{team, ""}} }
+
+// audit says who does it.
+func (a *API) audit(ctx context.Context, action, reason string) store.Audit {
+	return store.Audit{Actor: access.From(ctx).Actor, Action: action, Reason: reason}
+}
+
+// mayHand says whether the caller may hand over such mail through a mail server.
+func mayHand(ctx context.Context, k store.Kind, s *store.MailServer) error {
+	c := access.From(ctx)
+	if err := c.Hands(k); err != nil {
+		return err
+	}
+	return c.Through(s.Name)
+}
+
+// mayConfigure says whether the caller may give a mail server the configuration that it has
+// now. before is the one it had, nil for a new one: what stays as it was, a system
+// administrator has allowed.
+func mayConfigure(ctx context.Context, before, s *store.MailServer) error {
+	what := reserved(s)
+	if what == "" || before != nil && before.SMTP != nil && s.SMTP != nil && sameLogin(before.SMTP, s.SMTP) || before != nil && before.SMTP == nil && s.SMTP == nil {
+		return nil
+	}
+	return access.From(ctx).SystemAdmin(what)
+}
+
+// reserved names what of a configuration only system administrators may set: what reaches this
+// machine, what any sender may go through, and whom to believe. "" = nothing.
+func reserved(s *store.MailServer) string {
+	x := s.SMTP
+	switch {
+	case s.Type == store.TypeLocalhost:
+		return "a mail server of TYPE_LOCALHOST"
+	case x == nil:
+		return ""
+	case onThisMachine(x.Host):
+		return "a mail server on this machine"
+	case x.CAPEM != "":
+		return "a mail server with ca_pem"
+	case x.Username == "":
+		return "a mail server without a login"
+	}
+	return ""
+}
+
+// onThisMachine knows loopback by its name or address. A name that only resolves to it is the
+// business of whoever dials.
+func onThisMachine(host string) bool {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil && (ip.Unmap().IsLoopback() || ip.Unmap().IsUnspecified())
+}
