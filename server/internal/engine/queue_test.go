@@ -18,7 +18,8 @@ func TestIdleWorkerGoes(t *testing.T) {
 		if j := q.await(lingers); j != nil || time.Since(began) != lingers {
 			t.Errorf("got job %v after %v, want none after %v", j, time.Since(began), lingers)
 		}
-		time.AfterFunc(lingers/2, func() { q.put(newJob(&store.Claimed{}, 1, began)) })
+		next := newJob(&store.Claimed{}, 1, began)
+		time.AfterFunc(lingers/2, func() { q.put(next) })
 		began = time.Now()
 		if j := q.await(lingers); j == nil || time.Since(began) != lingers/2 {
 			t.Errorf("got job %v after %v, want one after %v", j, time.Since(began), lingers/2)
