@@ -30,7 +30,7 @@ func TestWatch(t *testing.T) {
 		seen := map[string][]pb.MailStatus{}
 		over := make(chan error, 1)
 		const mails = 60
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		go func() {
 			cursor, first, breaks := "", true, 0

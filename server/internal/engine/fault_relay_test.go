@@ -120,6 +120,7 @@ func TestSilenceSlowsNobody(t *testing.T) {
 // resets one when it is used again: every mail is sent once, in its first attempt, and the
 // caller hears nothing of it.
 func TestSessionsThatDieIdle(t *testing.T) {
+	t.Parallel()
 	const mails = 12
 	for name, c := range map[string]struct {
 		idle  time.Duration
@@ -190,6 +191,7 @@ func TestSessionsThatDieIdle(t *testing.T) {
 // relay, are UNKNOWN; bulk goes again flagged with the same bytes, invoices wait for a person;
 // nothing is lost and nothing doubled unflagged.
 func TestNoReplyAfterTheDot(t *testing.T) {
+	t.Parallel()
 	var n atomic.Int32
 	var mu sync.Mutex
 	bytesOf := map[string]string{}
@@ -271,6 +273,7 @@ func TestNoReplyAfterTheDot(t *testing.T) {
 // TestReplyThenSilence (F5): a mail answered 250 is sent, whatever the connection does
 // afterwards.
 func TestReplyThenSilence(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "QUIT" || c.Verb == "RSET" || c.Verb == "NOOP" {
 			return &smtpxtest.Action{Hang: true}
@@ -305,6 +308,7 @@ func TestReplyThenSilence(t *testing.T) {
 // TestGoingAway (F7): 421 and closed connections at each phase lose nothing, double nothing and
 // cost no attempt before the body.
 func TestGoingAway(t *testing.T) {
+	t.Parallel()
 	for _, verb := range []string{"MAIL", "RCPT", "DATA"} {
 		for _, a := range []smtpxtest.Action{{Reply: "421 4.3.2 going down\r\n", Close: true}, {Close: true}, {Reset: true}} {
 			t.Run(fmt.Sprintf("%s %q close=%v", verb, a.Reply, a.Close), func(t *testing.T) {

@@ -97,6 +97,7 @@ const idleSweep = 20 * time.Second // after which an idle session is closed anyh
 // TestNoMarkNoDot (F14): while the mark cannot be written no dot leaves; when it can be again
 // everything is sent once, without a restart.
 func TestNoMarkNoDot(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty
 	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
@@ -130,7 +131,7 @@ func TestNoMarkNoDot(t *testing.T) {
 		t.Errorf("%d marks tried for 50 mails in one pass", n)
 	}
 	j.settle.Store(nil)
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for len(relay.Mails()) < 50 && time.Now().Before(deadline) {
 		r.batch("")
 		<-time.After(50 * time.Millisecond)
@@ -148,6 +149,7 @@ func TestNoMarkNoDot(t *testing.T) {
 // TestUnreadableMail: a mail whose message cannot be read waits a little by itself, with the
 // reason; it is not claimed again and again by one pass, and the others leave.
 func TestUnreadableMail(t *testing.T) {
+	t.Parallel()
 	for _, dsn := range storetest.DSNs(t) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		var j *faulty
@@ -181,6 +183,7 @@ func TestUnreadableMail(t *testing.T) {
 // TestDatabaseAwayAfterTheReply (F13): the outcome is kept and written when the database is
 // back; nothing is sent twice.
 func TestDatabaseAwayAfterTheReply(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	r := newRig(t, dsn, func(s *store.Store) engine.Journal { return s })
@@ -203,6 +206,7 @@ func TestDatabaseAwayAfterTheReply(t *testing.T) {
 // TestMarkWithoutAnswer: while the database does not answer to a mark the dot waits, and at the
 // end of the wait it does not leave; the mail goes back.
 func TestMarkWithoutAnswer(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *silent
 	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &silent{Journal: s}; return j })
@@ -237,6 +241,7 @@ func (f *silent) Settle(s *store.Settlement) <-chan store.Settled {
 // TestStaleLeaseClosesTheGate: once a renewal is 15 s late by the monotonic clock no dot
 // leaves. (Here the renewals fail and the clock is real.)
 func TestStaleLeaseClosesTheGate(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty
 	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })

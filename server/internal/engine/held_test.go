@@ -29,6 +29,7 @@ func (d *deaf) Claim(ctx context.Context, r store.ReplicaID, server string, n in
 // TestClaimNotHeardOf: mail that was claimed by a statement whose answer was lost is found by
 // its owner, given back and sent, each once.
 func TestClaimNotHeardOf(t *testing.T) {
+	t.Parallel()
 	for _, dsn := range storetest.DSNs(t) {
 		relay := (&smtpxtest.Server{}).Start(t)
 		var j *deaf

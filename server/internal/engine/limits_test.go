@@ -32,6 +32,7 @@ func outage(t *testing.T, dsn string) (r *rig, relay *smtpxtest.Server, down *at
 // TestOutageUsesNothing: mail that did not leave is not charged to the day's limit, however
 // often it was claimed or a caller came; what is left of the day is then there, and no more.
 func TestOutageUsesNothing(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		for _, mode := range []store.Mode{store.ModeDaemon, store.ModePHP} {
 			t.Run(name+" "+string(mode), func(t *testing.T) {
@@ -80,6 +81,7 @@ func TestOutageUsesNothing(t *testing.T) {
 // TestMinuteHoldsWhenTheRelayIsSlow: mail that was granted and waits for a slow relay does not
 // leave on top of what a minute allows.
 func TestMinuteHoldsWhenTheRelayIsSlow(t *testing.T) {
+	t.Parallel()
 	const perMinute = 600 // 60 at once, 10 a second
 	var slow atomic.Bool
 	slow.Store(true)
@@ -96,9 +98,10 @@ func TestMinuteHoldsWhenTheRelayIsSlow(t *testing.T) {
 	if _, err := r.RunBatch(ctx(t), "limited", false); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(4 * time.Second) // in which 40 more might be granted
-	slow.Store(false)
 	began := time.Now()
+	until(t, "four seconds are over, in which 40 more might be granted", func() bool { return time.Since(began) > 4*time.Second })
+	slow.Store(false)
+	began = time.Now()
 	close(release)
 	until(t, "mail leaves", func() bool { return len(relay.Mails()) >= 60 })
 	until(t, "two seconds are over", func() bool { return time.Since(began) > 2*time.Second })

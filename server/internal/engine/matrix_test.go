@@ -118,6 +118,7 @@ func scripted() func(smtpxtest.Command) *smtpxtest.Action {
 // without, whatever else is on the wire, and nobody gets a mail that the relay refused. One bad
 // address never stops the others.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	for name, ext := range map[string][]string{"pipelined": nil, "lockstep": {"8BITMIME", "ENHANCEDSTATUSCODES"}} {
 		t.Run(name, func(t *testing.T) {
 			relay := (&smtpxtest.Server{On: scripted(), Extensions: ext}).Start(t)
@@ -134,7 +135,11 @@ func TestRefusals(t *testing.T) {
 				ms[i].From = fmt.Sprintf("%c%c%c.%d@x.example", c.mail, c.data, c.dot, i)
 			}
 			r.queue(s, ms...)
-			r.batch("")
+			// On a busy machine a pass may end early, and gives back what it has not tried.
+			until(t, "every mail was tried", func() bool {
+				r.batch("")
+				return !slices.ContainsFunc(ms, func(m *store.NewMail) bool { return statuses(r.mail(m.ID)) == "" })
+			})
 			wrong := 0
 			for i, c := range cases {
 				if got := statuses(r.mail(ms[i].ID)); got != c.want() {

@@ -38,7 +38,7 @@ func await[T any](t *testing.T, what string, c <-chan T) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("waited in vain: %s", what)
 	}
 	panic("unreachable")
@@ -60,7 +60,7 @@ func (r *rig) passing(server string) <-chan delivery.Counts {
 // awaitPasses waits until n calls of RunBatch wait.
 func (r *rig) awaitPasses(n int) {
 	r.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); r.Passes() != n; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); r.Passes() != n; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("%d of %d passes began", r.Passes(), n)
 		}
@@ -71,6 +71,7 @@ func (r *rig) awaitPasses(n int) {
 // asked: what the drain had in flight and what was handed to it in memory, and nothing that
 // came later.
 func TestPassCountsWhatWasDue(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			relay := newGatedRelay(t)
@@ -110,6 +111,7 @@ func TestPassCountsWhatWasDue(t *testing.T) {
 // TestPassWaitsForResults: a pass does not answer while a result of a drain that has nothing
 // more to do is not durable.
 func TestPassWaitsForResults(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	away := &resultsAway{tried: make(chan struct{}), back: make(chan struct{})}
 	r := newRig(t, storetest.SQLiteDSN(t), func(st *store.Store) engine.Journal {
@@ -146,6 +148,7 @@ func TestPassWaitsForResults(t *testing.T) {
 // TestPassAfterPass: mail that is accepted right after a pass has answered is counted by the
 // next one, all of it: the drain that ends takes nothing more by itself.
 func TestPassAfterPass(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			relay := (&smtpxtest.Server{}).Start(t)

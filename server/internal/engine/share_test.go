@@ -18,6 +18,7 @@ import (
 // TestLargeMailsShareRoom (F23): workers that each hold a large mail behind its DATA and need
 // room for the next never wait for each other.
 func TestLargeMailsShareRoom(t *testing.T) {
+	t.Parallel()
 	// slow enough for all workers to be hired
 	relay := (&smtpxtest.Server{Delay: 40 * time.Millisecond}).Start(t)
 	const size = 300 << 10
@@ -41,6 +42,7 @@ func TestLargeMailsShareRoom(t *testing.T) {
 // delay no large mail at a healthy one; and behind the dot a mail takes less, so that more of
 // them fit.
 func TestLargeMailsLeaveRoom(t *testing.T) {
+	t.Parallel()
 	const size = 300 << 10
 	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.MaxBytes = 16 * size })
 	release := make(chan struct{})
@@ -90,6 +92,7 @@ func TestLargeMailsLeaveRoom(t *testing.T) {
 // pass gives up after a while with the reason; it does not claim and give back without an end.
 // When one is free the mail leaves.
 func TestNoConnectionFree(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty
 	r := newRig(t, storetest.PostgresDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
@@ -136,6 +139,7 @@ func TestNoConnectionFree(t *testing.T) {
 // TestSlotGivenBackLater: a slot that cannot be given back while the database is away is given
 // back when it has returned. It is not lost for as long as the process lives.
 func TestSlotGivenBackLater(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty
 	r := newRig(t, storetest.PostgresDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
@@ -158,6 +162,7 @@ const fullPage = 500
 
 // TestBulkYields: every mail of the batch asks whether a caller's mail needs this machine.
 func TestBulkYields(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	var j *faulty
 	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })

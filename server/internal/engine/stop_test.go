@@ -27,6 +27,7 @@ func held(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 // when a person stops the batch that they are of. Only those leave that are behind their mark,
 // which the call names. Held ones leave when they are released, and nothing leaves twice.
 func TestStopInMidRun(t *testing.T) {
+	t.Parallel()
 	const mails, connections = 500, 5
 	for database, dsn := range storetest.DSNs(t) {
 		for name, stop := range map[string]store.Decide{"cancel": cancelled, "hold": held} {
@@ -106,6 +107,7 @@ func TestStopInMidRun(t *testing.T) {
 // TestStopTellsTheCaller: a php-mode mail is stopped while it waits for a connection. Its
 // caller hears that at once, and not when a connection comes free.
 func TestStopTellsTheCaller(t *testing.T) {
+	t.Parallel()
 	for name, stop := range map[string]store.Decide{"cancel": cancelled, "hold": held} {
 		t.Run(name, func(t *testing.T) {
 			gate := make(chan struct{})

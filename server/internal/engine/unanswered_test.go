@@ -86,6 +86,7 @@ func silentAfterDot(t *testing.T, answered int64) *smtpxtest.Server {
 // is refused for now when that is recorded. Should another replica have taken the mail over by
 // then, its word counts.
 func TestRefusalIsToldWhenDurable(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "RCPT" && strings.Contains(c.Arg, "r1@") {
 			return &smtpxtest.Action{Reply: "450 4.2.1 busy\r\n", Refuse: true}
@@ -188,6 +189,7 @@ func (j *resultsAway) Settle(s *store.Settlement) <-chan store.Settled {
 // service stops: the caller hears what the relay said, and that the journal does not have it
 // yet.
 func TestStopBeforeTheResultIsRecorded(t *testing.T) {
+	t.Parallel()
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "RCPT" && strings.Contains(c.Arg, "r1@") {
 			return &smtpxtest.Action{Reply: "550 5.1.1 no such user\r\n", Refuse: true}
@@ -211,7 +213,7 @@ func TestStopBeforeTheResultIsRecorded(t *testing.T) {
 	}()
 	select {
 	case <-away.tried:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the result was never handed over")
 	}
 	go r.stop()
@@ -223,7 +225,7 @@ func TestStopBeforeTheResultIsRecorded(t *testing.T) {
 			t.Fatal(a.err)
 		}
 		a.agrees(t, store.MailUnknown, "ara")
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the caller hears nothing")
 	}
 }
