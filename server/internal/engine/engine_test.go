@@ -67,8 +67,9 @@ func newRig(t testing.TB, dsn string, journal func(*store.Store) engine.Journal,
 	return r
 }
 
+// ctx ends what hangs. A slow machine may need minutes for a pass of a thousand mails.
 func ctx(t testing.TB) context.Context {
-	c, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	c, cancel := context.WithTimeout(context.Background(), 3*patience)
 	t.Cleanup(cancel)
 	return c
 }
