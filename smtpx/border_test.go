@@ -79,13 +79,13 @@ func TestForeignTextIsClean(t *testing.T) {
 		name   string
 		server *smtpxtest.Server
 		change func(*smtpx.Relay)
-		dialer smtpx.Dialer
+		dialer *smtpx.Dialer
 		ok     bool
 	}{
 		{name: "names of a certificate", server: &smtpxtest.Server{Implicit: true, TLS: conf}, change: func(r *smtpx.Relay) { r.Encryption = smtpx.EncryptionTLS }},
 		{name: "subject of a good certificate", server: &smtpxtest.Server{Implicit: true, TLS: trusted}, ok: true,
 			change: func(r *smtpx.Relay) { r.Encryption, r.CAPEM = smtpx.EncryptionTLS, ca }},
-		{name: "name server", server: &smtpxtest.Server{}, change: func(r *smtpx.Relay) { r.Host = "x.example" }, dialer: smtpx.Dialer{Lookup: lookup}},
+		{name: "name server", server: &smtpxtest.Server{}, change: func(r *smtpx.Relay) { r.Host = "x.example" }, dialer: &smtpx.Dialer{Lookup: lookup}},
 		{name: "greeting", server: &smtpxtest.Server{On: on("CONNECT", 0, smtpxtest.Action{Reply: "554 " + hostile[:8] + "\r\n"})}},
 		{name: "60 KB of login mechanisms", server: &smtpxtest.Server{On: on("EHLO", 0, smtpxtest.Action{Reply: "250-x\r\n" + list + "250 8BITMIME\r\n"})},
 			change: func(r *smtpx.Relay) { r.Username, r.Password, r.AllowPlaintextAuth = "u", "p", true }},
@@ -96,7 +96,10 @@ func TestForeignTextIsClean(t *testing.T) {
 			if c.change != nil {
 				c.change(&r)
 			}
-			res := smtpx.Probe(context.Background(), &c.dialer, r, smtpx.ProbeOptions{})
+			if c.dialer == nil {
+				c.dialer = new(smtpx.Dialer)
+			}
+			res := smtpx.Probe(context.Background(), c.dialer, r, smtpx.ProbeOptions{})
 			for _, st := range res.Steps {
 				printable(t, string(st.Kind)+" detail", st.Detail, 200)
 				printable(t, string(st.Kind)+" hint", st.Hint, 1<<10)

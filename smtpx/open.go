@@ -25,6 +25,8 @@ type Dialer struct {
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Connect opens the connection; nil = TCP. A simulation puts a network of its own here.
 	Connect func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+
+	lockStep lockStep
 }
 
 const (
@@ -87,6 +89,7 @@ func (d *Dialer) session(ctx context.Context, r Relay, tr *trace) (*Session, *Er
 		return nil, withHint(fault, r)
 	}
 	s := newSession(conn, r)
+	s.lockStep, s.address = &d.lockStep, net.JoinHostPort(r.Host, strconv.Itoa(r.Port))
 	stop := s.watch(ctx)
 	fault = s.open(ctx, tr)
 	stop()
@@ -258,6 +261,7 @@ func (s *Session) ehlo(tr *trace) *Error {
 		names = append(names, k)
 	}
 	_, s.pipelining = s.ext["PIPELINING"]
+	s.pipelining = s.pipelining && (s.lockStep == nil || !s.lockStep.holds(s.address))
 	_, s.smtputf8 = s.ext["SMTPUTF8"]
 	s.sizeLimit = 0
 	if v, ok := s.ext["SIZE"]; ok {

@@ -34,6 +34,8 @@ type Session struct {
 
 	ext         map[string]string
 	pipelining  bool
+	lockStep    *lockStep // the Dialer's; nil without one
+	address     string    // host and port, by which lockStep knows the relay
 	smtputf8    bool
 	sizeOffered bool
 	sizeLimit   int64
@@ -256,6 +258,9 @@ func (s *Session) Usable() bool {
 	return s.dead == nil
 }
 
+// Pipelining reports whether commands leave in flights (RFC 2920).
+func (s *Session) Pipelining() bool { return s.pipelining }
+
 // TLS reports whether the connection is encrypted.
 func (s *Session) TLS() bool { return s.tls }
 
@@ -374,6 +379,9 @@ func (s *Session) finish(tr *transfer, o Outcome) {
 	tr.t, tr.rcpt = nil, nil
 	s.spare = tr
 	o = o.clean().means()
+	if o.mindsPipelining() {
+		s.cannotPipeline()
+	}
 	if why := o.aboutServer(); why.Code != 0 {
 		// Every mail would hear it on this session. A fresh login may help; whoever has mails
 		// decides.

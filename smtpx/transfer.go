@@ -132,6 +132,7 @@ func (s *Session) broken(tr *transfer, p Phase, err error) bool {
 // outOfStep ends s.cur when a reply may have been given to the wrong command: nothing of the
 // mail left, and nothing that was said about it counts, but for a goodbye.
 func (s *Session) outOfStep(tr *transfer, p Phase, err error) bool {
+	s.cannotPipeline()
 	s.kill(err)
 	o := notTried(tr, s.deadFault(p))
 	if tr.last.Code == 421 {
