@@ -234,7 +234,7 @@ func TestLateWrite(t *testing.T) {
 			}
 			late.ID, late.Owner, late.Claim, late.Progress = m.ID, r, one.Claim, &store.Progress{}
 			if settle(t, s, &late) {
-				t.Errorf("kind %d: a late write is taken for one of the claim that stands", late.Kind)
+				t.Errorf("kind %s: a late write is taken for one of the claim that stands", late.Kind)
 			}
 			var row struct {
 				Owner   int64
@@ -247,10 +247,10 @@ func TestLateWrite(t *testing.T) {
 				}
 			}
 			if row.Owner != int64(r) || row.Marked != (late.Kind != store.SettleMark) || row.Crashes != 0 {
-				t.Errorf("kind %d: a late write changed the claim that stands: %+v", late.Kind, row)
+				t.Errorf("kind %s: a late write changed the claim that stands: %+v", late.Kind, row)
 			}
 			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: two.Claim, Kind: store.SettleArchive, Status: store.MailSent}) {
-				t.Errorf("kind %d: the result is refused", late.Kind)
+				t.Errorf("kind %s: the result is refused", late.Kind)
 			}
 		}
 	})
@@ -277,7 +277,7 @@ func TestLostOwnershipIsTold(t *testing.T) {
 			for _, kind := range []store.SettleKind{store.SettleArchive, store.SettlePark, store.SettleRetry} {
 				st := resultWith(m.ID, r, kind, "late")
 				if settle(t, s, st) {
-					t.Errorf("%s: kind %d is taken for written", end, kind)
+					t.Errorf("%s: kind %s is taken for written", end, kind)
 				}
 			}
 		}

@@ -136,12 +136,12 @@ type witnessed struct {
 }
 
 // witnessKind says what has to be there still.
-type witnessKind int
+type witnessKind string
 
 const (
-	witnessMark    witnessKind = iota // the mark, or something later
-	witnessArchive                    // the row of the archive
-	witnessFree                       // the mail without this owner
+	witnessMark    witnessKind = "mark"    // the mark, or something later
+	witnessArchive witnessKind = "archive" // the row of the archive
+	witnessFree    witnessKind = "free"    // the mail without this owner
 )
 
 // saw notes a write that the database has confirmed.

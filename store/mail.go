@@ -204,24 +204,25 @@ type Claimed struct {
 	Layout []byte // how Raw is made of pieces; nil = Raw is whole
 }
 
-// SettleKind is one kind of write to a claimed mail.
-type SettleKind int
+// SettleKind is one kind of write to a claimed mail. The statements know these words.
+type SettleKind string
 
 const (
-	SettleMark SettleKind = iota + 1 // the dot is about to leave: durable before it does
+	// the dot is about to leave: durable before it does
+	SettleMark SettleKind = "mark"
 	// results so far: clears the mark and raises the token by one; Status "" keeps what would
 	// be there without the claim
-	SettleProgress
+	SettleProgress SettleKind = "progress"
 	// finished: Status sent or cancelled; moves to the archive
-	SettleArchive
+	SettleArchive SettleKind = "archive"
 	// stays in the due-out journal with Status, not claimable
-	SettlePark
+	SettlePark SettleKind = "park"
 	// claimable again from RunAt on, with Status queued, deferred or partially_sent
-	SettleRetry
+	SettleRetry SettleKind = "retry"
 	// Crashes only: what it counts if this owner dies as well
-	SettleBegin
+	SettleBegin SettleKind = "begin"
 	// parked with Status and LastError; all else stays as it is, because it cannot be read
-	settleUnreadable
+	settleUnreadable SettleKind = "unreadable"
 )
 
 // Settlement is one conditional write to a mail that Owner has under the token Claim.

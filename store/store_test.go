@@ -276,9 +276,9 @@ func TestClaimSettleJournals(t *testing.T) {
 			t.Fatalf("sending: %+v %v", m, err)
 		}
 		// Stale owners change nothing.
-		for k := store.SettleMark; k <= store.SettleRetry; k++ {
-			if settle(t, s, &store.Settlement{ID: c.ID, Owner: r + 77, Claim: c.Claim, Kind: k, Status: store.MailSent, RunAt: time.Now(), Progress: &store.Progress{}}) && k != store.SettleRetry {
-				t.Fatalf("a stale write of kind %d was taken", k)
+		for _, k := range []store.SettleKind{store.SettleMark, store.SettleProgress, store.SettleArchive, store.SettlePark, store.SettleRetry} {
+			if settle(t, s, &store.Settlement{ID: c.ID, Owner: r + 77, Claim: c.Claim, Kind: k, Status: store.MailSent, RunAt: time.Now(), Progress: &store.Progress{}}) {
+				t.Fatalf("a stale write of kind %s was taken", k)
 			}
 		}
 		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleMark}) {

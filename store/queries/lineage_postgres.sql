@@ -77,6 +77,6 @@ select setval(pg_get_serial_sequence('replica', 'id'), nextval(pg_get_serial_seq
 -- name: lost
 -- primary keys of due and archive: which of these writes are gone
 -- takes: list
-select count(*) from json_to_recordset(:list::json) as x(id uuid, c bigint, k integer)
-where not exists (select 1 from archive a where a.id = x.id) and (x.k = 1 or not exists (
-  select 1 from due d where d.id = x.id and (d.claim > x.c or d.claim = x.c and (d.owner is null or x.k = 0 and d.data_at is not null))));
+select count(*) from json_to_recordset(:list::json) as x(id uuid, c bigint, k text)
+where not exists (select 1 from archive a where a.id = x.id) and (x.k = 'archive' or not exists (
+  select 1 from due d where d.id = x.id and (d.claim > x.c or d.claim = x.c and (d.owner is null or x.k = 'mark' and d.data_at is not null))));

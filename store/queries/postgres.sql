@@ -115,13 +115,13 @@ where m.id = any (array(select id from q));
 -- entries are many and which the planner takes for any condition that null does not meet. case:
 -- a condition that the planner expects half of the rows to meet, not one in two hundred, for
 -- which it would compare every row of one list with every row of the other. claim: after
--- progress (2) the next transaction goes under a token of its own, so that this statement,
+-- progress the next transaction goes under a token of its own, so that this statement,
 -- delivered late, does not take its mark.
 -- takes: finished, changed, marks, owner
 with f as materialized (
   select * from json_to_recordset(:finished::json) as f(id uuid, c bigint, status text, attempts smallint, progress json, dup boolean, err text)
 ), x as materialized (
-  select * from json_to_recordset(:changed::json) as x(id uuid, c bigint, k integer, status text, run_at bigint, attempts smallint, crashes smallint, progress json, dup boolean, err text)
+  select * from json_to_recordset(:changed::json) as x(id uuid, c bigint, k text, status text, run_at bigint, attempts smallint, crashes smallint, progress json, dup boolean, err text)
 ), m as materialized (
   select * from json_to_recordset(:marks::json) as m(id uuid, c bigint)
 ), mk as (
@@ -129,12 +129,12 @@ with f as materialized (
   where q.id = any (array(select id from m)) and q.id = m.id and case when q.owner = :owner and q.claim = m.c then true else false end
   returning q.id
 ), up as (
-  update due q set status = case when x.k in (2, 6) then coalesce(x.status, q.status) else x.status end,
-    run_at = case when x.k in (2, 6) then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
-    owner = case when x.k in (2, 6) then q.owner end, claim = case when x.k = 2 then q.claim + 1 else q.claim end, data_at = case when x.k = 6 then q.data_at end,
-    crashes = case x.k when 2 then q.crashes else coalesce(x.crashes, 0) end, begun = case x.k when 2 then q.begun else x.k = 6 end,
-    attempts = case when x.k in (6, 7) then q.attempts else x.attempts end, progress = case when x.k in (6, 7) then q.progress else x.progress end,
-    possible_duplicate = case when x.k in (6, 7) then q.possible_duplicate else x.dup end, last_error = case when x.k = 6 then q.last_error else x.err end
+  update due q set status = case when x.k in ('progress', 'begin') then coalesce(x.status, q.status) else x.status end,
+    run_at = case when x.k in ('progress', 'begin') then q.run_at else timestamptz 'epoch' + x.run_at * interval '1 microsecond' end,
+    owner = case when x.k in ('progress', 'begin') then q.owner end, claim = case when x.k = 'progress' then q.claim + 1 else q.claim end, data_at = case when x.k = 'begin' then q.data_at end,
+    crashes = case x.k when 'progress' then q.crashes else coalesce(x.crashes, 0) end, begun = case x.k when 'progress' then q.begun else x.k = 'begin' end,
+    attempts = case when x.k in ('begin', 'unreadable') then q.attempts else x.attempts end, progress = case when x.k in ('begin', 'unreadable') then q.progress else x.progress end,
+    possible_duplicate = case when x.k in ('begin', 'unreadable') then q.possible_duplicate else x.dup end, last_error = case when x.k = 'begin' then q.last_error else x.err end
   from x where q.id = any (array(select id from x)) and q.id = x.id and case when q.owner = :owner and q.claim = x.c then true else false end
   returning q.id, x.k, q.status
 ), de as (
@@ -146,7 +146,7 @@ with f as materialized (
   select id, team, mail_server, now(), status, attempts, dup, err, progress, claim from de
   returning id, status
 ), ch as (
-  insert into change (mail_id, status) select id, status from up where k not in (2, 6) union all select id, status from ar
+  insert into change (mail_id, status) select id, status from up where k not in ('progress', 'begin') union all select id, status from ar
 )
 select w.id from (select id from f union all select id from x union all select id from m) w
 where not exists (select 1 from (select id from mk union all select id from up union all select id from ar) d where d.id = w.id);

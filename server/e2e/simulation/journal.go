@@ -368,7 +368,7 @@ func (j *journal) flush(l *line) {
 			a := store.Settled{Err: errBroken}
 			if f != fateFailed {
 				a = <-w.db.Settle(h.st)
-				w.tell("   %s %s %s %s claim %d mine=%v", l.key, short(h.st.ID), kindName(h.st.Kind), h.st.Status, h.st.Claim, a.Mine)
+				w.tell("   %s %s %s %s claim %d mine=%v", l.key, short(h.st.ID), h.st.Kind, h.st.Status, h.st.Claim, a.Mine)
 			}
 			if f != fateDone {
 				a = store.Settled{Err: errBroken}
@@ -385,7 +385,7 @@ func (j *journal) flush(l *line) {
 				keep = append(keep, h)
 				w.after(time.Duration(w.rng.Int64N(int64(10*time.Second))), "once more "+short(h.st.ID), func() {
 					a := <-w.db.Settle(h.st)
-					w.tell("   %s %s %s %s mine=%v", l.key, short(h.st.ID), kindName(h.st.Kind), h.st.Status, a.Mine)
+					w.tell("   %s %s %s %s mine=%v", l.key, short(h.st.ID), h.st.Kind, h.st.Status, a.Mine)
 				})
 			default:
 				keep = append(keep, h)
@@ -410,10 +410,6 @@ func (j *journal) flush(l *line) {
 		}
 	}
 	w.park(o)
-}
-
-func kindName(k store.SettleKind) string {
-	return [...]string{"", "mark", "progress", "archive", "park", "retry", "begin"}[k]
 }
 
 // smooth makes the waits of mails that are tried again short.

@@ -120,7 +120,7 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 	}
 	gives, t := a.givesUp(end), a.tally()
 	counted := a.decided > 0 || gives
-	s := a.settlement(0)
+	s := a.settlement("")
 	s.Attempts, s.Crashes, s.PossibleDuplicate = a.Mail.Attempts, a.Mail.Crashes, a.Mail.PossibleDuplicate
 	switch {
 	case a.survived(end):
