@@ -357,8 +357,17 @@ func term(kind, value string) string {
 }
 
 func recipientTerm(mailbox string) string { return term("recipient", strings.ToLower(mailbox)) }
+func messageIDTerm(id string) string      { return term("message_id", id) }
 func labelTerm(k, v string) string        { return term("label", k+"\x00"+v) }
 func referenceTerm(r string) string       { return term("reference", r) }
+
+// ownMessageID is the mail's id that a Message-ID of the service's own carries, by which it is
+// found without a term; is: it may carry one.
+func ownMessageID(id string) (is bool, mail uuid.UUID) {
+	local, _, _ := strings.Cut(id, "@")
+	mail, err := uuid.Parse(local)
+	return err == nil, mail
+}
 
 // termsOf is what a new mail can be searched by.
 func (s *Store) termsOf(m *NewMail) []string {
@@ -372,6 +381,9 @@ func termsOf(m *NewMail) []string {
 	ts := make([]string, 0, len(m.Recipients)+len(m.Labels)+1)
 	for _, r := range m.Recipients {
 		ts = append(ts, recipientTerm(r.Mailbox))
+	}
+	if _, own := ownMessageID(m.MessageID); own != m.ID {
+		ts = append(ts, messageIDTerm(m.MessageID))
 	}
 	if m.Reference != "" {
 		ts = append(ts, referenceTerm(m.Reference))

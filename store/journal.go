@@ -82,19 +82,17 @@ func (w *where) filter(f *MailFilter, hot string) {
 	if f.BatchID != "" {
 		w.add("m.batch_id = ?", f.BatchID)
 	}
-	// The service's Message-IDs carry the mail's id, so no index of their own is needed.
-	if f.MessageID != "" {
-		id := strings.Trim(f.MessageID, "<>")
-		local, _, _ := strings.Cut(id, "@")
-		if u, err := uuid.Parse(local); err == nil {
-			w.add(hot+".id = ?", u)
-		} else {
-			w.add("1 = 0")
-		}
-		w.add("m.message_id = ?", id)
-	}
 	terms := func(t string) {
 		w.add(hot+".id in (select mail_id from term where term = ?)", t)
+	}
+	if f.MessageID != "" {
+		id := strings.Trim(f.MessageID, "<>")
+		if is, mail := ownMessageID(id); is {
+			w.add(hot+".id in (select o.id from mail o where o.id = ? union all select t.mail_id from term t where t.term = ?)", mail, messageIDTerm(id))
+		} else {
+			terms(messageIDTerm(id))
+		}
+		w.add("m.message_id = ?", id)
 	}
 	if f.Recipient != "" {
 		terms(recipientTerm(f.Recipient))

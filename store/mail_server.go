@@ -62,7 +62,10 @@ type MailServer struct {
 	IsDefault   bool
 	Limits      Limits
 	Annotations map[string]string
-	HoldUnknown bool       // mail of every kind waits for a person when its outcome is unknown
+	// names of headers for its provider that mails may bring
+	AllowedHeaders []string
+	// mail of every kind waits for a person when its outcome is unknown
+	HoldUnknown bool
 	PauseUntil  *time.Time // until then it takes mail and sends none
 	Version     int64      // grows by one with every change; the etag
 	CreateTime  time.Time

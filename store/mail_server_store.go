@@ -26,7 +26,7 @@ func (s *Store) notFound(err error) error {
 }
 
 const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version,
-  request_id, fingerprint, create_time, update_time, delete_time`
+  request_id, fingerprint, create_time, update_time, delete_time, allowed_headers`
 
 type serverRow struct {
 	Name        string
@@ -49,6 +49,7 @@ type serverRow struct {
 	CreateTime  dbTime `db:"create_time"`
 	UpdateTime  dbTime `db:"update_time"`
 	DeleteTime  dbTime `db:"delete_time"`
+	Allowed     []byte `db:"allowed_headers"`
 }
 
 // smtpJSON is SMTP as stored; the password has a column of its own.
@@ -80,7 +81,19 @@ func (r *serverRow) server() (*MailServer, error) {
 	if err := json.Unmarshal(r.Limits, &m.Limits); err != nil {
 		return nil, err
 	}
+	if err := json.Unmarshal(r.Allowed, &m.AllowedHeaders); err != nil {
+		return nil, err
+	}
 	return m, json.Unmarshal(r.Annotations, &m.Annotations)
+}
+
+// allowed is the column of the allowed headers.
+func (m *MailServer) allowed() string {
+	if len(m.AllowedHeaders) == 0 {
+		return "[]"
+	}
+	b, _ := json.Marshal(m.AllowedHeaders) // strings always can be
+	return string(b)
 }
 
 // columns are the JSON columns of a mail server.
@@ -145,7 +158,7 @@ func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *
 	now := micro(s.now())
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		_, err := s.q.in(ctx, tx, "server_insert").ExecContext(ctx, m.Name, m.Team, m.DisplayName, m.Type, m.Mode, m.Status, m.IsDefault, m.From, smtp,
-			password, limits, annotations, m.HoldUnknown, s.t(m.PauseUntil), nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now))
+			password, limits, annotations, m.HoldUnknown, s.t(m.PauseUntil), nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now), m.allowed())
 		if err != nil {
 			return err
 		}
@@ -273,7 +286,7 @@ func (s *Store) writeServer(ctx context.Context, tx *sqlx.Tx, m *MailServer) err
 		return err
 	}
 	_, err = s.q.in(ctx, tx, "server_update").ExecContext(ctx, m.DisplayName, m.Mode, m.Status, m.IsDefault, m.From, smtp, password, limits, annotations,
-		m.HoldUnknown, s.t(m.PauseUntil), m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.Name)
+		m.HoldUnknown, s.t(m.PauseUntil), m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.allowed(), m.Name)
 	return err
 }
 

@@ -52,6 +52,9 @@ func (s *Server) begin(o *maildispatchv1.BatchOptions) (*group, error) {
 	if len(o.BatchId) > 64 {
 		vs = append(vs, client.Violation{Field: "options.batch_id", Description: "has more than 64 characters"})
 	}
+	if len(o.Message.Raw) > 0 {
+		vs = append(vs, client.Violation{Field: "options.message.raw", Description: "is one mail's: it cannot be shared"})
+	}
 	if len(o.Message.To)+len(o.Message.Cc)+len(o.Message.Bcc) > 0 {
 		vs = append(vs, client.Violation{Field: "options.message.to", Description: "recipients stand in the items"})
 	}
@@ -73,6 +76,9 @@ func (g *group) request(item *maildispatchv1.BatchItem) (*maildispatchv1.SendReq
 	own, m := item.GetMessage(), proto.CloneOf(g.options.Message)
 	if own == nil {
 		return nil, []client.Violation{{Field: "message", Description: "is required"}}
+	}
+	if len(own.GetRaw()) > 0 && proto.Size(m) > 0 {
+		return nil, []client.Violation{{Field: "message.raw", Description: "is a whole message, and the options have one that the items share"}}
 	}
 	headers, attachments := m.Headers, m.Attachments
 	own.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {

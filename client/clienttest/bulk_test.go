@@ -259,3 +259,39 @@ func TestSendBatchUnsubscribes(t *testing.T) {
 		}
 	}
 }
+
+// A finished message is taken as it is, without its Bcc; what cannot be done with it is
+// refused.
+func TestRaw(t *testing.T) {
+	t.Parallel()
+	srv := clienttest.New(t)
+	c := srv.Client(t, client.Options{})
+	given := "From: shop@example.com\r\nTo: a@example.com\r\nBcc: b@example.com,\r\n c@example.com\r\nSubject: =?utf-8?q?R=C3=A4?=\r\nMessage-ID: <1@x.example>\r\n\r\nbody\r\n"
+	want := strings.Replace(given, "Bcc: b@example.com,\r\n c@example.com\r\n", "", 1)
+	raw := func(s string) *maildispatchv1.BatchItem {
+		return &maildispatchv1.BatchItem{Message: &maildispatchv1.MailMessage{Raw: []byte(s)}}
+	}
+	beside := raw(given)
+	beside.Message.Text = "t"
+	res, err := sendAll(t, c, &maildispatchv1.BatchOptions{}, raw(given), beside, raw(strings.ReplaceAll(given, "\r\n", "\n")), raw("From: shop@example.com\r\n\r\n"))
+	if err != nil || res.GetAccepted() != 1 || len(res.GetRejections()) != 3 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	m := srv.Mails()[0].Mail
+	var got bytes.Buffer
+	if _, err := c.Download(t.Context(), m.GetId(), &got); err != nil || got.String() != want {
+		t.Errorf("%v, %q, want %q", err, got.String(), want)
+	}
+	if len(m.GetRecipients()) != 3 || m.GetSubject() != "Rä" || m.GetMessageId() != "<1@x.example>" {
+		t.Errorf("%v", m)
+	}
+	if _, err := c.ResendMail(t.Context(), &maildispatchv1.ResendMailRequest{Id: m.GetId(), Reason: "lost"}); client.ReasonOf(err) != maildispatchv1.ReasonValidationFailed {
+		t.Errorf("sent once more: %v", err)
+	}
+	if _, err := sendAll(t, c, &maildispatchv1.BatchOptions{Message: &maildispatchv1.MailMessage{Text: "t"}}, raw(given)); err != nil {
+		t.Error(err)
+	}
+	if len(srv.Mails()) != 1 {
+		t.Errorf("%d mails", len(srv.Mails()))
+	}
+}

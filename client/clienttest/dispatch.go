@@ -119,6 +119,10 @@ func (s *Server) take(req *maildispatchv1.SendRequest, how taking) (e *entry, du
 		e.mail.DueTime = o.GetSendAfter()
 	}
 	m := req.GetMessage()
+	if len(m.GetRaw()) > 0 {
+		e.readRaw()
+		m = e.request.GetMessage()
+	}
 	for _, list := range []struct {
 		kind      maildispatchv1.RecipientResult_Kind
 		addresses []string
@@ -161,6 +165,10 @@ func (e *entry) add(address string, kind maildispatchv1.RecipientResult_Kind) {
 // behind the other, and no attachments.
 func (e *entry) compose(now time.Time) {
 	m := e.request.GetMessage()
+	if len(m.GetRaw()) > 0 {
+		e.raw, e.mail.SizeBytes = m.GetRaw(), int64(len(m.GetRaw()))
+		return
+	}
 	var b bytes.Buffer
 	header := func(name, value string) {
 		if value != "" {
@@ -396,9 +404,10 @@ func check(req *maildispatchv1.SendRequest) []client.Violation {
 			}
 		}
 	}
-	if n := len(m.GetTo()) + len(m.GetCc()) + len(m.GetBcc()); n == 0 || n > 500 {
+	if n := len(m.GetTo()) + len(m.GetCc()) + len(m.GetBcc()); n == 0 && len(m.GetRaw()) == 0 || n > 500 {
 		vs = append(vs, client.Violation{Field: "message.to", Description: "1 to 500 recipients over to, cc and bcc are required"})
 	}
+	vs = append(vs, checkRaw(m)...)
 	for i, a := range m.GetAlternatives() {
 		if t, _, err := mime.ParseMediaType(a.GetContentType()); err != nil || !strings.HasPrefix(t, "text/") || t == "text/plain" || t == "text/html" {
 			vs = append(vs, client.Violation{Field: fmt.Sprintf("message.alternatives[%d].content_type", i), Description: "is not a text type other than text/plain and text/html"})

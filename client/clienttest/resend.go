@@ -25,6 +25,9 @@ func (d dispatch) ResendMail(_ context.Context, req *maildispatchv1.ResendMailRe
 	if first == nil {
 		return nil, noMail(req.GetId())
 	}
+	if len(first.request.GetMessage().GetRaw()) > 0 {
+		return nil, invalid([]client.Violation{{Field: "id", Description: "was given as a finished message (raw)"}})
+	}
 	old, sum := first.mail, fingerprint(req)
 	e, err := d.s.replayed(old.Team, req.GetRequestId(), sum)
 	if err != nil {

@@ -68,6 +68,9 @@ func TestREADME(t *testing.T) {
 		if strings.Contains(body, "text/calendar") {
 			name += " an invitation"
 		}
+		if strings.Contains(body, `"raw"`) {
+			name += " a finished message"
+		}
 		answers, err := r.call(timeout(t), c.method, body)
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", c.method, err, c.body)
@@ -150,6 +153,7 @@ func readmePromises(relay *smtpxtest.Server) map[string]func(*testing.T, []map[s
 		"TestMailServer":             both(want(true, "success"), want("connect success!", "message")),
 		"TestMailServer of a change": both(want(nil, "success"), failingStep),
 		"Send":                       both(want("MAIL_STATUS_SENT", "completed", "mail", "status"), sent),
+		"Send a finished message":    both(want("main", "accepted", "mail_server"), want(nil, "mail_id")),
 		"Send an invitation":         both(want("main", "accepted", "mail_server"), want(nil, "mail_id")),
 		"ListArchivedMails":          both(count(1), want("INV-4711", "mails", 0, "reference"), want("MAIL_STATUS_SENT", "mails", 0, "status")),
 		"ListDueOutMails":            both(count(1), want("unlucky@example.com", "mails", 0, "recipients", 0, "address"), want("MAIL_STATUS_FAILED", "mails", 0, "status")),

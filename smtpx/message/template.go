@@ -44,7 +44,7 @@ type Template struct {
 	headers  map[string]string
 	replyTo  []Address
 	links    []link // values that begin a URL in html
-	errorsTo bool   // it has this header, which must name the sender of every mail
+	ofSender bool   // it has headers that the mail server has a say in
 	fromName string
 	auto     bool // see Message.AutoSubmitted
 	leave    unsubscribe
@@ -74,6 +74,7 @@ type Fill struct {
 	// added to the template's; one with the same name stands in its place
 	Headers   map[string]string
 	FromName  string // not "": in place of the template's
+	Allowed   []string
 	MessageID string
 	Date      time.Time
 	Variables map[string]string // values; those that nothing uses are passed over
@@ -88,7 +89,8 @@ func NewTemplate(m *Message) (*Template, []Violation) {
 	t := &Template{headers: m.Headers, replyTo: m.ReplyTo, fromName: m.FromName, auto: m.AutoSubmitted, unsubscribe: m.Unsubscribe}
 	t.leave = m.Unsubscribe.cut(told)
 	for k := range m.Headers {
-		t.errorsTo = t.errorsTo || textproto.CanonicalMIMEHeaderKey(k) == errorsTo
+		canon := textproto.CanonicalMIMEHeaderKey(k)
+		t.ofSender = t.ofSender || canon == errorsTo || provider(canon)
 	}
 	names := map[string]bool{}
 	for _, f := range []struct{ field, s string }{{"subject", m.Subject}, {"text", m.Text}, {"html", m.HTML}} {
@@ -403,8 +405,8 @@ func (t *Template) violations(f *Fill) []Violation {
 			bad(k, "contains a NUL")
 		}
 	}
-	if name := cmp.Or(f.FromName, t.fromName); t.errorsTo || len(f.Headers) > 0 || name != "" {
-		vs = append(vs, (&Message{From: f.From, FromName: name, Headers: t.headersWith(f)}).ValidateSender()...)
+	if name := cmp.Or(f.FromName, t.fromName); t.ofSender || len(f.Headers) > 0 || name != "" {
+		vs = append(vs, (&Message{From: f.From, FromName: name, Allowed: f.Allowed, Headers: t.headersWith(f)}).ValidateSender()...)
 	}
 	if f.FromName != "" {
 		own := &Message{FromName: f.FromName}

@@ -26,7 +26,8 @@ const (
 	MaxUnsubscribe = 900
 )
 
-func (u Unsubscribe) empty() bool { return u.URL == "" && u.Mailto == "" }
+// Empty reports whether there is no way.
+func (u Unsubscribe) Empty() bool { return u.URL == "" && u.Mailto == "" }
 
 // unsubscribe is an Unsubscribe cut at its variables.
 type unsubscribe struct{ url, mailto []run }

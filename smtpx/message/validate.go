@@ -35,6 +35,7 @@ type Message struct {
 	Text, HTML   string
 	Alternatives []Alternative
 	Headers      map[string]string
+	Allowed      []string // headers of the provider that the mail server allows
 	Attachments  []Attachment
 	Unsubscribe  Unsubscribe
 	// no person wrote it: Auto-Submitted says so, unless Headers has one
@@ -50,17 +51,37 @@ var (
 	contentID  = regexp.MustCompile(`^[A-Za-z0-9._@+-]{1,128}$`)
 )
 
-// Headers the service makes; those that would lie about a mail's way, its envelope or its
-// signature; and those by which a provider adds recipients that no journal knows.
+// Headers the service makes, and those that would lie about a mail's way, its envelope or its
+// signature.
 var (
 	deniedHeaders = []string{
 		"Bcc", "From", "Sender", "To", "Cc", "Reply-To", "Subject", "Date", "Message-Id",
 		"Received", "Received-Spf", "X-Received", "Return-Path", "Delivered-To", "X-Delivered-To", "Authentication-Results",
 		"Envelope-To", "X-Envelope-To", "X-Envelope-From", "Apparently-To", "Original-Recipient", "X-Original-To",
-		"Domainkey-Signature", "X-Smtpapi", "X-Msys-Api",
+		"Domainkey-Signature",
 	}
-	deniedPrefixes = []string{"Dkim-", "Arc-", "Mime-", "Content-", "Resent-", "X-Mc-", "X-Ms-Exchange-Organization-"}
+	deniedPrefixes = []string{"Dkim-", "Arc-", "Mime-", "Content-", "Resent-", "X-Ms-Exchange-Organization-"}
 )
+
+// Headers by which a provider adds recipients that no journal knows, or drops a mail that it
+// has accepted. A mail server may allow them.
+var (
+	// SendGrid, SparkPost, Mailgun, Mailjet
+	providerHeaders = []string{"X-Smtpapi", "X-Msys-Api", "X-Mailgun-Recipient-Variables", "X-Mailgun-Drop-Message", "X-Mj-Templateerrorreporting"}
+	// Mandrill
+	providerPrefixes = []string{"X-Mc-"}
+)
+
+// provider reports whether a provider reads orders from this header.
+func provider(canon string) bool {
+	return slices.Contains(providerHeaders, canon) || slices.ContainsFunc(providerPrefixes, func(p string) bool { return strings.HasPrefix(canon, p) })
+}
+
+// ProviderHeader is the canonical form of a header that a mail server may allow; is: it is one.
+func ProviderHeader(name string) (canon string, is bool) {
+	canon = textproto.CanonicalMIMEHeaderKey(name)
+	return canon, headerName.MatchString(name) && provider(canon)
+}
 
 // ValidateSender lists what is wrong with the content of a mail from its sender; nothing where
 // From is not known yet. Validate includes it.
@@ -73,18 +94,24 @@ func (m *Message) ValidateSender() []Violation {
 	if m.showsOther() {
 		return []Violation{{"from_name", "shows an address other than the mail's sender"}}
 	}
-	for name, v := range m.Headers {
-		if textproto.CanonicalMIMEHeaderKey(name) != errorsTo {
+	var vs []Violation
+	for _, name := range sortedKeys(m.Headers) {
+		v, canon := m.Headers[name], textproto.CanonicalMIMEHeaderKey(name)
+		if provider(canon) && !slices.Contains(m.Allowed, canon) {
+			vs = append(vs, Violation{"headers[" + name + "]", "can make the provider add recipients or drop the mail: the mail server's allowed_headers has to name it"})
+		}
+		if canon != errorsTo {
 			continue
 		}
 		as, _ := ParseAddressList(v) // what it cannot read is listed by Validate
 		for _, a := range as {
 			if a.Key() != m.From.Key() {
-				return []Violation{{"headers[" + name + "]", "names an address other than the mail's sender"}}
+				vs = append(vs, Violation{"headers[" + name + "]", "names an address other than the mail's sender"})
+				break
 			}
 		}
 	}
-	return nil
+	return vs
 }
 
 const errorsTo = "Errors-To"
@@ -140,7 +167,7 @@ func (m *Message) Validate() []Violation {
 			continue
 		}
 		seen[canon] = name
-		if !m.Unsubscribe.empty() && (canon == listUnsubscribe || canon == listUnsubscribePost) {
+		if !m.Unsubscribe.Empty() && (canon == listUnsubscribe || canon == listUnsubscribePost) {
 			bad(field, "is made of unsubscribe_url and unsubscribe_mailto")
 			continue
 		}

@@ -604,8 +604,9 @@ type MailMessage struct {
 	//
 	// Refused: those that the service makes itself (From, To, Date, Message-ID, Content-*, ...);
 	// trace and signature headers (Received, Received-SPF, X-Original-To, DKIM-*, ARC-*, ...);
-	// those by which a provider adds recipients (X-SMTPAPI, X-MC-*, X-MSYS-API); an Errors-To
-	// other than the mail server's from.
+	// those by which a provider adds recipients or drops the mail (X-SMTPAPI, X-MC-*, X-MSYS-API
+	// and others), unless the mail server's allowed_headers name them; an Errors-To other than
+	// the mail server's from.
 	//
 	// Headers that programs read keep their syntax. Disposition-Notification-To,
 	// Return-Receipt-To and Errors-To hold addresses, In-Reply-To and References message ids
@@ -623,7 +624,23 @@ type MailMessage struct {
 	Alternatives []*Alternative `protobuf:"bytes,10,rep,name=alternatives,proto3" json:"alternatives,omitempty"`
 	// Name that the recipient sees as sender, in place of the one in the mail server's from; the
 	// address is unchanged. At most 200 characters. A name that shows another address is refused.
-	FromName      string `protobuf:"bytes,11,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
+	FromName string `protobuf:"bytes,11,opt,name=from_name,json=fromName,proto3" json:"from_name,omitempty"`
+	// A finished message (RFC 5322), such as a signed invoice, in place of everything but to, cc
+	// and bcc. It leaves byte for byte as it is, so that a signature in it stays valid (S/MIME,
+	// PGP/MIME); only Bcc is taken out, and a Message-ID that is missing is put on top.
+	//
+	// Its recipients are to, cc and bcc above, where any of them is given; else the To, Cc and
+	// Bcc of its header.
+	//
+	// Read strictly: lines end in CRLF and have at most 998 octets, all ASCII (use encoded words,
+	// quoted-printable, base64). Date and From are there once, every multipart ends, From and
+	// Sender are the address of the mail server's from, and no mail of the team's has its
+	// Message-ID already. Headers that headers refuses are refused here too.
+	//
+	// It cannot be the shared message of a bulk nor stand beside one, has no variables, gets no
+	// Auto-Submitted and no unsubscribe_url, and ResendMail refuses it (id), since a second mail
+	// needs a Message-ID of its own.
+	Raw           []byte `protobuf:"bytes,12,opt,name=raw,proto3" json:"raw,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -733,6 +750,13 @@ func (x *MailMessage) GetFromName() string {
 		return x.FromName
 	}
 	return ""
+}
+
+func (x *MailMessage) GetRaw() []byte {
+	if x != nil {
+		return x.Raw
+	}
+	return nil
 }
 
 // Alternative is one more form of a mail's content, beside text and html in
@@ -1822,7 +1846,7 @@ var File_maildispatch_v1_mail_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\n" +
-	"\x1amaildispatch/v1/mail.proto\x12\x0fmaildispatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!maildispatch/v1/mail_server.proto\"\xbb\x03\n" +
+	"\x1amaildispatch/v1/mail.proto\x12\x0fmaildispatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!maildispatch/v1/mail_server.proto\"\xcd\x03\n" +
 	"\vMailMessage\x12\x0e\n" +
 	"\x02to\x18\x01 \x03(\tR\x02to\x12\x0e\n" +
 	"\x02cc\x18\x02 \x03(\tR\x02cc\x12\x10\n" +
@@ -1835,7 +1859,8 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\vattachments\x18\t \x03(\v2\x1b.maildispatch.v1.AttachmentR\vattachments\x12@\n" +
 	"\falternatives\x18\n" +
 	" \x03(\v2\x1c.maildispatch.v1.AlternativeR\falternatives\x12\x1b\n" +
-	"\tfrom_name\x18\v \x01(\tR\bfromName\x1a:\n" +
+	"\tfrom_name\x18\v \x01(\tR\bfromName\x12\x10\n" +
+	"\x03raw\x18\f \x01(\fR\x03raw\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +

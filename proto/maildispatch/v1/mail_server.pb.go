@@ -475,9 +475,15 @@ type MailServer struct {
 	// be a default. Mail of mode php is queued, and the answer says so. The batch sends what was
 	// queued once the time has come, or once the pause is cleared (an update_mask that names
 	// pause_until, without a value). Mail that is being sent when the pause begins is finished.
-	PauseUntil    *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PauseUntil *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=pause_until,json=pauseUntil,proto3" json:"pause_until,omitempty"`
+	// Headers for its provider that mails may bring, at most 20, such as X-SMTPAPI: by them a
+	// provider adds recipients that no journal knows, or drops a mail that it has accepted, so
+	// that each is refused unless it is named here. They are X-SMTPAPI (SendGrid), X-MSYS-API
+	// (SparkPost), X-MC-... (Mandrill), X-Mailgun-Recipient-Variables, X-Mailgun-Drop-Message and
+	// X-MJ-TemplateErrorReporting (Mailjet).
+	AllowedHeaders []string `protobuf:"bytes,22,rep,name=allowed_headers,json=allowedHeaders,proto3" json:"allowed_headers,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *MailServer) Reset() {
@@ -632,6 +638,13 @@ func (x *MailServer) GetHoldUnknown() bool {
 func (x *MailServer) GetPauseUntil() *timestamppb.Timestamp {
 	if x != nil {
 		return x.PauseUntil
+	}
+	return nil
+}
+
+func (x *MailServer) GetAllowedHeaders() []string {
+	if x != nil {
+		return x.AllowedHeaders
 	}
 	return nil
 }
@@ -1132,7 +1145,7 @@ var File_maildispatch_v1_mail_server_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\n" +
-	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\b\n" +
+	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\b\n" +
 	"\n" +
 	"MailServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -1158,7 +1171,8 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\x06health\x18\x11 \x01(\v2\x17.maildispatch.v1.HealthR\x06health\x12&\n" +
 	"\fhold_unknown\x18\x12 \x01(\bH\x01R\vholdUnknown\x88\x01\x01\x12;\n" +
 	"\vpause_until\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"pauseUntil\x1a>\n" +
+	"pauseUntil\x12'\n" +
+	"\x0fallowed_headers\x18\x16 \x03(\tR\x0eallowedHeaders\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +

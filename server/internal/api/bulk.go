@@ -33,6 +33,7 @@ type bulk struct {
 	base     *message.Message  // the shared message, its files encoded; nil as shared
 	template *message.Template // of base
 	contents contents          // what the items have in common
+	rawIDs   map[string]string // Message-IDs of items that are raw, and their request_id
 	sum      []byte            // of the options and the shared message
 	routed   time.Time
 	next     int64 // position of the next item
@@ -50,6 +51,9 @@ func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
 	if m := b.shared; m != nil {
 		if len(m.To)+len(m.Cc)+len(m.Bcc) > 0 {
 			c.Bad("options.message.to", "recipients stand in the items")
+		}
+		if len(m.Raw) > 0 {
+			c.Bad("options.message.raw", "is one mail's: it cannot be shared")
 		}
 		msg := b.content(m)
 		msg.ReplyTo = replyTo(&c, "options.message.", &b.draft, m.ReplyTo)
@@ -154,19 +158,29 @@ func (b *bulk) compose(ctx context.Context, it *pb.BatchItem) (*store.NewMail, e
 		c.Bad("message", "is required")
 		return nil, c.Err()
 	}
-	to, cc := recipients(&c, "message.", &d, msg)
-	reply := replyTo(&c, "message.", &d, msg.ReplyTo)
+	var to, cc, reply []message.Address
+	if len(msg.Raw) > 0 {
+		d.raw = b.readRaw(&c, &d, it)
+		if err := c.Err(); err != nil {
+			return nil, err
+		}
+	} else {
+		to, cc = recipients(&c, "message.", &d, msg)
+		reply = replyTo(&c, "message.", &d, msg.ReplyTo)
+	}
 	m, from, err := d.newMail(b.send)
 	if err != nil {
 		return nil, err
 	}
-	f := &message.Fill{From: from, To: to, Cc: cc, ReplyTo: reply, MessageID: m.MessageID, Date: message.Stamp(d.now), Variables: it.Variables, MaxBytes: d.limit()}
-	pieces, subject, err := b.pieces(ctx, &c, &d, msg, f)
+	m.Labels, m.RequestID, m.BatchID = labels, it.RequestId, b.id
+	if d.raw != nil {
+		err = b.a.carryRaw(ctx, m, &d, d.raw, from)
+	} else {
+		err = b.carry(ctx, &c, m, &d, it, &message.Fill{From: from, Allowed: d.server.AllowedHeaders, To: to, Cc: cc, ReplyTo: reply, MessageID: m.MessageID, Date: message.Stamp(d.now), Variables: it.Variables, MaxBytes: d.limit()})
+	}
 	if err != nil {
 		return nil, err
 	}
-	m.Subject, m.Labels, m.RequestID, m.BatchID = subject, labels, it.RequestId, b.id
-	carry(m, pieces, b.contents, b.common)
 	if err := d.fits(m.SizeBytes); err != nil {
 		return nil, err
 	}
@@ -216,7 +230,7 @@ func (b *bulk) pieces(ctx context.Context, c *apierr.Check, d *draft, msg *pb.Ma
 	if err := d.fits(estimate(own)); err != nil {
 		return nil, "", err
 	}
-	own.From = f.From
+	own.From, own.Allowed = f.From, f.Allowed
 	if !own.HasVariables() {
 		violations(c, "message.", ofItem(own.Validate(), shared))
 		if err := c.Err(); err != nil || gone != nil {
@@ -300,6 +314,41 @@ func through(c *apierr.Check, t *message.Template, f *message.Fill) ([]message.P
 		return nil, "", apierr.Wrap(err, codes.ResourceExhausted, pb.ReasonMailTooLarge, "%v", err)
 	}
 	return pieces, t.Subject(f), nil
+}
+
+// carry gives a mail the bytes that are made of its item.
+func (b *bulk) carry(ctx context.Context, c *apierr.Check, m *store.NewMail, d *draft, it *pb.BatchItem, f *message.Fill) error {
+	pieces, subject, err := b.pieces(ctx, c, d, it.Message, f)
+	if err != nil {
+		return err
+	}
+	m.Subject = subject
+	carry(m, pieces, b.contents, b.common)
+	return nil
+}
+
+// readRaw reads an item that is a finished message.
+func (b *bulk) readRaw(c *apierr.Check, d *draft, it *pb.BatchItem) *message.Raw {
+	if b.shared != nil {
+		c.Bad("message.raw", "is a whole message, and the options have one that the items share")
+	}
+	if len(it.Variables) > 0 {
+		c.Bad("variables", "are for messages that are composed here, not for raw")
+	}
+	checkRawOptions(c, "message.", b.send)
+	raw := readRaw(c, "message.", d, it.Message)
+	if raw == nil || raw.MessageID == "" {
+		return raw
+	}
+	if at, is := b.rawIDs[raw.MessageID]; is && (it.RequestId == "" || at != it.RequestId) {
+		c.Bad("message.raw", "has the Message-ID of an earlier item")
+		return raw
+	}
+	if b.rawIDs == nil {
+		b.rawIDs = map[string]string{}
+	}
+	b.rawIDs[raw.MessageID] = it.RequestId
+	return raw
 }
 
 // fingerprint is of what an item is, by whatever batch and place it comes.

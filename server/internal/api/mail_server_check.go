@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 	"time"
@@ -97,6 +98,14 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 		c.Bad(f("pause_until"), "is not a time")
 	}
 	checkPairs(c, f("annotations"), m.Annotations)
+	if len(m.AllowedHeaders) > 20 {
+		c.Bad(f("allowed_headers"), "has more than 20 entries")
+	}
+	for i, h := range m.AllowedHeaders {
+		if _, is := message.ProviderHeader(h); !is && i < 20 {
+			c.Bad(f(fmt.Sprintf("allowed_headers[%d]", i)), "is not a header by which a provider is told what to do; others need no permission")
+		}
+	}
 	if l := m.Limits; l != nil {
 		limit := func(name string, v, most int64) {
 			if v < 0 || v > most {

@@ -3,6 +3,7 @@ package api
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"slices"
 	"strconv"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -64,7 +66,7 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 	def, hold := m.IsDefault, m.HoldUnknown
 	out := &pb.MailServer{Name: m.Name, Team: m.Team, DisplayName: m.DisplayName, Type: typeName[m.Type], From: m.From, Mode: modeName[m.Mode],
 		Status: statusName[m.Status], IsDefault: &def, HoldUnknown: &hold, Annotations: m.Annotations, Etag: etag(m.Version), CreateTime: stamp(&m.CreateTime),
-		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime), PauseUntil: stamp(m.PauseUntil)}
+		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime), PauseUntil: stamp(m.PauseUntil), AllowedHeaders: m.AllowedHeaders}
 	if l := m.Limits; l != (store.Limits{}) {
 		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MailsPerMinute: l.MailsPerMinute,
 			MailsPerDay: l.MailsPerDay, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes,
@@ -93,6 +95,12 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 	}
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
+	}
+	s.AllowedHeaders = nil
+	for _, h := range m.AllowedHeaders {
+		if canon, is := message.ProviderHeader(h); is && !slices.Contains(s.AllowedHeaders, canon) {
+			s.AllowedHeaders = append(s.AllowedHeaders, canon)
+		}
 	}
 	s.HoldUnknown, s.PauseUntil = m.GetHoldUnknown(), nil
 	if m.PauseUntil != nil {

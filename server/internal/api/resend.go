@@ -54,6 +54,10 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 		return nil, err
 	}
 	m.Caller = access.From(ctx).Name
+	if len(m.Raw) > 0 && m.Raw[0].Shared != nil { // see message.Raw.Pieces
+		c.Bad("id", "was given as a finished message (raw), which cannot get another Message-ID and Date: send it anew, or RetryMails")
+		return nil, c.Err()
+	}
 	if err := a.reissue(m); err != nil {
 		return nil, fmt.Errorf("mail %s: %w", r.Id, err)
 	}

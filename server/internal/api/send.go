@@ -33,7 +33,11 @@ func (a *API) Send(r *pb.SendRequest, stream grpc.ServerStreamingServer[pb.SendR
 		if err != nil {
 			return err
 		}
-		sub, err := a.compose(d, r)
+		sub, err := a.compose(ctx, d, r)
+		if err != nil && d.cached {
+			a.servers.drop(d.server.Name)
+			continue // it may be about a mail server that was changed meanwhile
+		}
 		if err != nil {
 			return err
 		}
@@ -60,7 +64,9 @@ const routeTries = 3
 type draft struct {
 	server   *store.MailServer
 	route    string
+	cached   bool // server, which may have been changed
 	message  *message.Message
+	raw      *message.Raw // in place of message
 	rcpts    []store.Recipient
 	utf8     bool
 	now      time.Time
@@ -79,9 +85,13 @@ func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft,
 	checkRequestID(&c, "request_id", r.RequestId)
 	a.checkOptions(&c, "options.", d, r.GetOptions())
 	var gone error
-	if r.Message == nil {
+	switch {
+	case r.Message == nil:
 		c.Bad("message", "is required")
-	} else {
+	case len(r.Message.Raw) > 0:
+		d.raw = readRaw(&c, "message.", d, r.Message)
+		checkRawOptions(&c, "message.", r.GetOptions())
+	default:
 		d.message = content(r.Message)
 		d.message.Unsubscribe = unsubscribe(r.GetOptions())
 		d.message.AutoSubmitted = d.kind != store.KindAgentMessage
@@ -102,7 +112,7 @@ func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft,
 	}
 	if !fresh {
 		if d.server = a.servers.get(r.GetOptions()); d.server != nil {
-			d.route = "named"
+			d.route, d.cached = "named", true
 			return d, mayHand(ctx, d.kind, d.server)
 		}
 	}
@@ -336,27 +346,21 @@ func defaultUnavailable(s *store.MailServer) error {
 }
 
 // compose makes the mail: id, Message-ID, Date and bytes are made here, once.
-func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error) {
+func (a *API) compose(ctx context.Context, d *draft, r *pb.SendRequest) (*delivery.Submission, error) {
 	o := r.GetOptions()
 	m, from, err := d.newMail(o)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.fits(estimate(d.message)); err != nil {
-		return nil, err // before composing, so that what is too large costs nothing
+	m.Labels, m.RequestID, m.ServerVersion = o.GetLabels(), r.RequestId, d.server.Version
+	if d.raw != nil {
+		err = a.carryRaw(ctx, m, d, d.raw, from)
+	} else {
+		err = carryComposed(m, d, from)
 	}
-	d.message.From, d.message.MessageID, d.message.Date = from, m.MessageID, message.Stamp(m.CreateTime)
-	var c apierr.Check
-	violations(&c, "message.", d.message.ValidateSender())
-	if err := c.Err(); err != nil {
-		return nil, err
-	}
-	pieces, err := message.Compose(d.message)
 	if err != nil {
 		return nil, err
 	}
-	m.Subject, m.Labels, m.RequestID, m.ServerVersion = r.Message.Subject, o.GetLabels(), r.RequestId, d.server.Version
-	carry(m, pieces, nil, func(*message.Content) bool { return false })
 	if err := d.fits(m.SizeBytes); err != nil {
 		return nil, err
 	}
@@ -367,6 +371,27 @@ func (a *API) compose(d *draft, r *pb.SendRequest) (*delivery.Submission, error)
 		m.Fingerprint = fingerprint(o, r.Message)
 	}
 	return &delivery.Submission{Mail: m, Server: d.server}, nil
+}
+
+// carryComposed gives a mail the bytes that are made of its message.
+func carryComposed(m *store.NewMail, d *draft, from message.Address) error {
+	msg := d.message
+	if err := d.fits(estimate(msg)); err != nil {
+		return err // before composing, so that what is too large costs nothing
+	}
+	msg.From, msg.Allowed, msg.MessageID, msg.Date = from, d.server.AllowedHeaders, m.MessageID, message.Stamp(m.CreateTime)
+	var c apierr.Check
+	violations(&c, "message.", msg.ValidateSender())
+	if err := c.Err(); err != nil {
+		return err
+	}
+	pieces, err := message.Compose(msg)
+	if err != nil {
+		return err
+	}
+	m.Subject = msg.Subject
+	carry(m, pieces, nil, func(*message.Content) bool { return false })
+	return nil
 }
 
 // newMail is a mail of the draft with a new id, still without content, and its sender.
