@@ -208,12 +208,12 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.Join(err, s.listener.Close(), s.store.Close())
 	case <-ctx.Done():
 	}
-	served := make(chan error, 1)
-	go func() { served <- s.grpc.Serve(s.listener) }()
-	s.log.Info("listening", "address", s.listener.Addr().String(), "database", s.store.Dialect(), "tls", s.cfg.TLSCert != "")
 	if !s.book.On() {
 		s.log.Warn("nobody is asked who calls: any program on this machine may send mail and change mail servers; the first token closes the service: maildispatchd token create")
 	}
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(s.listener) }()
+	s.log.Info("listening", "address", s.listener.Addr().String(), "database", s.store.Dialect(), "tls", s.cfg.TLSCert != "")
 	hctx, stopHealth := context.WithCancel(ctx)
 	defer stopHealth()
 	go s.watchHealth(hctx)

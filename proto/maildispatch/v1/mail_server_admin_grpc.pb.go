@@ -41,7 +41,9 @@ const (
 // every violation at once by field path. Every rpc may also answer UNAVAILABLE
 // (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with
 // google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were left) and
-// INTERNAL (INTERNAL: a bug). What one rpc adds stands beside it. All reasons: proto/README.md.
+// INTERNAL (INTERNAL: a bug). Where callers are asked who they are, also UNAUTHENTICATED
+// (TOKEN_REFUSED) and PERMISSION_DENIED (ROLE_MISSING, TEAM_NOT_YOURS, TOKEN_BOUND). What one
+// rpc adds stands beside it. All reasons: proto/README.md.
 type MailServerAdminClient interface {
 	// ListMailServers lists mail servers by name. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListMailServers(ctx context.Context, in *ListMailServersRequest, opts ...grpc.CallOption) (*ListMailServersResponse, error)
@@ -192,7 +194,9 @@ func (c *mailServerAdminClient) RunBatch(ctx context.Context, in *RunBatchReques
 // every violation at once by field path. Every rpc may also answer UNAVAILABLE
 // (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with
 // google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were left) and
-// INTERNAL (INTERNAL: a bug). What one rpc adds stands beside it. All reasons: proto/README.md.
+// INTERNAL (INTERNAL: a bug). Where callers are asked who they are, also UNAUTHENTICATED
+// (TOKEN_REFUSED) and PERMISSION_DENIED (ROLE_MISSING, TEAM_NOT_YOURS, TOKEN_BOUND). What one
+// rpc adds stands beside it. All reasons: proto/README.md.
 type MailServerAdminServer interface {
 	// ListMailServers lists mail servers by name. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListMailServers(context.Context, *ListMailServersRequest) (*ListMailServersResponse, error)
