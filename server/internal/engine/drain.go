@@ -490,23 +490,3 @@ func (d *drain) note(c delivery.Counts) {
 	d.counts.Add(c)
 	d.mu.Unlock()
 }
-
-// counts is a verdict as a pass counts it.
-func counts(v lifecycle.Verdict) delivery.Counts {
-	if v.End == lifecycle.Expire {
-		return delivery.Counts{Expired: 1}
-	}
-	switch v.Outcome {
-	case lifecycle.Sent:
-		return delivery.Counts{Sent: 1}
-	case lifecycle.Partial:
-		return delivery.Counts{Partial: 1}
-	case lifecycle.Deferred:
-		return delivery.Counts{Deferred: 1}
-	case lifecycle.Unknown:
-		return delivery.Counts{Unknown: 1}
-	case lifecycle.ServerFault:
-		return delivery.Counts{Released: 1}
-	}
-	return delivery.Counts{Failed: 1}
-}
