@@ -11,6 +11,7 @@ import (
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	descriptorpb "google.golang.org/protobuf/types/descriptorpb"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -707,6 +708,290 @@ func (x *RevokeTokenResponse) GetInfo() *Token {
 	return nil
 }
 
+// ListAuditRequest narrows and pages a listing; absent fields do not narrow.
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only rows of this team; "" = of the system.
+	Team *string `protobuf:"bytes,1,opt,name=team,proto3,oneof" json:"team,omitempty"`
+	// Only of this caller, as AuditRow.actor has it.
+	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Only of this rpc, such as UpdateMailServer.
+	Action string `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	// Only about this mail server or mail, as AuditRow.target has it.
+	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	// Only from then on.
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// Only before then.
+	Until *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	// At most so many; 0 = 50, at most 500.
+	PageSize int32 `protobuf:"varint,7,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the page before; empty = from the newest on.
+	PageToken     string `protobuf:"bytes,8,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListAuditRequest) GetTeam() string {
+	if x != nil && x.Team != nil {
+		return *x.Team
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListAuditResponse is a page.
+type ListAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rows, the newest first.
+	Rows []*AuditRow `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	// For the next page; empty = this is the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListAuditResponse) GetRows() []*AuditRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// AuditRow says who did what.
+type AuditRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its number in the chain, without a gap; 0 = a row of an older version that is not linked
+	// yet.
+	Number int64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Who: a token's id and name, or a certificate's name; empty = a caller that nobody asked.
+	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	// The rpc's name.
+	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	// Whose mail server or mail; empty = the system's.
+	Team string `protobuf:"bytes,5,opt,name=team,proto3" json:"team,omitempty"`
+	// The mail server's name, the mail's id, or how many mails from which on.
+	Target string `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
+	// Why, in the caller's words.
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What there was before and after, without secrets: a password that was changed is
+	// `password_changed`, an authority's certificate is its SHA-256.
+	Detail *structpb.Struct `protobuf:"bytes,8,opt,name=detail,proto3" json:"detail,omitempty"`
+	// SHA-256 over the row and the hash of the row before it, in hexadecimal digits.
+	Hash          string `protobuf:"bytes,9,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRow) Reset() {
+	*x = AuditRow{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRow) ProtoMessage() {}
+
+func (x *AuditRow) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRow.ProtoReflect.Descriptor instead.
+func (*AuditRow) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AuditRow) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *AuditRow) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditRow) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AuditRow) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AuditRow) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *AuditRow) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *AuditRow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AuditRow) GetDetail() *structpb.Struct {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+func (x *AuditRow) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
 // WhoAmIRequest is empty.
 type WhoAmIRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -716,7 +1001,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +1013,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +1026,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{8}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{11}
 }
 
 // WhoAmIResponse is the caller as the service knows it.
@@ -765,7 +1050,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +1062,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +1075,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{9}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WhoAmIResponse) GetActor() string {
@@ -844,7 +1129,7 @@ type GetServiceInfoRequest struct {
 
 func (x *GetServiceInfoRequest) Reset() {
 	*x = GetServiceInfoRequest{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1141,7 @@ func (x *GetServiceInfoRequest) String() string {
 func (*GetServiceInfoRequest) ProtoMessage() {}
 
 func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1154,7 @@ func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{10}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{13}
 }
 
 // GetServiceInfoResponse is what a caller may want to know of the service.
@@ -893,7 +1178,7 @@ type GetServiceInfoResponse struct {
 
 func (x *GetServiceInfoResponse) Reset() {
 	*x = GetServiceInfoResponse{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1190,7 @@ func (x *GetServiceInfoResponse) String() string {
 func (*GetServiceInfoResponse) ProtoMessage() {}
 
 func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1203,7 @@ func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{11}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetServiceInfoResponse) GetVersion() string {
@@ -986,7 +1271,7 @@ var File_maildispatch_v1_access_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x1cmaildispatch/v1/access.proto\x12\x0fmaildispatch.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaildispatch/v1/mail.proto\"\xaa\x01\n" +
+	"\x1cmaildispatch/v1/access.proto\x12\x0fmaildispatch.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amaildispatch/v1/mail.proto\"\xaa\x01\n" +
 	"\x06Policy\x12+\n" +
 	"\x05roles\x18\x01 \x03(\x0e2\x15.maildispatch.v1.RoleR\x05roles\x12\x16\n" +
 	"\x06system\x18\x02 \x01(\bR\x06system\x12\x12\n" +
@@ -1037,7 +1322,31 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"A\n" +
 	"\x13RevokeTokenResponse\x12*\n" +
-	"\x04info\x18\x01 \x01(\v2\x16.maildispatch.v1.TokenR\x04info\"\x0f\n" +
+	"\x04info\x18\x01 \x01(\v2\x16.maildispatch.v1.TokenR\x04info\"\x9a\x02\n" +
+	"\x10ListAuditRequest\x12\x17\n" +
+	"\x04team\x18\x01 \x01(\tH\x00R\x04team\x88\x01\x01\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1b\n" +
+	"\tpage_size\x18\a \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\b \x01(\tR\tpageTokenB\a\n" +
+	"\x05_team\"j\n" +
+	"\x11ListAuditResponse\x12-\n" +
+	"\x04rows\x18\x01 \x03(\v2\x19.maildispatch.v1.AuditRowR\x04rows\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x89\x02\n" +
+	"\bAuditRow\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x03R\x06number\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x12\n" +
+	"\x04team\x18\x05 \x01(\tR\x04team\x12\x16\n" +
+	"\x06target\x18\x06 \x01(\tR\x06target\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12/\n" +
+	"\x06detail\x18\b \x01(\v2\x17.google.protobuf.StructR\x06detail\x12\x12\n" +
+	"\x04hash\x18\t \x01(\tR\x04hash\"\x0f\n" +
 	"\rWhoAmIRequest\"\xd2\x01\n" +
 	"\x0eWhoAmIResponse\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
@@ -1060,7 +1369,7 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\tROLE_SEND\x10\x01\x12\r\n" +
 	"\tROLE_READ\x10\x02\x12\x0e\n" +
 	"\n" +
-	"ROLE_ADMIN\x10\x032\xef\x03\n" +
+	"ROLE_ADMIN\x10\x032\xd5\x04\n" +
 	"\vAccessAdmin\x12c\n" +
 	"\vCreateToken\x12#.maildispatch.v1.CreateTokenRequest\x1a$.maildispatch.v1.CreateTokenResponse\"\t\xda\xe7\x18\x05\n" +
 	"\x01\x03\x10\x01\x12c\n" +
@@ -1068,7 +1377,9 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"ListTokens\x12\".maildispatch.v1.ListTokensRequest\x1a#.maildispatch.v1.ListTokensResponse\"\f\xda\xe7\x18\x05\n" +
 	"\x01\x03\x10\x01\x90\x02\x01\x12c\n" +
 	"\vRevokeToken\x12#.maildispatch.v1.RevokeTokenRequest\x1a$.maildispatch.v1.RevokeTokenResponse\"\t\xda\xe7\x18\x05\n" +
-	"\x01\x03\x10\x01\x12I\n" +
+	"\x01\x03\x10\x01\x12d\n" +
+	"\tListAudit\x12!.maildispatch.v1.ListAuditRequest\x1a\".maildispatch.v1.ListAuditResponse\"\x10\xda\xe7\x18\t\n" +
+	"\x01\x03\x1a\x04team\x90\x02\x01\x12I\n" +
 	"\x06WhoAmI\x12\x1e.maildispatch.v1.WhoAmIRequest\x1a\x1f.maildispatch.v1.WhoAmIResponse\x12f\n" +
 	"\x0eGetServiceInfo\x12&.maildispatch.v1.GetServiceInfoRequest\x1a'.maildispatch.v1.GetServiceInfoResponse\"\x03\x90\x02\x01:Q\n" +
 	"\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xfb\x8c\x03 \x01(\v2\x17.maildispatch.v1.PolicyR\x06policyBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
@@ -1086,7 +1397,7 @@ func file_maildispatch_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_maildispatch_v1_access_proto_goTypes = []any{
 	(Role)(0),                          // 0: maildispatch.v1.Role
 	(*Policy)(nil),                     // 1: maildispatch.v1.Policy
@@ -1097,48 +1408,59 @@ var file_maildispatch_v1_access_proto_goTypes = []any{
 	(*ListTokensResponse)(nil),         // 6: maildispatch.v1.ListTokensResponse
 	(*RevokeTokenRequest)(nil),         // 7: maildispatch.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),        // 8: maildispatch.v1.RevokeTokenResponse
-	(*WhoAmIRequest)(nil),              // 9: maildispatch.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),             // 10: maildispatch.v1.WhoAmIResponse
-	(*GetServiceInfoRequest)(nil),      // 11: maildispatch.v1.GetServiceInfoRequest
-	(*GetServiceInfoResponse)(nil),     // 12: maildispatch.v1.GetServiceInfoResponse
-	(Kind)(0),                          // 13: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),      // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 15: google.protobuf.Duration
-	(*descriptorpb.MethodOptions)(nil), // 16: google.protobuf.MethodOptions
+	(*ListAuditRequest)(nil),           // 9: maildispatch.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 10: maildispatch.v1.ListAuditResponse
+	(*AuditRow)(nil),                   // 11: maildispatch.v1.AuditRow
+	(*WhoAmIRequest)(nil),              // 12: maildispatch.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),             // 13: maildispatch.v1.WhoAmIResponse
+	(*GetServiceInfoRequest)(nil),      // 14: maildispatch.v1.GetServiceInfoRequest
+	(*GetServiceInfoResponse)(nil),     // 15: maildispatch.v1.GetServiceInfoResponse
+	(Kind)(0),                          // 16: maildispatch.v1.Kind
+	(*timestamppb.Timestamp)(nil),      // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 18: google.protobuf.Duration
+	(*structpb.Struct)(nil),            // 19: google.protobuf.Struct
+	(*descriptorpb.MethodOptions)(nil), // 20: google.protobuf.MethodOptions
 }
 var file_maildispatch_v1_access_proto_depIdxs = []int32{
 	0,  // 0: maildispatch.v1.Policy.roles:type_name -> maildispatch.v1.Role
 	0,  // 1: maildispatch.v1.Token.roles:type_name -> maildispatch.v1.Role
-	13, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
-	14, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
-	14, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	14, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
-	14, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
+	16, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
+	17, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	17, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	17, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
+	17, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
 	0,  // 7: maildispatch.v1.CreateTokenRequest.roles:type_name -> maildispatch.v1.Role
-	13, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
-	15, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	16, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
+	18, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 10: maildispatch.v1.CreateTokenResponse.info:type_name -> maildispatch.v1.Token
 	2,  // 11: maildispatch.v1.ListTokensResponse.tokens:type_name -> maildispatch.v1.Token
 	2,  // 12: maildispatch.v1.RevokeTokenResponse.info:type_name -> maildispatch.v1.Token
-	0,  // 13: maildispatch.v1.WhoAmIResponse.roles:type_name -> maildispatch.v1.Role
-	14, // 14: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 15: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
-	1,  // 16: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
-	3,  // 17: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
-	5,  // 18: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
-	7,  // 19: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
-	9,  // 20: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
-	11, // 21: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
-	4,  // 22: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
-	6,  // 23: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
-	8,  // 24: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
-	10, // 25: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
-	12, // 26: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	16, // [16:17] is the sub-list for extension type_name
-	15, // [15:16] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	17, // 13: maildispatch.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	17, // 14: maildispatch.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	11, // 15: maildispatch.v1.ListAuditResponse.rows:type_name -> maildispatch.v1.AuditRow
+	17, // 16: maildispatch.v1.AuditRow.time:type_name -> google.protobuf.Timestamp
+	19, // 17: maildispatch.v1.AuditRow.detail:type_name -> google.protobuf.Struct
+	0,  // 18: maildispatch.v1.WhoAmIResponse.roles:type_name -> maildispatch.v1.Role
+	17, // 19: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
+	20, // 20: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
+	1,  // 21: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
+	3,  // 22: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
+	5,  // 23: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
+	7,  // 24: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
+	9,  // 25: maildispatch.v1.AccessAdmin.ListAudit:input_type -> maildispatch.v1.ListAuditRequest
+	12, // 26: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
+	14, // 27: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
+	4,  // 28: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
+	6,  // 29: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
+	8,  // 30: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
+	10, // 31: maildispatch.v1.AccessAdmin.ListAudit:output_type -> maildispatch.v1.ListAuditResponse
+	13, // 32: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
+	15, // 33: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
+	28, // [28:34] is the sub-list for method output_type
+	22, // [22:28] is the sub-list for method input_type
+	21, // [21:22] is the sub-list for extension type_name
+	20, // [20:21] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_access_proto_init() }
@@ -1147,13 +1469,14 @@ func file_maildispatch_v1_access_proto_init() {
 		return
 	}
 	file_maildispatch_v1_mail_proto_init()
+	file_maildispatch_v1_access_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_access_proto_rawDesc), len(file_maildispatch_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   15,
 			NumExtensions: 1,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const (
 	AccessAdmin_CreateToken_FullMethodName    = "/maildispatch.v1.AccessAdmin/CreateToken"
 	AccessAdmin_ListTokens_FullMethodName     = "/maildispatch.v1.AccessAdmin/ListTokens"
 	AccessAdmin_RevokeToken_FullMethodName    = "/maildispatch.v1.AccessAdmin/RevokeToken"
+	AccessAdmin_ListAudit_FullMethodName      = "/maildispatch.v1.AccessAdmin/ListAudit"
 	AccessAdmin_WhoAmI_FullMethodName         = "/maildispatch.v1.AccessAdmin/WhoAmI"
 	AccessAdmin_GetServiceInfo_FullMethodName = "/maildispatch.v1.AccessAdmin/GetServiceInfo"
 )
@@ -46,6 +47,11 @@ type AccessAdminClient interface {
 	// RevokeToken ends a token for good; one that is revoked already stays as it is. Errors:
 	// NOT_FOUND (TOKEN_NOT_FOUND).
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// ListAudit lists who did what, the newest first: every change of a mail server, every
+	// person's decision about mail, every Test, batch run and token. An administrator of teams
+	// sees the rows of these teams, one of the system all. The log is append-only, and each row
+	// holds a hash over itself and the one before it.
+	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 	// WhoAmI says as whom the service knows the caller, and what that one may do.
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
 	// GetServiceInfo says which version runs, what is switched on and what the limits are.
@@ -84,6 +90,16 @@ func (c *accessAdminClient) RevokeToken(ctx context.Context, in *RevokeTokenRequ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RevokeTokenResponse)
 	err := c.cc.Invoke(ctx, AccessAdmin_RevokeToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessAdminClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditResponse)
+	err := c.cc.Invoke(ctx, AccessAdmin_ListAudit_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +146,11 @@ type AccessAdminServer interface {
 	// RevokeToken ends a token for good; one that is revoked already stays as it is. Errors:
 	// NOT_FOUND (TOKEN_NOT_FOUND).
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// ListAudit lists who did what, the newest first: every change of a mail server, every
+	// person's decision about mail, every Test, batch run and token. An administrator of teams
+	// sees the rows of these teams, one of the system all. The log is append-only, and each row
+	// holds a hash over itself and the one before it.
+	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	// WhoAmI says as whom the service knows the caller, and what that one may do.
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	// GetServiceInfo says which version runs, what is switched on and what the limits are.
@@ -152,6 +173,9 @@ func (UnimplementedAccessAdminServer) ListTokens(context.Context, *ListTokensReq
 }
 func (UnimplementedAccessAdminServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedAccessAdminServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
 }
 func (UnimplementedAccessAdminServer) WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhoAmI not implemented")
@@ -234,6 +258,24 @@ func _AccessAdmin_RevokeToken_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccessAdmin_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessAdminServer).ListAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessAdmin_ListAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessAdminServer).ListAudit(ctx, req.(*ListAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AccessAdmin_WhoAmI_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhoAmIRequest)
 	if err := dec(in); err != nil {
@@ -288,6 +330,10 @@ var AccessAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeToken",
 			Handler:    _AccessAdmin_RevokeToken_Handler,
+		},
+		{
+			MethodName: "ListAudit",
+			Handler:    _AccessAdmin_ListAudit_Handler,
 		},
 		{
 			MethodName: "WhoAmI",

@@ -116,6 +116,7 @@ var requests = map[string]string{
 	"Dispatch/GetQueueStats":                `{"team": "t1"}`,
 	"AccessAdmin/CreateToken":               `{"name": "x", "roles": ["ROLE_SEND"], "teams": ["t1"]}`,
 	"AccessAdmin/ListTokens":                `{}`,
+	"AccessAdmin/ListAudit":                 `{"team": "t1"}`,
 	"AccessAdmin/RevokeToken":               `{"id": "$token"}`,
 	"AccessAdmin/WhoAmI":                    `{}`,
 	"AccessAdmin/GetServiceInfo":            `{}`,

@@ -17,11 +17,12 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// Tokens is what AccessAdmin needs of the store.
+// Tokens is what AccessAdmin needs of the store: tokens, and the audit log.
 type Tokens interface {
 	CreateToken(ctx context.Context, t *store.Token, a store.Audit) error
 	Tokens(ctx context.Context, afterID string, ended bool, n int) ([]*store.Token, error)
 	RevokeToken(ctx context.Context, id string, a store.Audit) (*store.Token, error)
+	AuditRows(ctx context.Context, sc store.Scope, f store.AuditFilter, before int64, n int) ([]store.AuditRow, error)
 }
 
 // AccessAdmin implements the service of that name.
