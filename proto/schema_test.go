@@ -230,7 +230,7 @@ func TestReadsAreMarked(t *testing.T) {
 func TestSecretsAreMarked(t *testing.T) {
 	t.Parallel()
 	_, elements := schema(t)
-	secret := regexp.MustCompile(`password|secret|token$`)
+	secret := regexp.MustCompile(`password|secret|token$|account_key$|private_key$`)
 	for name, d := range elements {
 		f, is := d.(protoreflect.FieldDescriptor)
 		if !is || f.Kind() == protoreflect.BoolKind || strings.HasSuffix(string(f.Name()), "page_token") {

@@ -85,6 +85,9 @@ func (a *AccessAdmin) CreateToken(ctx context.Context, r *pb.CreateTokenRequest)
 		}
 		t.Kinds = append(t.Kinds, kindOf[k])
 	}
+	if len(r.Kinds) > 16 {
+		c.Bad("kinds", "has more than 16 entries")
+	}
 	if len(r.MailServers) > maxBound {
 		c.Bad("mail_servers", "has more than %d entries", maxBound)
 	}

@@ -21,6 +21,7 @@ var limits = map[protoreflect.FullName]int{
 	"maildispatch.v1.MailMessage.bcc":                   1000,
 	"maildispatch.v1.MailMessage.headers":               50,
 	"maildispatch.v1.MailMessage.attachments":           100,
+	"maildispatch.v1.MailMessage.alternatives":          5,
 	"maildispatch.v1.SendOptions.labels":                32,
 	"maildispatch.v1.BatchItem.labels":                  32,
 	"maildispatch.v1.BatchItem.variables":               100,
@@ -36,6 +37,12 @@ var limits = map[protoreflect.FullName]int{
 	"maildispatch.v1.ResolveMailRequest.recipients":     500,
 	"maildispatch.v1.ResendMailRequest.only_recipients": 500,
 	"maildispatch.v1.MailServer.annotations":            32,
+	"maildispatch.v1.MailServer.allowed_headers":        20,
+	"maildispatch.v1.OAuth2.scopes":                     20,
+	"maildispatch.v1.CreateTokenRequest.roles":          3,
+	"maildispatch.v1.CreateTokenRequest.kinds":          16,
+	"maildispatch.v1.CreateTokenRequest.teams":          100,
+	"maildispatch.v1.CreateTokenRequest.mail_servers":   100,
 	"google.protobuf.FieldMask.paths":                   64,
 }
 

@@ -38,7 +38,8 @@ func TestEveryListHasALimit(t *testing.T) {
 		}
 		planOf(d) // panics when there is more to count than it has room for
 	}
-	for _, file := range []protoreflect.FileDescriptor{pb.File_maildispatch_v1_dispatch_proto, pb.File_maildispatch_v1_mail_server_admin_proto} {
+	for _, file := range []protoreflect.FileDescriptor{pb.File_maildispatch_v1_dispatch_proto, pb.File_maildispatch_v1_mail_server_admin_proto,
+		pb.File_maildispatch_v1_access_proto} {
 		for i := range file.Services().Len() {
 			methods := file.Services().Get(i).Methods()
 			for j := range methods.Len() {
