@@ -67,6 +67,7 @@ type MailServer struct {
 	// mail of every kind waits for a person when its outcome is unknown
 	HoldUnknown bool
 	PauseUntil  *time.Time // until then it takes mail and sends none
+	Fallback    string     // mail goes on through it while this one cannot be used
 	Version     int64      // grows by one with every change; the etag
 	CreateTime  time.Time
 	UpdateTime  time.Time

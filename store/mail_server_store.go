@@ -25,7 +25,7 @@ func (s *Store) notFound(err error) error {
 	return s.fault(err)
 }
 
-const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, version,
+const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, fallback, version,
   request_id, fingerprint, create_time, update_time, delete_time, allowed_headers`
 
 type serverRow struct {
@@ -43,6 +43,7 @@ type serverRow struct {
 	Annotations []byte
 	HoldUnknown bool   `db:"hold_unknown"`
 	PauseUntil  dbTime `db:"pause_until"`
+	Fallback    sql.NullString
 	Version     int64
 	RequestID   sql.NullString `db:"request_id"`
 	Fingerprint []byte
@@ -69,7 +70,7 @@ type smtpJSON struct {
 func (r *serverRow) server() (*MailServer, error) {
 	m := &MailServer{Name: r.Name, Team: r.Team, DisplayName: r.DisplayName, Type: r.Type, From: r.Sender, Mode: r.Mode, Status: r.Status,
 		IsDefault: r.IsDefault, HoldUnknown: r.HoldUnknown, Version: r.Version, CreateTime: r.CreateTime.Time, UpdateTime: r.UpdateTime.Time, DeleteTime: r.DeleteTime.ptr(),
-		RequestID: r.RequestID.String, Fingerprint: r.Fingerprint, PauseUntil: r.PauseUntil.ptr()}
+		RequestID: r.RequestID.String, Fingerprint: r.Fingerprint, PauseUntil: r.PauseUntil.ptr(), Fallback: r.Fallback.String}
 	if len(r.SMTP) > 0 {
 		var j smtpJSON
 		if err := json.Unmarshal(r.SMTP, &j); err != nil {
@@ -135,7 +136,7 @@ func uniqueFault(err error) string {
 
 // CreateServer saves a mail server. duplicate: the same RequestID and Fingerprint had been used
 // in its team, and that server is answered. Errors: ErrExists (the name is taken, also by a
-// deleted one), ErrRequestIDReused, *DefaultExistsError.
+// deleted one), ErrRequestIDReused, *DefaultExistsError, *FallbackError.
 func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *MailServer, duplicate bool, err error) {
 	if m.RequestID != "" {
 		had, err := s.serverBy(ctx, nil, "server_by_request", m.Team, m.RequestID)
@@ -157,8 +158,11 @@ func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *
 	}
 	now := micro(s.now())
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		if err := s.checkFallback(ctx, tx, m); err != nil {
+			return err
+		}
 		_, err := s.q.in(ctx, tx, "server_insert").ExecContext(ctx, m.Name, m.Team, m.DisplayName, m.Type, m.Mode, m.Status, m.IsDefault, m.From, smtp,
-			password, limits, annotations, m.HoldUnknown, s.t(m.PauseUntil), nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now), m.allowed())
+			password, limits, annotations, m.HoldUnknown, s.t(m.PauseUntil), nullString(m.Fallback), nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now), m.allowed())
 		if err != nil {
 			return err
 		}
@@ -286,13 +290,13 @@ func (s *Store) writeServer(ctx context.Context, tx *sqlx.Tx, m *MailServer) err
 		return err
 	}
 	_, err = s.q.in(ctx, tx, "server_update").ExecContext(ctx, m.DisplayName, m.Mode, m.Status, m.IsDefault, m.From, smtp, password, limits, annotations,
-		m.HoldUnknown, s.t(m.PauseUntil), m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.allowed(), m.Name)
+		m.HoldUnknown, s.t(m.PauseUntil), nullString(m.Fallback), m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.allowed(), m.Name)
 	return err
 }
 
 // UpdateServer reads, changes and writes a mail server in one transaction. ifVersion 0 = any
 // version. change's error is returned as it is and nothing is written. Errors: ErrNotFound,
-// ErrVersion, *DefaultExistsError.
+// ErrVersion, *DefaultExistsError, *FallbackError.
 func (s *Store) UpdateServer(ctx context.Context, sc Scope, name string, ifVersion int64, a Audit, change func(*MailServer) error) (*MailServer, error) {
 	var out *MailServer
 	team := ""
@@ -305,6 +309,11 @@ func (s *Store) UpdateServer(ctx context.Context, sc Scope, name string, ifVersi
 		before := m.clone()
 		if err := change(m); err != nil {
 			return err
+		}
+		if m.Fallback != before.Fallback {
+			if err := s.checkFallback(ctx, tx, m); err != nil {
+				return err
+			}
 		}
 		m.Version = before.Version + 1
 		m.UpdateTime = micro(s.now())
@@ -345,7 +354,8 @@ func (s *Store) ReplaceGrant(ctx context.Context, name string, was, now []byte) 
 
 // DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless
 // forced: then the mail that nobody is sending is held. Failed and unknown mail does not count
-// as unfinished: it waits for a person, not for the mail server.
+// as unfinished: it waits for a person, not for the mail server. So is a mail server that is
+// the fallback of others (*InUseError) unless forced: then those have none any more.
 func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersion int64, force bool, a Audit) (out *MailServer, held int, err error) {
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		held = 0
@@ -367,6 +377,9 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 			if held, err = s.holdWaiting(ctx, tx, name); err != nil {
 				return err
 			}
+		}
+		if err := s.detachFallback(ctx, tx, name, force, a); err != nil {
+			return err
 		}
 		before := m.clone()
 		now := micro(s.now())

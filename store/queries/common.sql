@@ -7,11 +7,11 @@
 -- name: server_insert
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
 -- takes: name, team, display_name, type, mode, status, is_default, sender, smtp, password,
---   limits, annotations, hold_unknown, pause_until, request_id, fingerprint, create_time,
---   update_time, allowed_headers
+--   limits, annotations, hold_unknown, pause_until, fallback, request_id, fingerprint,
+--   create_time, update_time, allowed_headers
 insert into mail_server (name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown,
-  pause_until, version, request_id, fingerprint, create_time, update_time, allowed_headers)
-values (:name, :team, :display_name, :type, :mode, :status, :is_default, :sender, :smtp, :password, :limits, :annotations, :hold_unknown, :pause_until, 1, :request_id, :fingerprint, :create_time, :update_time, :allowed_headers);
+  pause_until, fallback, version, request_id, fingerprint, create_time, update_time, allowed_headers)
+values (:name, :team, :display_name, :type, :mode, :status, :is_default, :sender, :smtp, :password, :limits, :annotations, :hold_unknown, :pause_until, :fallback, 1, :request_id, :fingerprint, :create_time, :update_time, :allowed_headers);
 
 -- name: server_get (read)
 -- primary key
@@ -34,10 +34,15 @@ from mail_server where team = :team and is_default;
 -- name: server_update
 -- primary key
 -- takes: display_name, mode, status, is_default, sender, smtp, password, limits, annotations,
---   hold_unknown, pause_until, version, update_time, delete_time, allowed_headers, name
+--   hold_unknown, pause_until, fallback, version, update_time, delete_time, allowed_headers, name
 update mail_server set display_name = :display_name, mode = :mode, status = :status, is_default = :is_default, sender = :sender, smtp = :smtp, password = :password, limits = :limits, annotations = :annotations,
-  hold_unknown = :hold_unknown, pause_until = :pause_until, version = :version, update_time = :update_time, delete_time = :delete_time, allowed_headers = :allowed_headers
+  hold_unknown = :hold_unknown, pause_until = :pause_until, fallback = :fallback, version = :version, update_time = :update_time, delete_time = :delete_time, allowed_headers = :allowed_headers
 where name = :name;
+
+-- name: server_fallback_of
+-- mail_server_fallback
+-- takes: fallback
+select name from mail_server where fallback = :fallback order by name;
 
 -- name: server_clear_default
 -- mail_server_default

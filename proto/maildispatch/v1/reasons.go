@@ -20,6 +20,7 @@ const (
 	ReasonMailServerUnavailable = "MAIL_SERVER_UNAVAILABLE"
 	ReasonDefaultExists         = "DEFAULT_EXISTS"
 	ReasonMailsPending          = "MAILS_PENDING"
+	ReasonMailServerInUse       = "MAIL_SERVER_IN_USE"
 	ReasonMailServerDeleted     = "MAIL_SERVER_DELETED"
 	ReasonMailServerNotDeleted  = "MAIL_SERVER_NOT_DELETED"
 	ReasonWrongState            = "WRONG_STATE"

@@ -36,6 +36,7 @@ type Store interface {
 	UpdateServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, a store.Audit, change func(*store.MailServer) error) (*store.MailServer, error)
 	DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, int, error)
 	UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error)
+	CheckFallback(ctx context.Context, m *store.MailServer) error
 	SetDefault(ctx context.Context, sc store.Scope, name string, a store.Audit) (now, previous *store.MailServer, err error)
 	DefaultServer(ctx context.Context, team string) (*store.MailServer, error)
 	Record(ctx context.Context, a store.Audit, team, target string, tested *store.MailServer) error
@@ -123,6 +124,8 @@ func (a *API) fault(err error) error {
 		known   *apierr.Error
 		def     *store.DefaultExistsError
 		pending *store.PendingError
+		used    *store.InUseError
+		refused *store.FallbackError
 	)
 	switch {
 	case err == nil, errors.As(err, &known):
@@ -131,6 +134,12 @@ func (a *API) fault(err error) error {
 		return apierr.Precondition(pb.ReasonDefaultExists, def.Current, "%s; SetDefaultMailServer swaps", def)
 	case errors.As(err, &pending):
 		return apierr.Precondition(pb.ReasonMailsPending, "", "the mail server has %d unfinished mails; force holds them", pending.Count)
+	case errors.As(err, &used):
+		return apierr.Precondition(pb.ReasonMailServerInUse, "", "%s; force takes it from them", used)
+	case errors.As(err, &refused):
+		var c apierr.Check
+		c.Bad("mail_server.fallback", "%s", refused.Why)
+		return c.Err()
 	case errors.Is(err, store.ErrExists):
 		return apierr.New(codes.AlreadyExists, pb.ReasonMailServerExists, "the name is taken, maybe by a deleted mail server")
 	case errors.Is(err, store.ErrRequestIDReused):

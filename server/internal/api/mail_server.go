@@ -134,6 +134,14 @@ func (a *API) couldCreate(ctx context.Context, s *store.MailServer) error {
 	if taken, err := a.Store.ServerExists(ctx, s.Name); err != nil || taken {
 		return a.fault(firstOf(err, store.ErrExists))
 	}
+	return a.couldBe(ctx, s)
+}
+
+// couldBe looks for what the other mail servers do not allow.
+func (a *API) couldBe(ctx context.Context, s *store.MailServer) error {
+	if err := a.Store.CheckFallback(ctx, s); err != nil {
+		return a.fault(err)
+	}
 	return a.couldBeDefault(ctx, s)
 }
 
@@ -203,7 +211,7 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 			err = change(s)
 		}
 		if err == nil {
-			err = a.couldBeDefault(ctx, s)
+			err = a.couldBe(ctx, s)
 		}
 		if err != nil {
 			return nil, a.serverFault(err, name)

@@ -97,6 +97,9 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 	if t := m.PauseUntil; t != nil && (t.CheckValid() != nil || t.AsTime().Unix() <= 0) {
 		c.Bad(f("pause_until"), "is not a time")
 	}
+	if m.Fallback != "" {
+		checkServerName(c, f("fallback"), m.Fallback)
+	}
 	checkPairs(c, f("annotations"), m.Annotations)
 	if len(m.AllowedHeaders) > 20 {
 		c.Bad(f("allowed_headers"), "has more than 20 entries")

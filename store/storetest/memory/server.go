@@ -51,6 +51,9 @@ func (s *Store) CreateServer(_ context.Context, m *store.MailServer, a store.Aud
 	if err := s.oneDefault(m); err != nil {
 		return nil, false, err
 	}
+	if err := s.checkFallback(m); err != nil {
+		return nil, false, err
+	}
 	c := clone(m)
 	c.Version, c.CreateTime, c.UpdateTime = 1, s.clock(), s.clock()
 	s.servers[m.Name] = c
@@ -73,6 +76,32 @@ func (s *Store) oneDefault(m *store.MailServer) error {
 		return &store.DefaultExistsError{Team: m.Team, Current: d.Name}
 	}
 	return nil
+}
+
+// usersOf are the mail servers that have this one as their fallback, and how many of them are
+// not deleted.
+func (s *Store) usersOf(name string) (users []*store.MailServer, living int) {
+	for _, n := range slices.Sorted(maps.Keys(s.servers)) {
+		if m := s.servers[n]; m.Fallback == name {
+			users = append(users, clone(m))
+			if m.DeleteTime == nil {
+				living++
+			}
+		}
+	}
+	return users, living
+}
+
+func (s *Store) checkFallback(m *store.MailServer) error {
+	users, _ := s.usersOf(m.Name)
+	return m.CanFallBack(s.servers[m.Fallback], len(users) > 0)
+}
+
+// CheckFallback says whether m could be saved with the fallback that it names.
+func (s *Store) CheckFallback(_ context.Context, m *store.MailServer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.checkFallback(m)
 }
 
 func (s *Store) server(sc store.Scope, name string) (*store.MailServer, error) {
@@ -148,6 +177,11 @@ func (s *Store) UpdateServer(_ context.Context, sc store.Scope, name string, ifV
 	if err := s.oneDefault(m); err != nil {
 		return nil, err
 	}
+	if m.Fallback != s.servers[name].Fallback {
+		if err := s.checkFallback(m); err != nil {
+			return nil, err
+		}
+	}
 	return s.write(m, a), nil
 }
 
@@ -185,6 +219,14 @@ func (s *Store) DeleteServer(_ context.Context, sc store.Scope, name string, ifV
 	}
 	if pending > 0 && !force {
 		return nil, 0, &store.PendingError{Count: pending}
+	}
+	users, living := s.usersOf(name)
+	if living > 0 && !force {
+		return nil, 0, &store.InUseError{Count: living}
+	}
+	for _, x := range users {
+		x.Fallback = ""
+		s.write(x, a)
 	}
 	held = s.holdWaiting(name)
 	now := s.clock()
