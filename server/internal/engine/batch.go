@@ -112,25 +112,14 @@ func (e *Engine) runPass(ctx context.Context, server string) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range e.drains.with(ds, server) {
-		if err := d.await(ctx); err != nil {
+	ds = e.drains.with(ds, server)
+	for i := 0; i < len(ds); i++ {
+		if err := ds[i].await(ctx); err != nil {
 			return err
 		}
-		// One that ended because its configuration changed has given back what it had: that is
-		// its successor's.
-		for d.outdated() {
-			next, err := e.startDrains(ctx, []string{d.server.Name}, server != "")
-			if err != nil {
-				return err
-			}
-			if len(next) == 0 {
-				break // no mail may leave now
-			}
-			d = next[0]
-			if err := d.await(ctx); err != nil {
-				return err
-			}
-		}
+		// One that ended because its configuration or its way changed has given back what it
+		// had: that is its successors'.
+		ds = append(ds, ds[i].followers(ctx)...)
 	}
 	return nil
 }
@@ -157,26 +146,19 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 			}
 			continue
 		}
-		// Mail of a mail server that is switched off or paused waits in the journal until it
-		// sends again.
-		if e.mayLeave(s) != nil {
-			continue
-		}
-		if b := e.relays.Suspended(s); b != nil && !force {
-			e.log.Debug("batch: mail server is suspended", "mail_server", name, "reason", b.Reason, "next_try", b.RetryAt)
-			continue
-		}
-		if d := e.drains.start(e, s, force); d.drain != nil {
-			ds = append(ds, d)
+		for _, w := range e.ways(ctx, s, force) {
+			if d := e.drains.start(e, w, force); d.drain != nil {
+				ds = append(ds, d)
+			}
 		}
 	}
 	return ds, failed
 }
 
-// drains holds the one running drain of each mail server, and those that end.
+// drains holds the one running drain of each way of a mail server, and those that end.
 type drains struct {
 	mu      sync.Mutex
-	running map[string]*drain
+	running map[wayKey]*drain
 	// no mail is put in any more; not all of their results are durable yet
 	ending map[*drain]bool
 }
@@ -195,12 +177,12 @@ var nothing = func() <-chan struct{} {
 	return c
 }()
 
-// start returns the mail server's drain, begun now or already running; none when the engine is
-// stopping. One that runs lets urgent mail in at once.
-func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
+// start returns the way's drain, begun now or already running; none when the engine is stopping.
+// One that runs lets urgent mail in at once.
+func (ds *drains) start(e *Engine, w way, force bool) joined {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if d := ds.running[s.Name]; d != nil {
+	if d := ds.running[w.key()]; d != nil {
 		d.more = true
 		d.jobs.kick()
 		overtaken := make(chan struct{})
@@ -213,9 +195,9 @@ func (ds *drains) start(e *Engine, s *store.MailServer, force bool) joined {
 	if !e.begin() {
 		return joined{}
 	}
-	d := newDrain(e, s)
+	d := newDrain(e, w)
 	d.force = force
-	ds.running[s.Name] = d
+	ds.running[w.key()] = d
 	go func() {
 		defer e.work.done()
 		d.run(e.workCtx)
@@ -279,8 +261,8 @@ func (ds *drains) end(d *drain) {
 }
 
 func (ds *drains) remove(d *drain) {
-	if ds.running[d.server.Name] == d {
-		delete(ds.running, d.server.Name)
+	if ds.running[d.key()] == d {
+		delete(ds.running, d.key())
 	}
 	ds.ending[d] = true
 }

@@ -39,6 +39,29 @@ type newest struct {
 	// clock
 	read map[string]time.Time
 	news chan struct{} // closed and replaced at each reading
+	// read next although no drain and no connection here is theirs: whose mail goes through a
+	// fallback. Sends write it, the brake's loop takes it.
+	wanted map[string]*store.MailServer
+}
+
+// want has the next reading look at a mail server.
+func (n *newest) want(s *store.MailServer) {
+	n.mu.Lock()
+	n.wanted[s.Name] = s
+	n.mu.Unlock()
+	select {
+	case n.ask <- struct{}{}:
+	default:
+	}
+}
+
+// takeWanted is what was wanted since it was last called.
+func (n *newest) takeWanted() map[string]*store.MailServer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	wanted := n.wanted
+	n.wanted = map[string]*store.MailServer{}
+	return wanted
 }
 
 // reading is when it was last certain that nothing newer was known, and what tells of the next.
@@ -77,10 +100,10 @@ func (e *Engine) usable(s *store.MailServer) error {
 	switch {
 	case s.DeleteTime != nil:
 		return errDeleted
-	case s.Status != store.ServerAvailable:
-		return errUnavailable
 	case s.Paused(e.now()):
 		return errPaused
+	case s.Status != store.ServerAvailable:
+		return errUnavailable
 	}
 	return nil
 }
@@ -99,14 +122,19 @@ func (e *Engine) mayLeave(s *store.MailServer) error {
 	return errReconfigured
 }
 
-// mayStillLeave is mayLeave for a dot that is about to leave: nil only if the database was
-// asked less than brakeTime ago and knew of no change. So a change is obeyed within that time
+// mayStillTake is mayTake for a dot that is about to leave: nil only if the database was asked
+// less than brakeTime ago and knew of no change. So a change is obeyed within that time
 // although the database may fail, or not answer. It waits for a reading, most often for none.
-func (e *Engine) mayStillLeave(ctx context.Context, s *store.MailServer) error {
+func (e *Engine) mayStillTake(ctx context.Context, w way) error {
 	var late <-chan time.Time // most dots need none
 	for {
-		asked, news := e.newest.reading(s.Name) // before the look at what was heard until then
-		if err := e.mayLeave(s); err != nil {
+		asked, news := e.newest.reading(w.server.Name) // before the look at what was heard until then
+		if w.diverts() {
+			if via, _ := e.newest.reading(w.via.Name); via.Before(asked) {
+				asked = via
+			}
+		}
+		if err := e.mayTake(w); err != nil {
 			return err
 		}
 		if time.Since(asked) < brakeTime {
@@ -117,10 +145,8 @@ func (e *Engine) mayStillLeave(ctx context.Context, s *store.MailServer) error {
 			defer t.Stop()
 			late = t.C
 		}
-		select {
-		case e.newest.ask <- struct{}{}:
-		default:
-		}
+		e.newest.want(w.server)
+		e.newest.want(w.via)
 		select {
 		case <-news:
 		case <-late:
@@ -156,22 +182,27 @@ func (e *Engine) heard(s *store.MailServer) {
 	e.drains.brake(e, s)
 }
 
-// brake ends a drain that runs under an older configuration than s.
+// brake ends the drains that run under an older configuration than s, also those of mail that
+// goes through s as a fallback.
 func (ds *drains) brake(e *Engine, s *store.MailServer) {
+	older := func(x *store.MailServer) bool { return x.Name == s.Name && x.Version < s.Version }
+	var stale []*drain
 	ds.mu.Lock()
-	d := ds.running[s.Name]
-	if d == nil || d.server.Version >= s.Version {
-		ds.mu.Unlock()
-		return
+	for _, d := range ds.running {
+		if older(d.server) || older(d.via) {
+			d.stale = true
+			stale = append(stale, d)
+		}
 	}
-	d.stale = true
 	ds.mu.Unlock()
-	err := e.usable(s)
-	if err == nil {
-		err = errReconfigured
-	}
-	if d.stop(err) {
-		e.log.Info("batch: begins anew", "mail_server", s.Name, "reason", err)
+	for _, d := range stale {
+		err := e.mayTake(d.way)
+		if err == nil {
+			err = errReconfigured
+		}
+		if d.stop(err) {
+			e.log.Info("batch: begins anew", "mail_server", d.server.Name, "reason", err)
+		}
 	}
 }
 
@@ -200,13 +231,17 @@ func (e *Engine) brakeLoop(ctx context.Context) {
 }
 
 func (e *Engine) lookAtServers(ctx context.Context) {
-	used := map[string]*store.MailServer{}
+	used := e.newest.takeWanted()
 	for _, s := range e.relays.InUse() {
 		used[s.Name] = s
 	}
 	e.drains.mu.Lock()
-	for name, d := range e.drains.running {
-		used[name] = d.server
+	for _, d := range e.drains.running {
+		for _, s := range []*store.MailServer{d.server, d.via} {
+			if was := used[s.Name]; was == nil || s.Version < was.Version {
+				used[s.Name] = s
+			}
+		}
 	}
 	e.drains.mu.Unlock()
 	if len(used) == 0 {

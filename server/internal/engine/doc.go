@@ -47,6 +47,13 @@
 // other: they are in the due-out journal as failed, and RetryMails sends them again. Each
 // process counts for itself.
 //
+// While a mail server is suspended or switched off, and not paused, its mail goes through its
+// fallback if that can be used (way.go): at once for a php-mode caller, and in a drain of its
+// own for the batch. What may have left already, or what the fallback does not take, waits. The
+// mail stays that of its mail server, whose probe goes on with one mail at a time, and from a
+// success on mail goes the direct way again. The journal knows through which mail server an
+// attempt goes before its first dot. A fallback's own fallback is never used.
+//
 // Temporary refusals (4yz) cost an attempt and back off from 1 minute, doubling to 4 hours,
 // with jitter, for 5 days. Permanent refusals (5yz) are final for that recipient and never stop
 // the others. What a php-mode caller was told has failed is not retried by the service itself;

@@ -32,17 +32,18 @@ const (
 	paceFor  = 10 * time.Second
 )
 
-// drain sends everything that is due at one mail server. The feeder claims pages and hands them
-// to workers; each worker owns a session.
+// drain sends everything that is due at one mail server, through itself or through its
+// fallback. The feeder claims pages and hands them to workers; each worker owns a session.
 type drain struct {
-	e      *Engine
-	server *store.MailServer
-	relay  *relay.Relay
-	jobs   *queue
-	force  bool          // try the mail server although it is suspended
-	done   chan struct{} // closed when the drain is over
-	ended  chan struct{} // closed when no mail may leave any more
-	rate   atomic.Int64  // mails that are settled in a second, of late
+	e *Engine
+	way
+	relay *relay.Relay // of way.via
+	jobs  *queue
+	force bool          // try the mail server although it is suspended
+	done  chan struct{} // closed when the drain is over
+	ended chan struct{} // closed when no mail may leave any more
+	left  chan struct{} // closed when followers are begun for what a broken drain left behind
+	rate  atomic.Int64  // mails that are settled in a second, of late
 	// when the last claim found nothing more, or the drain began: unix nanoseconds
 	fed atomic.Int64
 
@@ -56,7 +57,8 @@ type drain struct {
 	workers int
 	// rounds in which there were jobs and no worker could be hired
 	alone int
-	fault error // no session can be had: the drain ends
+	fault error    // no session can be had: the drain ends
+	next  []joined // begun by this drain when it ended, for what it has left behind
 	// those who wait for a look, in the order they asked; only the feeder takes them off
 	waiting []chan (<-chan struct{})
 
@@ -71,8 +73,8 @@ type drain struct {
 	probing sync.Once
 }
 
-func newDrain(e *Engine, s *store.MailServer) *drain {
-	d := &drain{e: e, server: s, relay: e.relays.Of(s), jobs: newQueue(lineLength(e, s), e.cfg.BatchInterval <= 0), done: make(chan struct{}), ended: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
+func newDrain(e *Engine, w way) *drain {
+	d := &drain{e: e, way: w, relay: e.relays.Of(w.via), jobs: newQueue(lineLength(e, w.via), e.cfg.BatchInterval <= 0), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -81,7 +83,7 @@ func newDrain(e *Engine, s *store.MailServer) *drain {
 // share few connections it is short: one that waits here for the limit per minute must not keep
 // a connection for which another waits that has what this one waits for.
 func (d *drain) idleFor() time.Duration {
-	if d.server.Limits.MaxConnections > 0 {
+	if d.via.Limits.MaxConnections > 0 {
 		return lingers
 	}
 	return relay.IdleLimit
@@ -117,6 +119,8 @@ func (d *drain) outdated() bool {
 
 func (d *drain) run(ctx context.Context) {
 	defer close(d.done)
+	left := sync.OnceFunc(func() { close(d.left) })
+	defer left()
 	began := time.Now()
 	hiring := make(chan struct{})
 	var foreman sync.WaitGroup
@@ -132,6 +136,7 @@ func (d *drain) run(ctx context.Context) {
 		d.releaseAll() // what waits goes back now, also while a worker still waits for a reply
 		d.recording.wait(context.Background())
 		d.beginAnew(ctx)
+		left()
 	}
 	close(hiring)
 	foreman.Wait()
@@ -142,19 +147,8 @@ func (d *drain) run(ctx context.Context) {
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
-		d.e.log.Info("batch", "mail_server", d.server.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
+		d.e.log.Info("batch", "mail_server", d.server.Name, "through", d.via.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
 			"failed", t.Failed, "unknown", t.Unknown, "expired", t.Expired, "released", t.Released, "took", time.Since(began).Round(time.Millisecond))
-	}
-}
-
-// beginAnew starts a drain with the new configuration, or makes the one that runs look once
-// more.
-func (d *drain) beginAnew(ctx context.Context) {
-	if !d.outdated() {
-		return
-	}
-	if _, err := d.e.startDrains(ctx, []string{d.server.Name}, false); err != nil {
-		d.e.log.Error("batch: cannot read a mail server", "mail_server", d.server.Name, "error", err)
 	}
 }
 
@@ -167,7 +161,10 @@ func (d *drain) releaseAll() {
 
 // feed claims pages until nothing is due, the relay is down, or the engine stops.
 func (d *drain) feed(ctx context.Context) {
-	for page := firstPage; !d.e.work.stopped() && !d.broken() && !d.jobs.isDead() && !d.outdated(); {
+	for page := firstPage; !d.e.work.stopped() && !d.broken() && !d.jobs.isDead() && !d.outdated() && !d.goesBack(); {
+		if d.probe {
+			page = 1
+		}
 		want, ok := d.takeRate(ctx, page)
 		if !ok {
 			return
@@ -195,6 +192,9 @@ func (d *drain) feed(ctx context.Context) {
 		}
 		if len(claimed) == 0 {
 			d.allIn(asked)
+			if d.probe {
+				return
+			}
 			// Nothing is due. A connection may still hang for minutes: until it is over, the
 			// next pass joins this drain and makes it look again.
 			switch d.jobs.waitIdle(d.linger()) {
@@ -209,6 +209,9 @@ func (d *drain) feed(ctx context.Context) {
 		}
 		page = min(d.nextPage(claimed), d.e.journal.BulkItems())
 		d.accept(claimed, owner, d.jobs.put)
+		if d.probe {
+			return // hasOtherWay says how it goes on
+		}
 		if len(claimed) < want {
 			d.allIn(asked)
 		}
@@ -267,10 +270,11 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 	for _, c := range claimed {
 		d.e.held.take(c.ID, c.Claim)
 		j := newJob(c, owner, now)
-		j.server, j.rated = d.server, d.limited()
+		j.rated = d.limited()
 		if d.setAside(j, now) {
 			continue
 		}
+		j.take(d.way, "", now)
 		d.staff()
 		if !put(j) {
 			d.release(j)
@@ -283,7 +287,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 // of that: a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
 	least := d.jobs.least()
-	if least == store.AnyPriority || d.e.work.stopped() || d.broken() {
+	if least == store.AnyPriority || d.probe || d.e.work.stopped() || d.broken() {
 		return
 	}
 	want, ok := d.takeRate(ctx, firstPage)
@@ -325,13 +329,13 @@ func (d *drain) staff() {
 func (d *drain) hire(n int) {
 	for {
 		d.mu.Lock()
-		if d.workers >= min(n, d.e.relays.MaxConnections(d.server)) || d.fault != nil {
+		if d.workers >= min(n, d.e.relays.MaxConnections(d.via)) || d.fault != nil {
 			d.mu.Unlock()
 			return
 		}
 		d.workers++
 		d.mu.Unlock()
-		pm, ok := d.relay.TryBatch(d.e.workCtx, d.server)
+		pm, ok := d.relay.TryBatch(d.e.workCtx, d.via)
 		if !ok {
 			d.mu.Lock()
 			d.workers--
@@ -394,7 +398,7 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	if !d.limited() {
 		return page, true
 	}
-	n, next, err := d.relay.TakeRate(ctx, d.server, min(page, lineLength(d.e, d.server)))
+	n, next, err := d.relay.TakeRate(ctx, d.via, min(page, lineLength(d.e, d.via)))
 	if err != nil {
 		d.e.log.Error("batch: cannot read the limits", "mail_server", d.server.Name, "error", err)
 		return 0, false
@@ -404,7 +408,7 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	}
 	wait := next.Sub(d.e.now())
 	if wait > time.Minute {
-		d.e.log.Info("batch: the day's limit is reached", "mail_server", d.server.Name, "next", next.UTC().Format(time.RFC3339))
+		d.e.log.Info("batch: the day's limit is reached", "mail_server", d.via.Name, "next", next.UTC().Format(time.RFC3339))
 		return 0, false
 	}
 	t := time.NewTimer(max(wait, 20*time.Millisecond))
@@ -419,7 +423,7 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	return 0, false
 }
 
-func (d *drain) limited() bool { return relay.Limited(d.server) }
+func (d *drain) limited() bool { return relay.Limited(d.via) }
 
 // giveBack gives back what was taken out of the limits and found no mail.
 func (d *drain) giveBack(n int) {
@@ -435,16 +439,6 @@ func (d *drain) nextPage(last []*store.Claimed) int {
 		sum += int64(len(c.Raw)) + 256
 	}
 	return max(1, min(fullPage, int(pageBytes*int64(len(last))/max(sum, 1))))
-}
-
-// setAside settles what must not be sent.
-func (d *drain) setAside(j *job, now time.Time) bool {
-	end, unsendable := j.Unsendable(now)
-	if unsendable {
-		d.jobs.aside(j)
-		d.finish(j, end, "")
-	}
-	return unsendable
 }
 
 // release gives a job back to the journal untouched, with the reason.

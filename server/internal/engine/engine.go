@@ -91,8 +91,9 @@ func New(cfg Config) *Engine {
 		ready:  make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1), looking: make(chan struct{}, 1),
 	}
 	e.results = newResults(cfg.Journal, cfg.Logger, e.held)
-	e.drains.running, e.drains.ending = map[string]*drain{}, map[*drain]bool{}
+	e.drains.running, e.drains.ending = map[wayKey]*drain{}, map[*drain]bool{}
 	e.newest.byName, e.newest.read = map[string]*store.MailServer{}, map[string]time.Time{}
+	e.newest.wanted = map[string]*store.MailServer{}
 	e.newest.ask, e.newest.news = make(chan struct{}, 1), make(chan struct{})
 	e.flights.byID = map[uuid.UUID]*flight{}
 	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.work.stopped,
@@ -260,7 +261,7 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !e.lease.held(j.Owner) {
 		return errLeaseLost
 	}
-	if err := e.mayLeave(j.server); err != nil {
+	if err := e.mayTake(j.way); err != nil {
 		return err
 	}
 	if !gated {
@@ -282,7 +283,7 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := e.mayStillLeave(ctx, j.server); err != nil {
+	if err := e.mayStillTake(ctx, j.way); err != nil {
 		return err
 	}
 	if !e.lease.held(j.Owner) {

@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
@@ -195,7 +193,6 @@ func (f *flight) unanswered(seen int, why string) []delivery.Event {
 // run delivers the mail. It owns the job.
 func (f *flight) run() {
 	defer f.e.flights.remove(f)
-	m := f.sub.Mail
 	f.began.Store(time.Now().UnixNano())
 	ctx, cut := context.WithCancel(f.e.workCtx)
 	defer cut()
@@ -211,7 +208,6 @@ func (f *flight) run() {
 		f.finish(j, lifecycle.Unreadable, "read the message: "+err.Error())
 		return
 	}
-	f.add(delivery.Event{MailID: m.ID, Time: j.Started, Attempt: &store.Attempt{Number: 1, Start: j.Started, Server: m.MailServer}})
 	end, why := f.guarded(ctx, j)
 	f.finish(j, end, why)
 }
@@ -243,8 +239,8 @@ const rationWait = 10 * time.Second
 // takeRate takes one mail out of the mail server's limits. It says why there is none to be had
 // in time.
 func (f *flight) takeRate(ctx context.Context, r *relay.Relay, j *job) (why string) {
-	for relay.Limited(j.server) && !j.HasBegun() && !j.rated {
-		n, next, err := r.TakeRate(ctx, j.server, 1)
+	for relay.Limited(j.way.via) && !j.spent && !j.rated {
+		n, next, err := r.TakeRate(ctx, j.way.via, 1)
 		wait := next.Sub(f.e.now())
 		switch {
 		case err != nil:
@@ -267,40 +263,65 @@ func (f *flight) takeRate(ctx context.Context, r *relay.Relay, j *job) (why stri
 // deliver runs the attempt's transactions until every recipient is decided or the attempt is
 // over.
 func (f *flight) deliver(ctx context.Context, j *job) (end lifecycle.End, why string) {
-	p := f.e.relays.Of(f.sub.Server)
+	w, err := f.e.takeWay(ctx, f.sub.Server, j.Attempt)
+	p := f.e.relays.Of(w.via)
 	defer func() { j.settleRate(p) }()
-	for {
-		server, err := f.e.current(f.sub.Server)
-		if err != nil {
-			return lifecycle.NoSession, err.Error()
-		}
-		j.server = server
-		session, err := p.Get(ctx, server)
+	for f.begin(j, w, ""); err == nil; {
+		session, unreachable := p.Get(ctx, w.via)
+		next := lifecycle.StepOver
 		switch {
-		case errors.Is(err, context.Canceled):
+		case errors.Is(unreachable, context.Canceled):
 			return lifecycle.NoSession, "no connection to the mail server came free in time"
-		case err != nil:
-			j.Blame(relay.FailureOf(err))
-			return lifecycle.NoSession, err.Error()
+		case unreachable != nil:
+			j.Blame(relay.FailureOf(unreachable))
+			end, why = lifecycle.NoSession, unreachable.Error()
+		default:
+			next, end, why = f.try(ctx, p, session, j)
 		}
-		if why := f.takeRate(ctx, p, j); why != "" {
-			p.Put(session)
-			j.Blame(smtpx.FailRate)
-			return lifecycle.NoSession, why
-		}
-		before := j.Left()
-		next, end := f.transact(ctx, p, session, j)
-		if next == lifecycle.StepNext || next == lifecycle.StepFree && (j.HasStaleMark() || j.Left() < before) {
-			f.e.results.record(j.Progress(), nil)
-		}
-		p.Put(session)
 		switch {
-		case next == lifecycle.StepOver:
-			return end, ""
-		case ctx.Err() != nil:
+		case next != lifecycle.StepOver && ctx.Err() != nil:
 			return lifecycle.Stopped, ""
+		case next != lifecycle.StepOver:
+			w, err = f.e.keepWay(w)
+			j.way = w
+			continue
+		case ctx.Err() != nil, w.diverts(), unreachable == nil && (end != lifecycle.RelayFault || f.e.relays.Suspended(w.server) == nil):
+			return end, why
 		}
+		// The mail server itself has failed. What it did not take goes on at once.
+		d, ok := f.e.detour(ctx, w.server, j.Attempt)
+		if !ok {
+			return end, why
+		}
+		j.settleRate(p)
+		w, p = d, f.e.relays.Of(d.via)
+		f.begin(j, w, why)
 	}
+	return lifecycle.NoSession, err.Error()
+}
+
+// begin lets the mail go a way and tells the caller through which mail server.
+func (f *flight) begin(j *job, w way, why string) {
+	j.take(w, why, f.e.now())
+	f.add(delivery.Event{MailID: j.Mail.ID, Time: j.Started, Attempt: &store.Attempt{Number: j.Number(), Start: j.Started, Server: w.via.Name}})
+}
+
+// try runs one transaction on a session of r and gives the session back.
+func (f *flight) try(ctx context.Context, r *relay.Relay, session Session, j *job) (next lifecycle.Step, end lifecycle.End, why string) {
+	defer r.Put(session)
+	if why := f.takeRate(ctx, r, j); why != "" {
+		j.Blame(smtpx.FailRate)
+		return lifecycle.StepOver, lifecycle.NoSession, why
+	}
+	if s := j.tellsWay(); s != nil {
+		f.e.results.record(s, nil)
+	}
+	before := j.Left()
+	next, end = f.transact(ctx, r, session, j)
+	if next == lifecycle.StepNext || next == lifecycle.StepFree && (j.HasStaleMark() || j.Left() < before) {
+		f.e.results.record(j.Progress(), nil)
+	}
+	return next, end, ""
 }
 
 // transact runs one transaction and reports its results. Without an outcome the relay is at
@@ -331,7 +352,7 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 			}
 			shown, text := shows(o, j.Left() < before, next)
 			// a suspension is what the next Get says
-			_ = r.Report(ctx, s, j.server, shown, text)
+			_ = r.Report(ctx, s, j.way.via, shown, text)
 			f.report(j, positions)
 		},
 	})
@@ -450,39 +471,4 @@ func (f *flight) settleUnheard() {
 		case <-time.After(wait):
 		}
 	}
-}
-
-// flights holds what is under way in php mode.
-type flights struct {
-	mu      sync.Mutex
-	byID    map[uuid.UUID]*flight
-	stopped bool
-}
-
-func (fs *flights) add(f *flight) bool {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if fs.stopped {
-		return false
-	}
-	fs.byID[f.sub.Mail.ID] = f
-	return true
-}
-
-func (fs *flights) remove(f *flight) {
-	fs.mu.Lock()
-	delete(fs.byID, f.sub.Mail.ID)
-	fs.mu.Unlock()
-}
-
-func (fs *flights) get(id uuid.UUID) *flight {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	return fs.byID[id]
-}
-
-func (fs *flights) stop() {
-	fs.mu.Lock()
-	fs.stopped = true
-	fs.mu.Unlock()
 }

@@ -47,7 +47,8 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 func (p *place) fill(m *store.NewMail) {
 	d := p.d
 	j := newJob(m.Claimed(d.server.HoldUnknown), m.Owner, d.e.now())
-	j.server, j.direct = d.server, p.weight
+	j.direct = p.weight
+	j.take(d.way, "", d.e.now())
 	d.note(delivery.Counts{Claimed: 1})
 	if !d.jobs.putReserved(j) {
 		d.release(j)
@@ -184,11 +185,12 @@ func (e *Engine) settleUnheard(ms []*store.NewMail, places []*place) {
 	}
 }
 
-// of is the mail server's drain, nil when none runs that knows its configuration.
+// of is the mail server's drain that sends through itself, nil when none runs that knows its
+// configuration. What a fallback may take is known only of mail that was claimed.
 func (ds *drains) of(server string) *drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if d := ds.running[server]; d != nil && !d.stale {
+	if d := ds.running[wayKey{server, server}]; d != nil && !d.stale && !d.probe {
 		return d
 	}
 	return nil

@@ -12,14 +12,17 @@ import (
 // owned by one goroutine at a time: a worker, or a flight.
 type job struct {
 	*lifecycle.Attempt
-	// the configuration that the attempt began with; nil for what is only settled
-	server *store.MailServer
-	raw    []byte
-	seq    int64 // its number in the drain's queue
-	over   bool  // it is settled, or another replica's
-	begun  bool  // it is recorded that this owner is at it
-	rated  bool  // it holds a mail of its mail server's limits
-	todo   int   // recipients that were to be tried when the attempt began
+	// how it leaves, with the configuration that the attempt began with; empty for what is only
+	// settled
+	way   way
+	raw   []byte
+	seq   int64 // its number in the drain's queue
+	over  bool  // it is settled, or another replica's
+	begun bool  // it is recorded that this owner is at it
+	told  bool  // the journal knows the way
+	rated bool  // it holds a mail of the limits of the mail server that it goes through
+	spent bool  // it has left through that, as its limits count it
+	todo  int   // recipients that were to be tried when the attempt began
 
 	weight int64 // bytes taken from the engine's budget
 	direct int64 // bytes taken from the budget of what was handed over in memory
@@ -31,8 +34,28 @@ func newJob(c *store.Claimed, owner store.ReplicaID, now time.Time) *job {
 	return j
 }
 
+// take lets the job go a way. why is what the mail server before it failed with, "" when that
+// was not tried.
+func (j *job) take(w way, why string, now time.Time) {
+	j.way, j.told, j.spent, j.todo = w, !w.diverts(), false, j.Left()
+	if w.diverts() {
+		j.GoThrough(w.via.Name, why, now)
+	}
+}
+
+// tellsWay is what has to be recorded before the next mark, so that the journal says which way
+// the mail went also if this process dies; nil when that is known.
+func (j *job) tellsWay() *store.Settlement {
+	if j.told {
+		return nil
+	}
+	j.told = true
+	return j.Progress()
+}
+
 // spend says that the mail leaves now, whatever comes of it.
 func (j *job) spend(r *relay.Relay) {
+	j.spent = true
 	if j.rated {
 		r.Spend(1)
 		j.rated = false

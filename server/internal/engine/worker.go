@@ -71,7 +71,7 @@ func (w *worker) take() *job {
 // open makes sure there is a session for j. When none can be had j goes back, and the drain
 // ends unless another worker has one.
 func (w *worker) open(ctx context.Context, j *job) bool {
-	if w.session != nil && (w.served >= w.e.relays.MailsPerConnection(w.d.server) || !w.session.Usable()) {
+	if w.session != nil && (w.served >= w.e.relays.MailsPerConnection(w.d.via) || !w.session.Usable()) {
 		if w.pending > 0 {
 			w.flush(ctx) // may put jobs into again: they wait for their turn
 		}
@@ -80,7 +80,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	if w.session != nil {
 		return true
 	}
-	s, err := w.d.relay.Connect(ctx, w.permit, w.d.server, w.d.force)
+	s, err := w.d.relay.Connect(ctx, w.permit, w.d.via, w.d.force)
 	if err != nil {
 		w.e.releaseBody(j)
 		w.d.jobs.putBack(j)
@@ -172,6 +172,9 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		}
 	}
 	j.AtMost(w.d.relay.MaxRecipients())
+	if s := j.tellsWay(); s != nil {
+		w.d.record(s, nil)
+	}
 	positions := j.Next()
 	w.pending++
 	w.served++
@@ -187,7 +190,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			case err == nil, ctx.Err() != nil, j.Owner != w.e.lease.replica():
 			case errors.Is(err, lifecycle.ErrLost):
 				// this mail alone, or others here as well: see leaveIt
-			case w.e.mayLeave(j.server) != nil:
+			case w.e.mayTake(j.way) != nil:
 				w.d.stop(err)
 			default:
 				w.d.shut(err)
@@ -228,7 +231,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 		w.d.relay.Took(o.Took)
 	}
 	shown, text := shows(o, j.Left() < before, next)
-	if err := w.d.relay.Report(ctx, w.session, w.d.server, shown, text); err != nil {
+	if err := w.d.relay.Report(ctx, w.session, w.d.via, shown, text); err != nil {
 		w.d.stop(err)
 	}
 	if shown == relay.Answered || shown == relay.Crowded {

@@ -34,6 +34,8 @@ type Attempt struct {
 	fault  string        // first fault of a transaction, for people
 	remote string        // last queue id that the relay gave
 	blame  smtpx.Failure // why no session could be had; see Blame
+	// the mail server that it goes through; "" = the mail's own
+	through string
 }
 
 // freeTries is how often a mail is put on a fresh connection at once, because the connection it
@@ -49,6 +51,10 @@ func Begin(m *store.Claimed, owner store.ReplicaID, now time.Time) *Attempt {
 	a := &Attempt{Mail: m, Owner: owner, Started: now, free: freeTries, most: smtpx.MaxRecipients}
 	a.results = make([]store.RecipientResult, len(m.Recipients))
 	copy(a.results, m.Progress.Results)
+	if n := len(m.Progress.Attempts); n > 0 && m.Progress.Attempts[n-1].Outcome == "" && (m.Marked || m.Begun) {
+		// the attempt that its owner died of: see Progress
+		a.through = m.Progress.Attempts[n-1].Server
+	}
 	for i := range a.results {
 		if a.results[i].Status == "" {
 			a.results[i].Status = store.RecipientPending
@@ -334,13 +340,17 @@ func (a *Attempt) BeginSuspect() *store.Settlement {
 }
 
 // Progress says what is known between two transactions of one attempt. Should the process die
-// now, the journal has to say that some of the recipients have the mail. It raises the token:
-// every later write of the attempt carries the new one.
+// now, the journal has to say that some of the recipients have the mail, and through which mail
+// server the attempt goes if that is not the mail's own. It raises the token: every later write
+// of the attempt carries the new one.
 func (a *Attempt) Progress() *store.Settlement {
 	s := a.settlement(store.SettleProgress)
 	a.Mail.Claim++
 	s.Attempts, s.PossibleDuplicate = a.Mail.Attempts, a.Mail.PossibleDuplicate
-	s.Progress = &store.Progress{Results: append([]store.RecipientResult(nil), a.results...), Attempts: a.Mail.Progress.Attempts}
+	s.Progress = &store.Progress{Results: append([]store.RecipientResult(nil), a.results...), Attempts: a.ended()}
+	if a.through != "" {
+		s.Progress.Attempts = append(s.Progress.Attempts, store.Attempt{Number: a.Number(), Start: a.Started, Server: a.through})
+	}
 	if a.tally().accepted > 0 {
 		s.Status = store.MailPartiallySent
 	}

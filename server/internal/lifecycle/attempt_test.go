@@ -28,7 +28,7 @@ type attemptRule struct{ name, mail, events, want string }
 //	u no reply, n not tried); broken, closing (421), slow (432 4.3.2), unauth (530), gate are whole
 //	transactions; the others say how the attempt ended without the relay.
 //	want: what is written, the status, the outcome in the history, the recipients; due is
-//	"before" (as it was), "soon" (5 to 15 s), "backoff1" (after attempt 1), "expiry".
+//	"before" (as it was), "soon" (5 to 15 s), "minute", "backoff1" (after attempt 1), "expiry".
 var attemptRules = []attemptRule{
 	// One attempt, every answer.
 	{"accepted", "bulk p", "a", "archive sent outcome=sent n=1 a"},
@@ -93,6 +93,15 @@ var attemptRules = []attemptRule{
 	{"the gate refused", "bulk p", "gate", "retry queued due=before outcome=server n=0 p"},
 	{"the message cannot be read", "bulk p", "unreadable", "retry queued due=soon outcome=server n=0 p"},
 	{"the message cannot be read, php", "invoice caller p", "unreadable", "park failed outcome=failed n=1 d"},
+
+	// Through the fallback.
+	{"through the fallback", "invoice p", "fallback a", "archive sent outcome=sent n=1 a"},
+	{"through the fallback after the mail server broke", "invoice caller p", "broken fallback a", "archive sent outcome=sent n=1 a"},
+	{"through the fallback, which breaks too", "bulk p", "broken fallback broken broken broken", "retry queued due=soon outcome=server n=0 p"},
+	{"through the fallback, refused", "bulk p", "fallback d", "retry deferred due=backoff1 outcome=deferred n=1 d"},
+	{"150 recipients, the last through the fallback", "invoice caller p*150", "a*100 broken fallback a*50", "archive sent outcome=sent n=1 a*150"},
+	{"may not go through the fallback", "bulk p", "own-only", "retry queued due=minute outcome=server n=0 p"},
+	{"may not go through the fallback, flagged", "bulk dup n=1 u", "own-only", "retry deferred due=minute outcome=server n=1 dup u"},
 
 	// Large mails: one attempt, several transactions.
 	{"150 recipients", "bulk p*150", "a*100 a*50", "archive sent outcome=sent n=1 a*150"},
@@ -348,6 +357,10 @@ func (a *ruleAttempt) happens(event string) {
 		finish(NoSession, "no connection")
 	case "unreadable":
 		finish(Unreadable, "read the message: gone")
+	case "own-only":
+		finish(OwnOnly, "not through the fallback")
+	case "fallback":
+		a.attempt.GoThrough("spare", "no connection", a.now)
 	case "stop":
 		finish(Stopped, "")
 	case "gone":
@@ -480,6 +493,8 @@ func (a *ruleAttempt) due(s *store.Settlement) string {
 		return "expiry"
 	case wait >= 5*time.Second && wait < 15*time.Second:
 		return "soon"
+	case wait == ownAgain:
+		return "minute"
 	}
 	for word, d := range map[string]time.Duration{"1m": time.Minute, "10m": 10 * time.Minute, "1h": time.Hour} {
 		if s.Crashes > 1 && wait >= d && wait < d+d/2 {

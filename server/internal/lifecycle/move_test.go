@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -59,5 +60,83 @@ func TestMove(t *testing.T) {
 				t.Errorf("got %s, want %s", got, x.want)
 			}
 		})
+	}
+}
+
+// TestMayGoThrough: only what has provably left for nobody who still waits may go on through a
+// fallback, and only where that takes it.
+func TestMayGoThrough(t *testing.T) {
+	for name, x := range map[string]struct {
+		mail, events string
+		change       func(m *store.Claimed, to *store.MailServer)
+		want         bool
+	}{
+		"new":                                  {"invoice p", "", nil, true},
+		"refused for now":                      {"bulk n=1 d", "", nil, true},
+		"some have it":                         {"bulk n=1 ad", "", nil, true},
+		"flagged":                              {"bulk dup n=1 u", "", nil, false},
+		"one unknown":                          {"invoice n=1 up", "", nil, false},
+		"one unknown in this attempt":          {"invoice p*150", "u*100", nil, false},
+		"broken before the dot":                {"invoice p", "broken", nil, true},
+		"its dot may leave":                    {"invoice p", "marked", nil, false},
+		"its dot did not leave":                {"invoice p", "marked broken", nil, true},
+		"the first hundred have it":            {"invoice p*150", "a*100", nil, true},
+		"a fallback of its team":               {"invoice p", "", func(m *store.Claimed, to *store.MailServer) { m.Team, to.Team = "a", "a" }, true},
+		"a fallback of another team":           {"invoice p", "", func(m *store.Claimed, to *store.MailServer) { m.Team, to.Team = "a", "b" }, false},
+		"too large":                            {"invoice p", "", func(m *store.Claimed, to *store.MailServer) { m.SizeBytes, to.Limits.MaxMailBytes = 11, 10 }, false},
+		"as large as it may be":                {"invoice p", "", func(m *store.Claimed, to *store.MailServer) { m.SizeBytes, to.Limits.MaxMailBytes = 10, 10 }, true},
+		"larger than a mail server takes else": {"invoice p", "", func(m *store.Claimed, to *store.MailServer) { m.SizeBytes = 11 << 20 }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := parseAttempt(t, x.mail)
+			for _, event := range strings.Fields(x.events) {
+				a.happens(event)
+			}
+			to := &store.MailServer{Name: "spare"}
+			if x.change != nil {
+				x.change(a.mail, to)
+			}
+			if err := a.attempt.MayGoThrough(to); (err == nil) != x.want {
+				t.Errorf("got %v, want that it may: %v", err, x.want)
+			}
+		})
+	}
+}
+
+// TestHistorySaysTheWay: each attempt says through which mail server it went, also one whose
+// owner died. Failures of mail servers that follow one another are one entry for each of them.
+func TestHistorySaysTheWay(t *testing.T) {
+	ways := func(as []store.Attempt) string {
+		var w []string
+		for _, a := range as {
+			w = append(w, strings.TrimSpace(a.Server+" "+a.Outcome))
+		}
+		return strings.Join(w, ", ")
+	}
+	a := parseAttempt(t, "bulk p")
+	a.happens("fallback")
+	began := a.attempt.Progress().Progress
+	if got := ways(began.Attempts); got != "ss server, spare" {
+		t.Errorf("begun: got %s, want the fallback's attempt open", got)
+	}
+	dead := *a.mail
+	dead.Progress, dead.Marked = *began, true
+	if got := ways(Crash(&dead, 7, a.now).Progress.Attempts); got != "ss server, spare unknown" {
+		t.Errorf("its owner died behind the mark: got %s, want it unknown through spare", got)
+	}
+	next := *a.mail
+	next.Progress, next.Marked = *began, false
+	again := Begin(&next, 7, a.now).Finish(NoSession, "no connection", store.Limits{}, a.now)
+	if got := ways(again.Progress.Attempts); got != "ss server" {
+		t.Errorf("begun by one that died before the mark: got %s, want it forgotten", got)
+	}
+	for range 3 {
+		next.Progress = *again.Progress
+		b := Begin(&next, 7, a.now)
+		b.GoThrough("spare", "no connection", a.now)
+		again = b.Finish(NoSession, "no connection", store.Limits{}, a.now)
+	}
+	if got := ways(again.Progress.Attempts); got != "ss server, spare server" {
+		t.Errorf("both failed three times: got %s, want an entry for each", got)
 	}
 }

@@ -24,6 +24,10 @@ func backoff(n int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
+// ownAgain is how long a mail waits that may not go through the fallback, until it is looked
+// whether its own mail server can be used.
+const ownAgain = time.Minute
+
 // aLittle is the wait of a mail whose relay, not itself, was in trouble while others went
 // through.
 func aLittle() time.Duration { return 5*time.Second + rand.N(10*time.Second) }

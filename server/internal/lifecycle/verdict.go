@@ -32,11 +32,13 @@ const (
 	NobodyLeft // no recipient needs it any more
 	// a person has stopped it or another replica has it: nothing may be written
 	Lost
+	// its own mail server cannot be used, and it may not go through the fallback
+	OwnOnly
 )
 
 func (e End) String() string {
 	return [...]string{"", "decided", "relay fault", "throttled", "gate cut", "no session", "unreadable", "stopped", "cut by caller", "crashed", "died",
-		"panicked", "poison", "expired", "nobody left", "lost"}[e]
+		"panicked", "poison", "expired", "nobody left", "lost", "own only"}[e]
 }
 
 // Outcome is what an attempt made of a mail, as its history says it.
@@ -219,6 +221,8 @@ func (a *Attempt) classOf(end End, old bool) smtpx.Failure {
 func (a *Attempt) dueAgain(end End, now time.Time) time.Time {
 	switch {
 	case end == GateCut, end == Stopped:
+	case end == OwnOnly:
+		return now.Add(ownAgain)
 	case end == Unreadable, a.handed > 0:
 		return now.Add(aLittle())
 	}
@@ -272,14 +276,17 @@ func (a *Attempt) tooOld(now time.Time, attempts int, lim store.Limits) bool {
 }
 
 // history is the mail's attempts with this one added. Attempts that were the relay's fault and
-// follow one another are one entry, else a relay that is down over a weekend would push out
-// everything else.
+// follow one another are one entry for each mail server, else a relay that is down over a
+// weekend would push out everything else.
 func (a *Attempt) history(now time.Time, outcome Outcome, fault string) []store.Attempt {
-	old := a.Mail.Progress.Attempts
-	try := store.Attempt{Number: a.Number(), Start: a.Started, End: now, Server: a.Mail.MailServer, Outcome: string(outcome), Detail: fault, RemoteID: a.remote}
-	if n := len(old); n > 0 && old[n-1].Outcome == string(ServerFault) && outcome == ServerFault {
-		try.Start = old[n-1].Start
-		old = old[:n-1]
+	old := a.ended()
+	try := store.Attempt{Number: a.Number(), Start: a.Started, End: now, Server: a.Through(), Outcome: string(outcome), Detail: fault, RemoteID: a.remote}
+	for i := len(old) - 1; outcome == ServerFault && i >= max(0, len(old)-2) && old[i].Outcome == string(ServerFault); i-- {
+		if old[i].Server == try.Server {
+			try.Start = old[i].Start
+			old = append(old[:i], old[i+1:]...)
+			break
+		}
 	}
 	h := make([]store.Attempt, 0, len(old)+1)
 	if len(old) >= keptTries {
@@ -288,4 +295,13 @@ func (a *Attempt) history(now time.Time, outcome Outcome, fault string) []store.
 	}
 	h = append(h, old...)
 	return append(h, try)
+}
+
+// ended is a copy of the mail's attempts without one that was begun and never ended.
+func (a *Attempt) ended() []store.Attempt {
+	h := append([]store.Attempt(nil), a.Mail.Progress.Attempts...)
+	if n := len(h); n > 0 && h[n-1].Outcome == "" {
+		h = h[:n-1]
+	}
+	return h
 }

@@ -211,3 +211,10 @@ func (rs *Relays) Suspended(s *store.MailServer) *store.Breaker {
 	}
 	return b
 }
+
+// Failing says that a mail server has been suspended and has taken no mail since, whether its
+// next try has come or not.
+func (rs *Relays) Failing(s *store.MailServer) bool {
+	b := rs.breakers.get(s)
+	return b != nil && b.Failures > 0
+}
