@@ -45,10 +45,26 @@ func (s *Store) HoldDeleted(ctx context.Context, server string) (held int, err e
 // holdWaiting holds what waits at a mail server, inside tx, and tells who watches in the same
 // statement. On PostgreSQL what a younger transaction wrote is left to the next hold.
 func (s *Store) holdWaiting(ctx context.Context, tx *sqlx.Tx, server string) (int, error) {
-	res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, server, "held: its mail server was deleted")
+	res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, server, deletedText)
 	if err != nil {
 		return 0, err
 	}
 	n, err := res.RowsAffected()
 	return int(n), err
+}
+
+const deletedText = "held: its mail server was deleted"
+
+// takeDeleted holds what replicas have of a mail server that was just deleted and have not
+// marked, and what they gave back meanwhile. It is taken from them as a person's stop takes it.
+func (s *Store) takeDeleted(ctx context.Context, server string, a Audit) (held int, err error) {
+	f := MailFilter{MailServer: server, Statuses: []MailStatus{MailQueued, MailSending, MailDeferred, MailPartiallySent}}
+	_, held, _, err = s.Modify(ctx, Everything, nil, &f, false, a, func(m *Mail, _ *MailServer) (*Change, error) {
+		if m.DueTime == nil {
+			return nil, nil // it waits for a person
+		}
+		return &Change{Kind: SettlePark, Status: MailHeld, ResumeAt: *m.DueTime, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate,
+			LastError: deletedText, Stops: true}, nil
+	})
+	return held, err
 }

@@ -353,7 +353,8 @@ func (s *Store) ReplaceGrant(ctx context.Context, name string, was, now []byte) 
 }
 
 // DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless
-// forced: then the mail that nobody is sending is held. Failed and unknown mail does not count
+// forced: then its mail is held, also what replicas have and have not marked; what is behind its
+// mark may still leave. held counts exactly what is held now. Failed and unknown mail does not count
 // as unfinished: it waits for a person, not for the mail server. So is a mail server that is
 // the fallback of others (*InUseError) unless forced: then those have none any more.
 func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersion int64, force bool, a Audit) (out *MailServer, held int, err error) {
@@ -394,13 +395,13 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 		return nil, 0, err
 	}
 	if force {
-		// What changed while the transaction was under way. What this leaves or cannot do, the
-		// engine's next pass does.
-		more, err := s.HoldDeleted(ctx, name)
+		// Also what changed while the transaction was under way. What this leaves or cannot do,
+		// the brake and the engine's next pass do.
+		taken, err := s.takeDeleted(ctx, name, a)
+		held += taken
 		if err != nil {
-			s.log.Warn("mail that came meanwhile to a deleted mail server is not held yet", "mail_server", name, "error", err)
+			s.log.Warn("mail of a deleted mail server is not yet taken from its replicas", "mail_server", name, "error", err)
 		}
-		held += more
 	}
 	return out, held, nil
 }

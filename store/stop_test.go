@@ -210,3 +210,38 @@ func TestStopAmongMarks(t *testing.T) {
 		}
 	})
 }
+
+// TestForcedDeleteReachesTheMark: a mail server that is deleted by force takes its mail from
+// its owners until the mark, and holds it with what waits. Nothing counts that they write after
+// that. What is behind its mark is its owner's still.
+func TestForcedDeleteReachesTheMark(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		if _, _, err := s.CreateServer(ctx, newServer("gone", ""), store.Audit{}); err != nil {
+			t.Fatal(err)
+		}
+		r := register(t, s)
+		own := func(m *store.NewMail) { m.Owner = r }
+		free, waits, marked := newMail("gone"), newMail("gone", own), newMail("gone", own)
+		enqueue(t, s, free, waits, marked)
+		write := func(m *store.NewMail, kind store.SettleKind) *store.Settlement {
+			return &store.Settlement{ID: m.ID, Owner: r, Claim: store.BornClaim, Kind: kind, Status: store.MailSent, Progress: &store.Progress{}}
+		}
+		if !settle(t, s, write(marked, store.SettleMark)) {
+			t.Fatal("not its owner's")
+		}
+		if _, held, err := s.DeleteServer(ctx, store.Everything, "gone", 0, true, store.Audit{Actor: "me"}); err != nil || held != 2 {
+			t.Fatalf("got %d held, %v, want the two that are not marked", held, err)
+		}
+		for _, m := range []*store.NewMail{free, waits} {
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != store.MailHeld || got.Owner != 0 || got.ResumeTime == nil {
+				t.Errorf("got %+v, %v, want it held with its due time", got, err)
+			}
+		}
+		if settle(t, s, write(waits, store.SettleMark)) || settle(t, s, write(waits, store.SettleArchive)) {
+			t.Error("a write of the former owner is taken")
+		}
+		if !settle(t, s, write(marked, store.SettleArchive)) {
+			t.Error("the result of what had left is refused")
+		}
+	})
+}

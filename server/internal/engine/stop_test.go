@@ -162,3 +162,48 @@ func TestStopTellsTheCaller(t *testing.T) {
 		})
 	}
 }
+
+// TestForcedDeleteInMidRun: hundreds of mails wait in memory for the few connections of a slow
+// relay when their mail server is deleted by force. All that are not behind their mark are held
+// at once, the answer counts exactly them, and nothing else leaves.
+func TestForcedDeleteInMidRun(t *testing.T) {
+	const mails, connections = 500, 5
+	for database, dsn := range storetest.DSNs(t) {
+		t.Run(database, func(t *testing.T) {
+			relay := (&smtpxtest.Server{Delay: 10 * time.Millisecond}).Start(t)
+			r := newRig(t, dsn, nil)
+			s := r.server("gone", store.ModeDaemon, relay, store.Limits{MaxConnections: connections})
+			ms := r.bulk(s, mails)
+			if _, err := r.RunBatch(ctx(t), s.Name, false); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the batch is under way over all connections", func() bool { return len(relay.Mails()) >= 60 && r.sending() > mails/2 })
+			_, held, err := r.store.DeleteServer(ctx(t), store.Everything, s.Name, 0, true, store.Audit{Actor: "me"})
+			arrived := len(relay.Mails())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if held < mails/2 {
+				t.Errorf("%d of %d mails were held: most of them waited for a connection", held, mails)
+			}
+			count := func() (left, stopped int) {
+				for _, m := range ms {
+					switch r.mail(m.ID).Status {
+					case store.MailSent:
+						left++
+					case store.MailHeld:
+						stopped++
+					}
+				}
+				return left, stopped
+			}
+			if _, stopped := count(); stopped != held {
+				t.Errorf("%d are held, the call said %d", stopped, held)
+			}
+			until(t, "what was behind its mark has its result", func() bool { n, _ := count(); return n == mails-held })
+			if n := len(relay.Mails()); n != mails-held || n > arrived+connections {
+				t.Errorf("%d had arrived at the call, %d in the end; %d were held", arrived, n, held)
+			}
+		})
+	}
+}

@@ -200,7 +200,7 @@ func (s *Store) ReplaceGrant(_ context.Context, name string, was, now []byte) (b
 	return true, nil
 }
 
-// DeleteServer hides a mail server. Forced, its mail that nobody is sending is held.
+// DeleteServer hides a mail server. Forced, its mail is held but for what is marked.
 func (s *Store) DeleteServer(_ context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (out *store.MailServer, held int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,7 +228,7 @@ func (s *Store) DeleteServer(_ context.Context, sc store.Scope, name string, ifV
 		x.Fallback = ""
 		s.write(x, a)
 	}
-	held = s.holdWaiting(name)
+	held = s.holdWaiting(name, force)
 	now := s.clock()
 	m.DeleteTime, m.IsDefault = &now, false
 	return s.write(m, a), held, nil
@@ -270,13 +270,13 @@ func (s *Store) SetDefault(_ context.Context, sc store.Scope, name string, a sto
 	return m, previous, nil
 }
 
-// holdWaiting holds everything that waits at a mail server.
-func (s *Store) holdWaiting(name string) (held int) {
+// holdWaiting holds everything that waits at a mail server, with owned also what a replica has
+// and has not marked.
+func (s *Store) holdWaiting(name string, owned bool) (held int) {
 	for _, r := range s.order {
-		if !r.archived() && r.m.MailServer == name && r.owner == 0 && !r.runAt.IsZero() {
-			r.status, r.resumeAt, r.last = store.MailHeld, r.runAt, "held: its mail server was deleted"
-			r.runAt = r.finish // zero
-			s.log(r, r.status)
+		if !r.archived() && r.m.MailServer == name && (r.owner == 0 || owned && r.dataAt.IsZero()) && !r.runAt.IsZero() {
+			s.apply(r, &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: r.runAt, Attempts: r.attempts, PossibleDuplicate: r.dup,
+				LastError: "held: its mail server was deleted"})
 			held++
 		}
 	}
@@ -292,7 +292,7 @@ func (s *Store) HoldDeleted(_ context.Context, server string) (held int, err err
 	} else if m.DeleteTime == nil {
 		return 0, nil
 	}
-	return s.holdWaiting(server), nil
+	return s.holdWaiting(server, false), nil
 }
 
 // ServerVersions reads the versions of the mail servers of these names, also of deleted ones.
