@@ -353,10 +353,10 @@ func (s *Store) ReplaceGrant(ctx context.Context, name string, was, now []byte) 
 }
 
 // DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless
-// forced: then its mail is held, also what replicas have and have not marked; what is behind its
-// mark may still leave. held counts exactly what is held now. Failed and unknown mail does not count
-// as unfinished: it waits for a person, not for the mail server. So is a mail server that is
-// the fallback of others (*InUseError) unless forced: then those have none any more.
+// forced: then its mail is held, also what replicas have and have not marked; what is behind
+// its mark may still leave. held counts exactly what is held now. Failed and unknown mail does
+// not count as unfinished: it waits for a person, not for the mail server. So is a mail server
+// that is the fallback of others (*InUseError) unless forced: then those have none any more.
 func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersion int64, force bool, a Audit) (out *MailServer, held int, err error) {
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
 		held = 0

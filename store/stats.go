@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// BatchCount is what has become of a batch's mails, at one moment.
+// BatchCount is what has become of a batch's mails, at one moment. As sending counts what is
+// marked; what a replica has besides counts as what it would be without it.
 type BatchCount struct {
 	Mails    int
 	ByStatus map[MailStatus]int
@@ -61,7 +62,8 @@ type QueueCount struct {
 	WatchLag  time.Duration
 }
 
-// Lane is the mail of one priority that is due and not being sent.
+// Lane is the mail of one priority that is due and whose dot is not on its way: most of what a
+// replica has only waits in its memory for a connection, and grows old there like any other.
 type Lane struct {
 	Waiting int
 	Oldest  time.Time // when the oldest was due
@@ -88,13 +90,13 @@ func (s *Store) CountQueue(ctx context.Context, sc Scope, team *string, server s
 	var rows []struct {
 		Status   MailStatus
 		Priority int16
-		Place    int // 0 parked, 1 being sent, 2 due later, 3 due
+		Place    int // 0 parked, 1 marked, 2 due later, 3 due: waits in the database or in a replica
 		Mails    int
 		Oldest   dbTime
 	}
 	w := narrow("d")
 	q := `select d.status, d.priority,
-  case when d.owner is not null then 1 when d.run_at is null then 0 when d.run_at > ? then 2 else 3 end as place, count(*) as mails, min(d.run_at) as oldest
+  case when d.owner is not null and d.data_at is not null then 1 when d.run_at is null then 0 when d.run_at > ? then 2 else 3 end as place, count(*) as mails, min(d.run_at) as oldest
 from due d where ` + w.sql() + ` group by 1, 2, 3`
 	if err := s.read.SelectContext(ctx, &rows, s.read.Rebind(q), append([]any{s.t(&now)}, w.args...)...); err != nil {
 		return nil, s.fault(err)

@@ -437,7 +437,7 @@ select count(*) from gone;
 -- moves meanwhile is counted once
 -- takes: batch_id, team, caller
 with b as (select id, create_time from mail where batch_id = :batch_id and team = :team and (:caller::text = '' or caller = :caller))
-select case when d.owner is not null then 'sending' else d.status end as status, count(*) as mails,
+select case when d.owner is not null and d.data_at is not null then 'sending' else d.status end as status, count(*) as mails,
   count(*) filter (where d.owner is not null or d.run_at is not null) as waiting, count(*) filter (where d.possible_duplicate) as doubtful,
   min(b.create_time) as first, null::timestamptz as last
 from b join due d on d.id = b.id group by 1

@@ -177,8 +177,8 @@ var nothing = func() <-chan struct{} {
 	return c
 }()
 
-// start returns the way's drain, begun now or already running; none when the engine is stopping.
-// One that runs lets urgent mail in at once.
+// start returns the way's drain, begun now or already running; none when the engine is
+// stopping. One that runs lets urgent mail in at once.
 func (ds *drains) start(e *Engine, w way, force bool) joined {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()

@@ -128,7 +128,8 @@ func (e *Engine) mayLeave(s *store.MailServer) error {
 func (e *Engine) mayStillTake(ctx context.Context, w way) error {
 	var late <-chan time.Time // most dots need none
 	for {
-		asked, news := e.newest.reading(w.server.Name) // before the look at what was heard until then
+		// before the look at what was heard until then
+		asked, news := e.newest.reading(w.server.Name)
 		if w.diverts() {
 			if via, _ := e.newest.reading(w.via.Name); via.Before(asked) {
 				asked = via

@@ -20,8 +20,9 @@ type pair struct {
 	main, spare *store.MailServer
 	mainRelay   *smtpxtest.Server
 	spareRelay  *smtpxtest.Server
-	down        atomic.Bool                                               // main closes every connection at once
-	on          atomic.Pointer[func(smtpxtest.Command) *smtpxtest.Action] // what main does else
+	// main closes every connection at once
+	down atomic.Bool
+	on   atomic.Pointer[func(smtpxtest.Command) *smtpxtest.Action] // what main does else
 }
 
 func newPair(t *testing.T, dsn string, mode store.Mode, limits store.Limits) *pair {

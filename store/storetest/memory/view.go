@@ -161,7 +161,11 @@ func (s *Store) CountBatch(_ context.Context, sc store.Scope, team, batchID stri
 			continue
 		}
 		c.Mails++
-		c.ByStatus[r.statusNow()]++
+		if r.owner != 0 && !r.dataAt.IsZero() {
+			c.ByStatus[store.MailSending]++
+		} else {
+			c.ByStatus[r.status]++
+		}
 		if r.owner != 0 || !r.runAt.IsZero() {
 			c.Waiting++
 		}
