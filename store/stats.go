@@ -90,7 +90,7 @@ func (s *Store) CountQueue(ctx context.Context, sc Scope, team *string, server s
 	var rows []struct {
 		Status   MailStatus
 		Priority int16
-		Place    int // 0 parked, 1 marked, 2 due later, 3 due: waits in the database or in a replica
+		Place    int // 0 parked, 1 marked, 2 due later, 3 due
 		Mails    int
 		Oldest   dbTime
 	}

@@ -37,6 +37,11 @@ func newRig(t testing.TB, dsn string, journal func(*store.Store) engine.Journal,
 	if journal != nil {
 		j = journal(r.store)
 	}
+	if *lostAnswers {
+		again := &repeating{Journal: j}
+		t.Cleanup(again.own.Wait) // before the store is closed
+		j = again
+	}
 	cfg := engine.Config{Journal: j, Replica: "test", BatchInterval: time.Hour, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	cfg.Dial = func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
 		session, err := (&smtpx.Dialer{}).Dial(ctx, smtpx.Relay{Host: s.SMTP.Host, Port: s.SMTP.Port, Encryption: smtpx.EncryptionNone, Timeouts: r.times})
