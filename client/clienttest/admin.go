@@ -63,21 +63,29 @@ func (a admin) CreateMailServer(_ context.Context, req *maildispatchv1.CreateMai
 	if len(vs) > 0 {
 		return nil, invalid(vs)
 	}
-	if a.s.servers[m.Name] != nil {
-		for _, r := range a.s.requests {
-			first, is := r.Message.(*maildispatchv1.CreateMailServerRequest)
-			if is && first != req && req.GetRequestId() != "" && proto.Equal(first, req) {
-				return &maildispatchv1.CreateMailServerResponse{MailServer: proto.CloneOf(a.s.servers[m.Name]), Duplicate: true}, nil
-			}
+	asked, id := asked(m), createID{m.Team, req.GetRequestId()}
+	if first := a.s.created[id]; first != nil && id.request != "" && !req.GetValidateOnly() {
+		if !proto.Equal(first, asked) {
+			return nil, Error(codes.AlreadyExists, maildispatchv1.ReasonRequestIDReused, "this request_id was used for other content")
 		}
+		return &maildispatchv1.CreateMailServerResponse{MailServer: proto.CloneOf(a.s.servers[first.Name]), Duplicate: true}, nil
+	}
+	if a.s.servers[m.Name] != nil {
 		return nil, Error(codes.AlreadyExists, maildispatchv1.ReasonMailServerExists, fmt.Sprintf("there is a mail server %q already", m.Name))
+	}
+	if err := a.s.canFallBack(m); err != nil {
+		return nil, err
 	}
 	if err := a.s.onlyDefault(m); err != nil {
 		return nil, err
 	}
 	if !req.GetValidateOnly() {
 		a.s.save(m)
+		if id.request != "" {
+			a.s.created[id] = asked
+		}
 	}
+	hide(m)
 	return &maildispatchv1.CreateMailServerResponse{MailServer: proto.CloneOf(m)}, nil
 }
 
@@ -98,6 +106,9 @@ func (a admin) UpdateMailServer(_ context.Context, req *maildispatchv1.UpdateMai
 		}
 	} else {
 		proto.Merge(m, change)
+	}
+	if err := a.s.canFallBack(m); err != nil {
+		return nil, err
 	}
 	if err := a.s.onlyDefault(m); err != nil {
 		return nil, err
@@ -123,6 +134,15 @@ func (a admin) DeleteMailServer(_ context.Context, req *maildispatchv1.DeleteMai
 	}
 	if len(pending) > 0 && !req.GetForce() {
 		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailsPending, fmt.Sprintf("mail server %q has %d unfinished mails", m.Name, len(pending)))
+	}
+	users := a.s.usersOf(m.Name)
+	if len(users) > 0 && !req.GetForce() {
+		return nil, Error(codes.FailedPrecondition, maildispatchv1.ReasonMailServerInUse, fmt.Sprintf("%q is the fallback of %d mail servers", m.Name, len(users)))
+	}
+	for _, u := range users {
+		u = proto.CloneOf(u)
+		u.Fallback = ""
+		a.s.save(u)
 	}
 	for _, e := range pending {
 		e.hold()
@@ -250,6 +270,57 @@ func (a admin) RunBatch(_ context.Context, req *maildispatchv1.RunBatchRequest) 
 		counts = &maildispatchv1.RunBatchResponse{}
 	}
 	return counts, nil
+}
+
+// hide takes the secrets away, which are never returned.
+func hide(m *maildispatchv1.MailServer) {
+	if m.Smtp != nil && m.Smtp.Password != "" {
+		m.Smtp.Password, m.Smtp.HasPassword = "", true
+	}
+	if o := m.GetSmtp().GetOauth2(); o != nil {
+		o.HasClientSecret = o.HasClientSecret || o.ClientSecret != ""
+		o.HasRefreshToken = o.HasRefreshToken || o.RefreshToken != ""
+		o.HasServiceAccountKey = o.HasServiceAccountKey || o.ServiceAccountKey != ""
+		o.ClientSecret, o.RefreshToken, o.ServiceAccountKey = "", "", ""
+	}
+}
+
+// createID is what must not be used again with other content.
+type createID struct{ team, request string }
+
+// asked is a mail server as a caller asked for it: without the password, which is not compared,
+// and without what only the service says.
+func asked(m *maildispatchv1.MailServer) *maildispatchv1.MailServer {
+	m = proto.CloneOf(m)
+	m.Etag, m.CreateTime, m.UpdateTime, m.DeleteTime, m.Health = "", nil, nil, nil, nil
+	if m.Smtp != nil {
+		m.Smtp.Password, m.Smtp.HasPassword = "", false
+	}
+	if o := m.GetSmtp().GetOauth2(); o != nil {
+		o.ClientSecret, o.RefreshToken, o.ServiceAccountKey = "", "", ""
+		o.HasClientSecret, o.HasRefreshToken, o.HasServiceAccountKey = false, false, false
+	}
+	return m
+}
+
+// usersOf are the mail servers that have this one as their fallback.
+func (s *Server) usersOf(name string) (users []*maildispatchv1.MailServer) {
+	for _, n := range slices.Sorted(maps.Keys(s.servers)) {
+		if s.servers[n].GetFallback() == name {
+			users = append(users, s.servers[n])
+		}
+	}
+	return users
+}
+
+// canFallBack refuses a fallback that is not there, of another team, deleted, or part of a
+// chain.
+func (s *Server) canFallBack(m *maildispatchv1.MailServer) error {
+	f := s.servers[m.GetFallback()]
+	if m.GetFallback() == "" || f != nil && f.Name != m.Name && (f.Team == "" || f.Team == m.Team) && f.DeleteTime == nil && f.Fallback == "" && len(s.usersOf(m.Name)) == 0 {
+		return nil
+	}
+	return invalid([]client.Violation{{Field: "mail_server.fallback", Description: fmt.Sprintf("mail server %q cannot be the fallback of this one", m.GetFallback())}})
 }
 
 // server finds a mail server, also a deleted one; the lock is held, as in what follows.

@@ -195,7 +195,7 @@ func TestBatch(t *testing.T) {
 		c := srv.Client(t, client.Options{})
 		bulk := &maildispatchv1.SendOptions{MailServer: "bulk", Kind: maildispatchv1.Kind_KIND_BULK}
 		late := send(t, c, bulk, "late@example.com").MailID
-		lost := send(t, c, bulk, "lost@example.com").MailID
+		lost := send(t, c, &maildispatchv1.SendOptions{MailServer: "bulk", Kind: maildispatchv1.Kind_KIND_INVOICE}, "lost@example.com").MailID
 		send(t, c, bulk, "anna@example.com")
 		send(t, c, bulk, "anna@example.com", "late@example.com")
 		send(t, c, &maildispatchv1.SendOptions{MailServer: "bulk", SendAfter: timestamppb.New(time.Now().Add(time.Hour))}, "anna@example.com")
@@ -232,7 +232,7 @@ func TestBatch(t *testing.T) {
 			if err != nil || retry.GetMatched() != 2 || retry.GetChanged() != 1 || len(retry.GetFailures()) != 1 || retry.GetFailures()[0].GetReason() != maildispatchv1.ReasonMailNotFound {
 				t.Errorf("%v, %v", retry, err)
 			}
-			if queued := status(lost).GetStatus() == maildispatchv1.MailStatus_MAIL_STATUS_QUEUED; queued == dry {
+			if waits := status(lost).GetStatus() == maildispatchv1.MailStatus_MAIL_STATUS_DEFERRED; waits == dry {
 				t.Errorf("dry run %v: %v", dry, status(lost))
 			}
 		}

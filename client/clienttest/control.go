@@ -162,21 +162,40 @@ func (d dispatch) ResolveMail(_ context.Context, req *maildispatchv1.ResolveMail
 		r.Failure, r.Hint = maildispatchv1.RecipientResult_FAILURE_UNSPECIFIED, ""
 	}
 	seen := map[maildispatchv1.RecipientResult_Status]int{}
+	next := 0 // recipients that the batch is about to try
 	for _, r := range m.Recipients {
 		seen[r.Status]++
+		switch r.Status {
+		case maildispatchv1.RecipientResult_STATUS_PENDING, maildispatchv1.RecipientResult_STATUS_DEFERRED:
+			next++
+		case maildispatchv1.RecipientResult_STATUS_UNKNOWN:
+			if m.PossibleDuplicate && !e.left[r] {
+				next++
+			}
+		}
 	}
-	switch {
+	switch held := m.Status == maildispatchv1.MailStatus_MAIL_STATUS_HELD; {
 	case to == maildispatchv1.RecipientResult_STATUS_PENDING:
 		m.Status, m.DueTime, m.PossibleDuplicate = waiting(m), now, true
+		e.left = map[*maildispatchv1.RecipientResult]bool{}
+		for _, r := range m.Recipients {
+			e.left[r] = r.Status == maildispatchv1.RecipientResult_STATUS_UNKNOWN
+		}
 	case seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED] == len(m.Recipients):
 		m.Status, m.DueTime, m.FinishTime, m.LastError = maildispatchv1.MailStatus_MAIL_STATUS_SENT, nil, now, ""
-	case m.DueTime != nil || m.Status == maildispatchv1.MailStatus_MAIL_STATUS_HELD:
-		// others are still to be tried
-	case seen[maildispatchv1.RecipientResult_STATUS_UNKNOWN] > 0:
-	case seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED] > 0:
-		m.Status = maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT
+	case held && next > 0:
+	case m.DueTime != nil && next > 0:
+		m.Status = waiting(m)
 	default:
-		m.Status = maildispatchv1.MailStatus_MAIL_STATUS_FAILED
+		m.DueTime = nil
+		switch {
+		case seen[maildispatchv1.RecipientResult_STATUS_UNKNOWN] > 0:
+			m.Status = maildispatchv1.MailStatus_MAIL_STATUS_UNKNOWN
+		case seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED] > 0:
+			m.Status = maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT
+		default:
+			m.Status = maildispatchv1.MailStatus_MAIL_STATUS_FAILED
+		}
 	}
 	return &maildispatchv1.ResolveMailResponse{Mail: proto.CloneOf(m)}, nil
 }

@@ -28,6 +28,8 @@ type entry struct {
 	raw     []byte
 	resume  *timestamppb.Timestamp    // held: when it would be due
 	told    maildispatchv1.MailStatus // the last that watchers were told
+	// recipients whose outcome is unknown, and that only a person's word sends to again
+	left map[*maildispatchv1.RecipientResult]bool
 }
 
 type dispatch struct {
@@ -142,7 +144,7 @@ func (s *Server) take(req *maildispatchv1.SendRequest, how taking) (e *entry, du
 		e.hold()
 		e.mail.LastError = "held: its sender asked for it"
 	case server.Mode == maildispatchv1.Mode_MODE_PHP && !later && !how.queue:
-		s.attempt(e, now)
+		s.attempt(e, now, true)
 	}
 	return e, false, nil
 }
@@ -237,21 +239,20 @@ func usable(m *maildispatchv1.MailServer, how maildispatchv1.Route) (*maildispat
 	return m, how, nil
 }
 
-// attempt makes one try for every recipient that still needs it; the lock is held.
-func (s *Server) attempt(e *entry, now time.Time) {
+// attempt makes one try for every recipient that still needs it; the lock is held. told says
+// that a caller waits and is told what becomes of the mail: what failed is then not retried.
+func (s *Server) attempt(e *entry, now time.Time, told bool) {
 	m := e.mail
 	m.Status = maildispatchv1.MailStatus_MAIL_STATUS_SENDING
 	s.note(e)
 	m.AttemptCount++
 	a := &maildispatchv1.Attempt{Number: m.AttemptCount, MailServer: m.MailServer, StartTime: stamp(now), EndTime: stamp(now)}
 	m.Attempts = append(m.Attempts, a)
-	retried := m.Mode == maildispatchv1.Mode_MODE_DAEMON
-	next := stamp(now.Add(time.Minute << min(m.AttemptCount-1, 8)))
 	m.DueTime, m.FinishTime, m.LastError = nil, nil, ""
+	holds, repeat := s.holdsUnknown(m), false
 	seen := map[maildispatchv1.RecipientResult_Status]int{}
 	for _, r := range m.Recipients {
-		// An unknown one waits for a person, who makes it pending.
-		if r.Status != maildispatchv1.RecipientResult_STATUS_ACCEPTED && r.Status != maildispatchv1.RecipientResult_STATUS_UNKNOWN {
+		if needsSending(m, r, holds || e.left[r]) {
 			o, scripted := s.answers[strings.ToLower(r.Address)]
 			if !scripted {
 				o = Accepted
@@ -259,33 +260,60 @@ func (s *Server) attempt(e *entry, now time.Time) {
 			r.Status, r.SmtpCode, r.EnhancedCode, r.Detail = o.Status, o.SmtpCode, o.EnhancedCode, o.Detail
 			r.Failure, r.Hint = o.failure(), o.Hint
 			r.Attempt, r.Time, r.NextAttemptTime = a.Number, stamp(now), nil
-			switch {
-			case o.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED:
+			if o.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED {
 				r.RemoteId = "Q" + m.Id[len(m.Id)-6:]
 				a.RemoteId = r.RemoteId
-			case o.Status == maildispatchv1.RecipientResult_STATUS_DEFERRED && retried:
-				r.NextAttemptTime, m.DueTime = next, next
-				fallthrough
-			default:
+			} else {
 				m.LastError = fmt.Sprintf("%s: %s", r.Address, r.Detail)
 			}
 		}
 		seen[r.Status]++
+		repeat = repeat || r.Status == maildispatchv1.RecipientResult_STATUS_UNKNOWN && !holds && !e.left[r]
 	}
-	accepted := seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED]
+	accepted, unknown := seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED], seen[maildispatchv1.RecipientResult_STATUS_UNKNOWN]
+	open := seen[maildispatchv1.RecipientResult_STATUS_DEFERRED] + seen[maildispatchv1.RecipientResult_STATUS_PENDING]
 	switch {
 	case accepted == len(m.Recipients):
 		m.Status, a.Outcome, m.FinishTime = maildispatchv1.MailStatus_MAIL_STATUS_SENT, "sent", stamp(now)
-	case seen[maildispatchv1.RecipientResult_STATUS_UNKNOWN] > 0:
-		m.Status, a.Outcome, m.DueTime = maildispatchv1.MailStatus_MAIL_STATUS_UNKNOWN, "unknown", nil
+	case !told && (open > 0 || repeat):
+		m.Status, a.Outcome, m.DueTime = waiting(m), "deferred", stamp(now.Add(time.Minute<<min(m.AttemptCount-1, 8)))
+		switch {
+		case repeat:
+			m.PossibleDuplicate, a.Outcome = true, "unknown"
+		case accepted > 0:
+			a.Outcome = "partial"
+		}
+		for _, r := range m.Recipients {
+			if r.Status == maildispatchv1.RecipientResult_STATUS_DEFERRED {
+				r.NextAttemptTime = m.DueTime
+			}
+		}
+	case unknown > 0:
+		m.Status, a.Outcome = maildispatchv1.MailStatus_MAIL_STATUS_UNKNOWN, "unknown"
 	case accepted > 0:
 		m.Status, a.Outcome = maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT, "partial"
-	case m.DueTime != nil:
-		m.Status, a.Outcome = maildispatchv1.MailStatus_MAIL_STATUS_DEFERRED, "deferred"
 	default:
 		m.Status, a.Outcome = maildispatchv1.MailStatus_MAIL_STATUS_FAILED, "failed"
 	}
 	a.Detail = m.LastError
+}
+
+// holdsUnknown says whether an unknown outcome of the mail waits for a person.
+func (s *Server) holdsUnknown(m *maildispatchv1.Mail) bool {
+	via := s.servers[m.MailServer]
+	return m.Kind == maildispatchv1.Kind_KIND_INVOICE || m.Kind == maildispatchv1.Kind_KIND_WORK_ORDER || via.GetHoldUnknown()
+}
+
+// needsSending says whether an attempt goes to a recipient: never to one that was refused for
+// good, and to one whose outcome is unknown only where a flagged duplicate is allowed.
+func needsSending(m *maildispatchv1.Mail, r *maildispatchv1.RecipientResult, holds bool) bool {
+	switch r.Status {
+	case maildispatchv1.RecipientResult_STATUS_PENDING, maildispatchv1.RecipientResult_STATUS_DEFERRED:
+		return true
+	case maildispatchv1.RecipientResult_STATUS_UNKNOWN:
+		return m.PossibleDuplicate && !holds
+	}
+	return false
 }
 
 // batch sends what is due; the lock is held.
@@ -304,15 +332,15 @@ func (s *Server) batch(server string, now time.Time) *maildispatchv1.RunBatchRes
 			c.Expired++
 			continue
 		}
-		s.attempt(e, now)
-		switch m.Status {
-		case maildispatchv1.MailStatus_MAIL_STATUS_SENT:
+		s.attempt(e, now, false)
+		switch m.Attempts[len(m.Attempts)-1].Outcome {
+		case "sent":
 			c.Sent++
-		case maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT:
+		case "partial":
 			c.PartiallySent++
-		case maildispatchv1.MailStatus_MAIL_STATUS_DEFERRED:
+		case "deferred":
 			c.Deferred++
-		case maildispatchv1.MailStatus_MAIL_STATUS_UNKNOWN:
+		case "unknown":
 			c.Unknown++
 		default:
 			c.Failed++

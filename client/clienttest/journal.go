@@ -57,16 +57,27 @@ func (d dispatch) RetryMails(_ context.Context, req *maildispatchv1.RetryMailsRe
 			return nil, "its mail server cannot be used"
 		}
 		return func() {
-			m.Status, m.DueTime = maildispatchv1.MailStatus_MAIL_STATUS_QUEUED, stamp(time.Now())
-			m.PossibleDuplicate = m.PossibleDuplicate || unknown
 			for _, r := range m.Recipients {
-				if named && r.Status == maildispatchv1.RecipientResult_STATUS_UNKNOWN {
-					r.Status = maildispatchv1.RecipientResult_STATUS_PENDING
+				switch {
+				case r.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED:
+				case r.Status != maildispatchv1.RecipientResult_STATUS_UNKNOWN:
+					again(r)
+				case named:
+					again(r)
+					m.PossibleDuplicate = true
 				}
 			}
+			m.Status, m.DueTime = waiting(m), stamp(time.Now())
 		}, ""
 	})
 	return &maildispatchv1.RetryMailsResponse{Matched: matched, Changed: changed, Failures: failures}, err
+}
+
+// again makes a recipient as new.
+func again(r *maildispatchv1.RecipientResult) {
+	to := &maildispatchv1.RecipientResult{Address: r.Address, Kind: r.Kind, Status: maildispatchv1.RecipientResult_STATUS_PENDING}
+	proto.Reset(r)
+	proto.Merge(r, to)
 }
 
 func (d dispatch) CancelMails(_ context.Context, req *maildispatchv1.CancelMailsRequest) (*maildispatchv1.CancelMailsResponse, error) {

@@ -48,7 +48,8 @@ type Server struct {
 
 	mu        sync.Mutex // guards what follows
 	servers   map[string]*maildispatchv1.MailServer
-	mails     []*entry // in the order they were taken
+	created   map[createID]*maildispatchv1.MailServer // as CreateMailServer was asked for it
+	mails     []*entry                                // in the order they were taken
 	uploads   []*upload
 	batches   int // that the server has named
 	answers   map[string]Outcome
@@ -75,6 +76,7 @@ func Start() *Server {
 		health:   health.NewServer(),
 		served:   make(chan struct{}),
 		servers:  map[string]*maildispatchv1.MailServer{},
+		created:  map[createID]*maildispatchv1.MailServer{},
 		answers:  map[string]Outcome{},
 		tests:    map[string]*maildispatchv1.TestStep{},
 		faults:   map[string][]Fault{},
@@ -203,14 +205,6 @@ func (s *Server) save(m *maildispatchv1.MailServer) {
 	if m.IsDefault == nil {
 		m.IsDefault = proto.Bool(false)
 	}
-	if m.Smtp != nil && m.Smtp.Password != "" {
-		m.Smtp.Password, m.Smtp.HasPassword = "", true
-	}
-	if o := m.GetSmtp().GetOauth2(); o != nil {
-		o.HasClientSecret = o.HasClientSecret || o.ClientSecret != ""
-		o.HasRefreshToken = o.HasRefreshToken || o.RefreshToken != ""
-		o.HasServiceAccountKey = o.HasServiceAccountKey || o.ServiceAccountKey != ""
-		o.ClientSecret, o.RefreshToken, o.ServiceAccountKey = "", "", ""
-	}
+	hide(m)
 	s.servers[m.Name] = m
 }

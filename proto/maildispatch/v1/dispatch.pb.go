@@ -1907,7 +1907,7 @@ type GetQueueStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Mails of the due-out journal by state; sent and cancelled are always 0 here.
 	Counts *MailCounts `protobuf:"bytes,1,opt,name=counts,proto3" json:"counts,omitempty"`
-	// Mails that are due now and not being sent.
+	// Mails that are due now and not on their way, in the database or in a replica's memory.
 	Waiting int64 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	// Mails that will be due later: deferred ones and those with send_after.
 	Scheduled int64 `protobuf:"varint,3,opt,name=scheduled,proto3" json:"scheduled,omitempty"`
@@ -2172,7 +2172,7 @@ type GetQueueStatsResponse_Lane struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The priority.
 	Priority Priority `protobuf:"varint,1,opt,name=priority,proto3,enum=maildispatch.v1.Priority" json:"priority,omitempty"`
-	// Mails that are due now and not being sent.
+	// Mails that are due now and not on their way, in the database or in a replica's memory.
 	Waiting int64 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	// When the oldest of them was due; absent when none waits.
 	OldestDueTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=oldest_due_time,json=oldestDueTime,proto3" json:"oldest_due_time,omitempty"`

@@ -1305,7 +1305,8 @@ type Mail struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Owner; empty = the system.
 	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
-	// The mail server it goes through.
+	// The mail server whose mail it is. It goes through that one or through its fallback:
+	// attempts say which.
 	MailServer string `protobuf:"bytes,3,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// That server's mode when the mail was taken.
 	Mode Mode `protobuf:"varint,4,opt,name=mode,proto3,enum=maildispatch.v1.Mode" json:"mode,omitempty"`
@@ -1583,7 +1584,9 @@ type MailCounts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Waiting for their first attempt.
 	Queued int64 `protobuf:"varint,1,opt,name=queued,proto3" json:"queued,omitempty"`
-	// Being sent now.
+	// On their way at this moment: at most one or two a connection. What a replica has taken and
+	// what only waits in its memory for a connection counts as what it was before, although its
+	// status is SENDING from then on.
 	Sending int64 `protobuf:"varint,2,opt,name=sending,proto3" json:"sending,omitempty"`
 	// Waiting for their next attempt.
 	Deferred int64 `protobuf:"varint,3,opt,name=deferred,proto3" json:"deferred,omitempty"`

@@ -140,7 +140,7 @@ const (
 	// May be chosen.
 	MailServer_STATUS_AVAILABLE MailServer_Status = 1
 	// Takes no mail, neither named by a sender nor as a default. Mail that is already queued
-	// waits until it is available again.
+	// waits until it is available again, or goes on through the fallback if there is one.
 	MailServer_STATUS_UNAVAILABLE MailServer_Status = 2
 )
 
@@ -482,8 +482,27 @@ type MailServer struct {
 	// (SparkPost), X-MC-... (Mandrill), X-Mailgun-Recipient-Variables, X-Mailgun-Drop-Message and
 	// X-MJ-TemplateErrorReporting (Mailjet).
 	AllowedHeaders []string `protobuf:"bytes,22,rep,name=allowed_headers,json=allowedHeaders,proto3" json:"allowed_headers,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Name of another mail server, of the same team or of the whole system, that mail goes on
+	// through while this one is suspended (see Health) or STATUS_UNAVAILABLE. A pause does not
+	// count: pause_until is the wish to wait. To stop mail, pause the mail server or hold its
+	// mails.
+	//
+	// Mail stays the mail of this mail server and comes back to it: each attempt goes through the
+	// fallback only while this one cannot be used and the fallback can. `attempts` of a mail say
+	// through which mail server each attempt went. The limits of the fallback hold, its
+	// max_mail_bytes too. The sender address and the text stay as they were accepted, so the
+	// fallback has to take mail from that address.
+	//
+	// Only what provably has not left goes on, as with MoveMails: a mail with an UNKNOWN
+	// recipient or with possible_duplicate waits for this mail server. Recipients that have the
+	// mail do not get it again. In mode php a mail that finds this mail server suspended, or
+	// cannot connect to it, goes through the fallback in the same call.
+	//
+	// A fallback has no fallback itself, so that no mail goes round (INVALID_ARGUMENT). A mail
+	// server that is a fallback is deleted only with force, which takes it from the others.
+	Fallback      string `protobuf:"bytes,20,opt,name=fallback,proto3" json:"fallback,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MailServer) Reset() {
@@ -647,6 +666,13 @@ func (x *MailServer) GetAllowedHeaders() []string {
 		return x.AllowedHeaders
 	}
 	return nil
+}
+
+func (x *MailServer) GetFallback() string {
+	if x != nil {
+		return x.Fallback
+	}
+	return ""
 }
 
 // Smtp is the line and the login of a TYPE_SMTP mail server.
@@ -1145,7 +1171,7 @@ var File_maildispatch_v1_mail_server_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\n" +
-	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\b\n" +
+	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\b\n" +
 	"\n" +
 	"MailServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -1172,7 +1198,8 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\fhold_unknown\x18\x12 \x01(\bH\x01R\vholdUnknown\x88\x01\x01\x12;\n" +
 	"\vpause_until\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"pauseUntil\x12'\n" +
-	"\x0fallowed_headers\x18\x16 \x03(\tR\x0eallowedHeaders\x1a>\n" +
+	"\x0fallowed_headers\x18\x16 \x03(\tR\x0eallowedHeaders\x12\x1a\n" +
+	"\bfallback\x18\x14 \x01(\tR\bfallback\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +

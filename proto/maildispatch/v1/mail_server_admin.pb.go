@@ -657,7 +657,8 @@ type DeleteMailServerRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// When given it must match (ABORTED, ETAG_MISMATCH).
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Delete although there is unfinished mail: it is held and stays in the due-out journal.
+	// Delete although there is unfinished mail: it is held and stays in the due-out journal. Also
+	// although it is the fallback of others: they have none any more.
 	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -719,7 +720,8 @@ type DeleteMailServerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The mail server as it is now, with delete_time.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
-	// Mails that are held now.
+	// Mails that are held now, also those that a replica had and that had not begun to leave.
+	// What had begun to leave is finished, and held as well if it has to be sent again.
 	HeldMails     int32 `protobuf:"varint,2,opt,name=held_mails,json=heldMails,proto3" json:"held_mails,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

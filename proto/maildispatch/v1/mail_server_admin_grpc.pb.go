@@ -59,9 +59,10 @@ type MailServerAdminClient interface {
 	UpdateMailServer(ctx context.Context, in *UpdateMailServerRequest, opts ...grpc.CallOption) (*UpdateMailServerResponse, error)
 	// DeleteMailServer hides a mail server and keeps its name taken. Refused with
 	// FAILED_PRECONDITION (MAILS_PENDING) while it has unfinished mail, unless forced: then that
-	// mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION
-	// (MAIL_SERVER_DELETED).
+	// mail is held. Refused as well (MAIL_SERVER_IN_USE) while it is the fallback of others,
+	// unless forced: then those have none any more. UndeleteMailServer takes it back, but not
+	// that. Errors: also NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH),
+	// FAILED_PRECONDITION (MAIL_SERVER_DELETED).
 	DeleteMailServer(ctx context.Context, in *DeleteMailServerRequest, opts ...grpc.CallOption) (*DeleteMailServerResponse, error)
 	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail
 	// stays held until ReleaseMails. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND),
@@ -212,9 +213,10 @@ type MailServerAdminServer interface {
 	UpdateMailServer(context.Context, *UpdateMailServerRequest) (*UpdateMailServerResponse, error)
 	// DeleteMailServer hides a mail server and keeps its name taken. Refused with
 	// FAILED_PRECONDITION (MAILS_PENDING) while it has unfinished mail, unless forced: then that
-	// mail is held. UndeleteMailServer takes it back. Errors: also NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH), FAILED_PRECONDITION
-	// (MAIL_SERVER_DELETED).
+	// mail is held. Refused as well (MAIL_SERVER_IN_USE) while it is the fallback of others,
+	// unless forced: then those have none any more. UndeleteMailServer takes it back, but not
+	// that. Errors: also NOT_FOUND (MAIL_SERVER_NOT_FOUND), ABORTED (ETAG_MISMATCH),
+	// FAILED_PRECONDITION (MAIL_SERVER_DELETED).
 	DeleteMailServer(context.Context, *DeleteMailServerRequest) (*DeleteMailServerResponse, error)
 	// UndeleteMailServer takes a deletion back. It does not become a default again and held mail
 	// stays held until ReleaseMails. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND),
