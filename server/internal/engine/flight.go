@@ -345,7 +345,7 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 		Done: func(o smtpx.Outcome) {
 			before := j.Left()
 			// a suspension is what the next Get says
-			o, _ = r.Judge(ctx, j.server, o)
+			o, _ = r.Judge(ctx, j.way.via, o)
 			next, end = j.After(positions, o, f.e.now()), j.End()
 			if o.Took > 0 {
 				r.Took(o.Took)

@@ -218,7 +218,7 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 // outcome takes the truth about one transaction.
 func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.Outcome) {
 	before := j.Left()
-	o, held := w.d.relay.Judge(ctx, w.d.server, o)
+	o, held := w.d.relay.Judge(ctx, w.d.via, o)
 	if held != nil {
 		w.d.stop(held)
 	}
