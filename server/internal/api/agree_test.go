@@ -245,18 +245,18 @@ func TestAgreesOnMailServers(t *testing.T) {
 		{"checked only, a name that is taken", create(server("main"), "r1", true)},
 		{"checked only", create(server("third"), "r3", true)},
 		{"created after it was checked", create(server("third"), "r3", false)},
-		{"changed", update(&pb.MailServer{Name: "main", DisplayName: "Main"})},
+		{"changed", change(&pb.MailServer{Name: "main", DisplayName: "Main"})},
 		{"the first again, after a change", create(server("main"), "r1", false)},
-		{"a fallback", update(&pb.MailServer{Name: "main", Fallback: "third"})},
-		{"a fallback that has one", update(&pb.MailServer{Name: "red", Fallback: "main"})},
-		{"a chain", update(&pb.MailServer{Name: "third", Fallback: "main"})},
-		{"a fallback of another team", update(&pb.MailServer{Name: "third", Fallback: "red"})},
+		{"a fallback", change(&pb.MailServer{Name: "main", Fallback: "third"})},
+		{"a fallback that has one", change(&pb.MailServer{Name: "red", Fallback: "main"})},
+		{"a chain", change(&pb.MailServer{Name: "third", Fallback: "main"})},
+		{"a fallback of another team", change(&pb.MailServer{Name: "third", Fallback: "red"})},
 		{"a fallback that is not there", create(server("fourth", fallback("nobody")), "r4", false)},
 		{"a fallback of the system", create(server("fourth", team, fallback("third")), "r4", false)},
 		{"a fallback is deleted", remove("third", false)},
 		{"a fallback is deleted by force", remove("third", true)},
-		{"that had it, changed", update(&pb.MailServer{Name: "main", DisplayName: "Main 2"})},
-		{"a deleted fallback", update(&pb.MailServer{Name: "main", Fallback: "third"})},
+		{"that had it, changed", change(&pb.MailServer{Name: "main", DisplayName: "Main 2"})},
+		{"a deleted fallback", change(&pb.MailServer{Name: "main", Fallback: "third"})},
 		{"a deleted one again", create(server("third"), "r3", false)},
 	} {
 		say := func(a pb.MailServerAdminClient) string {
@@ -285,7 +285,7 @@ func create(m *pb.MailServer, id string, validateOnly bool) adminCall {
 	}
 }
 
-func update(m *pb.MailServer) adminCall {
+func change(m *pb.MailServer) adminCall {
 	return func(a pb.MailServerAdminClient) (*pb.MailServer, bool, error) {
 		res, err := a.UpdateMailServer(context.Background(), &pb.UpdateMailServerRequest{MailServer: m})
 		return res.GetMailServer(), false, err

@@ -38,8 +38,8 @@ func newRig(t testing.TB, dsn string, journal func(*store.Store) engine.Journal,
 		j = journal(r.store)
 	}
 	if *lostAnswers {
-		again := &repeating{Journal: j}
-		t.Cleanup(again.own.Wait) // before the store is closed
+		again := &repeating{Journal: j, ended: make(chan struct{})}
+		t.Cleanup(again.end) // before the store is closed
 		j = again
 	}
 	cfg := engine.Config{Journal: j, Replica: "test", BatchInterval: time.Hour, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}

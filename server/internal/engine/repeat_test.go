@@ -23,7 +23,14 @@ var lostAnswers = flag.Bool("lost-answers", false, "commit every write to a mail
 // repeating is a journal whose answers are lost: every write is made twice.
 type repeating struct {
 	engine.Journal
-	own sync.WaitGroup // repeats under way
+	own   sync.WaitGroup // repeats under way
+	ended chan struct{}  // closed when the test is over: some answers never come
+}
+
+// end waits for what is under way.
+func (r *repeating) end() {
+	close(r.ended)
+	r.own.Wait()
 }
 
 // repeatAfter is how much later than its first answer a write comes again.
@@ -34,7 +41,12 @@ func (r *repeating) Settle(s *store.Settlement) <-chan store.Settled {
 	first := r.Journal.Settle(s)
 	c := make(chan store.Settled, 1)
 	r.own.Go(func() {
-		a := <-first
+		var a store.Settled
+		select {
+		case a = <-first:
+		case <-r.ended:
+			return
+		}
 		if a.Err != nil || !a.Mine {
 			c <- a
 			return
