@@ -832,7 +832,7 @@ func (x *Smtp) GetOauth2() *OAuth2 {
 // waits and loses no attempt.
 //
 // Changing token_url, client_id or grant, or what smtp.password hangs on, without giving the
-// secrets again drops them.
+// secrets again drops them. So does another mailbox in from while smtp.username is empty.
 type OAuth2 struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED but with GRANT_SERVICE_ACCOUNT, whose key holds it. At most 255 characters.

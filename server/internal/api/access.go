@@ -34,10 +34,16 @@ func mayHand(ctx context.Context, k store.Kind, s *store.MailServer) error {
 // administrator has allowed.
 func mayConfigure(ctx context.Context, before, s *store.MailServer) error {
 	what := reserved(s)
-	if what == "" || before != nil && before.SMTP != nil && s.SMTP != nil && sameLogin(before.SMTP, s.SMTP) || before != nil && before.SMTP == nil && s.SMTP == nil {
+	if what == "" || before != nil && sameUse(before, s) {
 		return nil
 	}
 	return access.From(ctx).SystemAdmin(what)
+}
+
+// sameUse: mail goes the same way, in the same name. The name counts because such a mail server
+// may take any sender from this machine.
+func sameUse(a, b *store.MailServer) bool {
+	return a.From == b.From && (a.SMTP == nil && b.SMTP == nil || sameLogin(a, b))
 }
 
 // reserved names what of a configuration only system administrators may set: what reaches this

@@ -433,6 +433,24 @@ func TestReservedForSystemAdmins(t *testing.T) {
 	if _, err := admin.UpdateMailServer(c, &pb.UpdateMailServerRequest{MailServer: &pb.MailServer{Name: "local", DisplayName: "ours"}}); err != nil {
 		t.Errorf("a new display_name: %v", err)
 	}
+	// It takes every sender, and so the sender is the system administrator's word, too.
+	r.server("program", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { m.Team, m.Type, m.Smtp = "t1", pb.MailServer_TYPE_LOCALHOST, nil })
+	r.server("mailbox", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) {
+		m.Team, m.Smtp.Host, m.Smtp.Encryption, m.Smtp.Auth = "t1", "mx.example", pb.Smtp_ENCRYPTION_STARTTLS, pb.Smtp_AUTH_XOAUTH2
+		m.Smtp.Oauth2 = &pb.OAuth2{ClientId: "app", TokenUrl: "https://login.example/token", Grant: pb.OAuth2_GRANT_CLIENT_CREDENTIALS, ClientSecret: "s"}
+	})
+	for _, name := range []string{"local", "program", "mailbox"} {
+		another := &pb.MailServer{Name: name, From: "ceo@x.example"}
+		if _, err := admin.UpdateMailServer(c, &pb.UpdateMailServerRequest{MailServer: another}); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("another sender of %s: got %v, want PERMISSION_DENIED", name, err)
+		}
+		if _, err := admin.TestMailServer(c, &pb.TestMailServerRequest{Name: name, MailServer: another}); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("TestMailServer of another sender of %s: got %v, want PERMISSION_DENIED", name, err)
+		}
+	}
+	if _, err := admin.UpdateMailServer(c, &pb.UpdateMailServerRequest{MailServer: &pb.MailServer{Name: "mx", From: "b@x.example"}}); err != nil {
+		t.Errorf("another sender of the team's own mail server: %v", err)
+	}
 	if _, err := admin.RunBatch(c, &pb.RunBatchRequest{}); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("RunBatch of everything: got %v, want PERMISSION_DENIED", err)
 	}

@@ -235,12 +235,12 @@ func (a *API) change(s *store.MailServer, changes *pb.MailServer, mask *fieldmas
 	if err := c.Err(); err != nil {
 		return outbound.Secrets{}, err
 	}
-	before := s.SMTP
+	before := *s
 	fill(s, m)
 	if s.SMTP == nil {
 		return outbound.Secrets{}, nil
 	}
-	dropSecrets(s, before, mask)
+	dropSecrets(s, &before, mask)
 	a.seal(s, given(m))
 	return given(m), nil
 }

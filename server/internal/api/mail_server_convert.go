@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
@@ -139,8 +140,9 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 // sameLogin: the stored password may still be used, because it would go to the same place in
 // the same way. The authorities belong to it: with one of their own, callers could take the
 // host's place and be told the password.
-func sameLogin(a, b *store.SMTP) bool {
-	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && a.Username == b.Username &&
+func sameLogin(x, y *store.MailServer) bool {
+	a, b := x.SMTP, y.SMTP
+	return a != nil && b != nil && a.Host == b.Host && a.Port == b.Port && a.Encryption == b.Encryption && outbound.Username(x) == outbound.Username(y) &&
 		a.Auth == b.Auth && certificates(a.CAPEM) == certificates(b.CAPEM) && sameOAuth(a.OAuth, b.OAuth)
 }
 

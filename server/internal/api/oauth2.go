@@ -73,8 +73,8 @@ func (a *API) seal(s *store.MailServer, g outbound.Secrets) {
 
 // dropSecrets takes those stored secrets out of s that the mask names, and all of them where
 // they would go to another place, or in another way, than they were given for.
-func dropSecrets(s *store.MailServer, before *store.SMTP, mask *fieldmaskpb.FieldMask) {
-	same := sameLogin(before, s.SMTP)
+func dropSecrets(s, before *store.MailServer, mask *fieldmaskpb.FieldMask) {
+	same := sameLogin(before, s)
 	if !same || names(mask, "smtp.password") {
 		s.SMTP.SealedPassword = nil
 	}

@@ -152,9 +152,20 @@ func TestOAuth2(t *testing.T) {
 	if o := r.oauthOf("main"); !o.HasClientSecret || len(o.Scopes) != 2 {
 		t.Errorf("after a change of the scopes: %v, want the secret kept", o)
 	}
-	for what, change := range map[string]*pb.Smtp{"token_url": {Oauth2: &pb.OAuth2{TokenUrl: "http://127.0.0.1:9/"}}, "client_id": {Oauth2: &pb.OAuth2{ClientId: "other"}},
-		"host": {Host: "localhost"}, "username": {Username: "b@x.example"}} {
-		update("", &pb.MailServer{Smtp: change})
+	update("", &pb.MailServer{From: "Books <shop@x.example>"})
+	if o := r.oauthOf("main"); !o.HasClientSecret {
+		t.Error("a sender's other name drops the secret, want it kept: the mailbox is the same")
+	}
+	for _, x := range []struct {
+		what   string
+		change *pb.MailServer
+	}{{"token_url", &pb.MailServer{Smtp: &pb.Smtp{Oauth2: &pb.OAuth2{TokenUrl: "http://127.0.0.1:9/"}}}},
+		{"client_id", &pb.MailServer{Smtp: &pb.Smtp{Oauth2: &pb.OAuth2{ClientId: "other"}}}},
+		{"host", &pb.MailServer{Smtp: &pb.Smtp{Host: "localhost"}}},
+		{"the sender's mailbox, which is the login", &pb.MailServer{From: "boss@x.example"}},
+		{"username", &pb.MailServer{Smtp: &pb.Smtp{Username: "b@x.example"}}}} {
+		what := x.what
+		update("", x.change)
 		if o := r.oauthOf("main"); o.HasClientSecret {
 			t.Errorf("after a change of %s the secret is still there", what)
 		}
@@ -183,8 +194,8 @@ func TestOAuth2(t *testing.T) {
 			t.Errorf("the audit holds a sealed secret: %s", a[3])
 		}
 	}
-	if changed != 9 {
-		t.Errorf("%d audit rows say that the secret changed, want 9: four dropped and given again, one cleared", changed)
+	if changed != 11 {
+		t.Errorf("%d audit rows say that the secret changed, want 11: five dropped and given again, one cleared", changed)
 	}
 	r.nowhere("cl1ent-s3cret", "tok1")
 }

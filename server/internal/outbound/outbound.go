@@ -88,6 +88,6 @@ func (o *Outbound) RelayWith(s *store.MailServer, password string) smtpx.Relay {
 	if helo == "" {
 		helo = o.helo
 	}
-	return smtpx.Relay{Host: x.Host, Port: x.Port, Encryption: smtpx.Encryption(x.Encryption), Auth: smtpx.Auth(x.Auth), Username: username(s),
+	return smtpx.Relay{Host: x.Host, Port: x.Port, Encryption: smtpx.Encryption(x.Encryption), Auth: smtpx.Auth(x.Auth), Username: Username(s),
 		Password: password, HeloName: helo, CAPEM: []byte(x.CAPEM), AllowPlaintextAuth: x.AllowPlaintextAuth, Timeouts: smtpx.Timeouts{Connect: x.Timeout}}
 }

@@ -58,8 +58,8 @@ func (o *Outbound) UseTokens(servers Servers, allow func(netip.AddrPort) error, 
 // the provider replaces meanwhile is stored by then.
 func (o *Outbound) Wait() { o.tokens.flights.Wait() }
 
-// username is the login name. With access tokens it is the sender's mailbox.
-func username(s *store.MailServer) string {
+// Username is the login name. With access tokens it is the sender's mailbox where none is set.
+func Username(s *store.MailServer) string {
 	if s.SMTP.Username != "" || s.SMTP.OAuth == nil {
 		return s.SMTP.Username
 	}
@@ -71,19 +71,20 @@ func username(s *store.MailServer) string {
 }
 
 // oauthPlace is what a secret of an OAuth 2 login belongs to: what a password does, because the
-// token goes there, and who is shown the secret.
-func oauthPlace(secret, name string, x *store.SMTP) string {
-	o := x.OAuth
-	return seal.Place("mail_server.oauth2."+secret, name, x.Host, strconv.Itoa(x.Port), x.Encryption, x.Username, x.Auth, x.CAPEM, o.TokenURL, o.ClientID, o.Grant)
+// token goes there, and who is shown the secret. The mailbox is among it also where from names
+// it: the key of a service account opens every mailbox of its domain.
+func oauthPlace(secret string, s *store.MailServer) string {
+	x, o := s.SMTP, s.SMTP.OAuth
+	return seal.Place("mail_server.oauth2."+secret, s.Name, x.Host, strconv.Itoa(x.Port), x.Encryption, Username(s), x.Auth, x.CAPEM, o.TokenURL, o.ClientID, o.Grant)
 }
 
 // SealOAuth seals the given secrets of an OAuth 2 login into s. What is not given stays.
 func (o *Outbound) SealOAuth(s *store.MailServer, given Secrets) {
 	if given.ClientSecret != "" {
-		s.SMTP.OAuth.SealedClientSecret = o.keys.Seal(given.ClientSecret, oauthPlace("client_secret", s.Name, s.SMTP))
+		s.SMTP.OAuth.SealedClientSecret = o.keys.Seal(given.ClientSecret, oauthPlace("client_secret", s))
 	}
 	if given.Grant != "" {
-		s.SMTP.OAuth.SealedGrant = o.keys.Seal(given.Grant, oauthPlace("grant", s.Name, s.SMTP))
+		s.SMTP.OAuth.SealedGrant = o.keys.Seal(given.Grant, oauthPlace("grant", s))
 	}
 }
 
@@ -119,7 +120,7 @@ func (o *Outbound) RelayToTest(s *store.MailServer, given Secrets) (smtpx.Relay,
 func (o *Outbound) source(s *store.MailServer, given Secrets) *oauth.Source {
 	x := s.SMTP.OAuth
 	conf := oauth.Config{Client: o.tokens.client, Logger: o.tokens.logger, Go: o.tokens.flights.Go,
-		Login: oauth.Login{TokenURL: x.TokenURL, ClientID: x.ClientID, Scopes: x.Scopes, Grant: oauth.Grant(x.Grant), Mailbox: username(s), CAPEM: []byte(s.SMTP.CAPEM)}}
+		Login: oauth.Login{TokenURL: x.TokenURL, ClientID: x.ClientID, Scopes: x.Scopes, Grant: oauth.Grant(x.Grant), Mailbox: Username(s), CAPEM: []byte(s.SMTP.CAPEM)}}
 	stored := len(x.SealedClientSecret) > 0 || len(x.SealedGrant) > 0
 	// the sealed grant that was opened last; one request at a time reads and replaces it
 	var sealed []byte
@@ -138,7 +139,7 @@ func (o *Outbound) source(s *store.MailServer, given Secrets) *oauth.Source {
 	if given.Grant == "" && stored && o.tokens.servers != nil {
 		conf.Rotated = func(ctx context.Context, _, token string) error {
 			// not ok: a person or another replica has stored another, which is used next time
-			_, err := o.tokens.servers.ReplaceGrant(ctx, s.Name, sealed, o.keys.Seal(token, oauthPlace("grant", s.Name, s.SMTP)))
+			_, err := o.tokens.servers.ReplaceGrant(ctx, s.Name, sealed, o.keys.Seal(token, oauthPlace("grant", s)))
 			return err
 		}
 	}
@@ -153,7 +154,7 @@ func (f *fault) Error() string { return f.text }
 // Hint is what a person can do about it.
 func (f *fault) Hint() string { return f.hint }
 
-const giveSecrets = "give the secrets of oauth2; stored ones are dropped when token_url, client_id, grant, host, port, encryption, auth, username or ca_pem change"
+const giveSecrets = "give the secrets of oauth2; stored ones are dropped when token_url, client_id, grant, host, port, encryption, auth, username (or from, where it stands in for it) or ca_pem change"
 
 // open opens the secrets that are stored in now, for the login of s and no other: a secret of a
 // configuration that somebody has changed meanwhile does not open.
@@ -167,7 +168,7 @@ func (o *Outbound) open(s, now *store.MailServer, given Secrets) (oauth.Secrets,
 		if *x.to != "" || now.SMTP == nil || now.SMTP.OAuth == nil || len(x.sealed(now.SMTP.OAuth)) == 0 {
 			continue
 		}
-		place := oauthPlace(x.name, s.Name, s.SMTP)
+		place := oauthPlace(x.name, s)
 		var err error
 		if *x.to, err = o.keys.Open(x.sealed(now.SMTP.OAuth), place, place); err != nil {
 			return have, &fault{err.Error(), "give the secrets again, or start the service with the key file they were sealed with"}
