@@ -113,9 +113,10 @@ type DispatchClient interface {
 	ListArchivedMails(ctx context.Context, in *ListArchivedMailsRequest, opts ...grpc.CallOption) (*ListArchivedMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are
 	// tried again, accepted ones never. A mail of unknown outcome is taken only when its id is
-	// given, and is flagged possible_duplicate. A held mail is released by it, and one with
-	// send_after in the future does not wait for it. The batch sends them, whatever the mode.
-	// Mails that cannot be retried are listed in failures and do not end the call.
+	// given, and is flagged possible_duplicate. One with send_after in the future does not wait
+	// for it. A held mail is released by it where the caller is an administrator, and is listed
+	// in failures for others. The batch sends them, whatever the mode. Mails that cannot be
+	// retried are listed in failures and do not end the call.
 	RetryMails(ctx context.Context, in *RetryMailsRequest, opts ...grpc.CallOption) (*RetryMailsResponse, error)
 	// CancelMails ends mails of the due-out journal: they move to the archive journal as
 	// CANCELLED, with what is known of their recipients. One that is SENDING is cancelled as well
@@ -476,9 +477,10 @@ type DispatchServer interface {
 	ListArchivedMails(context.Context, *ListArchivedMailsRequest) (*ListArchivedMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are
 	// tried again, accepted ones never. A mail of unknown outcome is taken only when its id is
-	// given, and is flagged possible_duplicate. A held mail is released by it, and one with
-	// send_after in the future does not wait for it. The batch sends them, whatever the mode.
-	// Mails that cannot be retried are listed in failures and do not end the call.
+	// given, and is flagged possible_duplicate. One with send_after in the future does not wait
+	// for it. A held mail is released by it where the caller is an administrator, and is listed
+	// in failures for others. The batch sends them, whatever the mode. Mails that cannot be
+	// retried are listed in failures and do not end the call.
 	RetryMails(context.Context, *RetryMailsRequest) (*RetryMailsResponse, error)
 	// CancelMails ends mails of the due-out journal: they move to the archive journal as
 	// CANCELLED, with what is known of their recipients. One that is SENDING is cancelled as well

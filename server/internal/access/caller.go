@@ -93,9 +93,12 @@ func notYours(team string) error {
 	return apierr.New(codes.PermissionDenied, pb.ReasonTeamNotYours, "team %q is not yours", team)
 }
 
+// Admin reports whether the caller is an administrator of what it sees.
+func (c Caller) Admin() bool { return slices.Contains(c.Roles, pb.Role_ROLE_ADMIN) }
+
 // SystemAdmin is nil for a system administrator. what names the thing that only one may do.
 func (c Caller) SystemAdmin(what string) error {
-	if c.System && slices.Contains(c.Roles, pb.Role_ROLE_ADMIN) {
+	if c.System && c.Admin() {
 		return nil
 	}
 	return apierr.New(codes.PermissionDenied, pb.ReasonRoleMissing, "%s: only system administrators may", what)

@@ -456,6 +456,28 @@ func TestReservedForSystemAdmins(t *testing.T) {
 	}
 }
 
+// TestRetryReleasesForAdministratorsOnly: who may send does not let go what is held.
+func TestRetryReleasesForAdministratorsOnly(t *testing.T) {
+	r := newGuardedRig(t, storetest.SQLiteDSN(t))
+	r.server("one", pb.Mode_MODE_DAEMON)
+	sender, _ := r.token("t1", store.RoleSend)
+	admin, _ := r.token("t1", store.RoleAdmin)
+	id, batch := r.held(sender, "one")
+	d := pb.NewDispatchClient(r.conn)
+	for _, request := range []*pb.RetryMailsRequest{{Ids: []string{id}, ValidateOnly: true}, {Ids: []string{id}}, {Filter: &pb.MailFilter{BatchId: batch}}} {
+		res, err := d.RetryMails(with(ctx(t), sender), request)
+		if err != nil || res.Changed != 0 || len(res.Failures) != 1 || res.Failures[0].Reason != pb.ReasonWrongState {
+			t.Errorf("%v of a sender: got %v, %v, want one failure", request, res, err)
+		}
+	}
+	if got, err := d.GetMail(with(ctx(t), sender), &pb.GetMailRequest{Id: id}); err != nil || got.Mail.Status != pb.MailStatus_MAIL_STATUS_HELD {
+		t.Errorf("got %v, %v, want it held", got, err)
+	}
+	if res, err := d.RetryMails(with(ctx(t), admin), &pb.RetryMailsRequest{Ids: []string{id}}); err != nil || res.Changed != 1 {
+		t.Errorf("an administrator: got %v, %v, want it released", res, err)
+	}
+}
+
 // TestBoundTokens: a token hands over only what it is bound to, by every way in.
 func TestBoundTokens(t *testing.T) {
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))

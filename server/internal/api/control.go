@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/store"
@@ -90,8 +91,11 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 		return nil, err
 	}
 	now := a.Now().UTC()
-	byID := len(sel.ids) > 0
+	byID, admin := len(sel.ids) > 0, access.From(ctx).Admin()
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "RetryMails", r.Reason, func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
+		if m.Status == store.MailHeld && !admin {
+			return nil, lifecycle.Refusal("it is held, and only an administrator releases it")
+		}
 		c, err := lifecycle.Retry(m, byID, now)
 		if err == nil {
 			err = usable(m.MailServer, its)
