@@ -53,7 +53,7 @@ func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, tar
 	if err := s.auditInsert(ctx, tx, a, team, target, m); err != nil {
 		return err
 	}
-	_, err := s.linkAudit(ctx, tx)
+	_, err := s.linkAudit(ctx, tx, false)
 	return err
 }
 
@@ -130,6 +130,6 @@ func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []
 			return err
 		}
 	}
-	_, err := s.linkAudit(ctx, tx)
+	_, err := s.linkAudit(ctx, tx, false)
 	return err
 }

@@ -111,12 +111,13 @@ func (s *Store) auditStatement(ctx context.Context, tx *sqlx.Tx, name string) (*
 }
 
 // linkAudit links the rows that are not in the chain, up to 500 of them: the ones that this
-// transaction wrote, and any that an older version left. It reports how many it linked.
+// transaction wrote, and any that others left. It reports how many it linked.
 //
-// It is the last that a transaction does: on PostgreSQL the lock it takes lasts until the
-// commit, and whoever holds it waits for nobody.
-func (s *Store) linkAudit(ctx context.Context, tx *sqlx.Tx) (int, error) {
-	if err := s.dialect.lockAudit(ctx, tx); err != nil {
+// A transaction that has locked mails must not wait here: another process may hold the lock and
+// be frozen. Without wait it leaves its rows to whoever links next, at the latest
+// [Store.AuditHead], which the service asks every minute.
+func (s *Store) linkAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (int, error) {
+	if locked, err := s.dialect.lockAudit(ctx, tx, wait); err != nil || !locked {
 		return 0, err
 	}
 	head, err := s.auditHead(ctx, tx)
@@ -164,7 +165,7 @@ func (s *Store) AuditHead(ctx context.Context) (head AuditHead, err error) {
 		linked := 0
 		err = s.tx(ctx, func(tx *sqlx.Tx) error {
 			var err error
-			if linked, err = s.linkAudit(ctx, tx); err == nil {
+			if linked, err = s.linkAudit(ctx, tx, true); err == nil {
 				head, err = s.auditHead(ctx, tx)
 			}
 			return err

@@ -87,6 +87,29 @@ func TestAuditChain(t *testing.T) {
 	}
 }
 
+// TestAuditWaitsForNobody: a process that is frozen while it links rows holds up nobody's
+// change. What could not be linked then is linked afterwards.
+func TestAuditWaitsForNobody(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	release, err := s.HoldAuditLock(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	record(t, s, 2, "")
+	if took := time.Since(at); took > 5*time.Second { // an idle transaction ends after 10 s
+		t.Errorf("a change waited %v", took)
+	}
+	var linked int
+	if err := s.Get(&linked, "select count(*) from audit where seq is not null"); err != nil || linked != 0 {
+		t.Errorf("got %d linked rows (%v): the lock was not held", linked, err)
+	}
+	release()
+	if head, err := s.AuditHead(ctx); err != nil || head.Seq != 2 {
+		t.Errorf("got %v (%v), want 2 rows", head, err)
+	}
+}
+
 // TestAuditIsKept: no row can be changed or taken out by who only has the tables' rights, also
 // not by the statement that links rows.
 func TestAuditIsKept(t *testing.T) {

@@ -64,8 +64,9 @@ type dialect interface {
 	// takeBackMarked makes r's anew what it has and cannot just be let go.
 	takeBackMarked(ctx context.Context, tx *sqlx.Tx, lost string, r ReplicaID) ([]claimedRow, error)
 
-	// lockAudit makes the transactions that link rows of the audit log wait for each other.
-	lockAudit(ctx context.Context, tx *sqlx.Tx) error
+	// lockAudit lets one transaction at a time link rows of the audit log. Without wait it says
+	// whether this is the one.
+	lockAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (locked bool, err error)
 
 	// position is the place in the log of changes that everything before lies behind.
 	position(generation, horizon int64) Position

@@ -104,10 +104,14 @@ func (s onPostgres) forgetChanges(ctx context.Context, age time.Duration) (n int
 
 func (onPostgres) countsStarts() bool { return false }
 
-func (s onPostgres) lockAudit(ctx context.Context, tx *sqlx.Tx) error {
-	lock, err := s.auditStatement(ctx, tx, "audit_lock")
-	if err == nil {
-		_, err = lock.ExecContext(ctx)
+func (s onPostgres) lockAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (locked bool, err error) {
+	name := "audit_try_lock"
+	if wait {
+		name = "audit_lock"
 	}
-	return err
+	lock, err := s.auditStatement(ctx, tx, name)
+	if err == nil {
+		err = lock.GetContext(ctx, &locked)
+	}
+	return locked, err
 }

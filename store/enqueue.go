@@ -196,7 +196,7 @@ func (s *Store) insertChunks(ctx context.Context, tx *sqlx.Tx, chunks []packedMa
 		}
 	}
 	if audited {
-		if _, err := s.linkAudit(ctx, tx); err != nil {
+		if _, err := s.linkAudit(ctx, tx, false); err != nil {
 			return nil, err
 		}
 	}

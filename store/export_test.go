@@ -254,3 +254,16 @@ func (s *Store) InteractiveWork() int {
 	defer s.interactive.mu.Unlock()
 	return s.interactive.working
 }
+
+// HoldAuditLock is a process that is frozen while it links rows of the audit log.
+func (s *Store) HoldAuditLock(ctx context.Context) (release func(), err error) {
+	tx, err := s.write.BeginTxx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.dialect.lockAudit(ctx, tx, true); err != nil {
+		_ = tx.Rollback() // the first error says more
+		return nil, err
+	}
+	return func() { _ = tx.Rollback() }, nil // nothing was written
+}

@@ -59,9 +59,12 @@ const deletedText = "held: its mail server was deleted"
 // marked, and what they gave back meanwhile. It is taken from them as a person's stop takes it.
 func (s *Store) takeDeleted(ctx context.Context, server string, a Audit) (held int, err error) {
 	f := MailFilter{MailServer: server, Statuses: []MailStatus{MailQueued, MailSending, MailDeferred, MailPartiallySent}}
-	_, held, _, err = s.Modify(ctx, Everything, nil, &f, false, a, func(m *Mail, _ *MailServer) (*Change, error) {
+	_, held, _, err = s.Modify(ctx, Everything, nil, &f, false, a, func(m *Mail, its *MailServer) (*Change, error) {
 		if m.DueTime == nil {
 			return nil, nil // it waits for a person
+		}
+		if its != nil && its.DeleteTime == nil {
+			return nil, nil // somebody has taken the deletion back meanwhile
 		}
 		return &Change{Kind: SettlePark, Status: MailHeld, ResumeAt: *m.DueTime, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate,
 			LastError: deletedText, Stops: true}, nil

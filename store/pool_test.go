@@ -119,6 +119,11 @@ func TestOneConnection(t *testing.T) {
 				return err
 			}},
 			{"Recover", func() error { _, _, err := s.Recover(c, r, 5); return err }},
+			{"AuditHead", func() error { return second(s.AuditHead(c)) }},
+			{"AuditRows", func() error { return second(s.AuditRows(c, store.Everything, store.AuditFilter{}, 0, 5)) }},
+			{"ServerExists", func() error { return second(s.ServerExists(c, "ss")) }},
+			{"CheckFallback", func() error { return s.CheckFallback(c, &store.MailServer{Name: "other", Team: "sales"}) }},
+			{"ReplaceGrant", func() error { return second(s.ReplaceGrant(c, "ss", []byte("was"), []byte("now"))) }},
 			{"DeleteServer", func() error { _, _, err := s.DeleteServer(c, store.Everything, "ss", 0, true, audit); return err }},
 			{"UndeleteServer", func() error { return second(s.UndeleteServer(c, store.Everything, "ss", audit)) }},
 			{"Unregister", func() error { return s.Unregister(c, r) }},
@@ -132,7 +137,7 @@ func TestOneConnection(t *testing.T) {
 			// ask nothing
 			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "WentBack": true,
 			// of tests
-			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "AllTransaction": true, "Begin": true, "DamageWait": true, "InteractiveWork": true,
+			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "AllTransaction": true, "Begin": true, "DamageWait": true, "InteractiveWork": true, "HoldAuditLock": true,
 		}
 		for _, x := range calls {
 			called[x.name] = true

@@ -241,7 +241,8 @@ func TestReplicasShare(t *testing.T) {
 			if doubled > 0 || len(sink.IDs()) != mails || deadlocks > 0 {
 				t.Errorf("%d doubled, %d arrived, %d deadlocks", doubled, len(sink.IDs()), deadlocks)
 			}
-			if least < mails/10 {
+			// Scaled down there are about as many pages to claim as replicas.
+			if least < scaled(1, mails/10) {
 				t.Errorf("shares %v of %d", sent, mails)
 			}
 			// The scaled run is over within a second, in which a busy machine may do anything.

@@ -487,6 +487,9 @@ where id < :before::bigint and (:all::bool or team in (select value from json_ar
 order by id desc limit :max;
 
 -- name: audit_lock
--- none; the rows of two transactions are linked one after the other. The key is any number that
--- nothing else locks.
-select 1 from pg_advisory_xact_lock(4713226301);
+-- none; one transaction at a time links rows. The key is any number that nothing else locks.
+select pg_advisory_xact_lock(4713226301) is not null;
+
+-- name: audit_try_lock
+-- none; as audit_lock
+select pg_try_advisory_xact_lock(4713226301);
