@@ -189,7 +189,8 @@ type Token struct {
 	Teams []string `protobuf:"bytes,4,rep,name=teams,proto3" json:"teams,omitempty"`
 	// For all teams and for the system itself.
 	System bool `protobuf:"varint,5,opt,name=system,proto3" json:"system,omitempty"`
-	// Mail may be handed over only of these kinds; empty = of all.
+	// Mail may be handed over, retried, released, moved and sent again only of these kinds; empty
+	// = of all.
 	Kinds []Kind `protobuf:"varint,6,rep,packed,name=kinds,proto3,enum=maildispatch.v1.Kind" json:"kinds,omitempty"`
 	// Mail may be handed over only through these mail servers; empty = through all that the team
 	// may use.
@@ -333,7 +334,8 @@ type CreateTokenRequest struct {
 	Teams []string `protobuf:"bytes,3,rep,name=teams,proto3" json:"teams,omitempty"`
 	// For all teams and for the system itself.
 	System bool `protobuf:"varint,4,opt,name=system,proto3" json:"system,omitempty"`
-	// Mail may be handed over only of these kinds; empty = of all.
+	// Mail may be handed over, retried, released, moved and sent again only of these kinds; empty
+	// = of all.
 	Kinds []Kind `protobuf:"varint,5,rep,packed,name=kinds,proto3,enum=maildispatch.v1.Kind" json:"kinds,omitempty"`
 	// Mail may be handed over only through these mail servers; empty = through all that the team
 	// may use.

@@ -22,11 +22,14 @@ func (a *API) audit(ctx context.Context, action, reason string) store.Audit {
 
 // mayHand says whether the caller may hand over such mail through a mail server.
 func mayHand(ctx context.Context, k store.Kind, s *store.MailServer) error {
+	return maySend(ctx, k, s.Name)
+}
+
+// maySend says whether the caller may have such mail sent through a mail server, whoever has
+// handed it over.
+func maySend(ctx context.Context, k store.Kind, server string) error {
 	c := access.From(ctx)
-	if err := c.Hands(k); err != nil {
-		return err
-	}
-	return c.Through(s.Name)
+	return firstOf(c.Hands(k), c.Through(server))
 }
 
 // mayConfigure says whether the caller may give a mail server the configuration that it has

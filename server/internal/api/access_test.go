@@ -505,6 +505,51 @@ func TestBoundTokens(t *testing.T) {
 	}
 }
 
+// TestBoundTokensControl: what a token may not hand over it does not let go either, nor to a
+// mail server of others.
+func TestBoundTokensControl(t *testing.T) {
+	r := newGuardedRig(t, storetest.SQLiteDSN(t))
+	for _, name := range []string{"one", "two"} {
+		r.server(name, pb.Mode_MODE_DAEMON)
+	}
+	sender, _ := r.token("t1", store.RoleSend)
+	id, _ := r.held(sender, "two")
+	d := pb.NewDispatchClient(r.conn)
+	only := func(change func(*store.Token)) context.Context {
+		secret, _ := r.token("t1", store.RoleAdmin, change)
+		return with(ctx(t), secret)
+	}
+	for what, c := range map[string]context.Context{"mail servers": only(func(x *store.Token) { x.MailServers = []string{"one"} }),
+		"kinds": only(func(x *store.Token) { x.Kinds = []store.Kind{store.KindInvoice} })} {
+		bound := func(method string, failures []*pb.MailFailure, err error) {
+			t.Helper()
+			if err != nil || len(failures) != 1 || failures[0].Reason != pb.ReasonTokenBound {
+				t.Errorf("bound to %s, %s: got %v, %v, want a failure with TOKEN_BOUND", what, method, failures, err)
+			}
+		}
+		released, err := d.ReleaseMails(c, &pb.ReleaseMailsRequest{Ids: []string{id}})
+		bound("ReleaseMails", released.GetFailures(), err)
+		retried, err := d.RetryMails(c, &pb.RetryMailsRequest{Ids: []string{id}})
+		bound("RetryMails", retried.GetFailures(), err)
+		if _, err := d.ResolveMail(c, &pb.ResolveMailRequest{Id: id, Reason: "r", Resolution: pb.Resolution_RESOLUTION_RESEND}); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("bound to %s, ResolveMail: got %v, want PERMISSION_DENIED", what, err)
+		}
+		if what == "kinds" {
+			moved, err := d.MoveMails(c, &pb.MoveMailsRequest{Ids: []string{id}, MailServer: "one"})
+			bound("MoveMails", moved.GetFailures(), err)
+		} else if _, err := d.MoveMails(c, &pb.MoveMailsRequest{Ids: []string{id}, MailServer: "two"}); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("bound to %s, MoveMails to another: got %v, want PERMISSION_DENIED", what, err)
+		}
+	}
+	right := only(func(x *store.Token) { x.MailServers, x.Kinds = []string{"one"}, []store.Kind{store.KindBulk} })
+	if res, err := d.MoveMails(right, &pb.MoveMailsRequest{Ids: []string{id}, MailServer: "one"}); err != nil || res.Changed != 1 {
+		t.Errorf("MoveMails to its own mail server: got %v, %v, want it moved", res, err)
+	}
+	if res, err := d.ReleaseMails(right, &pb.ReleaseMailsRequest{Ids: []string{id}}); err != nil || res.Changed != 1 {
+		t.Errorf("ReleaseMails: got %v, %v, want it released", res, err)
+	}
+}
+
 // TestLongCallsEnd: a revoked token ends the calls that last.
 func TestLongCallsEnd(t *testing.T) {
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))

@@ -97,10 +97,7 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 			return nil, lifecycle.Refusal("it is held, and only an administrator releases it")
 		}
 		c, err := lifecycle.Retry(m, byID, now)
-		if err == nil {
-			err = usable(m.MailServer, its)
-		}
-		return c, err
+		return c, firstOf(err, maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
 	})
 	if err != nil {
 		return nil, err
@@ -152,10 +149,7 @@ func (a *API) ReleaseMails(ctx context.Context, r *pb.ReleaseMailsRequest) (*pb.
 	now := a.Now().UTC()
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "ReleaseMails", r.Reason, func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
 		c, err := lifecycle.Release(m, now)
-		if err == nil {
-			err = usable(m.MailServer, its)
-		}
-		return c, err
+		return c, firstOf(err, maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
 	})
 	if err != nil {
 		return nil, err

@@ -223,7 +223,9 @@ func failureText(err error) (reason, text string) {
 	case errors.Is(err, store.ErrFinished):
 		return pb.ReasonWrongState, "the mail is finished"
 	}
-	if e, is := apierr.As(err); is {
+	if e, is := apierr.As(err); is && e.Reason == pb.ReasonTokenBound {
+		return e.Reason, e.Text
+	} else if is {
 		return pb.ReasonWrongState, e.Text
 	}
 	return pb.ReasonWrongState, strings.TrimSpace(err.Error())

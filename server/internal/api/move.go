@@ -27,9 +27,13 @@ func (a *API) MoveMails(ctx context.Context, r *pb.MoveMailsRequest) (*pb.MoveMa
 	case to.Status != store.ServerAvailable:
 		return nil, a.fault(store.ErrServerUnavailable)
 	}
+	if err := access.From(ctx).Through(to.Name); err != nil {
+		return nil, err
+	}
 	now := a.Now().UTC()
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "MoveMails", r.Reason, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
-		return lifecycle.Move(m, to, now)
+		c, err := lifecycle.Move(m, to, now)
+		return c, firstOf(err, maySend(ctx, m.Kind, to.Name))
 	})
 	if err != nil {
 		return nil, err

@@ -41,7 +41,7 @@ func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.Re
 	now := a.Now().UTC().Truncate(time.Microsecond)
 	m, err := a.Store.ModifyMail(ctx, a.scope(ctx), id, a.audit(ctx, "ResolveMail", r.Reason), func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
 		if word == lifecycle.Resend {
-			if err := usable(m.MailServer, its); err != nil {
+			if err := firstOf(maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its)); err != nil {
 				return nil, err
 			}
 		}
