@@ -72,7 +72,7 @@ func (d dispatch) GetQueueStats(_ context.Context, req *maildispatchv1.GetQueueS
 	d.s.mu.Lock()
 	defer d.s.unlock()
 	now := time.Now()
-	res := &maildispatchv1.GetQueueStatsResponse{Counts: &maildispatchv1.MailCounts{}, Time: stamp(now)}
+	res := &maildispatchv1.GetQueueStatsResponse{Counts: &maildispatchv1.MailCounts{}, Time: stamp(now), WatchLag: durationpb.New(0)}
 	lanes := map[maildispatchv1.Priority]*maildispatchv1.GetQueueStatsResponse_Lane{}
 	for p := maildispatchv1.Priority_PRIORITY_URGENT; p >= maildispatchv1.Priority_PRIORITY_LOW; p-- {
 		lanes[p] = &maildispatchv1.GetQueueStatsResponse_Lane{Priority: p}

@@ -23,8 +23,9 @@ import (
 func TestFakeAnswersAlike(t *testing.T) {
 	t.Parallel()
 	fake := clienttest.New(t)
-	fake.Answer("nobody@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_REJECTED, SmtpCode: 550, EnhancedCode: "5.1.1", Detail: "no such user"})
-	fake.Answer("later@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_DEFERRED, SmtpCode: 451, EnhancedCode: "4.7.1", Detail: "greylisted"})
+	fake.Answer("nobody@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_REJECTED, SmtpCode: 550, EnhancedCode: "5.1.1", Detail: "no such user",
+		Failure: pb.RecipientResult_FAILURE_NO_SUCH_MAILBOX, Hint: "check the address"})
+	fake.Answer("later@y.example", clienttest.Outcome{Status: pb.RecipientResult_STATUS_DEFERRED, SmtpCode: 451, EnhancedCode: "4.7.1", Detail: "greylisted", Failure: pb.RecipientResult_FAILURE_RECIPIENT_POLICY, Hint: "wait"})
 	fake.Answer("silent@y.example", clienttest.NoReply)
 	told := &transcript{t: t, c: fake.Client(t, client.Options{})}
 	if _, err := told.c.DeleteMailServer(t.Context(), &pb.DeleteMailServerRequest{Name: "test"}); err != nil {
@@ -106,7 +107,7 @@ func own(key string, v any) any {
 			slices.SortFunc(v, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 		}
 	case string:
-		for _, k := range []string{"id", "mail_id", "message_id", "upload_id", "size_bytes", "remote_id", "detail", "message", "description", "last_error", "time", "oldest_age"} {
+		for _, k := range []string{"id", "mail_id", "message_id", "upload_id", "size_bytes", "remote_id", "detail", "message", "description", "last_error", "hint", "time", "oldest_age"} {
 			if key == k || strings.HasSuffix(key, "_time") {
 				return "set"
 			}
