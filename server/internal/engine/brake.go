@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,13 +43,13 @@ type newest struct {
 	news chan struct{} // closed and replaced at each reading
 	// read next although no drain and no connection here is theirs: whose mail goes through a
 	// fallback. Sends write it, the brake's loop takes it.
-	wanted map[string]*store.MailServer
+	wanted map[string]bool
 }
 
 // want has the next reading look at a mail server.
-func (n *newest) want(s *store.MailServer) {
+func (n *newest) want(name string) {
 	n.mu.Lock()
-	n.wanted[s.Name] = s
+	n.wanted[name] = true
 	n.mu.Unlock()
 	select {
 	case n.ask <- struct{}{}:
@@ -56,11 +58,11 @@ func (n *newest) want(s *store.MailServer) {
 }
 
 // takeWanted is what was wanted since it was last called.
-func (n *newest) takeWanted() map[string]*store.MailServer {
+func (n *newest) takeWanted() map[string]bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	wanted := n.wanted
-	n.wanted = map[string]*store.MailServer{}
+	n.wanted = map[string]bool{}
 	return wanted
 }
 
@@ -71,16 +73,13 @@ func (n *newest) reading(name string) (asked time.Time, news <-chan struct{}) {
 	return n.read[name], n.news
 }
 
-// note takes note of the versions that the database had. One whose configuration could not be
-// read yet says nothing: a dot waits for the next reading.
-func (n *newest) note(asked time.Time, used map[string]*store.MailServer, versions map[string]int64) {
+// note takes note of the versions that the database had. A mail server whose newest
+// configuration could not be read yet gets no reading: its dots wait for the next.
+func (n *newest) note(asked time.Time, names []string, versions map[string]int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for name, s := range used {
-		if known := n.byName[name]; known != nil {
-			s = known
-		}
-		if versions[name] <= s.Version {
+	for _, name := range names {
+		if s := n.byName[name]; s != nil && versions[name] <= s.Version {
 			n.read[name] = asked
 		}
 	}
@@ -146,8 +145,8 @@ func (e *Engine) mayStillTake(ctx context.Context, w way) error {
 			defer t.Stop()
 			late = t.C
 		}
-		e.newest.want(w.server)
-		e.newest.want(w.via)
+		e.newest.want(w.server.Name)
+		e.newest.want(w.via.Name)
 		select {
 		case <-news:
 		case <-late:
@@ -167,8 +166,10 @@ func (e *Engine) current(s *store.MailServer) (*store.MailServer, error) {
 	return s, err
 }
 
-// heard takes note of a mail server's configuration. A newer one ends the drain that runs under
-// an older one: what that has claimed goes back, and a new drain begins if mail may leave.
+// heard takes note of a mail server's configuration. Everybody who has read one calls it before
+// mail is sent with it: a dot leaves under the newest that was heard. A newer one ends the
+// drain that runs under an older one: what that has claimed goes back, and a new drain begins
+// if mail may leave.
 func (e *Engine) heard(s *store.MailServer) {
 	e.newest.mu.Lock()
 	was := e.newest.byName[s.Name]
@@ -231,27 +232,23 @@ func (e *Engine) brakeLoop(ctx context.Context) {
 	}
 }
 
+// lookAtServers reads the versions of the mail servers in use and whatever is newer than what
+// was heard. It compares with what was heard alone, because a dot does: what a drain or a
+// connection knows beside that may be newer and stop no dot.
 func (e *Engine) lookAtServers(ctx context.Context) {
 	used := e.newest.takeWanted()
 	for _, s := range e.relays.InUse() {
-		used[s.Name] = s
+		used[s.Name] = true
 	}
 	e.drains.mu.Lock()
 	for _, d := range e.drains.running {
-		for _, s := range []*store.MailServer{d.server, d.via} {
-			if was := used[s.Name]; was == nil || s.Version < was.Version {
-				used[s.Name] = s
-			}
-		}
+		used[d.server.Name], used[d.via.Name] = true, true
 	}
 	e.drains.mu.Unlock()
 	if len(used) == 0 {
 		return
 	}
-	names := make([]string, 0, len(used))
-	for name := range used {
-		names = append(names, name)
-	}
+	names := slices.Collect(maps.Keys(used))
 	ctx, cancel := context.WithTimeout(ctx, brakeTime) // an answer that comes later is too old
 	defer cancel()
 	asked := time.Now()
@@ -259,10 +256,10 @@ func (e *Engine) lookAtServers(ctx context.Context) {
 	if err != nil {
 		return // the claims of the batch tell about the database
 	}
-	for name, v := range versions {
-		if v > used[name].Version {
+	for _, name := range names {
+		if s := e.newest.get(name); s == nil || versions[name] > s.Version {
 			e.ServerChanged(ctx, name)
 		}
 	}
-	e.newest.note(asked, used, versions)
+	e.newest.note(asked, names, versions)
 }

@@ -345,3 +345,76 @@ func TestChangeReachesPHPMode(t *testing.T) {
 		})
 	}
 }
+
+// fresh is a mail server as it is now.
+func (r *rig) fresh(name string) *store.MailServer {
+	r.t.Helper()
+	s, err := r.store.Server(ctx(r.t), store.Everything, name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+// TestNewerThanHeard: a php-mode mail whose call has read a newer configuration than this
+// process had heard of leaves at once. A change by another replica is first met that way.
+func TestNewerThanHeard(t *testing.T) {
+	t.Parallel()
+	relay := (&smtpxtest.Server{}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.server("now", store.ModePHP, relay, store.Limits{})
+	r.change("now", true, func(s *store.MailServer) { s.Limits.MailsPerConnection = 7 })
+	r.change("now", false, func(s *store.MailServer) { s.Limits.MailsPerConnection = 8 })
+	s := r.fresh("now")
+	began := time.Now()
+	done, err := r.send(ctx(t), s, newMail(s, store.KindInvoice, "a@y.example"))
+	if err != nil || done.Status != store.MailSent {
+		t.Fatalf("after %v: %+v, %v; want it sent", time.Since(began), done, err)
+	}
+}
+
+// TestReplacedWhileItWaits: a php-mode mail that waits for a connection while another replica
+// points its mail server elsewhere does not leave under what its call had read, also when the
+// first that this process hears of the change is the call for another mail.
+func TestReplacedWhileItWaits(t *testing.T) {
+	t.Parallel()
+	arrived, answer := make(chan struct{}, 1), make(chan struct{})
+	old := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+		if c.Verb == "DOT" {
+			arrived <- struct{}{}
+			<-answer
+		}
+		return nil
+	}}).Start(t)
+	release := sync.OnceFunc(func() { close(answer) })
+	t.Cleanup(release)
+	next := (&smtpxtest.Server{}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := r.server("now", store.ModePHP, old, store.Limits{MaxConnections: 1})
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	send := func(s *store.MailServer, m *store.NewMail) {
+		calls.Go(func() {
+			if _, err := r.send(ctx(t), s, m); err != nil {
+				t.Error(err)
+			}
+		})
+		until(t, "the mail is durable", func() bool { _, err := r.store.Mail(ctx(t), store.Everything, m.ID); return err == nil })
+	}
+	send(s, newMail(s, store.KindOther, "first@y.example")) // it has the only connection
+	<-arrived
+	waiting := newMail(s, store.KindInvoice, "a@y.example")
+	send(s, waiting)
+	r.change("now", false, func(s *store.MailServer) { s.SMTP.Port = next.Port() })
+	moved := r.fresh("now")
+	other := newMail(moved, store.KindOther, "b@y.example")
+	send(moved, other)
+	release()
+	calls.Wait()
+	if n := dup(old)[waiting.ID.String()]; n != 0 {
+		t.Errorf("it left %d times at the old port", n)
+	}
+	if n := dup(next)[other.ID.String()]; n != 1 {
+		t.Errorf("the other mail arrived %d times at the new port", n)
+	}
+}

@@ -93,7 +93,7 @@ func New(cfg Config) *Engine {
 	e.results = newResults(cfg.Journal, cfg.Logger, e.held)
 	e.drains.running, e.drains.ending = map[wayKey]*drain{}, map[*drain]bool{}
 	e.newest.byName, e.newest.read = map[string]*store.MailServer{}, map[string]time.Time{}
-	e.newest.wanted = map[string]*store.MailServer{}
+	e.newest.wanted = map[string]bool{}
 	e.newest.ask, e.newest.news = make(chan struct{}, 1), make(chan struct{})
 	e.flights.byID = map[uuid.UUID]*flight{}
 	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.work.stopped,

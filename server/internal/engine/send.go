@@ -46,6 +46,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		}
 		return e.queue(ctx, m, told)
 	}
+	e.heard(sub.Server) // its caller has read it, perhaps newer than what is known here
 	f := newFlight(e, sub)
 	if !e.flights.add(f) {
 		return ErrStopping
