@@ -21,6 +21,8 @@ var (
 	// wraps connection faults: the outcome of a write may be unknown
 	ErrUnavailable = errors.New("database is unavailable")
 	ErrFull        = errors.New("database is full")
+	// access is on, and the process that writes does not ask yet, or never
+	ErrNobody = errors.New("who does this has to be known")
 )
 
 // DefaultExistsError: the team already has a default mail server.

@@ -102,7 +102,7 @@ func list[T ~string](v []T) string {
 }
 
 // CreateToken saves a token. The first one switches access on, for all processes of this
-// database and for good. Errors: *OldReplicaError, before the first one.
+// database and for good. Errors: *OldReplicaError, before the first one; ErrNobody.
 func (s *Store) CreateToken(ctx context.Context, t *Token, a Audit) error {
 	now, err := s.Now(ctx)
 	if err != nil {
@@ -110,8 +110,11 @@ func (s *Store) CreateToken(ctx context.Context, t *Token, a Audit) error {
 	}
 	return s.tx(ctx, func(tx *sqlx.Tx) error {
 		var on bool
-		if err := s.q.in(ctx, tx, "access_on").GetContext(ctx, &on); err != nil {
+		if err := s.q.in(ctx, tx, "access_lock").GetContext(ctx, &on); err != nil {
 			return err
+		}
+		if on && a.Actor == "" {
+			return ErrNobody
 		}
 		if !on {
 			var old []string
@@ -172,10 +175,17 @@ func (s *Store) Tokens(ctx context.Context, afterID string, ended bool, n int) (
 }
 
 // RevokeToken ends a token and returns it. One that is revoked already stays as it is.
-// ErrNotFound.
+// ErrNotFound, ErrNobody.
 func (s *Store) RevokeToken(ctx context.Context, id string, a Audit) (*Token, error) {
 	var out *Token
 	err := s.tx(ctx, func(tx *sqlx.Tx) error {
+		var on bool
+		if err := s.q.in(ctx, tx, "access_on").GetContext(ctx, &on); err != nil {
+			return err
+		}
+		if on && a.Actor == "" {
+			return ErrNobody
+		}
 		res, err := s.q.in(ctx, tx, "token_revoke").ExecContext(ctx, s.nowArg(), id)
 		if err != nil {
 			return err

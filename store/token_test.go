@@ -58,10 +58,10 @@ func TestTokens(t *testing.T) {
 		if err != nil || first.RevokeTime == nil || first.UseTime == nil || !first.UseTime.Equal(at) {
 			t.Fatalf("got %+v, %v, want it revoked, and used at %v", first, err, at)
 		}
-		if again, err := s.RevokeToken(ctx, "a", store.Audit{}); err != nil || !again.RevokeTime.Equal(*first.RevokeTime) {
+		if again, err := s.RevokeToken(ctx, "a", store.Audit{Actor: "me"}); err != nil || !again.RevokeTime.Equal(*first.RevokeTime) {
 			t.Fatalf("revoked again: got %+v, %v, want the first time kept", again, err)
 		}
-		if _, err := s.RevokeToken(ctx, "nobody", store.Audit{}); !errors.Is(err, store.ErrNotFound) {
+		if _, err := s.RevokeToken(ctx, "nobody", store.Audit{Actor: "me"}); !errors.Is(err, store.ErrNotFound) {
 			t.Fatalf("got %v, want ErrNotFound", err)
 		}
 		ids := func(after string, ended bool, n int) (out string) {
@@ -76,6 +76,41 @@ func TestTokens(t *testing.T) {
 		}
 		if got := ids("", false, 9) + " " + ids("", true, 9) + " " + ids("a", true, 2); got != "b abcd bc" {
 			t.Errorf("got %q, want \"b abcd bc\"", got)
+		}
+	})
+}
+
+// TestNobodyMakesOneToken: who is not known makes the first token and no other, also when many
+// try at once, and revokes none.
+func TestNobodyMakesOneToken(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		const many = 8
+		errs := make(chan error, many)
+		for i := range many {
+			go func() {
+				errs <- s.CreateToken(ctx, someToken(string(rune('a'+i)), time.Hour), store.Audit{Action: "CreateToken"})
+			}()
+		}
+		made := 0
+		for range many {
+			if err := <-errs; err == nil {
+				made++
+			} else if !errors.Is(err, store.ErrNobody) {
+				t.Error(err)
+			}
+		}
+		ts, err := s.Tokens(ctx, "", true, many)
+		if err != nil || made != 1 || len(ts) != 1 {
+			t.Fatalf("got %d made and %d stored, %v, want one", made, len(ts), err)
+		}
+		if _, err := s.RevokeToken(ctx, ts[0].ID, store.Audit{Action: "RevokeToken"}); !errors.Is(err, store.ErrNobody) {
+			t.Errorf("revoked by nobody: got %v, want ErrNobody", err)
+		}
+		if err := s.CreateToken(ctx, someToken("z", time.Hour), store.Audit{Actor: "me"}); err != nil {
+			t.Errorf("a second one of somebody: %v", err)
+		}
+		if x, err := s.RevokeToken(ctx, ts[0].ID, store.Audit{Actor: "me"}); err != nil || x.RevokeTime == nil {
+			t.Errorf("revoked by somebody: got %+v, %v", x, err)
 		}
 	})
 }

@@ -493,3 +493,7 @@ select pg_advisory_xact_lock(4713226301) is not null;
 -- name: audit_try_lock
 -- none; as audit_lock
 select pg_try_advisory_xact_lock(4713226301);
+
+-- name: access_lock
+-- one row; two first tokens at once come one behind the other
+select access_on from installation for update;

@@ -331,3 +331,7 @@ where id < :before and (:all or team in (select value from json_each(:teams))) a
   and (:actor = '' or actor = :actor) and (:action = '' or action = :action) and (:target = '' or target = :target)
   and (:since is null or time >= :since) and (:until is null or time < :until)
 order by id desc limit :max;
+
+-- name: access_lock
+-- one row; the one writer has the database to itself
+select access_on from installation;

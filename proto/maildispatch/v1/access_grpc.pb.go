@@ -39,13 +39,14 @@ const (
 type AccessAdminClient interface {
 	// CreateToken makes a token and shows its secret, this once. The first token closes a service
 	// that was open on loopback, on every replica, for good. Called again it makes another token:
-	// a secret that got lost is revoked. Errors: FAILED_PRECONDITION (OLD_REPLICA: a replica of
-	// an older version, which would go on to serve everybody, is still running).
+	// a secret that got lost is revoked. From the second on it takes a caller who is known, also
+	// where a service asks nobody (--auth none). Errors: FAILED_PRECONDITION (OLD_REPLICA: a
+	// replica of an older version, which would go on to serve everybody, is still running).
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
 	// ListTokens lists tokens, without their secrets, by id.
 	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
-	// RevokeToken ends a token for good; one that is revoked already stays as it is. Errors:
-	// NOT_FOUND (TOKEN_NOT_FOUND).
+	// RevokeToken ends a token for good; one that is revoked already stays as it is. It takes a
+	// caller who is known, also where a service asks nobody. Errors: NOT_FOUND (TOKEN_NOT_FOUND).
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 	// ListAudit lists who did what, the newest first: every change of a mail server, every
 	// person's decision about mail, every Test, batch run and token. An administrator of teams
@@ -138,13 +139,14 @@ func (c *accessAdminClient) GetServiceInfo(ctx context.Context, in *GetServiceIn
 type AccessAdminServer interface {
 	// CreateToken makes a token and shows its secret, this once. The first token closes a service
 	// that was open on loopback, on every replica, for good. Called again it makes another token:
-	// a secret that got lost is revoked. Errors: FAILED_PRECONDITION (OLD_REPLICA: a replica of
-	// an older version, which would go on to serve everybody, is still running).
+	// a secret that got lost is revoked. From the second on it takes a caller who is known, also
+	// where a service asks nobody (--auth none). Errors: FAILED_PRECONDITION (OLD_REPLICA: a
+	// replica of an older version, which would go on to serve everybody, is still running).
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
 	// ListTokens lists tokens, without their secrets, by id.
 	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
-	// RevokeToken ends a token for good; one that is revoked already stays as it is. Errors:
-	// NOT_FOUND (TOKEN_NOT_FOUND).
+	// RevokeToken ends a token for good; one that is revoked already stays as it is. It takes a
+	// caller who is known, also where a service asks nobody. Errors: NOT_FOUND (TOKEN_NOT_FOUND).
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	// ListAudit lists who did what, the newest first: every change of a mail server, every
 	// person's decision about mail, every Test, batch run and token. An administrator of teams

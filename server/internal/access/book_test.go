@@ -57,7 +57,7 @@ func (d *desk) token(change ...func(*store.Token)) (secret, id string) {
 	for _, c := range change {
 		c(tok)
 	}
-	if err := d.CreateToken(context.Background(), tok, store.Audit{}); err != nil {
+	if err := d.CreateToken(context.Background(), tok, store.Audit{Actor: "test"}); err != nil {
 		d.t.Fatal(err)
 	}
 	d.read()
@@ -156,7 +156,7 @@ func TestWhoIsKnown(t *testing.T) {
 	if _, err := d.identify("Bearer " + mixed); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("mixed: got %v, want UNAUTHENTICATED", err)
 	}
-	if _, err := d.RevokeToken(context.Background(), id, store.Audit{}); err != nil {
+	if _, err := d.RevokeToken(context.Background(), id, store.Audit{Actor: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	d.read()
@@ -211,7 +211,7 @@ func TestCallsEnd(t *testing.T) {
 		t.Fatalf("after a minute: got ended %v and %v, want only the second", p.over(), q.over())
 	}
 	d.at = d.at.Add(48 * time.Hour) // by now it is not read any more
-	if _, err := d.RevokeToken(context.Background(), id, store.Audit{}); err != nil {
+	if _, err := d.RevokeToken(context.Background(), id, store.Audit{Actor: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	d.read()

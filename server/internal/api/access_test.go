@@ -65,7 +65,7 @@ func (r *guardedRig) token(team string, role store.Role, change ...func(*store.T
 	for _, c := range change {
 		c(tok)
 	}
-	if err := r.store.CreateToken(ctx(r.t), tok, store.Audit{}); err != nil {
+	if err := r.store.CreateToken(ctx(r.t), tok, store.Audit{Actor: "test"}); err != nil {
 		r.t.Fatal(err)
 	}
 	if err := r.book.Read(ctx(r.t)); err != nil {
@@ -179,7 +179,7 @@ func TestMatrix(t *testing.T) {
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	expired, _ := r.token("t1", store.RoleAdmin, system, func(x *store.Token) { x.ExpireTime = time.Now().Add(-time.Minute) })
 	revoked, id := r.token("t1", store.RoleAdmin, system)
-	if _, err := r.store.RevokeToken(ctx(t), id, store.Audit{}); err != nil {
+	if _, err := r.store.RevokeToken(ctx(t), id, store.Audit{Actor: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	// Every kind of token there is: team, role.
@@ -478,6 +478,35 @@ func TestRetryReleasesForAdministratorsOnly(t *testing.T) {
 	}
 }
 
+// TestNobodyMakesNoSecondToken: a replica that does not ask yet makes the first token for
+// whoever calls, and no other; who has this machine's user may.
+func TestNobodyMakesNoSecondToken(t *testing.T) {
+	r := newGuardedRig(t, storetest.SQLiteDSN(t))
+	as := func(p *access.Principal) pb.AccessAdminClient {
+		return pb.NewAccessAdminClient(r.serve(access.As(p), func(g *grpc.Server) {
+			pb.RegisterAccessAdminServer(g, r.rig.api.AccessAdmin(r.store, func(context.Context) {}, r.book.On))
+		}))
+	}
+	open, local := as(access.Everybody()), as(access.Local())
+	request := &pb.CreateTokenRequest{Name: "n", Roles: []pb.Role{pb.Role_ROLE_ADMIN}, System: true}
+	first, err := open.CreateToken(ctx(t), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open.CreateToken(ctx(t), request); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a second token: got %v, want PERMISSION_DENIED", err)
+	}
+	if _, err := open.RevokeToken(ctx(t), &pb.RevokeTokenRequest{Id: first.Info.Id}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("to revoke: got %v, want PERMISSION_DENIED", err)
+	}
+	if _, err := local.CreateToken(ctx(t), request); err != nil {
+		t.Errorf("who has this machine's user: %v", err)
+	}
+	if _, err := local.RevokeToken(ctx(t), &pb.RevokeTokenRequest{Id: first.Info.Id}); err != nil {
+		t.Errorf("who has this machine's user: %v", err)
+	}
+}
+
 // TestBoundTokens: a token hands over only what it is bound to, by every way in.
 func TestBoundTokens(t *testing.T) {
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
@@ -590,7 +619,7 @@ func TestLongCallsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.store.RevokeToken(ctx(t), id, store.Audit{}); err != nil {
+	if _, err := r.store.RevokeToken(ctx(t), id, store.Audit{Actor: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.book.Read(ctx(t)); err != nil {

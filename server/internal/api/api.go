@@ -140,6 +140,8 @@ func (a *API) fault(err error) error {
 		var c apierr.Check
 		c.Bad("mail_server.fallback", "%s", refused.Why)
 		return c.Err()
+	case errors.Is(err, store.ErrNobody):
+		return apierr.New(codes.PermissionDenied, pb.ReasonRoleMissing, "there are tokens already, and this service does not ask for them, or will in a moment: call as somebody, or use `maildispatchd token`")
 	case errors.Is(err, store.ErrExists):
 		return apierr.New(codes.AlreadyExists, pb.ReasonMailServerExists, "the name is taken, maybe by a deleted mail server")
 	case errors.Is(err, store.ErrRequestIDReused):

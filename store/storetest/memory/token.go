@@ -9,10 +9,13 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// CreateToken saves a token; the first one switches access on.
+// CreateToken saves a token; the first one switches access on. ErrNobody.
 func (s *Store) CreateToken(_ context.Context, t *store.Token, a store.Audit) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.accessOn && a.Actor == "" {
+		return store.ErrNobody
+	}
 	c := *t
 	c.CreateTime, c.ExpireTime = micro(c.CreateTime), micro(c.ExpireTime)
 	s.tokens[t.ID], s.accessOn = &c, true
@@ -47,10 +50,13 @@ func (s *Store) Tokens(_ context.Context, afterID string, ended bool, n int) ([]
 	return out, nil
 }
 
-// RevokeToken ends a token. ErrNotFound.
+// RevokeToken ends a token. ErrNotFound, ErrNobody.
 func (s *Store) RevokeToken(_ context.Context, id string, a store.Audit) (*store.Token, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.accessOn && a.Actor == "" {
+		return nil, store.ErrNobody
+	}
 	t := s.tokens[id]
 	if t == nil {
 		return nil, store.ErrNotFound
