@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -22,6 +23,8 @@ import (
 //
 // The first word is a DNS name or a URI of the certificate's subject alternative names. The
 // common name never counts. # begins a comment.
+
+var teamSlug = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // CheckNames says what is wrong with a file of names.
 func CheckNames(path string) error {
@@ -56,14 +59,19 @@ func readNames(text string) (map[string]*Principal, error) {
 
 func nameLine(words []string) (*Principal, error) {
 	p := &Principal{Actor: "certificate " + words[0], Name: words[0], ended: make(chan struct{})}
+	said := map[string]bool{}
 	for _, w := range words[1:] {
-		key, value, _ := strings.Cut(w, "=")
-		switch key {
-		case "system":
+		key, value, has := strings.Cut(w, "=")
+		if said[key] {
+			return nil, fmt.Errorf("%s stands there twice", key)
+		}
+		said[key] = true
+		switch {
+		case key == "system" && !has:
 			p.System = true
-		case "teams":
+		case key == "teams" && has:
 			p.Teams = strings.Split(value, ",")
-		case "roles":
+		case key == "roles" && has:
 			for r := range strings.SplitSeq(value, ",") {
 				role, ok := roles[store.Role(r)]
 				if !ok {
@@ -76,8 +84,8 @@ func nameLine(words []string) (*Principal, error) {
 		}
 	}
 	for _, team := range p.Teams {
-		if team == "" {
-			return nil, errors.New("a team is empty")
+		if !teamSlug.MatchString(team) {
+			return nil, fmt.Errorf("%q is not a team: [a-z0-9][a-z0-9-]{0,62}", team)
 		}
 	}
 	if len(p.Roles) == 0 || p.System == (len(p.Teams) > 0) {

@@ -60,7 +60,8 @@ func TestNames(t *testing.T) {
 	if err := b.Read(context.Background()); err == nil || stays.over() || b.state.Load().names["billing.internal"] != stays {
 		t.Errorf("a file that is wrong: got %v, want an error and the names of before", err)
 	}
-	for _, bad := range []string{"x", "x roles=send", "x teams=t1", "x roles=send teams=t1 system", "x roles=send teams=", "x roles=send teams=t1 y", "x roles=send system\nx roles=send system"} {
+	for _, bad := range []string{"x", "x roles=send", "x teams=t1", "x roles=send teams=t1 system", "x roles=send teams=", "x roles=send teams=t1 y", "x roles=send system\nx roles=send system",
+		"x roles=send system=false", "x roles=send system=", "x roles=send roles=admin teams=t1", "x roles=send teams=t1 teams=t2", "x roles=send teams=T1", "x roles=send teams=t1,*"} {
 		if _, err := readNames(bad); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
