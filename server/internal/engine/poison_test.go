@@ -11,6 +11,7 @@ import (
 
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
+	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
@@ -292,5 +293,67 @@ func TestSuspectsGoAlone(t *testing.T) {
 	}
 	if most.Load() != 1 || relay.Conns() < 2 {
 		t.Errorf("%d suspects at once over %d connections", most.Load(), relay.Conns())
+	}
+}
+
+// TestTwoOwnersOfOneNumber: an owner leaves a mail after a transaction that refused one of its
+// recipients for now, and the attempt does not count. The next begins with that recipient again
+// and dies behind the mark: the outcome is unknown of that one too, and an invoice is not sent
+// again by itself.
+func TestTwoOwnersOfOneNumber(t *testing.T) {
+	t.Parallel()
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			st := storetest.Open(t, dsn)
+			r := &rig{t: t, store: st}
+			s := r.server("bills", store.ModeDaemon, (&smtpxtest.Server{}).Start(t), store.Limits{})
+			m := newMail(s, store.KindInvoice, "a@y.example", "b@y.example", "c@y.example")
+			r.queue(s, m)
+			write := func(s *store.Settlement) {
+				t.Helper()
+				if a := <-st.Settle(s); a.Err != nil || !a.Mine {
+					t.Fatalf("%+v", a)
+				}
+			}
+			begin := func(name string, ttl time.Duration) *lifecycle.Attempt {
+				t.Helper()
+				owner, err := st.Register(ctx(t), name, ttl)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cs, err := st.Claim(ctx(t), owner, "bills", 10, store.AnyPriority)
+				if err != nil || len(cs) != 1 {
+					t.Fatalf("%d %v", len(cs), err)
+				}
+				a := lifecycle.Begin(cs[0], owner, time.Now())
+				a.AtMost(2)
+				return a
+			}
+			first := begin("leaves", time.Minute)
+			ok, busy := smtpx.Reply{Code: 250, Text: "ok"}, smtpx.Reply{Code: 450, Enhanced: "4.2.1", Text: "busy"}
+			first.After(first.Next(), smtpx.Outcome{DotSent: true, Recipients: []smtpx.RecipientOutcome{
+				{Status: smtpx.StatusAccepted, Phase: smtpx.PhaseDot, Reply: ok}, {Status: smtpx.StatusDeferred, Phase: smtpx.PhaseRcpt, Reply: busy}}}, time.Now())
+			write(first.Progress())
+			if err := st.Unregister(ctx(t), first.Owner); err != nil {
+				t.Fatal(err)
+			}
+			next := begin("dies", -time.Second)
+			if next.Number() != 1 || next.Left() != 2 {
+				t.Fatalf("attempt %d with %d recipients, want attempt 1 with 2", next.Number(), next.Left())
+			}
+			write(next.Mark())
+			me, err := st.Register(ctx(t), "rescues", time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, adopted, err := st.Recover(ctx(t), me, 10)
+			if err != nil || len(adopted) != 1 {
+				t.Fatalf("%d %v", len(adopted), err)
+			}
+			write(lifecycle.Crash(adopted[0], me, time.Now()).Settlement)
+			if got := r.mail(m.ID); got.Status != store.MailUnknown || statuses(got) != "auu" {
+				t.Errorf("got %s, recipients %s; want it parked as unknown, auu", got.Status, statuses(got))
+			}
+		})
 	}
 }

@@ -300,22 +300,19 @@ func policy(o smtpx.Outcome) bool {
 
 // leaveUnknown gives up on a transaction whose dot may have left and whose reply nobody read.
 // Which recipients it had needs no record: they are always among the first MaxRecipients that
-// need sending and that no earlier transaction of the same attempt has decided. Where the mail
-// server takes fewer at once, the rest of these is called unknown as well: better too many than
-// one too few.
+// need sending and that no earlier transaction of the same attempt has decided. A result with
+// this attempt's number may be of an earlier owner's, whose attempt was broken off and did not
+// count: this owner has begun with that recipient again. So those up to there are called
+// unknown as well, and so is the rest where the mail server takes fewer at once: better too
+// many than one too few.
 func (a *Attempt) leaveUnknown(why string, now time.Time) {
-	var left []int
-	for _, p := range a.todo {
+	for undecided := 0; len(a.todo) > 0 && undecided < smtpx.MaxRecipients; a.todo = a.todo[1:] {
+		p := a.todo[0]
 		if _, decided := a.Result(p); !decided {
-			left = append(left, p)
+			undecided++
 		}
-	}
-	a.todo = left
-	chunk := a.todo[:min(len(a.todo), smtpx.MaxRecipients)]
-	for _, p := range chunk {
 		a.results[p] = store.RecipientResult{Status: store.RecipientUnknown, Attempt: a.Number(), Time: now, Detail: why}
 	}
-	a.todo = a.todo[len(chunk):]
 	a.decided++ // the attempt counts
 }
 

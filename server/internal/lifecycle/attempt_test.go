@@ -139,6 +139,10 @@ var attemptRules = []attemptRule{
 	{"adopted, the first hundred of 150", "bulk p*150", "crash", "retry deferred due=backoff1 outcome=unknown n=1 crashes=1 dup u*100p*50"},
 	{"adopted, invoice, the first hundred of 150", "invoice p*150", "crash", "retry deferred due=backoff1 outcome=deferred n=1 crashes=1 u*100p*50"},
 	{"adopted, the second hundred of 150", "invoice this=1 a*100p*50", "crash", "park unknown outcome=unknown n=1 crashes=1 a*100u*50"},
+	{"adopted, an earlier owner's attempt did not count", "invoice this=1 a*9dpp", "crash", "park unknown outcome=unknown n=1 crashes=1 aaaaaaaaauuu"},
+	{"adopted, only what an earlier owner had been refused", "invoice this=1 ad", "crash", "park unknown outcome=unknown n=1 crashes=1 au"},
+	{"adopted, an earlier owner was refused the first hundred", "invoice this=1 d*60p*140", "crash", "retry deferred due=backoff1 outcome=deferred n=1 crashes=1 u*160p*40"},
+	{"it made the service panic, an earlier owner's attempt did not count", "invoice this=1 a*9dpp", "marked panic", "park unknown outcome=unknown n=1 aaaaaaaaauuu"},
 
 	// Suspicion.
 	{"survived", "bulk crashes=2 p", "d", "retry deferred due=backoff1 outcome=deferred n=1 d"},
