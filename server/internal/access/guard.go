@@ -117,8 +117,10 @@ func (s *stream) RecvMsg(m any) error {
 		return err
 	}
 	err := s.ServerStream.RecvMsg(m)
-	if err == nil {
-		err = s.known() // it may have waited for long
+	if err == nil || err == io.EOF { // it may have waited for long, and the end commits, too
+		if gone := s.known(); gone != nil {
+			return gone
+		}
 	}
 	if s.begun || err != nil && err != io.EOF {
 		return err

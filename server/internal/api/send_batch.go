@@ -154,6 +154,9 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 			return b.a.fault(err)
 		}
 		if b.sum.Received++; b.sum.Received%composed == 0 {
+			if err := b.known(); err != nil {
+				return err
+			}
 			b.a.Sender.Yield(b.ctx)
 		}
 		// a caller who waits goes first; composing would keep the processor for 10 ms
@@ -192,8 +195,14 @@ func (b *batch) reject(r *pb.BatchRejection) {
 	}
 }
 
+// known is nil while the caller is: a message takes long to compose.
+func (b *batch) known() error { return access.From(b.ctx).Err() }
+
 // commit hands the chunk to a commit beside this goroutine, waiting while there are enough.
 func (b *batch) commit() error {
+	if err := b.known(); err != nil {
+		return err
+	}
 	if len(b.mails) == 0 {
 		return b.a.fault(b.ctx.Err())
 	}
@@ -249,6 +258,9 @@ func (b *batch) fail(err error) error {
 
 // end commits what is left, and with strict everything.
 func (b *batch) end() error {
+	if err := b.known(); err != nil {
+		return err
+	}
 	if b.opts.GetStrict() {
 		if len(b.sum.Rejections) == 0 && len(b.mails) > 0 {
 			if err := b.write(b.mails, b.places, true); err != nil {
