@@ -91,16 +91,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if !back.Since.IsZero() {
 		log.Error(wentBack(back))
 	}
-	// The mail program of this machine is reached on purpose, whatever the destinations say
-	// about loopback.
-	local := &smtpx.Dialer{}
-	remote := &smtpx.Dialer{Allow: dest.Check}
-	dialer := func(s *store.MailServer) *smtpx.Dialer {
-		if s.Type == store.TypeLocalhost {
-			return local
-		}
-		return remote
-	}
+	s := &Server{cfg: cfg, log: log, store: st, outbound: out, listener: l, health: health.NewServer()}
+	// the book is there before anything is dialled
+	dial := newDialers(dest, func() bool { return s.book.On() })
 	host, _ := os.Hostname() // only a name for people
 	eng := engine.New(engine.Config{Journal: st, Logger: log, Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), BatchInterval: cfg.BatchInterval,
 		Dial: func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
@@ -108,7 +101,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			if err != nil {
 				return nil, err
 			}
-			sess, err := dialer(s).Dial(ctx, r)
+			sess, err := dial.to(s).Dial(ctx, r)
 			if err != nil {
 				return nil, err
 			}
@@ -118,9 +111,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		TokenKey: keys.Derive("page tokens"),
 		Now:      eng.Now,
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
-			return smtpx.Probe(ctx, dialer(s), r, o)
+			return smtpx.Probe(ctx, dial.to(s), r, o)
 		}})
-	s := &Server{cfg: cfg, log: log, store: st, outbound: out, engine: eng, listener: l, health: health.NewServer()}
+	s.engine = eng
 	s.book, err = access.NewBook(ctx, access.Config{Store: st, Mode: access.Mode(cfg.Auth), Loopback: cfg.OnLoopback(), Names: cfg.ClientNames, Logger: log})
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close())

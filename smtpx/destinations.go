@@ -111,6 +111,15 @@ func (d *Destinations) Check(ap netip.AddrPort) error {
 	return nil
 }
 
+// CheckElsewhere is Check for an address of another machine: never loopback, whatever the spec
+// says.
+func (d *Destinations) CheckElsewhere(ap netip.AddrPort) error {
+	if slices.ContainsFunc(unwrap(ap.Addr()), netip.Addr.IsLoopback) {
+		return ErrNotAllowed
+	}
+	return d.Check(ap)
+}
+
 func (d *Destinations) allows(a netip.Addr, port uint16) bool {
 	return slices.ContainsFunc(d.rules, func(r destination) bool {
 		if port < r.from || port > r.to {

@@ -58,7 +58,7 @@ func reserved(s *store.MailServer) string {
 		return "a mail server of TYPE_LOCALHOST"
 	case x == nil:
 		return ""
-	case onThisMachine(x.Host):
+	case OnThisMachine(x.Host):
 		return "a mail server on this machine"
 	case x.CAPEM != "":
 		return "a mail server with ca_pem"
@@ -68,9 +68,9 @@ func reserved(s *store.MailServer) string {
 	return ""
 }
 
-// onThisMachine knows loopback by its name or address. A name that only resolves to it is the
+// OnThisMachine knows loopback by its name or address. A name that only resolves to it is the
 // business of whoever dials.
-func onThisMachine(host string) bool {
+func OnThisMachine(host string) bool {
 	host = strings.TrimSuffix(strings.ToLower(host), ".")
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return true
