@@ -114,7 +114,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			return smtpx.Probe(ctx, dial.to(s), r, o)
 		}})
 	s.engine = eng
-	s.book, err = access.NewBook(ctx, access.Config{Store: st, Mode: access.Mode(cfg.Auth), Loopback: cfg.OnLoopback(), Names: cfg.ClientNames, Logger: log})
+	s.book, err = access.NewBook(ctx, access.Config{Store: st, Mode: access.Mode(cfg.Auth), Loopback: cfg.OnLoopback(), Names: cfg.ClientNames, Logger: log, Now: eng.Now})
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close())
 	}

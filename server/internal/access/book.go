@@ -140,7 +140,9 @@ func (b *Book) asks(s *state) bool {
 func (b *Book) merge(had map[string]*token, read []*store.Token) map[string]*token {
 	out := make(map[string]*token, len(read))
 	for _, t := range read {
-		if k := had[t.ID]; k != nil && k.revoked == (t.RevokeTime != nil) {
+		// One that was ended while the clock was ahead begins anew.
+		early := func(k *token) bool { return k.over() && !k.revoked && b.cfg.Now().Before(t.ExpireTime) }
+		if k := had[t.ID]; k != nil && k.revoked == (t.RevokeTime != nil) && !early(k) {
 			out[t.ID] = k
 			continue
 		}

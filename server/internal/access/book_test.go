@@ -64,6 +64,24 @@ func (d *desk) token(change ...func(*store.Token)) (secret, id string) {
 	return secret, id
 }
 
+// TestClockThatWasAhead: a token that was ended while the clock was ahead is good again.
+func TestClockThatWasAhead(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, Required, true)
+	secret, _ := d.token()
+	d.at = d.at.Add(2 * time.Hour)
+	d.book.sweep()
+	d.at = d.at.Add(-2 * time.Hour)
+	d.read()
+	p, err := d.book.identify(context.Background(), metadata.Pairs("authorization", "Bearer "+secret))
+	if err == nil {
+		err = Caller{Principal: p}.Err()
+	}
+	if err != nil {
+		t.Errorf("got %v, want it known", err)
+	}
+}
+
 func (d *desk) read() {
 	d.t.Helper()
 	if err := d.book.Read(context.Background()); err != nil && !d.away {
