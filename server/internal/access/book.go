@@ -60,6 +60,9 @@ type Book struct {
 	mu sync.Mutex // one reading at a time; guards file and what becomes the next state
 	// the text that names were read from
 	file string
+
+	pairMu sync.Mutex // guards pairs; calls take it, and a reading behind mu
+	pairs  map[pair]*Principal
 }
 
 // state is what was read. It is not written to once calls can see it.
@@ -89,7 +92,7 @@ func NewBook(ctx context.Context, cfg Config) (*Book, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	b := &Book{cfg: cfg}
+	b := &Book{cfg: cfg, pairs: map[pair]*Principal{}}
 	open := Everybody()
 	open.ended = make(chan struct{})
 	b.state.Store(&state{open: open})
@@ -119,6 +122,7 @@ func (b *Book) Read(ctx context.Context) error {
 	}
 	b.state.Store(next)
 	end(old, next)
+	b.endPairs()
 	if dbErr != nil {
 		return dbErr
 	}
@@ -216,6 +220,7 @@ func (b *Book) sweep() {
 			close(t.ended)
 		}
 	}
+	b.endPairs()
 }
 
 // over reports whether a principal was ended already. Only who holds the book's lock ends one.
@@ -274,9 +279,38 @@ func (b *Book) identify(ctx context.Context, md metadata.MD) (*Principal, error)
 	if err != nil || named == nil {
 		return t, err
 	}
-	both := *t
-	both.Actor += " with " + named.Actor
-	return &both, nil
+	return b.both(t, named), nil
+}
+
+// pair is a caller with a token and a certificate.
+type pair struct{ token, named *Principal }
+
+// both is the principal of a pair. It ends with either.
+func (b *Book) both(t, named *Principal) *Principal {
+	b.pairMu.Lock()
+	defer b.pairMu.Unlock()
+	k := pair{t, named}
+	if had := b.pairs[k]; had != nil {
+		return had
+	}
+	p := *t
+	p.Actor += " with " + named.Actor
+	p.ended = make(chan struct{})
+	b.pairs[k] = &p
+	return &p
+}
+
+// endPairs ends the pairs of which one is known no more. A call that began meanwhile with what
+// was known before is ended at the next reading.
+func (b *Book) endPairs() {
+	b.pairMu.Lock()
+	defer b.pairMu.Unlock()
+	for k, p := range b.pairs {
+		if k.token.over() || k.named.over() {
+			close(p.ended)
+			delete(b.pairs, k)
+		}
+	}
 }
 
 func (b *Book) bearer(s *state, header string) (*Principal, error) {

@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"net/url"
@@ -9,6 +10,11 @@ import (
 	"path/filepath"
 	"testing"
 
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest/memory"
 )
 
@@ -64,6 +70,50 @@ func TestNames(t *testing.T) {
 		"x roles=send system=false", "x roles=send system=", "x roles=send roles=admin teams=t1", "x roles=send teams=t1 teams=t2", "x roles=send teams=T1", "x roles=send teams=t1,*"} {
 		if _, err := readNames(bad); err == nil {
 			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+// TestEndOfACertificateWithAToken: a call with both ends when either is known no more.
+func TestEndOfACertificateWithAToken(t *testing.T) {
+	t.Parallel()
+	for _, goes := range []string{"the certificate", "the token"} {
+		d := newDesk(t, Required, true)
+		d.book.cfg.Names = filepath.Join(t.TempDir(), "names")
+		names := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(d.book.cfg.Names, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d.read()
+		}
+		names("billing.internal roles=send teams=t1\n")
+		secret, id := d.token()
+		cert := &x509.Certificate{DNSNames: []string{"billing.internal"}}
+		tls := credentials.TLSInfo{State: tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{cert}}, PeerCertificates: []*x509.Certificate{cert}}}
+		call := func() *Principal {
+			t.Helper()
+			p, err := d.book.identify(peer.NewContext(context.Background(), &peer.Peer{AuthInfo: tls}), metadata.Pairs("authorization", "Bearer "+secret))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		p := call()
+		d.read()
+		if p.over() || call() != p || (Caller{Principal: p}).Err() != nil {
+			t.Errorf("before %s goes, the caller is known no more", goes)
+		}
+		if goes == "the certificate" {
+			names("other roles=send teams=t1\n")
+		} else {
+			if _, err := d.RevokeToken(context.Background(), id, store.Audit{Actor: "test"}); err != nil {
+				t.Fatal(err)
+			}
+			d.read()
+		}
+		if !p.over() || (Caller{Principal: p}).Err() == nil || len(d.book.pairs) != 0 {
+			t.Errorf("%s is gone, and the caller is still known", goes)
 		}
 	}
 }
