@@ -220,6 +220,9 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 	before := j.Left()
 	o, held := w.d.relay.Judge(ctx, w.d.via, o)
 	if held != nil {
+		if w.d.server.Fallback == "" || w.d.diverts() { // else it goes on at once
+			j.StandBack(held.RetryAt)
+		}
 		w.d.stop(held)
 	}
 	next, end := j.After(positions, o, w.e.now()), j.End()

@@ -35,7 +35,8 @@ type Attempt struct {
 	remote string        // last queue id that the relay gave
 	blame  smtpx.Failure // why no session could be had; see Blame
 	// the mail server that it goes through; "" = the mail's own
-	through string
+	through   string
+	notBefore time.Time // see StandBack
 }
 
 // freeTries is how often a mail is put on a fresh connection at once, because the connection it
@@ -248,6 +249,11 @@ func failure(r smtpx.RecipientOutcome) string {
 // Blame notes the class of what kept the attempt from having a session. A recipient that the
 // attempt gives up without a reply of its own is said to have failed of it.
 func (a *Attempt) Blame(f smtpx.Failure) { a.blame = f }
+
+// StandBack has the mail wait until behind probe, the next try of a mail server that was
+// suspended for what it said to this mail: should the words be about the mail after all, the
+// try has to meet another one, however urgent this one is.
+func (a *Attempt) StandBack(probe time.Time) { a.notBefore = probe.Add(behindProbe()) }
 
 // keepWords notes what the relay said last to a recipient that stays open: a goodbye, most
 // often. It decides nothing.

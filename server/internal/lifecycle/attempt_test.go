@@ -203,6 +203,25 @@ func (row attemptRule) run(t *testing.T) *ruleAttempt {
 
 func (row attemptRule) verdict(t *testing.T) *Verdict { return row.run(t).verdict }
 
+// TestStandBack: a mail that its mail server was suspended for is due minutes after the next
+// try of that, but not after its own expire_time.
+func TestStandBack(t *testing.T) {
+	for _, words := range []string{"bulk p", "bulk expires=15m p"} {
+		a := parseAttempt(t, words)
+		probe := a.now.Add(15 * time.Minute)
+		a.attempt.StandBack(probe)
+		a.happens("sender")
+		s := a.attempt.Finish(a.attempt.End(), "", a.limits, a.now).Settlement
+		least, most := probe.Add(3*time.Minute), probe.Add(5*time.Minute)
+		if a.mail.ExpireTime != nil {
+			least, most = *a.mail.ExpireTime, *a.mail.ExpireTime
+		}
+		if s.Kind != store.SettleRetry || s.Attempts != 0 || s.RunAt.Before(least) || s.RunAt.After(most) {
+			t.Errorf("%s: %s after %d attempts, due %v after the try", words, s.Kind, s.Attempts, s.RunAt.Sub(probe))
+		}
+	}
+}
+
 // TestProgress: what is written between two transactions keeps the flag of a possible
 // duplicate, the number of attempts, and says that some have the mail.
 func TestProgress(t *testing.T) {

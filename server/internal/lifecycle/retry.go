@@ -31,3 +31,7 @@ const ownAgain = time.Minute
 // aLittle is the wait of a mail whose relay, not itself, was in trouble while others went
 // through.
 func aLittle() time.Duration { return 5*time.Second + rand.N(10*time.Second) }
+
+// behindProbe is how long after the next try of a mail server a mail stands back; see
+// StandBack.
+func behindProbe() time.Duration { return 3*time.Minute + rand.N(2*time.Minute) }

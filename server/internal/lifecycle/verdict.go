@@ -167,6 +167,9 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 		if wait := suspectWait(s.Crashes); wait > 0 && (end == Crashed || end == Died) && s.RunAt.Before(now.Add(wait)) {
 			s.RunAt = now.Add(wait)
 		}
+		if s.RunAt.Before(a.notBefore) {
+			s.RunAt = a.notBefore
+		}
 		if a.Mail.ExpireTime != nil && s.RunAt.After(*a.Mail.ExpireTime) {
 			s.RunAt = *a.Mail.ExpireTime // looked at once more then, and put down as expired
 		}

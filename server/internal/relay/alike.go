@@ -26,9 +26,9 @@ type alike struct {
 // Judge looks whether a mail server refuses everything for good in the same way: an account at
 // its quota told as 550 5.4.5, a sender that is not its own, an address on a block list. Then
 // the refusal is about the mail server, whatever its code says, and the outcome that comes back
-// says so: it decides nothing about the mail. The error is not nil when the mail server is
-// suspended by that.
-func (r *Relay) Judge(ctx context.Context, s *store.MailServer, o smtpx.Outcome) (smtpx.Outcome, error) {
+// says so: it decides nothing about the mail. The second answer is not nil when the mail server
+// is suspended by that.
+func (r *Relay) Judge(ctx context.Context, s *store.MailServer, o smtpx.Outcome) (smtpx.Outcome, *SuspendedError) {
 	key, words := refusal(o)
 	if key == "" && !decides(o) {
 		return o, nil
@@ -52,7 +52,7 @@ func (r *Relay) Judge(ctx context.Context, s *store.MailServer, o smtpx.Outcome)
 	reason := fmt.Sprintf("refuses every mail in the same way: %s", words)
 	until := r.suspend(ctx, s, reason)
 	r.rs.cfg.Logger.Error("mail server refuses every mail in the same way: suspended", "mail_server", s.Name, "answer", words, "next_try", until.UTC().Format(time.RFC3339))
-	return o, fmt.Errorf("the mail server %s", reason)
+	return o, &SuspendedError{Reason: reason, RetryAt: until}
 }
 
 // decides says whether an outcome is a mail's own: somebody has it, or was refused.
@@ -73,14 +73,19 @@ func refusal(o smtpx.Outcome) (key, words string) {
 		if x.Status != smtpx.StatusRejected || x.Reply.Code == 0 || x.Means.About == smtpx.AboutServer || x.Means.About == smtpx.AboutSession {
 			return "", ""
 		}
-		k := ""
+		// What is said to a recipient may be about that one's domain (a block list, DMARC or a
+		// limit of its own, passed on): only the same words are the same reason.
+		k, said := "", fmt.Sprintf("%d %s %s", x.Reply.Code, x.Reply.Enhanced, strings.Map(lettersOnly, x.Reply.Text))
 		switch f := smtpx.FailureOf(smtpx.Said{Phase: x.Phase, Reply: x.Reply}); f {
 		case smtpx.FailSenderRefused, smtpx.FailReputation, smtpx.FailRate, smtpx.FailAuth:
 			k = string(f)
+			if x.Phase == smtpx.PhaseRcpt {
+				k += " " + said
+			}
 		case smtpx.FailUnclassified:
 			// To the mail as a whole, in the same words but for numbers.
 			if x.Phase != smtpx.PhaseRcpt {
-				k = fmt.Sprintf("%d %s %s", x.Reply.Code, x.Reply.Enhanced, strings.Map(lettersOnly, x.Reply.Text))
+				k = said
 			}
 		}
 		if k == "" || key != "" && k != key {

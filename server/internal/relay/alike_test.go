@@ -20,24 +20,38 @@ func said(status smtpx.Status, at smtpx.Phase, code int, enhanced, text string) 
 
 // TestRefusesEverything: five mails in a row that are refused for good for the same reason of
 // the sender's suspend the mail server with the words, and the fifth is not decided by them.
-// Refusals of recipients and of messages are no such row, and an accepted mail ends one.
+// Refusals of recipients and of messages are no such row, nor are other words to each
+// recipient, and an accepted mail ends one.
 func TestRefusesEverything(t *testing.T) {
 	quota := said(smtpx.StatusRejected, smtpx.PhaseRcpt, 550, "5.4.5", "no")
 	accepted := said(smtpx.StatusAccepted, smtpx.PhaseDot, 250, "", "ok")
+	rcpt := func(enhanced string, words ...string) (all []smtpx.Outcome) {
+		for _, text := range words {
+			all = append(all, said(smtpx.StatusRejected, smtpx.PhaseRcpt, 550, enhanced, text))
+		}
+		return all
+	}
 	for name, c := range map[string]struct {
 		said      []smtpx.Outcome
 		suspended bool
 	}{
-		"a quota told as 550 5.4.5":   {[]smtpx.Outcome{quota, quota, quota, quota, quota}, true},
-		"four":                        {[]smtpx.Outcome{quota, quota, quota, quota}, false},
-		"an accepted one between":     {[]smtpx.Outcome{quota, quota, quota, quota, accepted, quota, quota, quota, quota}, false},
-		"554 5.7.0 at the dot":        {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 554, "5.7.0", "rejected, id 17"), 5), true},
-		"5.2.0 submission quota":      {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 554, "5.2.0", "your allowance for today is used up"), 5), true},
-		"a block list":                {repeat(said(smtpx.StatusRejected, smtpx.PhaseRcpt, 554, "5.7.1", "blocked using zen.spamhaus.org"), 5), true},
-		"DMARC":                       {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 550, "5.7.26", "fails DMARC"), 5), true},
-		"unknown users":               {repeat(said(smtpx.StatusRejected, smtpx.PhaseRcpt, 550, "5.1.1", "no such user"), 20), false},
-		"spam":                        {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 554, "5.7.1", "this is spam"), 20), false},
-		"for now, however often":      {repeat(said(smtpx.StatusDeferred, smtpx.PhaseDot, 450, "4.4.5", "quota"), 20), false},
+		"a quota told as 550 5.4.5": {[]smtpx.Outcome{quota, quota, quota, quota, quota}, true},
+		"four":                      {[]smtpx.Outcome{quota, quota, quota, quota}, false},
+		"an accepted one between":   {[]smtpx.Outcome{quota, quota, quota, quota, accepted, quota, quota, quota, quota}, false},
+		"554 5.7.0 at the dot":      {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 554, "5.7.0", "rejected, id 17"), 5), true},
+		"5.2.0 submission quota":    {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 554, "5.2.0", "your allowance for today is used up"), 5), true},
+		"a block list":              {repeat(said(smtpx.StatusRejected, smtpx.PhaseRcpt, 554, "5.7.1", "blocked using zen.spamhaus.org"), 5), true},
+		"DMARC":                     {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 550, "5.7.26", "fails DMARC"), 5), true},
+		"unknown users":             {repeat(said(smtpx.StatusRejected, smtpx.PhaseRcpt, 550, "5.1.1", "no such user"), 20), false},
+		"spam":                      {repeat(said(smtpx.StatusRejected, smtpx.PhaseDot, 554, "5.7.1", "this is spam"), 20), false},
+		"for now, however often":    {repeat(said(smtpx.StatusDeferred, smtpx.PhaseDot, 450, "4.4.5", "quota"), 20), false},
+		"block lists of recipients": {rcpt("5.7.1", "blocked using Spamhaus by outlook", "blocked using Spamhaus by a.example", "blocked using Spamhaus by b.example",
+			"blocked using Spamhaus by outlook", "blocked using Spamhaus by c.example", "blocked using Spamhaus by d.example"), false},
+		"DMARC of recipients": {rcpt("5.7.26", "fails DMARC at a.example", "fails DMARC at b.example", "fails DMARC at c.example",
+			"fails DMARC at d.example", "fails DMARC at e.example"), false},
+		"limits of recipients": {rcpt("5.7.1", "recipient rate limit of a@y.example", "recipient rate limit of b@y.example", "recipient rate limit of c@y.example",
+			"recipient rate limit of d@y.example", "recipient rate limit of e@y.example"), false},
+		"one limit, but for numbers":  {rcpt("5.4.5", "sent 100 of 100", "sent 101 of 100", "sent 102 of 100", "sent 103 of 100", "sent 104 of 100"), true},
 		"unclear words to recipients": {repeat(said(smtpx.StatusRejected, smtpx.PhaseRcpt, 550, "5.0.0", "no"), 20), false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -53,7 +67,7 @@ func TestRefusesEverything(t *testing.T) {
 					}
 				}
 				got := b.breaker()
-				if (got.Failures > 0) != c.suspended || c.suspended && !strings.Contains(got.Reason, c.said[0].Recipients[0].Reply.Text) {
+				if (got.Failures > 0) != c.suspended || c.suspended && !strings.Contains(got.Reason, c.said[len(c.said)-1].Recipients[0].Reply.Text) {
 					t.Errorf("%+v", got)
 				}
 			})
