@@ -84,7 +84,7 @@ func TestCutInTheBodyIsNotTried(t *testing.T) {
 				t.Run(name+" "+ext, func(t *testing.T) {
 					t.Parallel()
 					r := bodyRelay(t, ext, take, end)
-					r.Timeouts.Block = 300 * time.Millisecond
+					r.Timeouts = smtpx.Timeouts{Block: 300 * time.Millisecond}
 					s := dial(t, r)
 					x := tx(2)
 					x.Raw = largeBody()
@@ -189,7 +189,9 @@ func TestCutInTheLastBlock(t *testing.T) {
 func TestGateClosesALargeBody(t *testing.T) {
 	modes(t, func(t *testing.T, ext []string) {
 		srv := (&smtpxtest.Server{Extensions: ext}).Start(t)
-		s := dial(t, relay(srv))
+		r := relay(srv)
+		r.Timeouts = smtpx.Timeouts{} // a busy machine may take long to read it
+		s := dial(t, r)
 		no := errors.New("no")
 		x := tx(1)
 		x.Raw = largeBody()
@@ -201,8 +203,6 @@ func TestGateClosesALargeBody(t *testing.T) {
 			t.Errorf("%d mails arrived", n)
 		}
 		x.Gate = func(context.Context) error { return nil }
-		r := relay(srv)
-		r.Timeouts = smtpx.Timeouts{} // a busy machine may take long to read it
 		if o := dial(t, r).Send(context.Background(), x); statuses(o) != "A" || !o.DotSent {
 			t.Errorf("%s %+v", statuses(o), o.Err)
 		}

@@ -17,7 +17,7 @@ import (
 )
 
 // short keeps every wait of a test bounded; the silent phases of the tests below end by it.
-var short = smtpx.Timeouts{Connect: 2 * time.Second, Command: 300 * time.Millisecond, Rcpt: 300 * time.Millisecond, Data: 300 * time.Millisecond, Block: 2 * time.Second, Dot: 300 * time.Millisecond}
+var short = smtpx.Timeouts{Connect: 5 * time.Second, Command: 1500 * time.Millisecond, Rcpt: 1500 * time.Millisecond, Data: 1500 * time.Millisecond, Block: 2 * time.Second, Dot: 1500 * time.Millisecond}
 
 const raw = "From: a@x.example\r\nSubject: s\r\n\r\n.dot\r\nbody\r\n"
 
