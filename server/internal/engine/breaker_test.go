@@ -56,7 +56,7 @@ func TestRefusesEveryMail(t *testing.T) {
 				relay, well := failsAt(t, c.verb, c.words, ext, false)
 				r := newRig(t, storetest.SQLiteDSN(t), nil)
 				s := r.server("bulk", store.ModeDaemon, relay, store.Limits{})
-				ms := r.bulk(s, 30)
+				ms := r.bulk(s, 100) // many more than are under way at once
 				r.batch("")
 				failed, attempts, _ := r.failed(ms)
 				if failed > 4 || attempts > 4 {
