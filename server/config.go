@@ -139,7 +139,7 @@ func (c *Config) Check() error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	if _, err := transport(c); err != nil {
+	if _, err := transport(c, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
 	if c.ClientNames != "" {

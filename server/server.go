@@ -70,7 +70,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	creds, err := transport(&cfg)
+	creds, err := transport(&cfg, log)
 	if err != nil {
 		return nil, err
 	}

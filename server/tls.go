@@ -1,10 +1,12 @@
 package server
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
@@ -14,57 +16,106 @@ import (
 )
 
 // transport is TLS when a certificate is configured, else plaintext.
-func transport(cfg *Config) (credentials.TransportCredentials, error) {
+func transport(cfg *Config, log *slog.Logger) (credentials.TransportCredentials, error) {
 	if cfg.TLSCert == "" {
 		return insecure.NewCredentials(), nil
 	}
-	c := &certificate{cert: cfg.TLSCert, key: cfg.TLSKey}
-	if _, err := c.get(nil); err != nil {
+	pair := &onDisk[*tls.Certificate]{name: "tls-cert", files: []string{cfg.TLSCert, cfg.TLSKey}, log: log, parse: func(b [][]byte) (*tls.Certificate, error) {
+		c, err := tls.X509KeyPair(b[0], b[1])
+		return &c, err
+	}}
+	if _, err := pair.get(); err != nil {
 		return nil, fmt.Errorf("tls-cert: %w", err)
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}
-	if cfg.ClientCA != "" {
-		pem, err := os.ReadFile(cfg.ClientCA)
+	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.get() }}
+	if cfg.ClientCA == "" {
+		return credentials.NewTLS(t), nil
+	}
+	authorities := &onDisk[*x509.CertPool]{name: "client-ca", files: []string{cfg.ClientCA}, log: log, parse: func(b [][]byte) (*x509.CertPool, error) {
+		p := x509.NewCertPool()
+		if !p.AppendCertsFromPEM(b[0]) {
+			return nil, errors.New("holds no PEM certificate")
+		}
+		return p, nil
+	}}
+	if _, err := authorities.get(); err != nil {
+		return nil, fmt.Errorf("client-ca: %w", err)
+	}
+	t.ClientAuth = tls.RequireAndVerifyClientCert
+	t.NextProtos = []string{"h2"}
+	// A resumed session brings a certificate that was checked against earlier authorities.
+	t.SessionTicketsDisabled = true
+	outer := t.Clone()
+	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		p, err := authorities.get()
 		if err != nil {
-			return nil, fmt.Errorf("client-ca: %w", err)
+			return nil, err
 		}
-		t.ClientCAs = x509.NewCertPool()
-		if !t.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("client-ca: holds no PEM certificate")
-		}
-		t.ClientAuth = tls.RequireAndVerifyClientCert
+		c := t.Clone()
+		c.ClientCAs = p
+		return c, nil
 	}
-	return credentials.NewTLS(t), nil
+	return credentials.NewTLS(outer), nil
 }
 
-// certificate reads a pair of files again when they change, so that a renewed certificate needs
-// no restart.
-type certificate struct {
-	cert, key string
+// lookAgain is how often files are read again, and only when somebody asks.
+const lookAgain = time.Second
 
-	mu      sync.Mutex
-	loaded  *tls.Certificate
-	changed time.Time
-	looked  time.Time
+// onDisk is what files hold, parsed. They are read again when they change, so that a renewed
+// certificate or an authority that was taken out needs no restart. What cannot be read or
+// parsed, such as a file that is half written, changes nothing and is told once.
+type onDisk[T any] struct {
+	name  string
+	files []string
+	parse func([][]byte) (T, error)
+	log   *slog.Logger
+
+	mu     sync.Mutex // guards what follows
+	have   bool
+	value  T
+	bytes  [][]byte // that value was made of
+	looked time.Time
+	told   string // the last fault that the log has
 }
 
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.loaded != nil && time.Since(c.looked) < time.Second {
-		return c.loaded, nil
+func (d *onDisk[T]) get() (T, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.have && time.Since(d.looked) < lookAgain {
+		return d.value, nil
 	}
-	c.looked = time.Now()
-	st, err := os.Stat(c.cert)
-	if err == nil && (c.loaded == nil || !st.ModTime().Equal(c.changed)) {
-		var pair tls.Certificate
-		if pair, err = tls.LoadX509KeyPair(c.cert, c.key); err == nil {
-			c.loaded, c.changed = &pair, st.ModTime()
+	d.looked = time.Now()
+	now := make([][]byte, len(d.files))
+	var err error
+	for i, f := range d.files {
+		if now[i], err = os.ReadFile(f); err != nil {
+			break
 		}
 	}
-	if c.loaded == nil {
-		return nil, err
+	// By what they hold: a file that is put in another's place may have its time.
+	same := d.have && err == nil
+	for i := range now {
+		same = same && bytes.Equal(now[i], d.bytes[i])
 	}
-	// half-written files are looked at again in a second; the old pair serves meanwhile
-	return c.loaded, nil
+	if same {
+		d.told = ""
+		return d.value, nil
+	}
+	var v T
+	if err == nil {
+		v, err = d.parse(now)
+	}
+	switch {
+	case err == nil:
+		if d.have {
+			d.log.Info("read again", "flag", d.name, "files", d.files)
+		}
+		d.have, d.value, d.bytes, d.told = true, v, now, ""
+	case !d.have:
+		return v, err
+	case err.Error() != d.told:
+		d.log.Warn("not read again: what was read before serves", "flag", d.name, "error", err)
+		d.told = err.Error()
+	}
+	return d.value, nil
 }
