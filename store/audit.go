@@ -50,15 +50,15 @@ func (s *Store) Record(ctx context.Context, a Audit, team, target string, tested
 
 // auditDetail writes a row and links it. What a transaction does of its own comes before it.
 func (s *Store) auditDetail(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
-	if err := s.auditInsert(ctx, tx, a, team, target, m); err != nil {
+	if err := s.auditInsert(ctx, tx, s.ready, a, team, target, m); err != nil {
 		return err
 	}
-	_, err := s.linkAudit(ctx, tx, false)
+	_, err := s.linkAudit(ctx, tx, s.ready, false)
 	return err
 }
 
 // auditInsert writes a row that the same transaction links later.
-func (s *Store) auditInsert(ctx context.Context, tx *sqlx.Tx, a Audit, team, target string, m map[string]any) error {
+func (s *Store) auditInsert(ctx context.Context, tx *sqlx.Tx, in statementIn, a Audit, team, target string, m map[string]any) error {
 	var detail any
 	if m != nil {
 		b, err := json.Marshal(m)
@@ -67,7 +67,7 @@ func (s *Store) auditInsert(ctx context.Context, tx *sqlx.Tx, a Audit, team, tar
 		}
 		detail = string(b)
 	}
-	insert, err := s.auditStatement(ctx, tx, "audit_insert")
+	insert, err := in(ctx, tx, "audit_insert")
 	if err != nil {
 		return err
 	}
@@ -126,10 +126,10 @@ func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []
 		if to := changes[0].c.MailServer; to != "" {
 			detail = map[string]any{"mail_server": to}
 		}
-		if err := s.auditInsert(ctx, tx, a, team, target, detail); err != nil {
+		if err := s.auditInsert(ctx, tx, s.ready, a, team, target, detail); err != nil {
 			return err
 		}
 	}
-	_, err := s.linkAudit(ctx, tx, false)
+	_, err := s.linkAudit(ctx, tx, s.ready, false)
 	return err
 }

@@ -92,12 +92,17 @@ func ParseAuditHead(text string) (AuditHead, error) {
 	return AuditHead{seq, hash}, nil
 }
 
-// auditStatement is a statement of the log to run inside tx. At the start of the service, when
-// a restored database is found, statements are not prepared yet.
-func (s *Store) auditStatement(ctx context.Context, tx *sqlx.Tx, name string) (*sqlx.Stmt, error) {
-	if s.q.prepared != nil {
-		return s.q.in(ctx, tx, name), nil
-	}
+// statementIn gives a statement to run inside tx.
+type statementIn func(ctx context.Context, tx *sqlx.Tx, name string) (*sqlx.Stmt, error)
+
+// ready gives statements that are prepared, for transactions of the writing pool.
+func (s *Store) ready(ctx context.Context, tx *sqlx.Tx, name string) (*sqlx.Stmt, error) {
+	return s.q.in(ctx, tx, name), nil
+}
+
+// unready prepares a statement for tx alone: at the start of the service, and for transactions
+// of another pool, when a database is found to have gone back.
+func (s *Store) unready(ctx context.Context, tx *sqlx.Tx, name string) (*sqlx.Stmt, error) {
 	all, err := readStatements("", s.dialect)
 	if err != nil {
 		return nil, err
@@ -116,15 +121,15 @@ func (s *Store) auditStatement(ctx context.Context, tx *sqlx.Tx, name string) (*
 // A transaction that has locked mails must not wait here: another process may hold the lock and
 // be frozen. Without wait it leaves its rows to whoever links next, at the latest
 // [Store.AuditHead], which the service asks every minute.
-func (s *Store) linkAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (int, error) {
-	if locked, err := s.dialect.lockAudit(ctx, tx, wait); err != nil || !locked {
+func (s *Store) linkAudit(ctx context.Context, tx *sqlx.Tx, in statementIn, wait bool) (int, error) {
+	if locked, err := s.dialect.lockAudit(ctx, tx, in, wait); err != nil || !locked {
 		return 0, err
 	}
-	head, err := s.auditHead(ctx, tx)
+	head, err := auditHead(ctx, tx, in)
 	if err != nil {
 		return 0, err
 	}
-	unlinked, err := s.auditStatement(ctx, tx, "audit_unlinked")
+	unlinked, err := in(ctx, tx, "audit_unlinked")
 	if err != nil {
 		return 0, err
 	}
@@ -132,7 +137,7 @@ func (s *Store) linkAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (int, err
 	if err := unlinked.SelectContext(ctx, &rows); err != nil || len(rows) == 0 {
 		return 0, err
 	}
-	link, err := s.auditStatement(ctx, tx, "audit_link")
+	link, err := in(ctx, tx, "audit_link")
 	if err != nil {
 		return 0, err
 	}
@@ -146,9 +151,9 @@ func (s *Store) linkAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (int, err
 	return len(rows), nil
 }
 
-func (s *Store) auditHead(ctx context.Context, tx *sqlx.Tx) (AuditHead, error) {
+func auditHead(ctx context.Context, tx *sqlx.Tx, in statementIn) (AuditHead, error) {
 	var head AuditHead
-	st, err := s.auditStatement(ctx, tx, "audit_head")
+	st, err := in(ctx, tx, "audit_head")
 	if err != nil {
 		return head, err
 	}
@@ -165,8 +170,8 @@ func (s *Store) AuditHead(ctx context.Context) (head AuditHead, err error) {
 		linked := 0
 		err = s.tx(ctx, func(tx *sqlx.Tx) error {
 			var err error
-			if linked, err = s.linkAudit(ctx, tx, true); err == nil {
-				head, err = s.auditHead(ctx, tx)
+			if linked, err = s.linkAudit(ctx, tx, s.ready, true); err == nil {
+				head, err = auditHead(ctx, tx, s.ready)
 			}
 			return err
 		})

@@ -66,7 +66,7 @@ type dialect interface {
 
 	// lockAudit lets one transaction at a time link rows of the audit log. Without wait it says
 	// whether this is the one.
-	lockAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (locked bool, err error)
+	lockAudit(ctx context.Context, tx *sqlx.Tx, in statementIn, wait bool) (locked bool, err error)
 
 	// position is the place in the log of changes that everything before lies behind.
 	position(generation, horizon int64) Position

@@ -104,12 +104,12 @@ func (s onPostgres) forgetChanges(ctx context.Context, age time.Duration) (n int
 
 func (onPostgres) countsStarts() bool { return false }
 
-func (s onPostgres) lockAudit(ctx context.Context, tx *sqlx.Tx, wait bool) (locked bool, err error) {
+func (onPostgres) lockAudit(ctx context.Context, tx *sqlx.Tx, in statementIn, wait bool) (locked bool, err error) {
 	name := "audit_try_lock"
 	if wait {
 		name = "audit_lock"
 	}
-	lock, err := s.auditStatement(ctx, tx, name)
+	lock, err := in(ctx, tx, name)
 	if err == nil {
 		err = lock.GetContext(ctx, &locked)
 	}

@@ -160,4 +160,6 @@ func (s onSQLite) hold(ctx context.Context, tx *sqlx.Tx, l *lineage) (int, error
 }
 
 // lockAudit has nothing to do: there is one writing connection.
-func (onSQLite) lockAudit(context.Context, *sqlx.Tx, bool) (bool, error) { return true, nil }
+func (onSQLite) lockAudit(context.Context, *sqlx.Tx, statementIn, bool) (bool, error) {
+	return true, nil
+}

@@ -188,7 +188,7 @@ func (s *Store) insertChunks(ctx context.Context, tx *sqlx.Tx, chunks []packedMa
 				}
 			} else if op.m.Audit != nil {
 				audited = true
-				if err := s.auditInsert(ctx, tx, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
+				if err := s.auditInsert(ctx, tx, s.ready, *op.m.Audit, op.m.Team, op.m.ID.String(), map[string]any{"resent_from": op.m.ResentFrom}); err != nil {
 					return nil, err
 				}
 			}
@@ -196,7 +196,7 @@ func (s *Store) insertChunks(ctx context.Context, tx *sqlx.Tx, chunks []packedMa
 		}
 	}
 	if audited {
-		if _, err := s.linkAudit(ctx, tx, false); err != nil {
+		if _, err := s.linkAudit(ctx, tx, s.ready, false); err != nil {
 			return nil, err
 		}
 	}

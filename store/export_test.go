@@ -261,7 +261,7 @@ func (s *Store) HoldAuditLock(ctx context.Context) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.dialect.lockAudit(ctx, tx, true); err != nil {
+	if _, err := s.dialect.lockAudit(ctx, tx, s.ready, true); err != nil {
 		_ = tx.Rollback() // the first error says more
 		return nil, err
 	}

@@ -205,7 +205,10 @@ func (s *Store) holdAll(ctx context.Context, tx *sqlx.Tx, l *lineage, why string
 	}
 	w.Held, err = s.dialect.hold(ctx, tx, l)
 	if err == nil {
-		err = s.auditDetail(ctx, tx, Audit{Actor: "maildispatchd", Action: "HoldRestored", Reason: why}, "", strconv.Itoa(w.Held)+" mails", nil)
+		a := Audit{Actor: "maildispatchd", Action: "HoldRestored", Reason: why}
+		if err = s.auditInsert(ctx, tx, s.unready, a, "", strconv.Itoa(w.Held)+" mails", nil); err == nil {
+			_, err = s.linkAudit(ctx, tx, s.unready, false)
+		}
 	}
 	return w, err
 }
