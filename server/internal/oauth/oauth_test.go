@@ -191,10 +191,10 @@ func TestNoToken(t *testing.T) {
 		}, "answers 500", "later"},
 		"5 MB": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 5<<20)) }, "longer than 64 KiB", "token_url"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://169.254.169.254/latest", 302)
+			http.Redirect(w, r, "http://169.254.169.254/latest", http.StatusFound)
 		}, "redirect", "not followed"},
 		"307": {func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://169.254.169.254/latest", 307)
+			http.Redirect(w, r, "http://169.254.169.254/latest", http.StatusTemporaryRedirect)
 		}, "redirect", "not followed"},
 		"empty":    {func(w http.ResponseWriter, _ *http.Request) { issue(w, "", 3600, "") }, "no token", "token_url"},
 		"hangs up": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "no token", "token_url"},
