@@ -107,7 +107,7 @@ func own(key string, v any) any {
 			slices.SortFunc(v, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 		}
 	case string:
-		for _, k := range []string{"id", "mail_id", "message_id", "upload_id", "size_bytes", "remote_id", "detail", "message", "description", "last_error", "hint", "time", "oldest_age"} {
+		for _, k := range []string{"id", "mail_id", "message_id", "upload_id", "size_bytes", "remote_id", "detail", "message", "description", "last_error", "hint", "time", "oldest_age", "watch_lag"} {
 			if key == k || strings.HasSuffix(key, "_time") {
 				return "set"
 			}

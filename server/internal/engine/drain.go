@@ -263,12 +263,15 @@ func (d *drain) look() <-chan (<-chan struct{}) {
 	return c
 }
 
-// accept hands claimed mails to the workers.
+// accept hands claimed mails to the workers. All are known to be here before the first waits for
+// room in the line, which may take minutes: what is owned and not known is taken back.
 func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func(*job) bool) {
 	d.note(delivery.Counts{Claimed: len(claimed)})
-	now := d.e.now()
 	for _, c := range claimed {
 		d.e.held.take(c.ID, c.Claim)
+	}
+	now := d.e.now()
+	for _, c := range claimed {
 		j := newJob(c, owner, now)
 		j.rated = d.limited()
 		if d.setAside(j, now) {

@@ -103,6 +103,8 @@ func (e *Engine) settleCrashed(me store.ReplicaID, marked []*store.Claimed) {
 	now := e.now()
 	for _, c := range marked {
 		e.held.take(c.ID, c.Claim)
+	}
+	for _, c := range marked {
 		e.results.record(lifecycle.Crash(c, me, now).Settlement, nil)
 	}
 }

@@ -61,3 +61,43 @@ func TestClaimNotHeardOf(t *testing.T) {
 		}
 	}
 }
+
+// watched is a journal that counts the looks at what a replica owns, and what it takes back.
+type watched struct {
+	engine.Journal
+	looks, back atomic.Int32
+}
+
+func (w *watched) Owned(ctx context.Context, r store.ReplicaID) ([]store.Ownership, error) {
+	w.looks.Add(1)
+	return w.Journal.Owned(ctx, r)
+}
+
+func (w *watched) TakeBack(ctx context.Context, r store.ReplicaID, lost []store.Ownership) (int, []*store.Claimed, error) {
+	w.back.Add(int32(len(lost)))
+	return w.Journal.TakeBack(ctx, r, lost)
+}
+
+// TestClaimedAndNotInTheLine: a page of claimed mails has more than the line has room for, and
+// the relay is slow for as long as four looks at what this replica owns last. Nothing of it is
+// taken for unknown.
+func TestClaimedAndNotInTheLine(t *testing.T) {
+	t.Parallel()
+	var w *watched
+	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+		if c.Verb == "MAIL" && w.looks.Load() < 4 {
+			time.Sleep(500 * time.Millisecond) // a slow relay, until it was looked often enough
+		}
+		return nil
+	}}).Start(t)
+	r := newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { w = &watched{Journal: s}; return w })
+	s := r.server("bulk", store.ModeDaemon, relay, store.Limits{MaxConnections: 1})
+	ms := r.bulk(s, 1000) // the line holds 500
+	r.batch("")
+	if n := w.back.Load(); n > 0 || w.looks.Load() < 4 {
+		t.Errorf("%d mails were taken back in %d looks, want none in at least 4", n, w.looks.Load())
+	}
+	if n := len(relay.Mails()); n != len(ms) {
+		t.Errorf("%d of %d arrived", n, len(ms))
+	}
+}
