@@ -263,8 +263,8 @@ func (d *drain) look() <-chan (<-chan struct{}) {
 	return c
 }
 
-// accept hands claimed mails to the workers. All are known to be here before the first waits for
-// room in the line, which may take minutes: what is owned and not known is taken back.
+// accept hands claimed mails to the workers. All are known to be here before the first waits
+// for room in the line, which may take minutes: what is owned and not known is taken back.
 func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func(*job) bool) {
 	d.note(delivery.Counts{Claimed: len(claimed)})
 	for _, c := range claimed {
