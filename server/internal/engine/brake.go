@@ -121,24 +121,27 @@ func (e *Engine) mayLeave(s *store.MailServer) error {
 	return errReconfigured
 }
 
-// mayStillTake is mayTake for a dot that is about to leave: nil only if the database was asked
-// less than brakeTime ago and knew of no change. So a change is obeyed within that time
-// although the database may fail, or not answer. It waits for a reading, most often for none.
-func (e *Engine) mayStillTake(ctx context.Context, w way) error {
+// mayStillTake is mayTake for a dot that is about to leave: fresh only if the database was
+// asked less than brakeTime ago and knew of no change. So a change is obeyed within that time
+// although the database may fail, or not answer. news is closed at the next reading.
+func (e *Engine) mayStillTake(w way) (fresh bool, news <-chan struct{}, err error) {
+	// before the look at what was heard until then
+	asked, news := e.newest.reading(w.server.Name)
+	if w.diverts() {
+		if via, _ := e.newest.reading(w.via.Name); via.Before(asked) {
+			asked = via
+		}
+	}
+	return time.Since(asked) < brakeTime, news, e.mayTake(w)
+}
+
+// awaitReading waits until mayStillTake says that its reading is fresh, most often for nothing.
+func (e *Engine) awaitReading(ctx context.Context, w way) error {
 	var late <-chan time.Time // most dots need none
 	for {
-		// before the look at what was heard until then
-		asked, news := e.newest.reading(w.server.Name)
-		if w.diverts() {
-			if via, _ := e.newest.reading(w.via.Name); via.Before(asked) {
-				asked = via
-			}
-		}
-		if err := e.mayTake(w); err != nil {
+		fresh, news, err := e.mayStillTake(w)
+		if fresh || err != nil {
 			return err
-		}
-		if time.Since(asked) < brakeTime {
-			return nil
 		}
 		if late == nil {
 			t := time.NewTimer(leaseFresh)

@@ -261,30 +261,38 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !e.lease.held(j.Owner) {
 		return errLeaseLost
 	}
-	if err := e.mayTake(j.way); err != nil {
-		return err
-	}
 	if !gated {
-		return nil
+		return e.mayTake(j.way)
 	}
 	late := time.NewTimer(leaseFresh)
 	defer late.Stop()
-	select {
-	case a := <-e.journal.Settle(j.Mark()):
-		if a.Err != nil {
-			return fmt.Errorf("mark before the dot: %w", a.Err)
+	for {
+		// Waited for before the mark: while a dot waits behind its mark others may take the
+		// mail.
+		if err := e.awaitReading(ctx, j.way); err != nil {
+			return err
 		}
-		if !a.Mine {
-			return lifecycle.ErrLost
+		select {
+		case a := <-e.journal.Settle(j.Mark()):
+			if a.Err != nil {
+				return fmt.Errorf("mark before the dot: %w", a.Err)
+			}
+			if !a.Mine {
+				return lifecycle.ErrLost
+			}
+			j.DotMayLeave()
+		case <-late.C:
+			return errMarkLate
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		j.DotMayLeave()
-	case <-late.C:
-		return errMarkLate
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if err := e.mayStillTake(ctx, j.way); err != nil {
-		return err
+		fresh, _, err := e.mayStillTake(j.way)
+		if err != nil {
+			return err
+		}
+		if fresh {
+			break // else the mark took long: a new reading, and a new mark
+		}
 	}
 	if !e.lease.held(j.Owner) {
 		return errLeaseLost
