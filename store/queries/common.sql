@@ -64,13 +64,13 @@ insert into audit (time, actor, action, team, target, reason, detail) values (:t
 select seq, hash from audit where seq is not null order by seq desc limit 1;
 
 -- name: audit_unlinked
--- audit_unlinked
+-- one of two: audit_unlinked, or audit_seq, which has those without a number too
 select id, time, actor, action, team, target, reason, cast(detail as text) as detail from audit where seq is null order by id limit 500;
 
 -- name: audit_link
 -- primary key
 -- takes: seq, hash, id
-update audit set seq = :seq, hash = :hash where id = :id and seq is null;
+update audit set seq = :seq, hash = :hash where id = :id;
 
 -- name: replica_unregister
 -- primary key
