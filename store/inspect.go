@@ -23,16 +23,23 @@ import (
 
 // The invariants of a database, of which an inspection finds every breach:
 //
-//	I1  every mail is in exactly one of the due-out journal and the archive, in the one of its own team and mail server
-//	I2  states and times agree: what waits to be sent has a due time, what waits for a person has none, what is finished is in the archive and has
-//	    its time
-//	I3  no stale lease: what is being sent is owned by a replica that lives, or by a dead one while no other lives to rescue it; no mark without owner
+//	I1  every mail is in exactly one of the due-out journal and the archive, in the one
+//	    of its own team and mail server
+//	I2  states and times agree: what waits to be sent has a due time, what waits for a
+//	    person has none, what is finished is in the archive and has its time
+//	I3  no stale lease: what is being sent is owned by a replica that lives, or by a
+//	    dead one while no other lives to rescue it; no mark without owner
 //	I4  results are as many as the recipients, and the mail's status says what they say
-//	I5  a recipient that was tried again after an attempt of unknown outcome is flagged, unless a person had said that nothing arrived
-//	I6  the message is whole: its length is what was accepted, its shared pieces are there and hash to their names, its Message-ID is the mail's, and each
-//	    recipient can be found by. It is written once, so what is whole now is what every attempt sends
-//	I7  at most one default a team, which is not deleted, and one mail or mail server a (team, request_id)
-//	I8  the audit log is whole: its rows are numbered without a gap, and each is linked to the one before it
+//	I5  a recipient that was tried again after an attempt of unknown outcome is flagged,
+//	    unless a person had said that nothing arrived
+//	I6  the message is whole: its length is what was accepted, its shared pieces are
+//	    there and hash to their names, its Message-ID is the mail's, and each recipient
+//	    can be found by. It is written once, so what is whole now is what every attempt
+//	    sends
+//	I7  at most one default a team, which is not deleted, and one mail or mail server a
+//	    (team, request_id)
+//	I8  the audit log is whole: its rows are numbered without a gap, and each is linked
+//	    to the one before it
 //
 // I1 to I5, I7 and I8 look at every row; so does I6 at lengths. Its hashes and its reading of
 // whole messages are limited, see [InspectOptions].
