@@ -44,12 +44,11 @@ func (e *Engine) mayDivert(w way) error {
 	if newer {
 		return errReconfigured
 	}
-	if err := e.mayLeave(w.via); err != nil && !errors.Is(err, errReconfigured) {
+	err := e.mayLeave(w.via)
+	if err != nil && !errors.Is(err, errReconfigured) {
 		return fmt.Errorf("fallback %s: %w", w.via.Name, err)
-	} else if err != nil {
-		return err
 	}
-	return nil
+	return err
 }
 
 // mayTake says why no mail may leave now by a way, nil if it may.
