@@ -123,23 +123,24 @@ func TestForeignIsNotThere(t *testing.T) {
 		{otherTeam, "/maildispatch.v1.Dispatch/Send", `{"options": {"mail_server": "%s"}, "message": {"to": ["a@y.example"], "text": "x"}}`, "theirs", noServer},
 	} {
 		ask := func(what string) (string, time.Duration) {
-			fastest := time.Hour
-			text := ""
-			for range 5 { // the least of some is what the work takes
-				start := time.Now()
-				err := r.call(c.method, c.who, fmt.Sprintf(c.request, what))
-				fastest = min(fastest, time.Since(start))
-				if status.Code(err) != codes.NotFound {
-					t.Errorf("%s of %s: got %v, want NOT_FOUND", c.method, what, err)
-				}
-				text = strings.ReplaceAll(status.Convert(err).Message(), what, "X")
+			start := time.Now()
+			err := r.call(c.method, c.who, fmt.Sprintf(c.request, what))
+			took := time.Since(start)
+			if status.Code(err) != codes.NotFound {
+				t.Errorf("%s of %s: got %v, want NOT_FOUND", c.method, what, err)
 			}
-			return text, fastest
+			return strings.ReplaceAll(status.Convert(err).Message(), what, "X"), took
 		}
-		foreign, took := ask(c.own)
-		missing, missed := ask(c.none)
-		if foreign != missing {
-			t.Errorf("%s: got %q for a foreign one and %q for none, want the same", c.method, foreign, missing)
+		// The least of some is what the work takes. A busy machine needs more of them, asked in
+		// turn; what differs by its work differs after any number.
+		took, missed := time.Hour, time.Hour
+		for n := 0; n < 5 || n < 200 && (took-missed).Abs() > 5*time.Millisecond; n++ {
+			foreign, one := ask(c.own)
+			missing, other := ask(c.none)
+			took, missed = min(took, one), min(missed, other)
+			if foreign != missing {
+				t.Fatalf("%s: got %q for a foreign one and %q for none, want the same", c.method, foreign, missing)
+			}
 		}
 		if d := (took - missed).Abs(); d > 5*time.Millisecond {
 			t.Errorf("%s: a foreign one took %v, none %v, want within 5 ms", c.method, took, missed)
