@@ -37,9 +37,11 @@
 // cannot wait for it takes nothing away. php-mode callers hear of the suspension at once, but
 // wait for a probe of this process. After a success connections ramp up 1, 2, 4... A change of
 // the configuration starts afresh. A relay that refuses more connections beside those that
-// stand gets no more for a while. One that says we are too fast (421, 450, 451, 452 with 4.7.x,
-// at RCPT only 421) loses half its connections at each such answer, and three in a row open the
-// breaker; the mails wait a little and lose no attempt, but not beyond their lifetime.
+// stand gets no more for a while. One that says we are too fast or too many (421, 432, words
+// such as "slow down") loses half its connections at each such answer and gets them back one by
+// one, until it says so again: then it keeps what it bore, and is asked seldom whether it bears
+// more. Three such answers in a row open the breaker. The mails wait a little and lose no
+// attempt, but not beyond their lifetime.
 //
 // A relay that refuses mail after mail for good for the same reason of the sender's is told
 // from one that refuses mails after the fifth in a row: see relay.Judge. The fifth and those

@@ -330,6 +330,7 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 	j.AtMost(r.MaxRecipients())
 	positions := j.Next()
 	next, end = lifecycle.StepOver, lifecycle.RelayFault
+	began := time.Now()
 	err := s.Submit(ctx, &smtpx.Transaction{
 		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
 		Gate: func(ctx context.Context) error {
@@ -352,7 +353,7 @@ func (f *flight) transact(ctx context.Context, r *relay.Relay, s Session, j *job
 			}
 			shown, text := shows(o, j.Left() < before, next)
 			// a suspension is what the next Get says
-			_ = r.Report(ctx, s, j.way.via, shown, text)
+			_ = r.Report(ctx, s, j.way.via, began, shown, text)
 			f.report(j, positions)
 		},
 	})

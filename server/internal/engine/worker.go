@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
@@ -178,6 +179,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	positions := j.Next()
 	w.pending++
 	w.served++
+	began := time.Now()
 	err := w.session.Submit(ctx, &smtpx.Transaction{
 		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
 		Gate: func(ctx context.Context) error {
@@ -197,7 +199,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			}
 			return err
 		},
-		Done: func(o smtpx.Outcome) { w.pending--; w.outcome(ctx, j, positions, o) },
+		Done: func(o smtpx.Outcome) { w.pending--; w.outcome(ctx, j, positions, began, o) },
 	})
 	if err != nil {
 		w.drop()
@@ -215,8 +217,8 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 	return nil, w.e.load(ctx, j)
 }
 
-// outcome takes the truth about one transaction.
-func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.Outcome) {
+// outcome takes the truth about one transaction that was begun at a time.
+func (w *worker) outcome(ctx context.Context, j *job, positions []int, began time.Time, o smtpx.Outcome) {
 	before := j.Left()
 	o, held := w.d.relay.Judge(ctx, w.d.via, o)
 	if held != nil {
@@ -234,7 +236,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, o smtpx.O
 		w.d.relay.Took(o.Took)
 	}
 	shown, text := shows(o, j.Left() < before, next)
-	if err := w.d.relay.Report(ctx, w.session, w.d.via, shown, text); err != nil {
+	if err := w.d.relay.Report(ctx, w.session, w.d.via, began, shown, text); err != nil {
 		w.d.stop(err)
 	}
 	if shown == relay.Answered || shown == relay.Crowded {
@@ -325,11 +327,13 @@ func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, s
 		text = o.Err.Error()
 	}
 	switch throttled, server := lifecycle.Throttling(o), lifecycle.RefusesUs(o); {
-	case throttled != "" && o.Took == 0:
+	case throttled != "" && o.Took == 0 && !o.ServerDown:
 		return relay.Throttled, throttled
+	case throttled != "" && o.Took == 0:
+		return relay.ThrownOut, throttled
 	case server != "" && o.DotSent && !decided:
 		// a whole body for it: held back, and suspended when it comes again
-		return relay.Throttled, server
+		return relay.ThrownOut, server
 	case decided && !o.ServerDown && lifecycle.Crowded(o):
 		return relay.Crowded, ""
 	case decided && !o.ServerDown:

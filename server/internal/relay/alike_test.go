@@ -137,7 +137,7 @@ func TestCrowded(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			if err := r.Report(context.Background(), s, b.server, relay.Crowded, ""); err != nil {
+			if err := r.Report(context.Background(), s, b.server, time.Now(), relay.Crowded, ""); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -145,7 +145,7 @@ func TestCrowded(t *testing.T) {
 			t.Errorf("%d more connections, want 6: %+v", got, b.breaker())
 		}
 		for range 100 {
-			_ = r.Report(context.Background(), s, b.server, relay.Crowded, "")
+			_ = r.Report(context.Background(), s, b.server, time.Now(), relay.Crowded, "")
 		}
 		if err := b.send(r, time.Minute, relay.Answered); err == nil || b.breaker().Failures > 0 {
 			t.Errorf("beside the one in use: %v, %+v", err, b.breaker())

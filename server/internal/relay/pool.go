@@ -44,7 +44,8 @@ type Relay struct {
 	waiters  []*waiter
 
 	throttled   int       // throttling answers in a row
-	cut         int       // connections taken off because the relay throttles
+	window      window    // connections that a relay bears that throttles
+	cut         int       // connections taken off because mails are deferred as if it did
 	refused     int       // sessions in a row that were refused beside sessions that stood
 	atMost      int       // connections until atMostUntil, after that
 	atMostUntil time.Time // zero: no such limit
@@ -92,7 +93,7 @@ func (r *Relay) configure(s *store.MailServer) {
 	r.server = s
 	old := r.idle
 	r.idle = nil
-	r.throttled, r.cut, r.refused, r.atMostUntil, r.takesUntil, r.alike = 0, 0, 0, time.Time{}, time.Time{}, alike{}
+	r.throttled, r.window, r.cut, r.refused, r.atMostUntil, r.takesUntil, r.alike = 0, window{}, 0, 0, time.Time{}, time.Time{}, alike{}
 	r.mu.Unlock()
 	for _, i := range old {
 		r.discard(i)
@@ -108,7 +109,7 @@ func (r *Relay) newest() *store.MailServer {
 
 // limit is how many connections there may be now. With mu held.
 func (r *Relay) limit() int {
-	n := r.rs.breakers.ramp(r.server, r.rs.MaxConnections(r.server)-r.cut)
+	n := r.rs.breakers.ramp(r.server, r.window.most(r.rs.MaxConnections(r.server)-r.cut))
 	if !r.atMostUntil.IsZero() && r.rs.cfg.Now().Before(r.atMostUntil) {
 		n = min(n, r.atMost)
 	}

@@ -197,7 +197,7 @@ func (b *bench) send(r *relay.Relay, patience time.Duration, outcome relay.Outco
 	if err != nil {
 		return err
 	}
-	err = r.Report(ctx, s, b.server, outcome, "421 go away")
+	err = r.Report(ctx, s, b.server, time.Now(), outcome, "421 go away")
 	if outcome == relay.Lost || outcome == relay.Interrupted {
 		_ = s.Close()
 	}
@@ -260,7 +260,7 @@ func TestRamp(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := r.Report(context.Background(), s, b.server, relay.Answered, ""); err != nil {
+			if err := r.Report(context.Background(), s, b.server, time.Now(), relay.Answered, ""); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(after)
@@ -367,8 +367,8 @@ func TestRefusedBesideOthers(t *testing.T) {
 	})
 }
 
-// TestThrottle: each throttling answer takes half the connections away, each accepted mail
-// brings one back, and three answers in a row suspend the mail server.
+// TestThrottle: each throttling answer takes half the connections away, one comes back when
+// each of the rest has delivered a mail, and three answers in a row suspend the mail server.
 func TestThrottle(t *testing.T) {
 	for name, test := range map[string]struct {
 		answers   []relay.Outcome
@@ -378,9 +378,10 @@ func TestThrottle(t *testing.T) {
 		"none":                     {nil, 9, false},
 		"one":                      {[]relay.Outcome{relay.Throttled}, 4, false},
 		"two":                      {[]relay.Outcome{relay.Throttled, relay.Throttled}, 1, false},
-		"two with an accepted one": {[]relay.Outcome{relay.Throttled, relay.Answered, relay.Throttled}, 2, false},
-		"one and two accepted":     {[]relay.Outcome{relay.Throttled, relay.Answered, relay.Answered}, 6, false},
+		"two with an accepted one": {[]relay.Outcome{relay.Throttled, relay.Answered, relay.Throttled}, 1, false},
+		"one and two accepted":     {[]relay.Outcome{relay.Throttled, relay.Answered, relay.Answered}, 4, false},
 		"three":                    {[]relay.Outcome{relay.Throttled, relay.Throttled, relay.Throttled}, 0, true},
+		"three that hang up":       {[]relay.Outcome{relay.ThrownOut, relay.ThrownOut, relay.ThrownOut}, 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, store.Limits{}, func(b *bench, r *relay.Relay) {
@@ -390,7 +391,7 @@ func TestThrottle(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, o := range test.answers {
-					err = r.Report(context.Background(), s, b.server, o, "450 4.7.0 slow down")
+					err = r.Report(context.Background(), s, b.server, time.Now(), o, "450 4.7.0 slow down")
 				}
 				if got := b.workers(r); got != test.want || (err != nil) != test.suspended || (b.breaker().Failures > 0) != test.suspended {
 					t.Errorf("%d more connections, want %d; %v; %+v", got, test.want, err, b.breaker())

@@ -19,8 +19,10 @@ const (
 	Answered
 	// Crowded: the same, and fewer connections would help. It suspends nobody.
 	Crowded
-	// Throttled: the relay says that we are too fast.
+	// Throttled: the relay says that we are too fast or too many.
 	Throttled
+	// ThrownOut: the same, and it ends the session with that.
+	ThrownOut
 	// Interrupted: the connection was lost, or closed by the relay, before anything was
 	// decided; the mail is tried again on a fresh one.
 	Interrupted
@@ -32,16 +34,16 @@ const (
 // suspend the mail server.
 const maxThrottled = 3
 
-// Report says what a transaction on a session has shown. The error is not nil when the mail
-// server is suspended by that.
-func (r *Relay) Report(ctx context.Context, session Session, s *store.MailServer, o Outcome, text string) error {
+// Report says what a transaction on a session has shown that was begun at a time. The error is
+// not nil when the mail server is suspended by that.
+func (r *Relay) Report(ctx context.Context, session Session, s *store.MailServer, began time.Time, o Outcome, text string) error {
 	switch o {
 	case Answered:
-		r.answered(ctx, session, s, -1)
+		r.answered(ctx, session, s, began, -1)
 	case Crowded:
-		r.answered(ctx, session, s, 1)
-	case Throttled:
-		return r.onThrottle(ctx, s, text)
+		r.answered(ctx, session, s, began, 1)
+	case Throttled, ThrownOut:
+		return r.onThrottle(ctx, s, began, o == ThrownOut, text)
 	case Interrupted, Lost:
 		return r.lost(ctx, session, s, o == Lost, text)
 	}
@@ -49,8 +51,11 @@ func (r *Relay) Report(ctx context.Context, session Session, s *store.MailServer
 }
 
 // answered marks the mail server well, and takes cut connections off those it may have.
-func (r *Relay) answered(ctx context.Context, session Session, s *store.MailServer, cut int) {
+func (r *Relay) answered(ctx context.Context, session Session, s *store.MailServer, began time.Time, cut int) {
 	r.mu.Lock()
+	if cut < 0 {
+		r.window.grow(began, time.Now(), r.rs.MaxConnections(s), r.open >= r.limit())
+	}
 	if st := r.standing[session]; st != nil {
 		st.proven, st.probe = true, false
 	}
@@ -65,14 +70,16 @@ func (r *Relay) answered(ctx context.Context, session Session, s *store.MailServ
 	}
 }
 
-// onThrottle slows the mail server down when it says that we are too fast: half the connections
-// at each such answer, one more for every accepted mail, and after several in a row the
-// breaker.
-func (r *Relay) onThrottle(ctx context.Context, s *store.MailServer, text string) error {
+// onThrottle slows the mail server down when it says that we are too fast or too many: fewer
+// connections, see window, and after several such answers in a row the breaker. An answer to
+// what was under way at the one before counts for the breaker where the relay hung up with it.
+func (r *Relay) onThrottle(ctx context.Context, s *store.MailServer, began time.Time, out bool, text string) error {
 	r.mu.Lock()
+	if !r.window.shrink(began, time.Now(), r.rs.MaxConnections(s)) && !out {
+		r.mu.Unlock()
+		return nil
+	}
 	r.throttled++
-	most := r.rs.MaxConnections(s)
-	r.cut = most - max(1, (most-r.cut)/2)
 	suspend := r.throttled >= maxThrottled
 	if suspend {
 		r.throttled = 0
