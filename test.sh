@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 command -v go >/dev/null || { echo "Go is missing: https://go.dev/doc/install" >&2; exit 1; }
-.ci/need initdb=postgresql cc=gcc,libc6-dev git=git,ca-certificates
+.ci/need initdb=postgresql cc=gcc,libc6-dev git=git,ca-certificates dkimverify=python3-dkim
 
 disks=()
 if [ "$(id -u)" = 0 ] && [ -e /dev/loop-control ] && unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then

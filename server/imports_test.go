@@ -24,7 +24,8 @@ var importRules = []importRule{
 	{pkg: "proto/...", may: []string{"proto/..."}, why: "the schema knows nobody"},
 	{pkg: "store/...", may: []string{"store/..."}, tests: []string{"store/storetest", "store/storetest/memory"}, why: "a database knows neither SMTP nor gRPC"},
 	{pkg: "smtpx", may: []string{"smtpx/internal/..."}, tests: []string{"smtpx/message", "smtpx/smtpxtest"}, why: "an SMTP client, of use without the rest; what it sends is bytes"},
-	{pkg: "smtpx/message", may: []string{"smtpx/internal/..."}, why: "makes bytes of a message; knows no connection"},
+	{pkg: "smtpx/message/dkim", why: "signs bytes; knows neither how they were composed nor where keys are kept"},
+	{pkg: "smtpx/message", may: []string{"smtpx/internal/..."}, tests: []string{"smtpx/message/dkim"}, why: "makes bytes of a message; knows no connection"},
 	{pkg: "smtpx/internal/idn", why: "names of hosts and domains; nothing of ours"},
 	{pkg: "client/...", may: []string{"client/...", "proto/..."}, tests: []string{"client/clienttest"}, why: "what callers' programs link"},
 

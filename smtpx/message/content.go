@@ -1,8 +1,10 @@
 package message
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"io"
 )
 
@@ -66,6 +68,31 @@ func Join(ps []Piece) []byte {
 	}
 	return b
 }
+
+// Split parts a message at the empty line behind its header. The header lies in the first
+// piece, whose bytes have to be at hand, and keeps its last line end.
+func Split(ps []Piece) (header []byte, body []Piece, err error) {
+	if len(ps) == 0 {
+		return nil, nil, errNoHeader
+	}
+	first := ps[0]
+	b := first.Bytes()
+	end := bytes.Index(b, []byte("\r\n\r\n"))
+	if end < 0 {
+		return nil, nil, errNoHeader
+	}
+	if first.Shared != nil {
+		first.Offset, first.Length = first.Offset+end+4, first.Length-end-4
+	} else {
+		first.Data = b[end+4:]
+	}
+	if first.Len() > 0 {
+		body = append(body, first)
+	}
+	return b[:end+2], append(body, ps[1:]...), nil
+}
+
+var errNoHeader = errors.New("the message does not begin with a whole header")
 
 // Own gives a mail of its own the pieces of a template that no other mail uses: what is shared
 // becomes its own bytes, but for content that is large enough to be looked for in other mails,

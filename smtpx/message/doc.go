@@ -11,7 +11,8 @@
 //   - no text of a caller becomes a header, a part or a line of its own;
 //   - what many mails share (a file, the body of a template) is encoded once and kept once.
 //
-// It does not send, store, sign or parse a mail, and it knows no connection: see package smtpx.
+// It does not send, store or sign a mail (see package dkim below it), and it knows no
+// connection: see package smtpx.
 //
 // RFCs: 5322 and 2045-2047 (message, MIME), 2183 and 2231 (file names), 2387 (related parts),
 // 5321 4.1.2 and 6531 (addresses), 5891 (IDNA).
