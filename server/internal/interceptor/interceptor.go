@@ -24,7 +24,8 @@ import (
 )
 
 const (
-	// Header carries the request id, both ways.
+	// Header carries the request id. A caller's own is logged beside ours, which is made here
+	// and goes back: a caller cannot give its call the id of another's.
 	Header = "x-request-id"
 	// headerList is how many octets the headers of a call may have: ours and a caller's own
 	// few.
@@ -42,7 +43,7 @@ const (
 // call is what both kinds share. do runs the handler with the prepared context.
 func call(ctx context.Context, log *slog.Logger, method string, limit time.Duration, setHeader func(metadata.MD) error, do func(context.Context) error) (err error) {
 	start := time.Now()
-	id, who := requestID(ctx), access.Actor(ctx)
+	id, theirs, who := uuid.NewString(), callersID(ctx), access.Actor(ctx)
 	_ = setHeader(metadata.Pairs(Header, id)) // fails only when the call is over already
 	defer func() {
 		if p := recover(); p != nil {
@@ -58,6 +59,9 @@ func call(ctx context.Context, log *slog.Logger, method string, limit time.Durat
 			level = slog.LevelWarn
 		}
 		attrs := []any{"method", method, "code", code.String(), "took", time.Since(start).Round(time.Microsecond), "request", id}
+		if theirs != "" {
+			attrs = append(attrs, "caller_request", theirs)
+		}
 		if who != "" {
 			attrs = append(attrs, "caller", who)
 		}
@@ -77,18 +81,18 @@ func call(ctx context.Context, log *slog.Logger, method string, limit time.Durat
 	return public(do(ctx), id, method, log)
 }
 
-func requestID(ctx context.Context) string {
-	if md, ok := metadata.FromIncomingContext(ctx); ok {
-		if v := md.Get(Header); len(v) > 0 && len(v[0]) > 0 && len(v[0]) <= 64 {
-			for _, r := range v[0] {
-				if r <= ' ' || r > '~' {
-					return uuid.NewString()
-				}
-			}
-			return v[0]
+// callersID is the id that the caller gives the call, "" if it gives none that is plain.
+func callersID(ctx context.Context) string {
+	v := metadata.ValueFromIncomingContext(ctx, Header)
+	if len(v) == 0 || len(v[0]) > 64 {
+		return ""
+	}
+	for _, r := range v[0] {
+		if r <= ' ' || r > '~' {
+			return ""
 		}
 	}
-	return uuid.NewString()
+	return v[0]
 }
 
 // ownTime is how long a unary call lasts whose caller sets no deadline; 0 = as long as it

@@ -165,8 +165,8 @@ func (r *rig) called(t *testing.T) map[string]any {
 
 var aUUID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// TestRequestID: the caller's id is used and given back when it is plain, else one is made; it
-// is in the log's line.
+// TestRequestID: each call has an id that is made here, which goes back to the caller. One that
+// the caller gives is in the log's line beside it when it is plain.
 func TestRequestID(t *testing.T) {
 	r := newRig(t)
 	r.kinds(t, func(t *testing.T, call func(context.Context) (metadata.MD, error)) {
@@ -176,16 +176,20 @@ func TestRequestID(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := md.Get(Header)
-			if len(got) != 1 || keep && got[0] != sent || !keep && !aUUID.MatchString(got[0]) {
-				t.Errorf("sent %q, got %q", sent, got)
+			if len(got) != 1 || !aUUID.MatchString(got[0]) {
+				t.Errorf("sent %q, got %q, want an id that was made here", sent, got)
 				continue
 			}
-			if l := r.called(t); l["request"] != got[0] || l["code"] != "OK" || l["level"] != "INFO" {
+			l := r.called(t)
+			if l["request"] != got[0] || l["code"] != "OK" || l["level"] != "INFO" {
 				t.Errorf("sent %q, logged %v", sent, l)
 			}
+			if theirs, _ := l["caller_request"].(string); keep != (theirs != "") || keep && theirs != sent {
+				t.Errorf("sent %q, logged %q as the caller's", sent, theirs)
+			}
 		}
-		first, _ := call(context.Background())
-		second, _ := call(context.Background())
+		first, _ := call(metadata.AppendToOutgoingContext(context.Background(), Header, "same"))
+		second, _ := call(metadata.AppendToOutgoingContext(context.Background(), Header, "same"))
 		if len(first.Get(Header)) != 1 || !aUUID.MatchString(first.Get(Header)[0]) || first.Get(Header)[0] == second.Get(Header)[0] {
 			t.Errorf("made %q and %q", first.Get(Header), second.Get(Header))
 		}
@@ -201,7 +205,7 @@ func TestPanic(t *testing.T) {
 			r.do = func(context.Context) error { panic(p) }
 			_, err := call(metadata.AppendToOutgoingContext(context.Background(), Header, "my-id"))
 			s := status.Convert(err)
-			if s.Code() != codes.Internal || s.Message() != "internal error, request id my-id" || reason(err) != pb.ReasonInternal || len(s.Details()) != 1 {
+			if s.Code() != codes.Internal || !strings.HasPrefix(s.Message(), "internal error, request id ") || reason(err) != pb.ReasonInternal || len(s.Details()) != 1 {
 				t.Errorf("the caller hears %v %v", err, s.Details())
 			}
 			if strings.Contains(fmt.Sprint(s.Proto()), secret) {
@@ -210,7 +214,7 @@ func TestPanic(t *testing.T) {
 			var logged bool
 			for _, l := range r.log.lines(t) {
 				stack, _ := l["stack"].(string)
-				logged = logged || l["msg"] == "panic" && l["request"] == "my-id" && l["level"] == "ERROR" && strings.Contains(stack, "interceptor_test.go")
+				logged = logged || l["msg"] == "panic" && s.Message() == fmt.Sprint("internal error, request id ", l["request"]) && l["level"] == "ERROR" && strings.Contains(stack, "interceptor_test.go")
 			}
 			if l := r.called(t); !logged || l["code"] != "Internal" || l["level"] != "ERROR" {
 				t.Errorf("the log says\n%s", &r.log)
@@ -238,8 +242,8 @@ func TestErrors(t *testing.T) {
 		"ours":             {apierr.Wrap(cause, codes.Unavailable, pb.ReasonDatabaseUnavailable, "the database is away"), codes.Unavailable, "the database is away", pb.ReasonDatabaseUnavailable, "WARN", cause.Error()},
 		"ours, wrapped":    {fmt.Errorf("send: %w", apierr.NotFound(pb.ReasonMailNotFound, "mail", "7")), codes.NotFound, `mail "7" not found`, pb.ReasonMailNotFound, "INFO", ""},
 		"a status":         {status.Error(codes.Aborted, "try again"), codes.Aborted, "try again", "", "INFO", ""},
-		"nobody's":         {fmt.Errorf("claim: %w", cause), codes.Internal, "internal error, request id my-id", pb.ReasonInternal, "ERROR", cause.Error()},
-		"unknown status":   {status.Error(codes.Unknown, "sql: no rows"), codes.Internal, "internal error, request id my-id", pb.ReasonInternal, "ERROR", "sql: no rows"},
+		"nobody's":         {fmt.Errorf("claim: %w", cause), codes.Internal, "internal error, request id ", pb.ReasonInternal, "ERROR", cause.Error()},
+		"unknown status":   {status.Error(codes.Unknown, "sql: no rows"), codes.Internal, "internal error, request id ", pb.ReasonInternal, "ERROR", "sql: no rows"},
 		"cancelled":        {fmt.Errorf("wait: %w", context.Canceled), codes.Canceled, "the caller cancelled the call", "", "INFO", ""},
 		"out of time":      {fmt.Errorf("wait: %w", context.DeadlineExceeded), codes.DeadlineExceeded, "the caller's time ran out", "", "INFO", ""},
 		"invalid, of many": {(func() error { var c apierr.Check; c.Bad("to", "is empty"); return c.Err() })(), codes.InvalidArgument, "to: is empty", pb.ReasonValidationFailed, "INFO", ""},
@@ -247,8 +251,12 @@ func TestErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r.do = func(context.Context) error { return c.err }
 			r.kinds(t, func(t *testing.T, call func(context.Context) (metadata.MD, error)) {
-				_, err := call(metadata.AppendToOutgoingContext(context.Background(), Header, "my-id"))
-				if s := status.Convert(err); s.Code() != c.code || s.Message() != c.text || reason(err) != c.reason {
+				_, err := call(context.Background())
+				text := c.text
+				if c.code == codes.Internal {
+					text += fmt.Sprint(r.called(t)["request"])
+				}
+				if s := status.Convert(err); s.Code() != c.code || s.Message() != text || reason(err) != c.reason {
 					t.Errorf("the caller hears %v (%s)", err, reason(err))
 				}
 				if strings.Contains(fmt.Sprint(status.Convert(err).Proto()), cause.Error()) {
