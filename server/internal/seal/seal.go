@@ -21,6 +21,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -92,7 +93,8 @@ func Place(parts ...string) string {
 
 // LoadKeyFile reads a key file. fs.ErrNotExist when there is none.
 func LoadKeyFile(path string) (*Ring, error) {
-	f, err := os.Open(path)
+	// A pipe that nobody writes to would be waited for, and what waits there hears no signal.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("key file: %w", err)
 	}
@@ -100,6 +102,9 @@ func LoadKeyFile(path string) (*Ring, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("key file: %w", err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("key file %s is no ordinary file", path)
 	}
 	if st.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("key file %s can be read by others (mode %04o): chmod 600 it", path, st.Mode().Perm())

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func ring(t *testing.T) (*Ring, string) {
@@ -74,6 +76,27 @@ func TestKeyFileIsGuarded(t *testing.T) {
 		}
 		if _, err := LoadKeyFile(p); err == nil {
 			t.Errorf("taken: %q", text)
+		}
+	}
+}
+
+// TestPipeAsKeyFile: what is no file is refused at once. To open a pipe for reading waits until
+// somebody writes to it, and nothing but a kill ends that.
+func TestPipeAsKeyFile(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, t.TempDir()} {
+		ended := make(chan error, 1)
+		go func() { _, err := LoadKeyFile(path); ended <- err }()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%s was taken for a key file", path)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s is waited for", path)
 		}
 	}
 }
