@@ -23,6 +23,7 @@ import (
 // variable MAILDISPATCH_<FLAG> in capitals with _ for -.
 type Config struct {
 	Listen        string        // host:port; port 0 picks one
+	AdminListen   string        // where administrators call; "" = where everybody does
 	Database      string        // sqlite:PATH or postgres://...
 	Connections   store.Pools   // to PostgreSQL
 	AllowUnsafe   bool          // of store.Options
@@ -41,7 +42,7 @@ type Config struct {
 	Auth              string // auto, required or none
 	AdminSocket       string // "" = beside the key file, "none" = none
 	Insecure          bool
-	Reflection        bool
+	Reflection        string // auto, true or false
 	ShutdownGrace     time.Duration
 	LogFormat         string // text or json
 	LogLevel          string // debug, info, warn, error
@@ -54,6 +55,7 @@ type Config struct {
 // that do not parse are reported by Validate or by fs.Parse.
 func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:50051", "address to listen on; port 0 picks one")
+	fs.StringVar(&c.AdminListen, "admin-listen", "", "address of its own for MailServerAdmin and AccessAdmin, which are not served at --listen then")
 	fs.StringVar(&c.Database, "database", "sqlite:maildispatch.db", "sqlite:PATH, or postgres://user@host/db?sslmode=verify-full")
 	fs.IntVar(&c.Connections.Mail, "database-mail-connections", store.DefaultPools.Mail, "PostgreSQL connections for mail under way, at most; the lease has one more")
 	fs.IntVar(&c.Connections.Work, "database-work-connections", store.DefaultPools.Work, "PostgreSQL connections for longer changes, such as holding a batch, at most")
@@ -62,7 +64,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
-	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses on ports 25 465 587 2525, and loopback if the service listens there")
+	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses and loopback, on ports 25 465 587 2525")
 	fs.StringVar(&c.TokenDestinations, "token-destinations", defaultTokenDestinations, "what may be called for access tokens of AUTH_XOAUTH2, such as public:443,10.1.0.0/16:8443; loopback, and http, only where loopback:PORTS is named")
 	fs.StringVar(&c.HeloName, "helo-name", "", "name given in EHLO: a full host name, or an address as [192.0.2.1] or [IPv6:2001:db8::1]; default: the machine's name")
 	fs.StringVar(&c.TLSCert, "tls-cert", "", "PEM certificate of the service; read again when it changes")
@@ -72,7 +74,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.Auth, "auth", "auto", "whether callers need a token or a known certificate: required, none (on loopback only), or auto: required, but on loopback only once a token was made")
 	fs.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket for maildispatchd token; default: the key file's path with .sock behind it; none: no socket")
 	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond loopback without TLS, where something else encrypts; callers need tokens all the same")
-	fs.BoolVar(&c.Reflection, "reflection", true, "offer server reflection, which grpcurl uses")
+	fs.StringVar(&c.Reflection, "reflection", "auto", "offer server reflection, which grpcurl uses: true, false, or auto: on loopback only")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long mails and calls under way may take after SIGTERM")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
@@ -91,17 +93,25 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 
 // Validate finds what cannot work, first thing first.
 func (c *Config) Validate() error {
-	host, _, err := net.SplitHostPort(c.Listen)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return fmt.Errorf("listen: %q is not host:port", c.Listen)
+	}
+	if _, _, err := net.SplitHostPort(c.AdminListen); err != nil && c.AdminListen != "" {
+		return fmt.Errorf("admin-listen: %q is not host:port", c.AdminListen)
+	}
+	open := c.Listen // what can be reached from elsewhere, if anything can
+	if onLoopback(open) {
+		open = c.AdminListen
 	}
 	switch {
 	case c.Auth != string(access.Auto) && c.Auth != string(access.Required) && c.Auth != string(access.None):
 		return fmt.Errorf("auth: %q is none of auto, required, none", c.Auth)
 	case !c.OnLoopback() && c.Auth == string(access.None):
-		return fmt.Errorf("auth: none is for loopback only, and %q is not: anybody who reaches it could send mail and change mail servers", host)
+		return fmt.Errorf("auth: none is for loopback only, and %q is not: anybody who reaches it could send mail and change mail servers", open)
 	case !c.OnLoopback() && c.TLSCert == "" && !c.Insecure:
-		return fmt.Errorf("listen: %q is not loopback, and tokens would travel in plaintext: give --tls-cert and --tls-key, or --insecure where something else encrypts", host)
+		return fmt.Errorf("listen: %q is not loopback, and tokens would travel in plaintext: give --tls-cert and --tls-key, or --insecure where something else encrypts", open)
+	case c.Reflection != "auto" && c.Reflection != "true" && c.Reflection != "false":
+		return fmt.Errorf("reflection: %q is none of auto, true, false", c.Reflection)
 	case c.ClientNames != "" && c.ClientCA == "":
 		return errors.New("client-names needs client-ca")
 	case (c.TLSCert == "") != (c.TLSKey == ""):
@@ -121,7 +131,7 @@ func (c *Config) Validate() error {
 	if err := l.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("log-level: %q is none of debug, info, warn, error", c.LogLevel)
 	}
-	if _, err := smtpx.ParseDestinations(c.Destinations, c.OnLoopback()); err != nil {
+	if _, err := smtpx.ParseDestinations(c.Destinations); err != nil {
 		return fmt.Errorf("smtp-destinations: %w", err)
 	}
 	if _, err := c.tokenDestinations(); err != nil {
@@ -160,7 +170,7 @@ func (c *Config) tokenDestinations() (*smtpx.Destinations, error) {
 	if spec == "" {
 		spec = defaultTokenDestinations
 	}
-	d, err := smtpx.ParseDestinations(spec, false)
+	d, err := smtpx.ParseDestinations(spec)
 	if err != nil {
 		return nil, fmt.Errorf("token-destinations: %w", err)
 	}
@@ -173,7 +183,16 @@ const defaultTokenDestinations = "public:443"
 
 // OnLoopback reports whether the service can be reached from this machine only.
 func (c *Config) OnLoopback() bool {
-	host, _, err := net.SplitHostPort(c.Listen)
+	return onLoopback(c.Listen) && (c.AdminListen == "" || onLoopback(c.AdminListen))
+}
+
+// reflect reports whether the schema is told at an address.
+func (c *Config) reflect(address string) bool {
+	return c.Reflection == "true" || c.Reflection == "auto" && onLoopback(address)
+}
+
+func onLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return false
 	}
@@ -218,7 +237,7 @@ func (c *Config) Socket() string {
 // String is the configuration in force, one line a flag, without secrets.
 func (c *Config) String() string {
 	var b strings.Builder
-	for _, kv := range [][2]any{{"listen", c.Listen}, {"database", store.RedactDSN(c.Database)}, {"database-mail-connections", c.Connections.Mail},
+	for _, kv := range [][2]any{{"listen", c.Listen}, {"admin-listen", c.AdminListen}, {"database", store.RedactDSN(c.Database)}, {"database-mail-connections", c.Connections.Mail},
 		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read},
 		{"allow-unsafe-database", c.AllowUnsafe}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
 		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"token-destinations", c.TokenDestinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},

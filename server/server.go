@@ -12,19 +12,17 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/reflection"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/api"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
-	"github.com/maildispatch/maildispatch/server/internal/interceptor"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/server/internal/seal"
 	"github.com/maildispatch/maildispatch/smtpx"
@@ -38,14 +36,11 @@ type Server struct {
 	store    *store.Store
 	outbound *outbound.Outbound
 	engine   *engine.Engine
-	grpc     *grpc.Server
+	ports    []*port
 	health   *health.Server
-	listener net.Listener
 	book     *access.Book
 	local    *localSocket // nil = none
 }
-
-const maxMessage = 32 << 20 // a request: a mail of 25 MiB and what stands around it
 
 // New opens everything that can fail: configuration, keys, database, port. Errors are one line
 // for the person who starts it.
@@ -58,7 +53,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	dest, err := smtpx.ParseDestinations(cfg.Destinations, cfg.OnLoopback())
+	dest, err := smtpx.ParseDestinations(cfg.Destinations)
 	if err != nil {
 		return nil, fmt.Errorf("smtp-destinations: %w", err)
 	}
@@ -74,24 +69,23 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+	s := &Server{cfg: cfg, log: log, outbound: out, health: health.NewServer()}
+	if s.ports, err = openPorts(&cfg); err != nil {
+		return nil, err
 	}
 	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe})
 	if err != nil {
-		_ = l.Close() // nothing came in yet
-		return nil, err
+		return nil, errors.Join(err, s.closePorts())
 	}
+	s.store = st
 	out.UseTokens(st, tokens.Check, log)
 	back, err := st.Remember(ctx, cfg.stateFile())
 	if err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close())
+		return nil, errors.Join(err, s.closePorts(), st.Close())
 	}
 	if !back.Since.IsZero() {
 		log.Error(wentBack(back))
 	}
-	s := &Server{cfg: cfg, log: log, store: st, outbound: out, listener: l, health: health.NewServer()}
 	// the book is there before anything is dialled
 	dial := newDialers(dest, func() bool { return s.book.On() })
 	host, _ := os.Hostname() // only a name for people
@@ -116,30 +110,14 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s.engine = eng
 	s.book, err = access.NewBook(ctx, access.Config{Store: st, Mode: access.Mode(cfg.Auth), Loopback: cfg.OnLoopback(), Names: cfg.ClientNames, Logger: log, Now: eng.Now})
 	if err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close())
+		return nil, errors.Join(err, s.closePorts(), st.Close())
 	}
 	admin := a.AccessAdmin(st, s.learn, s.book.On)
-	s.grpc = grpc.NewServer(append(interceptor.Options(log, s.book.Guard()),
-		grpc.Creds(creds),
-		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.MaxConcurrentStreams(256),
-		grpc.ConnectionTimeout(20*time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 11 * time.Minute, Time: 2 * time.Minute, Timeout: 20 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
-		grpc.WaitForHandlers(true),
-	)...)
-	a.Register(s.grpc)
-	pb.RegisterAccessAdminServer(s.grpc, admin)
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	if cfg.Reflection {
-		reflection.Register(s.grpc)
-	}
-	err = access.CheckServices(s.grpc.GetServiceInfo())
-	if err == nil {
+	if err = s.offer(a, admin, creds); err == nil {
 		s.local, err = openSocket(&cfg, log, admin)
 	}
 	if err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close())
+		return nil, errors.Join(err, s.closePorts(), st.Close())
 	}
 	return s, nil
 }
@@ -184,7 +162,7 @@ func (m *missingKey) Error() string {
 func (m *missingKey) Unwrap() error { return fs.ErrNotExist }
 
 // Addr is the address the service listens on.
-func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+func (s *Server) Addr() net.Addr { return s.ports[0].listener.Addr() }
 
 // Run serves until ctx ends and then stops in order: health says no, nothing new begins, what
 // is under way finishes or is cut before its dot, results are recorded, the lease is given
@@ -198,15 +176,18 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-s.engine.Ready():
 	case err := <-engineDone:
 		s.local.stop()
-		return errors.Join(err, s.listener.Close(), s.store.Close())
+		return errors.Join(err, s.closePorts(), s.store.Close())
 	case <-ctx.Done():
 	}
 	if !s.book.On() {
 		s.log.Warn("nobody is asked who calls: any program on this machine may send mail and change mail servers; the first token closes the service: maildispatchd token create")
 	}
-	served := make(chan error, 1)
-	go func() { served <- s.grpc.Serve(s.listener) }()
-	s.log.Info("listening", "address", s.listener.Addr().String(), "database", s.store.Dialect(), "tls", s.cfg.TLSCert != "")
+	served := make(chan error, len(s.ports))
+	// the port of everybody last: it tells those who wait for the line that all is there
+	for _, p := range slices.Backward(s.ports) {
+		go func() { served <- p.grpc.Serve(p.listener) }()
+		s.log.Info(p.line, "address", p.listener.Addr().String(), "database", s.store.Dialect(), "tls", s.cfg.TLSCert != "")
+	}
 	hctx, stopHealth := context.WithCancel(ctx)
 	defer stopHealth()
 	go s.watchHealth(hctx)
@@ -229,7 +210,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.health.Shutdown()
 	stopEngine()
 	graceful := make(chan struct{})
-	go func() { s.grpc.GracefulStop(); close(graceful) }()
+	go func() { s.eachPort((*grpc.Server).GracefulStop); close(graceful) }()
 	if !engineOver {
 		err = errors.Join(err, <-engineDone)
 	}
@@ -237,7 +218,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-graceful:
 	case <-time.After(2 * time.Second):
 		// calls that still wait for something when the engine is done wait for nothing
-		s.grpc.Stop()
+		s.eachPort((*grpc.Server).Stop)
 		<-graceful
 	}
 	s.local.stop()

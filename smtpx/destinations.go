@@ -29,16 +29,14 @@ const defaultPorts = "25+465+587+2525"
 // [2001:db8::]/32). PORTS is * or ports and ranges joined by +, such as 25+465+8000-8010. The
 // empty spec means
 //
-//	public:25+465+587+2525,private:25+465+587+2525[,loopback:*]
+//	public:25+465+587+2525,private:25+465+587+2525,loopback:25+465+587+2525
 //
-// with the loopback part only where the service itself listens on loopback. Whatever the spec
-// says, link-local, metadata, multicast, broadcast and unspecified addresses are never allowed.
-func ParseDestinations(spec string, serviceOnLoopback bool) (*Destinations, error) {
+// Whatever the spec says, link-local, metadata, multicast, broadcast and unspecified addresses
+// are never allowed. Addresses that no host of the internet has, such as those of examples, are
+// not public; a prefix can name them.
+func ParseDestinations(spec string) (*Destinations, error) {
 	if strings.TrimSpace(spec) == "" {
-		spec = "public:" + defaultPorts + ",private:" + defaultPorts
-		if serviceOnLoopback {
-			spec += ",loopback:*"
-		}
+		spec = "public:" + defaultPorts + ",private:" + defaultPorts + ",loopback:" + defaultPorts
 	}
 	d := &Destinations{}
 	for _, item := range strings.Split(spec, ",") {
@@ -131,7 +129,7 @@ func (d *Destinations) allows(a netip.Addr, port uint16) bool {
 		case "private":
 			return isPrivate(a)
 		case "public":
-			return !a.IsLoopback() && !isPrivate(a)
+			return isPublic(a)
 		}
 		return r.prefix.Contains(a)
 	})
@@ -144,6 +142,19 @@ var (
 	nat64own  = netip.MustParsePrefix("64:ff9b:1::/48")
 	siit      = netip.MustParsePrefix("::ffff:0:0:0/96") // RFC 7915, IPv4-translated
 	sixToFour = netip.MustParsePrefix("2002::/16")       // RFC 3056
+
+	// notPublic are no hosts of the internet. A prefix of the spec that names them opens them.
+	notPublic = []netip.Prefix{
+		netip.MustParsePrefix("198.18.0.0/15"),   // RFC 2544, benchmarks
+		netip.MustParsePrefix("192.0.2.0/24"),    // RFC 5737, documentation
+		netip.MustParsePrefix("198.51.100.0/24"), //
+		netip.MustParsePrefix("203.0.113.0/24"),  //
+		netip.MustParsePrefix("192.88.99.0/24"),  // RFC 7526, relays of 6to4
+		netip.MustParsePrefix("100::/64"),        // RFC 6666, discards what it gets
+		netip.MustParsePrefix("2001:db8::/32"),   // RFC 3849, documentation
+		netip.MustParsePrefix("3fff::/20"),       // RFC 9637, documentation
+		netip.MustParsePrefix("5f00::/16"),       // RFC 9602, segment identifiers
+	}
 
 	neverHosts = []netip.Prefix{
 		netip.MustParsePrefix("0.0.0.0/8"),   // this network
@@ -162,6 +173,17 @@ var (
 
 func isPrivate(a netip.Addr) bool { return a.IsPrivate() || shared.Contains(a) }
 
+func isPublic(a netip.Addr) bool {
+	return !a.IsLoopback() && !isPrivate(a) && !isISATAP(a) && !slices.ContainsFunc(notPublic, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// isISATAP reports whether the interface's part of the address is one of RFC 5214: a tunnel to
+// the IPv4 address in its last 32 bits, in whatever network.
+func isISATAP(a netip.Addr) bool {
+	b := a.As16()
+	return a.Is6() && b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
+}
+
 // never: addresses that no mail server has.
 func never(a netip.Addr) bool {
 	return !a.IsValid() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsInterfaceLocalMulticast() ||
@@ -176,7 +198,7 @@ func unwrap(a netip.Addr) []netip.Addr {
 	switch {
 	case a.Is4():
 		return []netip.Addr{a}
-	case nat64.Contains(a), nat64own.Contains(a), siit.Contains(a):
+	case nat64.Contains(a), nat64own.Contains(a), siit.Contains(a), isISATAP(a):
 		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[12:16]))}
 	case sixToFour.Contains(a):
 		return []netip.Addr{a, netip.AddrFrom4([4]byte(b[2:6]))}

@@ -14,9 +14,9 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-func destinations(t *testing.T, spec string, onLoopback bool) *smtpx.Destinations {
+func destinations(t *testing.T, spec string) *smtpx.Destinations {
 	t.Helper()
-	d, err := smtpx.ParseDestinations(spec, onLoopback)
+	d, err := smtpx.ParseDestinations(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ var neverAddresses = []string{
 // TestNeverDialled: no policy opens these, not even one that names them.
 func TestNeverDialled(t *testing.T) {
 	for _, spec := range []string{"", "public:*,private:*,loopback:*", "0.0.0.0/0:*,[::]/0:*", "169.254.0.0/16:*,[fe80::]/10:*,169.254.169.254:*,[fd00:ec2::254]:*,100.100.100.200:*,[::]:*,0.0.0.0:*"} {
-		d := destinations(t, spec, true)
+		d := destinations(t, spec)
 		for _, a := range neverAddresses {
 			for _, port := range []uint16{25, 80, 587} {
 				if err := d.Check(netip.AddrPortFrom(netip.MustParseAddr(a), port)); err != smtpx.ErrNotAllowed {
@@ -59,6 +59,9 @@ func TestDestinations(t *testing.T) {
 		// Allowed only where both what they are and what they carry is.
 		overLoopback = "64:ff9b::127.0.0.1 64:ff9b:1::127.0.0.1 ::ffff:0:127.0.0.1 2002:7f00:1::1 ::127.0.0.1"
 		overPrivate  = "64:ff9b::10.0.0.1 64:ff9b:1::10.0.0.1 ::ffff:0:10.0.0.1 2002:a00:1::1"
+		// Addresses that belong to no host of the internet.
+		nobody = "198.18.0.1 198.19.255.255 192.0.2.1 198.51.100.1 203.0.113.1 192.88.99.1 100::1 2001:db8::1 3fff::1 3fff:fff::1 5f00::1 " +
+			"2606:4700::5efe:8.8.8.8 2606:4700::200:5efe:808:808 2606:4700::5efe:10.0.0.1 2606:4700::200:5efe:7f00:1 64:ff9b::198.18.0.1 2002:c612:1::1"
 	)
 	ports := func(s string, p uint16) string {
 		var out []string
@@ -76,22 +79,22 @@ func TestDestinations(t *testing.T) {
 	}
 	mailPorts, others := []uint16{25, 465, 587, 2525}, []uint16{1, 22, 24, 26, 80, 443, 2524, 3306, 5432, 6379, 8080, 65535}
 	for name, c := range map[string]struct {
-		spec       string
-		onLoopback bool
-		yes, no    string
+		spec    string
+		yes, no string
 	}{
-		"default":              {"", false, each(public+" "+private+" "+overPrivate, mailPorts...), each(public+" "+private, others...) + each(loopback+" "+overLoopback, mailPorts...) + ports(public+" "+loopback, 0)},
-		"default, on loopback": {"", true, each(public+" "+private, mailPorts...) + each(loopback, append(mailPorts, others...)...), each(public+" "+private, others...) + ports("64:ff9b::127.0.0.1", 22) + ports(loopback, 0)},
-		"public":               {"public:25", true, ports(public, 25), ports(private+" "+loopback+" "+overPrivate+" "+overLoopback, 25) + ports(public, 587)},
-		"private":              {"private:25", true, ports(private, 25), ports(public+" "+loopback+" "+overPrivate+" "+overLoopback, 25)},
-		"loopback":             {"loopback:25", false, ports(loopback+" ::127.0.0.1", 25), ports(public+" "+private, 25)},
-		"an address":           {"10.1.2.3:25+587", false, "10.1.2.3:25 10.1.2.3:587 [::ffff:10.1.2.3]:25", "10.1.2.4:25 10.1.2.3:465 [64:ff9b::10.1.2.3]:25"},
-		"a prefix":             {"10.1.0.0/16:8000-8010", false, "10.1.2.3:8000 10.1.255.255:8010", "10.2.0.0:8000 10.1.0.0:7999 10.1.0.0:8011"},
-		"a prefix of IPv6":     {"[2001:db8::]/32:*", false, "[2001:db8::1]:1 [2001:db8:ffff::1]:65535", "[2001:db9::1]:25 8.8.8.8:25"},
-		"a mapped address":     {"[::ffff:10.1.2.3]:25", false, "10.1.2.3:25", "10.1.2.4:25"},
-		"spaces":               {" public:25 , 10.0.0.0/8:26 ", false, "8.8.8.8:25 10.0.0.1:26", "8.8.8.8:26 10.0.0.1:25"},
+		"default":            {"", each(public+" "+private+" "+loopback+" "+overPrivate+" "+overLoopback, mailPorts...), each(public+" "+private+" "+loopback+" "+overLoopback, others...) + each(nobody, mailPorts...) + ports(public+" "+loopback, 0)},
+		"public":             {"public:25", ports(public, 25), ports(private+" "+loopback+" "+overPrivate+" "+overLoopback, 25) + ports(public, 587)},
+		"private":            {"private:25", ports(private, 25), ports(public+" "+loopback+" "+overPrivate+" "+overLoopback, 25)},
+		"loopback":           {"loopback:25", ports(loopback+" ::127.0.0.1", 25), ports(public+" "+private, 25)},
+		"an address":         {"10.1.2.3:25+587", "10.1.2.3:25 10.1.2.3:587 [::ffff:10.1.2.3]:25", "10.1.2.4:25 10.1.2.3:465 [64:ff9b::10.1.2.3]:25"},
+		"a prefix":           {"10.1.0.0/16:8000-8010", "10.1.2.3:8000 10.1.255.255:8010", "10.2.0.0:8000 10.1.0.0:7999 10.1.0.0:8011"},
+		"a prefix of IPv6":   {"[2001:db8::]/32:*", "[2001:db8::1]:1 [2001:db8:ffff::1]:65535", "[2001:db9::1]:25 8.8.8.8:25"},
+		"prefixes of nobody": {"198.18.0.0/15:25,[3fff::]/20:25", "198.18.0.1:25 [3fff::1]:25", "198.20.0.1:25 [3fff:1000::1]:25"},
+		"a tunnel's prefix":  {"[fd00::]/8:25,10.0.0.1:25", "[fd00::5efe:10.0.0.1]:25 [fd00::1]:25", "[fd00::5efe:10.0.0.2]:25 [fd00::200:5efe:7f00:1]:25"},
+		"a mapped address":   {"[::ffff:10.1.2.3]:25", "10.1.2.3:25", "10.1.2.4:25"},
+		"spaces":             {" public:25 , 10.0.0.0/8:26 ", "8.8.8.8:25 10.0.0.1:26", "8.8.8.8:26 10.0.0.1:25"},
 	} {
-		d := destinations(t, c.spec, c.onLoopback)
+		d := destinations(t, c.spec)
 		for _, s := range strings.Fields(c.yes) {
 			if err := d.Check(netip.MustParseAddrPort(s)); err != nil {
 				t.Errorf("%s: %s is refused", name, s)
@@ -111,7 +114,7 @@ func TestDestinations(t *testing.T) {
 func TestBadDestinations(t *testing.T) {
 	for _, spec := range []string{"public", "public:", "public:x", "public:0", "public:65536", "public:25-", "public:-25", "public:30-20", "public:25+", "public:25,", ",", "mail.example.com:25", "everything:25", "10.0.0.0/33:25", "10.0.0/8:25",
 		"::1:25x", "[::1]", "127.1:25", "0x7f.0.0.1:25", "010.0.0.1:25", "public:25 587", "public:25;private:25", "fe80::1%eth0/64:25"} {
-		if d, err := smtpx.ParseDestinations(spec, true); err == nil {
+		if d, err := smtpx.ParseDestinations(spec); err == nil {
 			t.Errorf("%q was taken: %+v", spec, d)
 		} else if strings.ContainsAny(err.Error(), "\r\n") {
 			t.Errorf("%q: %q", spec, err)
@@ -141,7 +144,7 @@ func TestSSRF(t *testing.T) {
 			return out, nil
 		}
 	}
-	outside := destinations(t, "public:*,private:*", true).Check
+	outside := destinations(t, "public:*,private:*").Check
 	for _, host := range []string{"127.0.0.1", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "017700000001", "127.000.000.001", "localhost", "innocent.example"} {
 		if err := dials(outside, host, asC("127.0.0.1")); !errors.Is(err, smtpx.ErrNotAllowed) {
 			t.Errorf("%s: %v", host, err)
@@ -167,7 +170,7 @@ func TestSSRF(t *testing.T) {
 
 	// A name with two addresses: the one that is not allowed is left out, wherever it stands,
 	// and tells nothing.
-	only := destinations(t, "127.0.0.1:*", false).Check
+	only := destinations(t, "127.0.0.1:*").Check
 	for _, addrs := range [][]string{{"169.254.169.254", "127.0.0.1"}, {"127.0.0.1", "169.254.169.254"}, {"127.0.0.2", "::1", "127.0.0.1"}} {
 		var asked []string
 		allow := func(ap netip.AddrPort) error {
@@ -194,14 +197,14 @@ func TestSSRF(t *testing.T) {
 		}
 		return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
 	}
-	second := destinations(t, "127.0.0.2:*", false).Check
+	second := destinations(t, "127.0.0.2:*").Check
 	if err := dials(second, "rebinding.example", rebinding); err == nil || asked.Load() != 1 || four.Conns() != 3 {
 		t.Errorf("%v, asked %d times, %d connections", err, asked.Load(), four.Conns())
 	}
 
 	// Ports of other services, on this machine and under the default policy.
 	for _, port := range []int{22, 80, 5432, 6379} {
-		_, err := (&smtpx.Dialer{Allow: destinations(t, "", false).Check}).Dial(context.Background(), smtpx.Relay{Host: "127.0.0.1", Port: port, Encryption: smtpx.EncryptionNone, Timeouts: short})
+		_, err := (&smtpx.Dialer{Allow: destinations(t, "").Check}).Dial(context.Background(), smtpx.Relay{Host: "127.0.0.1", Port: port, Encryption: smtpx.EncryptionNone, Timeouts: short})
 		if !errors.Is(err, smtpx.ErrNotAllowed) || err.Error() != uniform {
 			t.Errorf("port %d: %v", port, err)
 		}
@@ -212,7 +215,7 @@ func TestSSRF(t *testing.T) {
 // no more than the error.
 func TestProbeTellsNothingAboutTheNetwork(t *testing.T) {
 	open := (&smtpxtest.Server{}).Start(t)
-	d := &smtpx.Dialer{Allow: destinations(t, "public:*", false).Check}
+	d := &smtpx.Dialer{Allow: destinations(t, "public:*").Check}
 	var first string
 	for _, r := range []smtpx.Relay{{Host: "127.0.0.1", Port: open.Port()}, {Host: "127.0.0.1", Port: 1}, {Host: "169.254.169.254", Port: 80}, {Host: "10.0.0.1", Port: 25}, {Host: "::ffff:10.0.0.1", Port: 6379}} {
 		r.Encryption, r.Timeouts = smtpx.EncryptionNone, short

@@ -248,7 +248,7 @@ func TestJSONLog(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(timeout(t))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "serve", "--listen=127.0.0.1:0", "--log-format=json", "--log-level=debug")
+	cmd := exec.CommandContext(ctx, path, "serve", "--listen=127.0.0.1:0", "--log-format=json", "--log-level=debug", testRelays)
 	cmd.Dir, cmd.Env = t.TempDir(), cleanEnv(nil)
 	pipe, err := cmd.StderrPipe()
 	if err != nil {

@@ -115,7 +115,8 @@ func TestEnvironmentTwins(t *testing.T) {
 	cert, key := certificateFiles(t)
 	// Two values a flag, neither of them its default.
 	values := map[string][2]string{
-		"listen": {"127.0.0.2:1234", "127.0.0.3:1234"}, "database": {"sqlite:a.db", "sqlite:b.db"}, "batch-interval": {"2m0s", "3m0s"}, "key-file": {"a.key", "b.key"},
+		"admin-listen": {"127.0.0.2:1235", "127.0.0.3:1235"},
+		"listen":       {"127.0.0.2:1234", "127.0.0.3:1234"}, "database": {"sqlite:a.db", "sqlite:b.db"}, "batch-interval": {"2m0s", "3m0s"}, "key-file": {"a.key", "b.key"},
 		"localhost-smtp": {"127.0.0.1:26", "127.0.0.1:27"}, "smtp-destinations": {"public:25", "private:25"}, "token-destinations": {"public:443", "public:8443"}, "helo-name": {"a.example", "b.example"},
 		"tls-cert": {cert, cert + ".2"}, "tls-key": {key, key + ".2"}, "client-ca": {cert, cert + ".2"}, "client-names": {"a.names", "b.names"}, "auth": {"required", "none"}, "admin-socket": {"a.sock", "b.sock"}, "insecure": {"true", "false"}, "reflection": {"false", "true"},
 		"shutdown-grace": {"5s", "6s"}, "log-format": {"json", "text"}, "log-level": {"debug", "warn"}, "print-config": {"true", "true"},

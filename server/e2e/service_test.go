@@ -104,6 +104,9 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+// testRelays lets mail servers be reached where tests have theirs, on any port of this machine.
+const testRelays = "--smtp-destinations=public:25+465+587+2525,private:25+465+587+2525,loopback:*"
+
 // start runs `serve` on dsn and waits for its first line.
 func start(t *testing.T, dsn string, flags ...string) *service {
 	t.Helper()
@@ -117,7 +120,7 @@ func start(t *testing.T, dsn string, flags ...string) *service {
 	} else if out, err := exec.Command(path, "key", "create", key).CombinedOutput(); err != nil {
 		t.Fatalf("key: %v: %s", err, out)
 	}
-	s := &service{t: t, args: append([]string{"serve", "--listen=127.0.0.1:0", "--database=" + dsn, "--key-file=" + key, "--batch-interval=1h"}, flags...), log: &logBuffer{}}
+	s := &service{t: t, args: append([]string{"serve", "--listen=127.0.0.1:0", "--database=" + dsn, "--key-file=" + key, "--batch-interval=1h", testRelays}, flags...), log: &logBuffer{}}
 	s.run()
 	t.Cleanup(func() {
 		s.stop()

@@ -37,7 +37,7 @@ func demo(ctx context.Context, args []string) error {
 	}
 	defer sink.Close()
 	var cfg server.Config
-	if cfg, err = configOf("demo", []string{"-listen=127.0.0.1:0", "-database=sqlite:" + filepath.Join(dir, "demo.db"), "-batch-interval=1h", "-log-level=error"}); err != nil {
+	if cfg, err = configOf("demo", []string{"-listen=127.0.0.1:0", "-database=sqlite:" + filepath.Join(dir, "demo.db"), "-batch-interval=1h", "-log-level=error", "-smtp-destinations=loopback:*"}); err != nil {
 		return err
 	}
 	s, err := server.New(ctx, cfg)

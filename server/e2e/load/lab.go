@@ -293,7 +293,7 @@ func (b *bench) begin(ctx context.Context, flags ...string) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
-	p.cmd = exec.Command(path, append(append([]string{"serve", "--listen=127.0.0.1:0", "--database=" + b.dsn, "--key-file=" + key}, flags...), strings.Fields(b.serve)...)...)
+	p.cmd = exec.Command(path, append(append([]string{"serve", "--listen=127.0.0.1:0", "--database=" + b.dsn, "--key-file=" + key, "--smtp-destinations=loopback:*"}, flags...), strings.Fields(b.serve)...)...)
 	p.cmd.Env = append(append(os.Environ(), strings.Fields(b.env)...), profEnv+"="+b.dir)
 	// a Ctrl-C is for this process, which stops it
 	p.cmd.Stderr, p.cmd.SysProcAttr = log, &syscall.SysProcAttr{Setpgid: true}

@@ -34,7 +34,7 @@ type replica struct {
 var collected = regexp.MustCompile(`^gc \d+ .*->(\d+) MB, `)
 
 func (r *replica) start(ctx context.Context) error {
-	cmd := exec.Command(r.binary, "serve", "--listen=127.0.0.1:0", "--database="+r.dsn, "--key-file="+r.key, "--batch-interval=5s")
+	cmd := exec.Command(r.binary, "serve", "--listen=127.0.0.1:0", "--database="+r.dsn, "--key-file="+r.key, "--batch-interval=5s", "--smtp-destinations=loopback:*")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Env = os.Environ()
 	if r.measured {

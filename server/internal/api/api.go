@@ -9,6 +9,9 @@ package api
 
 import (
 	"context"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"log/slog"
@@ -16,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/crypto/chacha20poly1305"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
@@ -77,7 +81,7 @@ type Config struct {
 	Batch    Batch
 	Outbound *outbound.Outbound
 	Probe    func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult
-	TokenKey []byte          // signs page tokens
+	TokenKey []byte          // page tokens are sealed with a key made of it
 	Draining <-chan struct{} // closed when the service goes down: streams that would last end
 	// the error by which Sender and Batch say that the service goes down
 	Stopping error
@@ -91,6 +95,7 @@ type API struct {
 	pb.UnimplementedDispatchServer
 	Config
 	servers *servers
+	tokens  cipher.AEAD // seals page tokens
 	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
 	lateLogged atomic.Int64
 }
@@ -103,14 +108,26 @@ func New(c Config) *API {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &API{Config: c, servers: newServers()}
+	m := hmac.New(sha256.New, c.TokenKey)
+	m.Write([]byte("sealed"))
+	tokens, err := chacha20poly1305.NewX(m.Sum(nil))
+	if err != nil {
+		panic(err) // the key has its length
+	}
+	return &API{Config: c, servers: newServers(), tokens: tokens}
 }
 
 // Register offers both services.
 func (a *API) Register(r grpc.ServiceRegistrar) {
-	pb.RegisterMailServerAdminServer(r, a)
-	pb.RegisterDispatchServer(r, a)
+	a.RegisterAdmin(r)
+	a.RegisterDispatch(r)
 }
+
+// RegisterAdmin offers the service for administrators.
+func (a *API) RegisterAdmin(r grpc.ServiceRegistrar) { pb.RegisterMailServerAdminServer(r, a) }
+
+// RegisterDispatch offers the service for those who send mail.
+func (a *API) RegisterDispatch(r grpc.ServiceRegistrar) { pb.RegisterDispatchServer(r, a) }
 
 // AccessAdmin is the service of that name. changed is called after a token was made or revoked;
 // on says whether callers are asked who they are.

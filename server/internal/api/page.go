@@ -2,10 +2,12 @@ package api
 
 import (
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 
+	"golang.org/x/crypto/chacha20poly1305"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
@@ -28,15 +30,29 @@ func pageSize(c *apierr.Check, n int32) int {
 	return min(int(n), largestPage)
 }
 
-// A page token is version, position and a signature over both and the filter: it cannot be made
-// up, and it is no good for another filter.
-const tokenVersion = 1
+// A page token is version, nonce, and the position sealed for the listing and its filter: it
+// cannot be made up, it is no good for another filter, and it tells nothing. A position in the
+// log of changes would tell how busy others are.
+const tokenVersion = 2
+
+// signedTokens is the version that was signed and could be read. Cursors of it may be kept for
+// as long as changes are.
+const signedTokens = 1
 
 func (a *API) pageToken(kind string, filter proto.Message, position []byte) string {
-	t := append([]byte{tokenVersion}, position...)
-	return base64.RawURLEncoding.EncodeToString(append(t, a.tokenSum(kind, filter, t)...))
+	b := append([]byte{tokenVersion}, make([]byte, chacha20poly1305.NonceSizeX)...)
+	rand.Read(b[1:]) // never fails
+	return base64.RawURLEncoding.EncodeToString(a.tokens.Seal(b, b[1:], position, listing(kind, filter)))
 }
 
+// listing is what a token is for, without ambiguity.
+func listing(kind string, filter proto.Message) []byte {
+	// a message that came over the wire always can be
+	f, _ := proto.MarshalOptions{Deterministic: true}.Marshal(filter)
+	return append(append([]byte(kind), 0), f...)
+}
+
+// tokenSum signs a token of the first version.
 func (a *API) tokenSum(kind string, filter proto.Message, t []byte) []byte {
 	m := hmac.New(sha256.New, a.TokenKey)
 	// a message that came over the wire always can be
@@ -56,8 +72,14 @@ func (a *API) position(kind string, filter proto.Message, token string) ([]byte,
 		return nil, nil
 	}
 	b, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || len(b) < 17 || b[0] != tokenVersion || !hmac.Equal(b[len(b)-16:], a.tokenSum(kind, filter, b[:len(b)-16])) {
-		return nil, apierr.New(codes.InvalidArgument, pb.ReasonPageTokenInvalid, "page_token is not one of this listing with this filter")
+	if err == nil && len(b) > chacha20poly1305.NonceSizeX && b[0] == tokenVersion {
+		nonce, sealed := b[1:1+chacha20poly1305.NonceSizeX], b[1+chacha20poly1305.NonceSizeX:]
+		if p, err := a.tokens.Open(nil, nonce, sealed, listing(kind, filter)); err == nil {
+			return p, nil
+		}
 	}
-	return b[1 : len(b)-16], nil
+	if err == nil && len(b) >= 17 && b[0] == signedTokens && hmac.Equal(b[len(b)-16:], a.tokenSum(kind, filter, b[:len(b)-16])) {
+		return b[1 : len(b)-16], nil
+	}
+	return nil, apierr.New(codes.InvalidArgument, pb.ReasonPageTokenInvalid, "page_token is not one of this listing with this filter")
 }

@@ -228,7 +228,7 @@ func TestNoToken(t *testing.T) {
 func TestWhereTokensAreAsked(t *testing.T) {
 	p := endpoint(t, func(w http.ResponseWriter, _ *http.Request) { issue(w, "t", 60, "") })
 	s := source(p, ClientCredentials, Secrets{Client: "x"})
-	d, err := smtpx.ParseDestinations("public:443", false)
+	d, err := smtpx.ParseDestinations("public:443")
 	if err != nil {
 		t.Fatal(err)
 	}
