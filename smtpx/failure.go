@@ -153,6 +153,9 @@ var failures = []failure{
 	{enhanced: "*.4.", codes: "4", is: FailUnreachable},
 	{codes: "5", phases: "greeting ehlo", is: FailReputation},
 	{phases: "greeting ehlo", is: FailUnreachable},
+	// a dialogue out of order says nothing about the sender
+	{codes: "500 502 503 504", phases: "mail", is: FailUnclassified},
+	{codes: "521", phases: "mail", is: FailUnreachable},
 	{codes: "5", phases: "mail", is: FailSenderRefused},
 }
 

@@ -122,6 +122,10 @@ func TestFailureOfPhase(t *testing.T) {
 		{smtpx.Said{Phase: smtpx.PhaseMail, Reply: smtpx.Reply{Text: "mail from: the message has 12 bytes; the server takes 10"}}, smtpx.FailSize},
 		{smtpx.Said{Phase: smtpx.PhaseRcpt, Reply: smtpx.Reply{Code: 550}}, smtpx.FailUnclassified},
 		{smtpx.Said{Phase: smtpx.PhaseGreeting, Reply: smtpx.Reply{Code: 554, Text: "go away"}}, smtpx.FailReputation},
+		{smtpx.Said{Phase: smtpx.PhaseMail, Reply: smtpx.Reply{Code: 550, Text: "no"}}, smtpx.FailSenderRefused},
+		{smtpx.Said{Phase: smtpx.PhaseMail, Reply: smtpx.Reply{Code: 502, Enhanced: "5.5.1", Text: "not implemented"}}, smtpx.FailUnclassified},
+		{smtpx.Said{Phase: smtpx.PhaseMail, Reply: smtpx.Reply{Code: 503, Enhanced: "5.5.1", Text: "bad sequence"}}, smtpx.FailUnclassified},
+		{smtpx.Said{Phase: smtpx.PhaseMail, Reply: smtpx.Reply{Code: 521, Enhanced: "5.3.2", Text: "takes no mail"}}, smtpx.FailUnreachable},
 	} {
 		if got := smtpx.FailureOf(c.said); got != c.want {
 			t.Errorf("%+v: got %q, want %q", c.said, got, c.want)

@@ -213,7 +213,7 @@ func (a *Attempt) fold(positions []int, o smtpx.Outcome, now time.Time) {
 			// says that no further copy can arrive: what is left is a person's to find out.
 			res.Held = res.Status == store.RecipientRejected
 			res.Status = store.RecipientUnknown
-			res.Detail = fmt.Sprintf("outcome of an earlier attempt is unknown; this one was refused: %d %s", r.Reply.Code, r.Reply.Text)
+			res.Detail = fmt.Sprintf("outcome of an earlier attempt is unknown; this one was refused: %s", r.Reply)
 		}
 		a.results[p] = res
 	}

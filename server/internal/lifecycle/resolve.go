@@ -88,7 +88,7 @@ func whyNot(to []store.Recipient, rs []store.RecipientResult) string {
 		switch {
 		case r.Status == store.RecipientAccepted:
 		case r.Code != 0:
-			return fmt.Sprintf("%s: %d %s", to[p].Mailbox, r.Code, r.Detail)
+			return fmt.Sprintf("%s: %s", to[p].Mailbox, said(r))
 		default:
 			return to[p].Mailbox + ": " + r.Detail
 		}

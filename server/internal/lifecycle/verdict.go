@@ -253,9 +253,14 @@ func (a *Attempt) firstRefusal(attempt int) string {
 		if r.Code == 0 {
 			return fmt.Sprintf("%s: %s", a.Mail.Recipients[i].Mailbox, r.Detail)
 		}
-		return fmt.Sprintf("%s: %d %s", a.Mail.Recipients[i].Mailbox, r.Code, r.Detail)
+		return fmt.Sprintf("%s: %s", a.Mail.Recipients[i].Mailbox, said(r))
 	}
 	return ""
+}
+
+// said is the reply of a result, with its enhanced code.
+func said(r store.RecipientResult) string {
+	return smtpx.Reply{Code: r.Code, Enhanced: r.Enhanced, Text: r.Detail}.String()
 }
 
 func firstOf(texts ...string) string {
