@@ -57,6 +57,10 @@ func hint(e *Error, r Relay) string {
 		return "the server offers a login only over TLS, or not at all: use ENCRYPTION_STARTTLS or ENCRYPTION_TLS, or remove username and password"
 	case errors.Is(e.Err, errNoAuth):
 		return "the server offers no login: remove username and password, or use its submission port (587 or 465)"
+	case errors.Is(e.Err, errNoCertificates):
+		return "give ca_pem the authority's certificate as PEM, or leave it out"
+	case errors.Is(e.Err, errInTheLine):
+		return "do not send through this network before its operator knows who writes into the connection"
 	case errors.Is(e.Err, errPlaintextAuth):
 		return "use ENCRYPTION_STARTTLS or ENCRYPTION_TLS, or permit it with allow_plaintext_auth"
 	case errors.Is(e.Err, errNoMechanism):
@@ -85,10 +89,16 @@ func hint(e *Error, r Relay) string {
 		if e.Phase == PhaseSTARTTLS && e.Reply.Code != 0 {
 			return "the server offers STARTTLS and cannot do it now: try again later, or ask its operator"
 		}
+		if strings.Contains(fmt.Sprint(e.Err), "protocol version") {
+			return "the server is too old for TLS 1.2: ask its operator to renew it"
+		}
 		if e.Phase == PhaseTLS {
 			return "check that this is the TLS port (usual 465); STARTTLS has another (usual 587)"
 		}
-		return "the TLS handshake failed: the server may be too old for TLS 1.2"
+		if isEOF(e.Err) || errors.Is(e.Err, errClosed) || errors.Is(e.Err, os.ErrDeadlineExceeded) {
+			return "the server hangs up, or falls silent, where TLS should begin: try again later, or ask its operator"
+		}
+		return "the TLS handshake failed: ask the server's operator what it wants of TLS"
 	case PhaseAuth:
 		if e.Reply.Code == 530 && r.Encryption == EncryptionNone {
 			return "the server takes a login only over TLS: use ENCRYPTION_STARTTLS or ENCRYPTION_TLS"

@@ -54,7 +54,7 @@ func TestT4a_STARTTLSIsMandatory(t *testing.T) {
 	good, ca := smtpxtest.Certificate(t, time.Now().Add(1000*time.Hour), "127.0.0.1")
 	srv := (&smtpxtest.Server{TLS: good, Extensions: []string{"-STARTTLS", "PIPELINING"}, Username: "u", Password: "secret"}).Start(t)
 	r := relay(srv)
-	r.Encryption, r.Username, r.Password, r.CAPEM = smtpx.EncryptionSTARTTLS, "u", "secret", ca
+	r.Encryption, r.Username, r.Password, r.CAPEM, r.Timeouts = smtpx.EncryptionSTARTTLS, "u", "secret", ca, smtpx.Timeouts{}
 	e := fault(t, r)
 	if e.Phase != smtpx.PhaseSTARTTLS || e.Temporary || e.Hint == "" {
 		t.Fatalf("%+v", e)

@@ -280,6 +280,11 @@ func (s *Session) ehlo(tr *trace) *Error {
 	return nil
 }
 
+var (
+	errInTheLine      = errors.New("text in clear behind the STARTTLS answer: somebody may be in the line")
+	errNoCertificates = errors.New("ca_pem holds no certificate")
+)
+
 // upgrade does STARTTLS (RFC 3207), which is never optional here.
 func (s *Session) upgrade(ctx context.Context, tr *trace) *Error {
 	if _, ok := s.ext["STARTTLS"]; !ok {
@@ -295,7 +300,7 @@ func (s *Session) upgrade(ctx context.Context, tr *trace) *Error {
 	// Anything that came in clear behind the 220 was injected (the STARTTLS response injection
 	// attack).
 	if s.br.Buffered() > 0 {
-		return done.fail(&Error{Phase: PhaseSTARTTLS, Err: errors.New("text in clear behind the STARTTLS answer: somebody may be in the line")}, s.relay)
+		return done.fail(&Error{Phase: PhaseSTARTTLS, Err: errInTheLine}, s.relay)
 	}
 	if fault := s.handshake(ctx, PhaseSTARTTLS); fault != nil {
 		return done.fail(fault, s.relay)
@@ -325,7 +330,7 @@ func (s *Session) handshake(ctx context.Context, phase Phase) *Error {
 			pool = x509.NewCertPool()
 		}
 		if !pool.AppendCertsFromPEM(s.relay.CAPEM) {
-			return &Error{Phase: phase, Err: errors.New("ca_pem holds no certificate")}
+			return &Error{Phase: phase, Err: errNoCertificates}
 		}
 		cfg.RootCAs = pool
 	}

@@ -10,12 +10,14 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"strings"
 	"testing"
 	"time"
 )
 
 // Certificate makes a self-signed certificate for names (host names or addresses) that expires
-// at end, and its PEM, to be trusted as ca_pem.
+// at end, and its PEM, to be trusted as ca_pem. A name "CN=x" stands as the common name alone,
+// as old authorities issue it.
 func Certificate(t testing.TB, end time.Time, names ...string) (*tls.Config, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -26,6 +28,10 @@ func Certificate(t testing.TB, end time.Time, names ...string) (*tls.Config, []b
 		NotAfter: end, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	for _, n := range names {
+		if cn, only := strings.CutPrefix(n, "CN="); only {
+			c.Subject.CommonName = cn
+			continue
+		}
 		if ip := net.ParseIP(n); ip != nil {
 			c.IPAddresses = append(c.IPAddresses, ip)
 		} else {

@@ -1,11 +1,14 @@
 package engine_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/engine"
+	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
@@ -147,5 +150,63 @@ func TestRepliesInBothModes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSTARTTLSAnswered: a relay that offers STARTTLS and then says something else is in trouble
+// for now, and about that alone: mails wait with its words and lose no attempt, a caller in
+// mode php is told them at once, and the mail server is suspended.
+func TestSTARTTLSAnswered(t *testing.T) {
+	conf, ca := smtpxtest.Certificate(t, time.Now().Add(time.Hour), "127.0.0.1")
+	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) {
+		c.Dial = func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
+			session, err := new(smtpx.Dialer).Dial(ctx, smtpx.Relay{Host: s.SMTP.Host, Port: s.SMTP.Port, Encryption: smtpx.EncryptionSTARTTLS, CAPEM: ca})
+			if err != nil {
+				return nil, err
+			}
+			return session, nil
+		}
+	})
+	for _, words := range []string{"454 4.7.0 TLS not available", "421 4.3.2 closing", "500 5.5.1 unknown command"} {
+		for step, ext := range bothExtensions {
+			for _, mode := range []store.Mode{store.ModePHP, store.ModeDaemon} {
+				t.Run(fmt.Sprintf("%s, %s, %s", words, mode, step), func(t *testing.T) {
+					relay := (&smtpxtest.Server{TLS: conf, Extensions: ext, On: func(cmd smtpxtest.Command) *smtpxtest.Action {
+						if cmd.Verb == "STARTTLS" {
+							return &smtpxtest.Action{Reply: words + "\r\n"}
+						}
+						return nil
+					}}).Start(t)
+					s := r.server(fmt.Sprintf("tls-%s-%d-%s", words[:3], len(ext), mode), mode, relay, store.Limits{})
+					m := newMail(s, store.KindInvoice, "a@y.example")
+					want := store.MailFailed
+					if mode == store.ModePHP {
+						if _, err := r.send(ctx(t), s, m); err != nil {
+							t.Fatal(err)
+						}
+					} else {
+						r.queue(s, m)
+						r.batch(s.Name)
+						want = store.MailQueued
+					}
+					got := r.mail(m.ID)
+					if got.Status != want || mode == store.ModeDaemon && got.Attempts != 0 || !strings.Contains(got.LastError, words) {
+						t.Errorf("%s after %d attempts, want %s: %q", got.Status, got.Attempts, want, got.LastError)
+					}
+					if p := got.Progress.Results[0]; mode == store.ModePHP && p.Failure != string(smtpx.FailTLS) {
+						t.Errorf("%+v", p)
+					}
+					bs, err := r.store.Breakers(ctx(t))
+					if err != nil || bs[s.Name] == nil || bs[s.Name].Failures != 1 || !strings.Contains(bs[s.Name].Reason, words) {
+						t.Errorf("%+v, %v", bs[s.Name], err)
+					}
+					for _, l := range relay.Lines() {
+						if strings.HasPrefix(l, "MAIL") {
+							t.Errorf("in clear: %q", l)
+						}
+					}
+				})
+			}
+		}
 	}
 }
