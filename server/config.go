@@ -15,6 +15,7 @@ import (
 
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -47,6 +48,7 @@ type Config struct {
 	LogFormat         string // text or json
 	LogLevel          string // debug, info, warn, error
 	PrintConfig       bool
+	Limits            quota.Limits // of callers, teams and addresses; zero = none
 
 	LogOutput io.Writer // nil = standard error
 }
@@ -76,6 +78,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond loopback without TLS, where something else encrypts; callers need tokens all the same")
 	fs.StringVar(&c.Reflection, "reflection", "auto", "offer server reflection, which grpcurl uses: true, false, or auto: on loopback only")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long mails and calls under way may take after SIGTERM")
+	c.declareLimits(fs)
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&c.PrintConfig, "print-config", false, "print the configuration in force, secrets hidden, and end")
@@ -126,6 +129,9 @@ func (c *Config) Validate() error {
 		return errors.New("shutdown-grace: is negative")
 	case c.LogFormat != "text" && c.LogFormat != "json":
 		return fmt.Errorf("log-format: %q is neither text nor json", c.LogFormat)
+	}
+	if err := c.Limits.Check(); err != nil {
+		return err
 	}
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(c.LogLevel)); err != nil {
@@ -244,7 +250,7 @@ func (c *Config) String() string {
 		{"client-ca", c.ClientCA}, {"client-names", c.ClientNames}, {"auth", c.Auth}, {"admin-socket", c.Socket()}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])
 	}
-	return b.String()
+	return b.String() + c.limitLines()
 }
 
 func (c *Config) logger() *slog.Logger {

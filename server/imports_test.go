@@ -33,6 +33,8 @@ var importRules = []importRule{
 	{pkg: "server/internal/access", may: []string{"proto/...", "server/internal/apierr", "store"}, tests: []string{"store/storetest", "store/storetest/memory"},
 		why: "who a caller is and what that one may do; knows no mail"},
 	{pkg: "server/internal/budget", may: []string{"proto/...", "server/internal/apierr"}, why: "memory of calls"},
+	{pkg: "server/internal/quota", may: []string{"proto/...", "server/internal/apierr", "server/internal/delivery", "store"}, tests: []string{"store/storetest"},
+		why: "counts what is taken; callers are names to it"},
 	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/access", "server/internal/apierr", "server/internal/budget"}, why: "what every call passes, in its order"},
 	{pkg: "server/internal/seal", why: "cryptography and nothing else"},
 	{pkg: "server/internal/catchall", why: "a relay for the demo; it shares nothing with the client it receives from"},
@@ -47,7 +49,7 @@ var importRules = []importRule{
 		tests: []string{"smtpx/smtpxtest", "store/storetest"}, why: "knows neither gRPC nor SQL; the api reaches it through an interface of its own"},
 	{pkg: "server/internal/api",
 		may: []string{"proto/...", "server/internal/access", "server/internal/apierr", "server/internal/budget", "server/internal/delivery", "server/internal/lifecycle",
-			"server/internal/oauth", "server/internal/outbound", "smtpx/...", "store"},
+			"server/internal/oauth", "server/internal/outbound", "server/internal/quota", "smtpx/...", "store"},
 		tests: []string{"client/clienttest", "server/internal/engine", "server/internal/interceptor", "server/internal/seal", "smtpx/smtpxtest", "store/storetest"},
 		why:   "check, convert, answer; neither engine nor connections"},
 

@@ -74,8 +74,8 @@ func (s *Server) eachPort(f func(*grpc.Server)) {
 
 // offer says what each port serves. Where administrators have a port of their own, the other
 // knows nothing of their services.
-func (s *Server) offer(a *api.API, admin *api.AccessAdmin, creds credentials.TransportCredentials) error {
-	options := append(interceptor.Options(s.log, s.book.Guard()),
+func (s *Server) offer(a *api.API, admin *api.AccessAdmin, guard *access.Guard, creds credentials.TransportCredentials) error {
+	options := append(interceptor.Options(s.log, guard),
 		grpc.Creds(creds),
 		grpc.MaxConcurrentStreams(256),
 		grpc.ConnectionTimeout(20*time.Second),

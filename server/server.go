@@ -24,6 +24,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/api"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/server/internal/seal"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
@@ -101,7 +102,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			}
 			return sess, nil
 		}})
-	a := api.New(api.Config{Store: tellingStore{st, eng}, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
+	limits := quota.New(quota.Config{Limits: cfg.Limits, Logger: log})
+	a := api.New(api.Config{Store: tellingStore{st, eng}, Quota: limits, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
 		TokenKey: keys.Derive("page tokens"),
 		Now:      eng.Now,
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
@@ -113,7 +115,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.closePorts(), st.Close())
 	}
 	admin := a.AccessAdmin(st, s.learn, s.book.On)
-	if err = s.offer(a, admin, creds); err == nil {
+	guard := s.book.Guard()
+	guard.Charge = func(p *access.Principal) error { return limits.Call(p.Name) }
+	if err = s.offer(a, admin, guard, creds); err == nil {
 		s.local, err = openSocket(&cfg, log, admin)
 	}
 	if err != nil {

@@ -39,11 +39,11 @@ const (
 // Every failure carries google.rpc.ErrorInfo with domain "maildispatch" and a reason; a bad
 // request is INVALID_ARGUMENT with reason VALIDATION_FAILED and google.rpc.BadRequest listing
 // every violation at once by field path. Every rpc may also answer UNAVAILABLE
-// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with
-// google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were left) and
-// INTERNAL (INTERNAL: a bug). Where callers are asked who they are, also UNAUTHENTICATED
-// (TOKEN_REFUSED) and PERMISSION_DENIED (ROLE_MISSING, TEAM_NOT_YOURS, TOKEN_BOUND). What one
-// rpc adds stands beside it. All reasons: proto/README.md.
+// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, QUOTA_EXCEEDED,
+// with google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were
+// left) and INTERNAL (INTERNAL: a bug). Where callers are asked who they are, also
+// UNAUTHENTICATED (TOKEN_REFUSED) and PERMISSION_DENIED (ROLE_MISSING, TEAM_NOT_YOURS,
+// TOKEN_BOUND). What one rpc adds stands beside it. All reasons: proto/README.md.
 type MailServerAdminClient interface {
 	// ListMailServers lists mail servers by name. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListMailServers(ctx context.Context, in *ListMailServersRequest, opts ...grpc.CallOption) (*ListMailServersResponse, error)
@@ -193,11 +193,11 @@ func (c *mailServerAdminClient) RunBatch(ctx context.Context, in *RunBatchReques
 // Every failure carries google.rpc.ErrorInfo with domain "maildispatch" and a reason; a bad
 // request is INVALID_ARGUMENT with reason VALIDATION_FAILED and google.rpc.BadRequest listing
 // every violation at once by field path. Every rpc may also answer UNAVAILABLE
-// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, with
-// google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were left) and
-// INTERNAL (INTERNAL: a bug). Where callers are asked who they are, also UNAUTHENTICATED
-// (TOKEN_REFUSED) and PERMISSION_DENIED (ROLE_MISSING, TEAM_NOT_YOURS, TOKEN_BOUND). What one
-// rpc adds stands beside it. All reasons: proto/README.md.
+// (DATABASE_UNAVAILABLE, DRAINING: call again), RESOURCE_EXHAUSTED (OVERLOADED, QUOTA_EXCEEDED,
+// with google.rpc.RetryInfo), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: less than 100 ms were
+// left) and INTERNAL (INTERNAL: a bug). Where callers are asked who they are, also
+// UNAUTHENTICATED (TOKEN_REFUSED) and PERMISSION_DENIED (ROLE_MISSING, TEAM_NOT_YOURS,
+// TOKEN_BOUND). What one rpc adds stands beside it. All reasons: proto/README.md.
 type MailServerAdminServer interface {
 	// ListMailServers lists mail servers by name. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListMailServers(context.Context, *ListMailServersRequest) (*ListMailServersResponse, error)

@@ -27,6 +27,7 @@ const (
 	ReasonETagMismatch          = "ETAG_MISMATCH"
 	ReasonMailTooLarge          = "MAIL_TOO_LARGE"
 	ReasonOverloaded            = "OVERLOADED"
+	ReasonQuotaExceeded         = "QUOTA_EXCEEDED"
 	ReasonDatabaseUnavailable   = "DATABASE_UNAVAILABLE"
 	ReasonDraining              = "DRAINING"
 	ReasonDeadlineTooShort      = "DEADLINE_TOO_SHORT"

@@ -19,5 +19,6 @@
 // away the last reading holds, and expiry is checked all the same. After five minutes what
 // only an administrator may do is refused, and sending goes on.
 //
-// The package does not decide about quotas, does not write the audit log, and knows no mail.
+// The package leaves it to [Guard.Charge] how often a caller may call, does not write the audit
+// log, and knows no mail.
 package access

@@ -21,6 +21,9 @@ type Guard struct {
 	identify func(ctx context.Context, md metadata.MD) (*Principal, error)
 	// unsure reports that who may do what has not been read for too long.
 	unsure func() bool
+	// Charge counts a call of a caller who is known, from memory alone; nil = nobody counts. It
+	// is set before the first call.
+	Charge func(p *Principal) error
 }
 
 // Guard asks every caller who it is.
@@ -33,7 +36,8 @@ func As(p *Principal) *Guard {
 
 type principalKey struct{}
 
-// Tap refuses callers who are not known, before the body of their call is read.
+// Tap refuses callers who are not known or call too often, before the body of their call is
+// read.
 func (g *Guard) Tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	if pol, ok := policies[info.FullMethodName]; ok && pol.GetOpen() {
 		return ctx, nil
@@ -41,6 +45,11 @@ func (g *Guard) Tap(ctx context.Context, info *tap.Info) (context.Context, error
 	p, err := g.identify(ctx, info.Header)
 	if err != nil {
 		return ctx, err
+	}
+	if g.Charge != nil {
+		if err := g.Charge(p); err != nil {
+			return ctx, err
+		}
 	}
 	return context.WithValue(ctx, principalKey{}, p), nil
 }

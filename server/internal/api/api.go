@@ -27,6 +27,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -74,7 +75,7 @@ type Batch interface {
 	NextPass() time.Time
 }
 
-// Config is what an API is made of; all of it is required but Now and Logger.
+// Config is what an API is made of; all of it is required but Now, Logger and Quota.
 type Config struct {
 	Store    Store
 	Sender   Sender
@@ -87,6 +88,7 @@ type Config struct {
 	Stopping error
 	Now      func() time.Time
 	Logger   *slog.Logger
+	Quota    *quota.Quota // of what callers hold open; nil = no limits
 }
 
 // API implements both services.

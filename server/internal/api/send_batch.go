@@ -14,6 +14,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -41,8 +42,10 @@ type batch struct {
 	group   *errgroup.Group
 	mails   []*store.NewMail // of the chunk, or with strict of the whole batch
 	places  []int64
-	bytes   int64 // of mails
-	request int64 // strict: bytes of requests
+	bytes   int64       // of mails
+	request int64       // strict: bytes of requests
+	held    *quota.Held // strict: the larger of bytes and request
+	holds   int64       // what is in held
 
 	mu  sync.Mutex
 	sum *pb.SendBatchResponse
@@ -57,6 +60,7 @@ func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, p
 	defer func() {
 		if b != nil {
 			_ = b.group.Wait() // nothing of a call goes on behind it; the first error was told
+			b.held.Give()
 		}
 	}()
 	caller := access.From(ctx)
@@ -107,6 +111,11 @@ func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, p
 				return apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "a strict batch keeps its items for at most %v without hearing of more", strictIdle)
 			}
 			flush.Reset(chunkWait)
+		case <-ctx.Done(): // the reader may say nothing of it
+			if b != nil {
+				return b.fail(ctx.Err())
+			}
+			return ctx.Err()
 		case <-a.Draining:
 			return a.fault(a.Stopping)
 		case <-caller.Ended():
@@ -129,7 +138,8 @@ func (a *API) openBatch(ctx context.Context, o *pb.BatchOptions) (*batch, error)
 	b := &batch{bulk: bk, opts: o, sum: &pb.SendBatchResponse{BatchId: bk.id}}
 	b.group, b.ctx = errgroup.WithContext(ctx)
 	b.group.SetLimit(commits)
-	return b, nil
+	b.held, err = a.Quota.Hold(access.From(ctx).Name, quota.StrictBytes, 0)
+	return b, err
 }
 
 // take checks and composes items, and commits what has gathered.
@@ -142,6 +152,9 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 		b.request += size
 		if b.request > strictBytes || b.next+int64(len(items)) > strictItems {
 			return tooManyItems("a strict batch takes at most %d and %d MiB", strictItems, strictBytes>>20)
+		}
+		if err := b.hold(); err != nil {
+			return err
 		}
 	}
 	for _, it := range items {
@@ -176,6 +189,9 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 			if strict && b.bytes > strictBytes {
 				return tooManyItems("become more than %d MiB, which is what a strict batch keeps until its end", strictBytes>>20)
 			}
+			if err := b.hold(); err != nil {
+				return err
+			}
 		}
 		if !strict && (len(b.mails) >= chunkItems || b.bytes >= chunkBytes) {
 			if err := b.commit(); err != nil {
@@ -184,6 +200,17 @@ func (b *batch) take(items []*pb.BatchItem, size int64) error {
 		}
 	}
 	return nil
+}
+
+// hold counts what a strict batch keeps as its caller's.
+func (b *batch) hold() error {
+	keeps := max(b.bytes, b.request)
+	if !b.opts.GetStrict() || keeps <= b.holds {
+		return nil
+	}
+	more := keeps - b.holds
+	b.holds = keeps
+	return b.held.More(more)
 }
 
 func (b *batch) reject(r *pb.BatchRejection) {

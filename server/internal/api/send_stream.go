@@ -14,6 +14,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -87,6 +88,13 @@ func (a *API) SendStream(stream grpc.BidiStreamingServer[pb.SendStreamRequest, p
 			if s.bulk == nil {
 				if s.bulk, err = a.openStream(ctx, r.msg.Options); err != nil {
 					return err
+				}
+				if s.draft.server.Mode == store.ModePHP {
+					held, err := a.Quota.Hold(caller.Name, quota.Streams, 1)
+					if err != nil {
+						return err
+					}
+					defer held.Give()
 				}
 			} else if r.msg.Options != nil {
 				return errLateOptions()

@@ -68,6 +68,11 @@ func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (
 	if err != nil {
 		return nil, err
 	}
+	held, err := a.Quota.Test(access.From(ctx).Name)
+	if err != nil {
+		return nil, err
+	}
+	defer held.Give()
 	// Before it connects: a test gives a password to a host that may never have been saved.
 	if err := a.Store.Record(ctx, a.audit(ctx, "TestMailServer", ""), s.Team, s.Name, s); err != nil {
 		return nil, a.fault(err)

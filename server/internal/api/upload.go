@@ -13,7 +13,9 @@ import (
 	"google.golang.org/grpc/codes"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -86,6 +88,11 @@ func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttach
 	if err := c.Err(); err != nil {
 		return err
 	}
+	held, err := a.Quota.Hold(access.From(ctx).Name, quota.UploadBytes, 0)
+	if err != nil {
+		return err
+	}
+	defer held.Give()
 	sp, err := newSpool()
 	if err != nil {
 		return err
@@ -105,6 +112,9 @@ func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttach
 		}
 		if sp.size+int64(len(r.GetChunk())) > mostUpload {
 			return apierr.New(codes.ResourceExhausted, pb.ReasonMailTooLarge, "the file has more than %d bytes", mostUpload)
+		}
+		if err := held.More(int64(len(r.GetChunk()))); err != nil {
+			return err
 		}
 		if _, err := sp.Write(r.GetChunk()); err != nil {
 			return err

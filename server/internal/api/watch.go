@@ -14,6 +14,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -39,6 +40,12 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 	if of == nil {
 		of = &pb.MailFilter{}
 	}
+	caller := access.From(ctx)
+	held, err := a.Quota.Hold(caller.Name, quota.Watchers, 1)
+	if err != nil {
+		return err
+	}
+	defer held.Give()
 	token := func(p store.Position) string {
 		var b []byte
 		for _, n := range []int64{p.XID, p.Seq, p.Generation} {
@@ -62,7 +69,6 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 		}
 	}
 	var told time.Time // when the caller last heard anything
-	caller := access.From(ctx)
 	for {
 		if err := caller.Err(); err != nil {
 			return err

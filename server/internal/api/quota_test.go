@@ -1,0 +1,180 @@
+package api_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
+	"github.com/maildispatch/maildispatch/smtpx"
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// overQuota wants the error of a limit, and returns its name and when to come again.
+func overQuota(t *testing.T, what string, err error) (limit string, after time.Duration) {
+	t.Helper()
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Fatalf("%s: got %v, want RESOURCE_EXHAUSTED", what, err)
+	}
+	for _, d := range status.Convert(err).Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.Reason != pb.ReasonQuotaExceeded {
+				t.Errorf("%s: got %s, want QUOTA_EXCEEDED", what, d.Reason)
+			}
+			limit = d.Metadata["limit"]
+		case *errdetails.RetryInfo:
+			after = d.RetryDelay.AsDuration()
+		}
+	}
+	return limit, after
+}
+
+// TestCallsAreCountedInTheTap: who calls too often hears so with RetryInfo, whichever of its
+// tokens it takes, and others and health checks go on.
+func TestCallsAreCountedInTheTap(t *testing.T) {
+	t.Parallel()
+	r := newGuardedRig(t, storetest.SQLiteDSN(t))
+	q := quota.New(quota.Config{Limits: quota.Limits{CallsPerSecond: 5}, Now: func() time.Time { return time.Unix(1_800_000_000, 0) }})
+	guard := r.book.Guard()
+	guard.Charge = func(p *access.Principal) error { return q.Call(p.Name) }
+	d := pb.NewDispatchClient(r.serve(guard, func(*grpc.Server) {}))
+	one, _ := r.token("t1", store.RoleRead)
+	two, _ := r.token("t1", store.RoleRead)
+	other, _ := r.token("t1", store.RoleRead, func(tok *store.Token) { tok.Name = "other" })
+	call := func(secret string) error {
+		_, err := d.ListDueOutMails(with(ctx(t), secret), &pb.ListDueOutMailsRequest{Filter: &pb.MailFilter{Team: new("t1")}})
+		return err
+	}
+	for i := range 5 {
+		if err := call([]string{one, two}[i%2]); err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
+	}
+	for _, secret := range []string{one, two} {
+		if limit, after := overQuota(t, "the sixth call", call(secret)); limit != "calls_per_second" || after <= 0 {
+			t.Errorf("got the limit %q and %v to wait", limit, after)
+		}
+	}
+	if err := call(other); err != nil {
+		t.Errorf("another caller: %v", err)
+	}
+}
+
+// TestTestsAreFew: of a thousand tests of a mail server at once two dial.
+func TestTestsAreFew(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	var dials atomic.Int64
+	let := make(chan struct{})
+	r.api.Probe = func(ctx context.Context, _ *store.MailServer, _ smtpx.Relay, _ smtpx.ProbeOptions) smtpx.ProbeResult {
+		dials.Add(1)
+		select {
+		case <-let:
+		case <-ctx.Done():
+		}
+		return smtpx.ProbeResult{Success: true}
+	}
+	r.api.Quota = quota.New(quota.Config{Limits: quota.Defaults()})
+	r.server("main", pb.Mode_MODE_DAEMON)
+	var wg sync.WaitGroup
+	errs := make(chan error, 1000)
+	for range cap(errs) {
+		wg.Go(func() {
+			_, err := r.admin.TestMailServer(ctx(t), &pb.TestMailServerRequest{Name: "main"})
+			errs <- err
+		})
+	}
+	for range cap(errs) - 2 {
+		if limit, after := overQuota(t, "one of many", <-errs); limit != "tests" || after <= 0 {
+			t.Fatalf("got the limit %q and %v to wait", limit, after)
+		}
+	}
+	close(let)
+	wg.Wait()
+	if err := errors.Join(<-errs, <-errs); err != nil || dials.Load() != 2 {
+		t.Errorf("got %d dials, %v; want two that succeed", dials.Load(), err)
+	}
+}
+
+// TestOpenCallsAreBounded: what a caller holds open is bounded, and free again when it ends.
+func TestOpenCallsAreBounded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.api.Quota = quota.New(quota.Config{Limits: quota.Limits{Streams: 1, Watchers: 1, UploadBytes: 1000, StrictBytes: 3000}})
+	r.server("main", pb.Mode_MODE_PHP)
+	r.server("later", pb.Mode_MODE_DAEMON)
+	text := func(n int) *pb.BatchItem {
+		return &pb.BatchItem{Message: &pb.MailMessage{To: []string{"a@y.example"}, Text: strings.Repeat("x", n)}}
+	}
+	// Each opens a call, and returns how to hear its first answer.
+	for name, open := range map[quota.Thing]func(c context.Context) (recv func(any) error, err error){
+		quota.Watchers: func(c context.Context) (func(any) error, error) {
+			s, err := r.dispatch.WatchMails(c, &pb.WatchMailsRequest{})
+			return s.RecvMsg, err
+		},
+		quota.Streams: func(c context.Context) (func(any) error, error) {
+			s, err := r.dispatch.SendStream(c)
+			return s.RecvMsg, firstErr(err, s.Send(&pb.SendStreamRequest{Options: &pb.BatchOptions{Options: &pb.SendOptions{MailServer: "main"}}}))
+		},
+		quota.UploadBytes: func(c context.Context) (func(any) error, error) {
+			s, err := r.dispatch.UploadAttachment(c)
+			return s.RecvMsg, firstErr(err, s.Send(&pb.UploadAttachmentRequest{Part: &pb.UploadAttachmentRequest_Header_{Header: &pb.UploadAttachmentRequest_Header{}}}),
+				s.Send(&pb.UploadAttachmentRequest{Part: &pb.UploadAttachmentRequest_Chunk{Chunk: make([]byte, 600)}}))
+		},
+		quota.StrictBytes: func(c context.Context) (func(any) error, error) {
+			s, err := r.dispatch.SendBatch(c)
+			return s.RecvMsg, firstErr(err, s.Send(&pb.SendBatchRequest{Options: &pb.BatchOptions{Strict: true, Options: &pb.SendOptions{MailServer: "later"}}, Items: []*pb.BatchItem{text(1600)}}))
+		},
+	} {
+		t.Run(string(name), func(t *testing.T) {
+			first, end := context.WithCancel(ctx(t))
+			defer end()
+			if _, err := open(first); err != nil {
+				t.Fatalf("the first: %v", err)
+			}
+			until(t, "the first is open", func() bool { return r.api.Quota.Holds("", name) > 0 })
+			recv, err := open(ctx(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if limit, after := overQuota(t, "the second", recv(new(pb.WatchMailsResponse))); limit != string(name) || after <= 0 {
+				t.Errorf("got the limit %q and %v to wait", limit, after)
+			}
+			end()
+			until(t, "the first is over", func() bool { return r.api.Quota.Holds("", name) == 0 })
+		})
+	}
+}
+
+func firstErr(errs ...error) error {
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, io.EOF) { // the answer says why it is over
+			return err
+		}
+	}
+	return nil
+}
+
+// until polls for what another goroutine brings about.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
