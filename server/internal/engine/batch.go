@@ -94,7 +94,7 @@ func (e *Engine) RunBatch(ctx context.Context, server string, wait bool) (delive
 
 // startPass starts a drain for each mail server that has mail, or makes the one that runs look
 // once more.
-func (e *Engine) startPass(ctx context.Context, server string) ([]joined, error) {
+func (e *Engine) startPass(ctx context.Context, server string) ([]*drain, error) {
 	names := []string{server}
 	if server == "" {
 		var err error
@@ -125,9 +125,9 @@ func (e *Engine) runPass(ctx context.Context, server string) error {
 }
 
 // startDrains starts a drain for each mail server, or makes the one that runs look once more.
-func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([]joined, error) {
+func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([]*drain, error) {
 	e.lastPass.Store(e.now().UnixNano())
-	var ds []joined
+	var ds []*drain
 	var failed error
 	for _, name := range names {
 		s, err := e.journal.Server(ctx, store.Everything, name)
@@ -147,7 +147,7 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 			continue
 		}
 		for _, w := range e.ways(ctx, s, force) {
-			if d := e.drains.start(e, w, force); d.drain != nil {
+			if d := e.drains.start(e, w, force); d != nil {
 				ds = append(ds, d)
 			}
 		}
@@ -163,37 +163,18 @@ type drains struct {
 	ending map[*drain]bool
 }
 
-// joined is a drain that somebody wants to wait for.
-type joined struct {
-	*drain
-	// closed when it was looked for what is more urgent than what the drain is busy with
-	overtaken <-chan struct{}
-}
-
-// nothing is closed: there is nothing to wait for.
-var nothing = func() <-chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
-
-// start returns the way's drain, begun now or already running; none when the engine is
-// stopping. One that runs lets urgent mail in at once.
-func (ds *drains) start(e *Engine, w way, force bool) joined {
+// start returns the way's drain, begun now or already running; nil when the engine is stopping.
+// One that runs looks once more, and lets urgent mail in at once.
+func (ds *drains) start(e *Engine, w way, force bool) *drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	if d := ds.running[w.key()]; d != nil {
 		d.more = true
-		d.jobs.kick()
-		overtaken := make(chan struct{})
-		d.beside.Go(func() {
-			defer close(overtaken)
-			d.express(e.workCtx)
-		})
-		return joined{d, overtaken}
+		d.jobs.ask(true)
+		return d
 	}
 	if !e.begin() {
-		return joined{}
+		return nil
 	}
 	d := newDrain(e, w)
 	d.force = force
@@ -202,26 +183,26 @@ func (ds *drains) start(e *Engine, w way, force bool) joined {
 		defer e.work.done()
 		d.run(e.workCtx)
 	}()
-	return joined{d, nothing}
+	return d
 }
 
-// kick makes the feeders of all drains look.
-func (ds *drains) kick() {
+// ask makes the feeders of all drains look.
+func (ds *drains) ask() {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	for _, d := range ds.running {
-		d.jobs.kick()
+		d.jobs.ask(false)
 	}
 }
 
 // with adds the drains of the mail server that run or end to list, those of all when server is
 // "".
-func (ds *drains) with(list []joined, server string) []joined {
+func (ds *drains) with(list []*drain, server string) []*drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	add := func(d *drain) {
-		if (server == "" || server == d.server.Name) && !slices.ContainsFunc(list, func(j joined) bool { return j.drain == d }) {
-			list = append(list, joined{d, nothing})
+		if (server == "" || server == d.server.Name) && !slices.Contains(list, d) {
+			list = append(list, d)
 		}
 	}
 	for _, d := range ds.running {
@@ -239,7 +220,7 @@ func (ds *drains) looks(d *drain) {
 	ds.mu.Lock()
 	d.more = false
 	ds.mu.Unlock()
-	d.jobs.unkick()
+	d.jobs.looks()
 }
 
 // finish takes a drain off the list unless somebody asked it to look once more.

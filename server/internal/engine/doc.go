@@ -74,21 +74,21 @@
 //
 // One mail server never waits for another: each has its own drain, connections and breaker.
 // Inside one, every team that waits gets an equal share of each claim, its mails by priority,
-// and within a priority the teams take turns. A pass that meets a running drain claims what is
-// more urgent than what that is busy with and puts it in front. Mail that is accepted while its
-// mail server is being drained goes there in memory once it is durable, behind what waits in
-// the database unless it is more urgent than something in the line; a group of bulk waits up to
-// a second for a relay that takes what came before (see handover.go). Of a php-mode server's
-// connections the batch gets at most half, and its only one it gives up when a php-mode mail
-// waits. Bulk yields to callers by one rule, which is the store's: while it works for a
-// php-mode mail, each step of bulk waits for that, 20 ms at most, and for two seconds after the
-// last such work began the statements of bulk go one at a time and are small. A php-mode mail
-// that waits for its relay holds up nobody. Of the memory for large mails a mail server gets at
-// most half of what the others leave free, and a mail takes less of it once its dot has left.
-// Limits per minute, per day and on connections hold over all replicas. They are state: each
-// replica says again and again which connections it holds, and what it was granted, has used
-// and still holds of the limits, so a lost answer costs nothing. A mail is charged when its dot
-// leaves or when it is refused for itself; what did not leave comes back.
+// and within a priority the teams take turns. A pass that meets a running drain has it claim
+// what is more urgent than what is in its line, and that goes in front. Mail that is accepted
+// while its mail server is being drained goes there in memory once it is durable, behind what
+// waits in the database unless it is more urgent than something in the line; a group of bulk
+// waits up to a second for a relay that takes what came before (see handover.go). Of a php-mode
+// server's connections the batch gets at most half, and its only one it gives up when a
+// php-mode mail waits. Bulk yields to callers by one rule, which is the store's: while it works
+// for a php-mode mail, each step of bulk waits for that, 20 ms at most, and for two seconds
+// after the last such work began the statements of bulk go one at a time and are small. A
+// php-mode mail that waits for its relay holds up nobody. Of the memory for large mails a mail
+// server gets at most half of what the others leave free, and a mail takes less of it once its
+// dot has left. Limits per minute, per day and on connections hold over all replicas. They are
+// state: each replica says again and again which connections it holds, and what it was granted,
+// has used and still holds of the limits, so a lost answer costs nothing. A mail is charged
+// when its dot leaves or when it is refused for itself; what did not leave comes back.
 //
 // # Clocks
 //
@@ -99,11 +99,11 @@
 // # Concurrency
 //
 // One drain per mail server and process: overlapping passes join it. A drain owns one feeder,
-// which claims, and workers, each owning one session. php-mode mails never queue behind a
-// drain: each runs on the goroutine of its flight with a session from the mail server's pool.
-// Marks and results go to the store in one line, which keeps their order, those of php mode in
-// another, so that no caller waits behind a batch's; the store repeats what the database did
-// not take, and nothing overtakes it.
+// which alone claims, one scale loop, which alone starts workers, and the workers, each owning
+// one session. php-mode mails never queue behind a drain: each runs on the goroutine of its
+// flight with a session from the mail server's pool. Marks and results go to the store in one
+// line, which keeps their order, those of php mode in another, so that no caller waits behind a
+// batch's; the store repeats what the database did not take, and nothing overtakes it.
 //
 // # Lock order
 //
@@ -114,7 +114,7 @@
 //	drain.mu                  a drain's counts, workers and fault
 //	queue.mu, work.mu         leaves of the drain; relay's locks, see there, are taken here too
 //	passes.mu, then pass.mu   who waits for a batch
-//	answers.mu, writes.mu, held.mu, memory.mu, newest.mu, flights.mu, flight.mu, callers.mu
+//	answers.mu, held.mu, memory.mu, newest.mu, flights.mu, flight.mu, callers.mu
 //
 // The last line are leaves: nothing is called with one of them held that takes another lock. No
 // lock is held during a statement or a command to a relay. What is called back when a result is

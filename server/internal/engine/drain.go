@@ -26,10 +26,10 @@ const (
 	// lingers is how long a drain that has nothing to do keeps its sessions, when the batch
 	// never rests: the next mail is not far.
 	lingers = 2 * time.Second
-	// paceMost is how long a group of bulk may wait for a relay that takes twice as much in the
+	// maxPace is how long a group of bulk may wait for a relay that takes twice as much in the
 	// time; paceFor for how long groups wait for a backlog to go.
-	paceMost = time.Second
-	paceFor  = 10 * time.Second
+	maxPace = time.Second
+	paceFor = 10 * time.Second
 )
 
 // drain sends everything that is due at one mail server, through itself or through its
@@ -49,16 +49,13 @@ type drain struct {
 
 	more bool // guarded by drains.mu: look once more before ending
 	// guarded by drains.mu: the configuration has changed; a new drain begins
-	stale  bool
-	beside sync.WaitGroup // express runs; begun under drains.mu while the drain is listed
+	stale bool
 
 	mu      sync.Mutex
 	counts  delivery.Counts
-	workers int
-	// rounds in which there were jobs and no worker could be hired
-	alone int
-	fault error    // no session can be had: the drain ends
-	next  []joined // begun by this drain when it ended, for what it has left behind
+	workers int      // running; the scale loop alone starts them
+	fault   error    // no session can be had: the drain ends
+	next    []*drain // begun by this drain when it ended, for what it has left behind
 	// those who wait for a look, in the order they asked; only the feeder takes them off
 	waiting []chan (<-chan struct{})
 
@@ -66,15 +63,14 @@ type drain struct {
 	// beside it
 	isolate chan bool
 
-	recording writes         // writes handed over and not durable yet
-	hands     sync.WaitGroup // workers
+	wake chan struct{} // holds a value when the scale loop has to look at the backlog
 
 	probed  chan struct{} // closed when the first worker has opened a session, or failed
 	probing sync.Once
 }
 
 func newDrain(e *Engine, w way) *drain {
-	d := &drain{e: e, way: w, relay: e.relays.Of(w.via), jobs: newQueue(lineLength(e, w.via), e.cfg.BatchInterval <= 0), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1)}
+	d := &drain{e: e, way: w, relay: e.relays.Of(w.via), jobs: newQueue(lineLength(e, w.via), e.cfg.BatchInterval <= 0), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), wake: make(chan struct{}, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -122,28 +118,28 @@ func (d *drain) run(ctx context.Context) {
 	left := sync.OnceFunc(func() { close(d.left) })
 	defer left()
 	began := time.Now()
-	hiring := make(chan struct{})
-	var foreman sync.WaitGroup
-	foreman.Go(func() { d.keepHiring(ctx, hiring) })
-	// When the grace of a stop is over no worker is hired for what still waits: it goes back.
+	fed, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(over)
+		d.scaleLoop(ctx, fed)
+	}()
+	// When the grace of a stop is over no worker is started for what still waits: it goes back.
 	defer context.AfterFunc(ctx, d.jobs.kill)()
 	d.feed(ctx)
 	d.e.drains.end(d)
-	d.beside.Wait()
 	d.jobs.close()
 	d.jobs.drained()
 	if d.broken() {
 		d.releaseAll() // what waits goes back now, also while a worker still waits for a reply
-		d.recording.wait(context.Background())
+		d.e.results.reached(context.Background())
 		d.beginAnew(ctx)
 		left()
 	}
-	close(hiring)
-	foreman.Wait()
-	d.hands.Wait()
+	close(fed)
+	<-over
 	d.releaseAll()
 	// whoever waits for this drain reads results in the journal next
-	d.recording.wait(context.Background())
+	d.e.results.reached(context.Background())
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
@@ -159,63 +155,68 @@ func (d *drain) releaseAll() {
 	}
 }
 
-// feed claims pages until nothing is due, the relay is down, or the engine stops.
+// feed claims pages while the line is short, until nothing is due, the relay is down, or the
+// engine stops. It alone claims.
 func (d *drain) feed(ctx context.Context) {
-	for page := firstPage; !d.e.work.stopped() && !d.broken() && !d.jobs.isDead() && !d.outdated() && !d.goesBack(); {
-		if d.probe {
-			page = 1
-		}
-		want, ok := d.takeRate(ctx, page)
-		if !ok {
+	page := firstPage
+	if d.probe {
+		page = 1
+	}
+	for ok := true; ok && !d.e.work.stopped() && !d.broken() && !d.outdated() && !d.goesBack(); {
+		switch d.jobs.awaitNeed(d.linger()) {
+		case wakeLook:
+			page, ok = d.look(ctx, page)
+		case wakeUrgent:
+			d.express(ctx)
+		case wakeIdle:
+			ok = !d.e.drains.finish(d)
+		case wakeDead:
 			return
 		}
-		if want == 0 {
-			continue
-		}
-		owner := d.e.lease.replica()
-		d.e.drains.looks(d)
-		asked := d.asked()
-		claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, store.AnyPriority)
-		if err != nil {
-			d.giveBack(want)
-			d.e.log.Error("batch: cannot claim", "mail_server", d.server.Name, "error", err)
-			select {
-			case <-time.After(claimRetry):
-			case <-ctx.Done():
-			}
-			return // the next pass tries again
-		}
-		d.giveBack(want - len(claimed))
-		d.jobs.setHungry(len(claimed) < want)
-		if len(claimed) < want {
-			d.fed.Store(time.Now().UnixNano())
-		}
-		if len(claimed) == 0 {
-			d.allIn(asked)
-			if d.probe {
-				return
-			}
-			// Nothing is due. A connection may still hang for minutes: until it is over, the
-			// next pass joins this drain and makes it look again.
-			switch d.jobs.waitIdle(d.linger()) {
-			case wokenDead:
-				return
-			case wokenIdle:
-				if d.e.drains.finish(d) {
-					return
-				}
-			}
-			continue
-		}
-		page = min(d.nextPage(claimed), d.e.journal.BulkItems())
-		d.accept(claimed, owner, d.jobs.put)
-		if d.probe {
-			return // hasOtherWay says how it goes on
-		}
-		if len(claimed) < want {
-			d.allIn(asked)
-		}
 	}
+}
+
+// look claims a page. It returns how much to claim next, and false when the drain is to end.
+func (d *drain) look(ctx context.Context, page int) (int, bool) {
+	want, ok := d.takeRate(ctx, page)
+	if !ok || want == 0 {
+		return page, ok
+	}
+	d.e.drains.looks(d)
+	asked := d.asked()
+	claimed, err := d.claim(ctx, want, store.AnyPriority)
+	if err != nil {
+		d.e.log.Error("batch: cannot claim", "mail_server", d.server.Name, "error", err)
+		select {
+		case <-time.After(claimRetry):
+		case <-ctx.Done():
+		}
+		return page, false // the next pass tries again
+	}
+	all := len(claimed) < want
+	d.jobs.looked(all)
+	if all {
+		d.fed.Store(time.Now().UnixNano())
+		d.allIn(asked)
+	}
+	if d.probe {
+		return page, false // hasOtherWay says how it goes on
+	}
+	if len(claimed) > 0 {
+		page = min(d.nextPage(claimed), d.e.journal.BulkItems())
+	}
+	return page, true
+}
+
+// claim claims up to want mails that are above a priority and puts them into the line.
+func (d *drain) claim(ctx context.Context, want int, above int16) ([]*store.Claimed, error) {
+	owner := d.e.lease.replica()
+	claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, above)
+	d.giveBack(want - len(claimed))
+	if len(claimed) > 0 {
+		d.accept(claimed, owner)
+	}
+	return claimed, err
 }
 
 func (d *drain) linger() time.Duration {
@@ -229,8 +230,8 @@ func (d *drain) linger() time.Duration {
 // that it goes there in memory and not through a backlog in the database: faster for all of it
 // together. A slow relay, or one with a long backlog, holds up nobody.
 func (d *drain) pace(ctx context.Context, n int) {
-	if d.rate.Load() >= 2*int64(n)*int64(time.Second/paceMost) && time.Since(time.Unix(0, d.fed.Load())) < paceFor {
-		d.jobs.awaitSpace(ctx, paceMost)
+	if d.rate.Load() >= 2*int64(n)*int64(time.Second/maxPace) && time.Since(time.Unix(0, d.fed.Load())) < paceFor {
+		d.jobs.awaitSpace(ctx, maxPace)
 	}
 }
 
@@ -252,20 +253,20 @@ func (d *drain) allIn(n int) {
 	d.waiting = d.waiting[n:]
 }
 
-// look makes the feeder look for due mail. It returns a channel on which comes what to wait
+// allDue makes the feeder look for due mail. It returns a channel on which comes what to wait
 // for: the settling of everything that was due when it was asked. done ends that wait as well.
-func (d *drain) look() <-chan (<-chan struct{}) {
+func (d *drain) allDue() <-chan (<-chan struct{}) {
 	c := make(chan (<-chan struct{}), 1)
 	d.mu.Lock()
 	d.waiting = append(d.waiting, c)
 	d.mu.Unlock()
-	d.jobs.kick()
+	d.jobs.ask(false)
 	return c
 }
 
-// accept hands claimed mails to the workers. All are known to be here before the first waits
-// for room in the line, which may take minutes: what is owned and not known is taken back.
-func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func(*job) bool) {
+// accept puts claimed mails into the line. All are known to be here before the first can be
+// settled: what is owned and not known is taken back.
+func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 	d.note(delivery.Counts{Claimed: len(claimed)})
 	for _, c := range claimed {
 		d.e.held.take(c.ID, c.Claim)
@@ -278,33 +279,23 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID, put func
 			continue
 		}
 		j.take(d.way, "", now)
-		d.staff()
-		if !put(j) {
+		if !d.jobs.put(j) {
 			d.release(j)
 		}
 	}
-	d.staff()
+	d.wakeScale()
 }
 
-// express claims what is more urgent than what the workers are busy with and puts it in front
-// of that: a backlog of bulk mail delays nothing urgent.
+// express claims what is more urgent than what the workers are busy with: it goes before that,
+// so that a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
 	least := d.jobs.least()
-	if least == store.AnyPriority || d.probe || d.e.work.stopped() || d.broken() {
+	if least == store.AnyPriority || d.probe {
 		return
 	}
-	want, ok := d.takeRate(ctx, firstPage)
-	if !ok || want == 0 {
-		return
+	if want, ok := d.takeRate(ctx, firstPage); ok && want > 0 {
+		_, _ = d.claim(ctx, want, least) // the next look meets the same fault and tells
 	}
-	owner := d.e.lease.replica()
-	claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, least)
-	if err != nil {
-		d.giveBack(want)
-		return // the feeder meets the same fault and tells
-	}
-	d.giveBack(want - len(claimed))
-	d.accept(claimed, owner, d.jobs.putNow)
 }
 
 // overtakenBy says whether mail of this priority should go before what the workers are busy
@@ -314,85 +305,108 @@ func (d *drain) overtakenBy(priority int16) bool {
 	return least != store.AnyPriority && priority > least
 }
 
-// staff hires workers by the backlog.
-func (d *drain) staff() {
-	n := 1
-	if backlog := d.jobs.len(); backlog >= perWorker {
-		select {
-		case <-d.probed:
-			// one connection first: a dead relay is asked once, not MaxConnections times
-			n += backlog / perWorker
-		default:
-		}
-	}
-	d.hire(n)
-}
-
-// hire brings the number of workers up to n, as far as the pool has permits.
-func (d *drain) hire(n int) {
-	for {
-		d.mu.Lock()
-		if d.workers >= min(n, d.e.relays.MaxConnections(d.via)) || d.fault != nil {
-			d.mu.Unlock()
-			return
-		}
-		d.workers++
-		d.mu.Unlock()
-		pm, ok := d.relay.TryBatch(d.e.workCtx, d.via)
-		if !ok {
-			d.mu.Lock()
-			d.workers--
-			d.mu.Unlock()
-			return
-		}
-		w := &worker{d: d, e: d.e, permit: pm}
-		d.hands.Go(func() { w.run(d.e.workCtx) })
-	}
-}
-
 const (
-	hireEvery = 250 * time.Millisecond
+	scaleEvery = 250 * time.Millisecond
 	// rounds without a worker after which claimed mail goes back: others hold all connections
-	aloneMost = 20
+	maxIdleRounds = 20
 )
 
 var errNoneFree = errors.New("no connection came free: other replicas or php-mode mail hold all that the mail server allows")
 
-// keepHiring fills up while connections ramp up or come free, and gives the mails back when for
-// long nobody can send them.
-func (d *drain) keepHiring(ctx context.Context, over <-chan struct{}) {
-	t := time.NewTicker(hireEvery)
+// scaleLoop starts workers while there is a backlog for them, as connections ramp up or come
+// free, and gives the mails back when for long nobody can send them. After fed it waits for the
+// workers, and starts no more.
+func (d *drain) scaleLoop(ctx context.Context, fed <-chan struct{}) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	t := time.NewTicker(scaleEvery)
 	defer t.Stop()
 	var before delivery.Counts
-	for {
+	for idleRounds := 0; ; {
 		select {
-		case <-over:
+		case <-fed:
 			return
 		case <-ctx.Done():
 			return
+		case <-d.wake:
+			d.scale(&workers)
+			continue
 		case <-t.C:
 		}
 		now := d.total()
-		rate := now.Since(before).Claimed * int(time.Second/hireEvery)
+		rate := now.Since(before).Claimed * int(time.Second/scaleEvery)
 		d.rate.Store(int64(rate))
-		d.jobs.setHandRoom(min(deepest, max(fullPage, 2*rate)))
+		d.jobs.setDirectRoom(min(deepest, max(fullPage, 2*rate)))
 		before = now
 		if d.jobs.len() == 0 {
 			continue
 		}
-		d.staff()
+		d.scale(&workers)
 		d.mu.Lock()
-		d.alone++
+		idleRounds++
 		if d.workers > 0 {
-			d.alone = 0
+			idleRounds = 0
 		}
-		lost := d.alone >= aloneMost
 		d.mu.Unlock()
-		if lost && d.stop(errNoneFree) {
+		if idleRounds >= maxIdleRounds && d.stop(errNoneFree) {
 			// Where replicas share few connections that is an ordinary day.
 			d.e.log.Info("batch: no mail may leave", "mail_server", d.server.Name, "reason", errNoneFree)
 		}
 	}
+}
+
+// wakeScale has the scale loop look at the backlog.
+func (d *drain) wakeScale() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// scale brings the number of workers up to what the backlog is worth, as far as the relay has
+// permits. The scale loop alone calls it.
+func (d *drain) scale(workers *sync.WaitGroup) {
+	backlog := d.jobs.len()
+	want := min(1, backlog)
+	select {
+	case <-d.probed:
+		want += backlog / perWorker
+	default: // one connection first: a dead relay is asked once, not MaxConnections times
+	}
+	for want = min(want, d.e.relays.MaxConnections(d.via)); d.addWorker(want); {
+		pm, ok := d.relay.TryBatch(d.e.workCtx, d.via)
+		if !ok {
+			d.removeWorker()
+			return
+		}
+		w := &worker{d: d, e: d.e, permit: pm}
+		workers.Go(func() { w.run(d.e.workCtx) })
+	}
+}
+
+// addWorker counts one more in, false when there are as many as wanted or the drain ends.
+func (d *drain) addWorker(want int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.workers >= want || d.fault != nil {
+		return false
+	}
+	d.workers++
+	return true
+}
+
+func (d *drain) removeWorker() {
+	d.mu.Lock()
+	d.workers--
+	d.mu.Unlock()
+}
+
+// hasProbed: the first worker has a session, or could have none. More may be started.
+func (d *drain) hasProbed() {
+	d.probing.Do(func() {
+		close(d.probed)
+		d.wakeScale()
+	})
 }
 
 // takeRate asks the mail server's limits per minute and per day for up to page mails. It waits
@@ -463,22 +477,11 @@ func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	v := j.Finish(end, why, d.server.Limits, d.e.now())
 	d.note(counts(v))
 	d.e.unload(j)
-	d.record(v.Settlement, func(mine bool) {
+	d.e.results.record(v.Settlement, func(mine bool) {
 		if mine {
 			d.e.passes.settled(j, v)
 		}
 		d.jobs.settled(j)
-	})
-}
-
-// record hands a write over. done, which may be nil, is called when it is durable.
-func (d *drain) record(s *store.Settlement, done func(mine bool)) {
-	d.recording.begin()
-	d.e.results.record(s, func(mine bool) {
-		if done != nil {
-			done(mine)
-		}
-		d.recording.end()
 	})
 }
 

@@ -131,7 +131,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.batchLoop(ctx, due)
 
 	e.work.stop()
-	e.drains.kick()
+	e.drains.ask()
 	e.flights.stop()
 	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from
 	// the signal, and kills at the end.

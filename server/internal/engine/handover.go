@@ -13,17 +13,17 @@ import (
 // read only for what waited before, for retries and after a crash. Nothing else changes: the
 // mark, the results and the rescue are those of any claimed mail.
 
-// place is a reservation in a running drain's queue, made before the commit, so that the drain
-// cannot end meanwhile.
-type place struct {
+// reservation is a promise to a running drain, made before the commit, so that the drain cannot
+// end meanwhile.
+type reservation struct {
 	d      *drain
 	weight int64
 }
 
-// reserve finds a place for a mail, nil when it has to be claimed like any other: it is not due
-// or held, no drain runs, there is an older backlog in the database, the mail server has limits
-// that count claims, or memory is short.
-func (e *Engine) reserve(m *store.NewMail) *place {
+// reserve promises a mail to a drain, nil when it has to be claimed like any other: it is not
+// due or held, no drain runs, there is an older backlog in the database, the mail server has
+// limits that count claims, or memory is short.
+func (e *Engine) reserve(m *store.NewMail) *reservation {
 	if m.RunAt.After(e.now()) || m.Held != "" {
 		return nil
 	}
@@ -36,28 +36,29 @@ func (e *Engine) reserve(m *store.NewMail) *place {
 		if d.jobs.reserve(m.Priority) {
 			m.Owner = e.lease.replica()
 			e.held.take(m.ID, store.BornClaim)
-			return &place{d, weight}
+			return &reservation{d, weight}
 		}
 		e.memory.direct.Release(weight)
 	}
 	return nil
 }
 
-// fill puts a durable mail into its place. The caller hires.
-func (p *place) fill(m *store.NewMail) {
+// fill hands a durable mail over.
+func (p *reservation) fill(m *store.NewMail) {
 	d := p.d
 	j := newJob(m.Claimed(d.server.HoldUnknown), m.Owner, d.e.now())
 	j.direct = p.weight
 	j.take(d.way, "", d.e.now())
 	d.note(delivery.Counts{Claimed: 1})
-	if !d.jobs.putReserved(j) {
+	if !d.jobs.fill(j) {
 		d.release(j)
 	}
+	d.wakeScale()
 }
 
-// leave gives the place up. A row that was written all the same is rescued by its owner: see
-// Engine.Queue.
-func (p *place) leave() {
+// leave takes the promise back. A row that was written all the same is rescued by its owner:
+// see Engine.Queue.
+func (p *reservation) leave() {
 	p.d.e.memory.direct.Release(p.weight)
 	p.d.jobs.giveUp()
 }
@@ -84,7 +85,7 @@ func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 	// out.
 	res, err := e.journal.EnqueueAll(ctx, ms)
 	if err == nil {
-		e.handOver(ms, make([]*place, len(ms)), res)
+		e.handOver(ms, make([]*reservation, len(ms)), res)
 	}
 	return res, err
 }
@@ -102,17 +103,17 @@ func (e *Engine) enqueue(ctx context.Context, m *store.NewMail) (store.Enqueued,
 }
 
 func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func(context.Context) ([]store.Enqueued, error)) ([]store.Enqueued, error) {
-	places := make([]*place, len(ms))
+	reserved := make([]*reservation, len(ms))
 	for i, m := range ms {
-		places[i] = e.reserve(m)
+		reserved[i] = e.reserve(m)
 	}
 	res, err := write(ctx)
 	if err != nil {
 		// Whether they were written is not known. A row of ours must not stay "sending":
 		// finding out is not the caller's business.
 		var open []*store.NewMail
-		var theirs []*place
-		for i, p := range places {
+		var theirs []*reservation
+		for i, p := range reserved {
 			if p != nil {
 				open, theirs = append(open, ms[i]), append(theirs, p)
 			}
@@ -122,61 +123,47 @@ func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func
 		}
 		return res, err
 	}
-	e.handOver(ms, places, res)
+	e.handOver(ms, reserved, res)
 	return res, nil
 }
 
-// handOver fills the places of what is durable, and sees to it that the rest is found.
-func (e *Engine) handOver(ms []*store.NewMail, places []*place, res []store.Enqueued) {
+// handOver hands over what is durable and was promised, and sees to it that the rest is found.
+func (e *Engine) handOver(ms []*store.NewMail, reserved []*reservation, res []store.Enqueued) {
 	// the most urgent of those that wait
-	filled, waiting := map[*drain]bool{}, map[string]int16{}
-	for i, p := range places {
+	waiting := map[string]int16{}
+	for i, p := range reserved {
 		stored := res[i].Err == nil && !res[i].Duplicate
 		switch {
 		case p == nil && stored:
 			waiting[ms[i].MailServer] = max(waiting[ms[i].MailServer], ms[i].Priority)
 		case p == nil:
 		case stored:
-			if !filled[p.d] {
-				filled[p.d] = true
-				p.d.jobs.pin() // hiring must not race with the end of the drain
-			}
 			p.fill(ms[i])
 		default:
 			e.held.let(ms[i].ID, store.BornClaim)
 			p.leave()
 		}
 	}
-	for d := range filled {
-		d.staff()
-		d.jobs.giveUp()
-	}
 	for name, priority := range waiting {
-		// A drain that runs looks for them by itself; only what is more urgent than its work
-		// needs a pass.
-		if d := e.drains.of(name); d != nil {
-			d.jobs.overflowed()
-			if !d.overtakenBy(priority) {
-				continue
-			}
+		if d := e.drains.of(name); d == nil || !d.jobs.ask(d.overtakenBy(priority)) {
+			e.queued()
 		}
-		e.queued()
 	}
 }
 
 // settleUnheard finds out whether mails whose commit was not heard of were written, and goes on
 // with them.
-func (e *Engine) settleUnheard(ms []*store.NewMail, places []*place) {
+func (e *Engine) settleUnheard(ms []*store.NewMail, reserved []*reservation) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		// The same ids again write nothing twice, and tell whether the first try was written.
 		res, err := e.journal.EnqueueBatch(e.workCtx, ms)
 		if err == nil {
-			e.handOver(ms, places, res)
+			e.handOver(ms, reserved, res)
 			return
 		}
 		select {
 		case <-e.workCtx.Done():
-			for _, p := range places {
+			for _, p := range reserved {
 				p.leave()
 			}
 			return // the next replica finds them without a mark and sends them

@@ -91,16 +91,9 @@ func (p *pass) count(j *job, v lifecycle.Verdict) {
 // await waits until everything that was due at the drain's mail server when it is called is
 // settled, and that is durable. What comes in meanwhile belongs to the next pass: under a
 // steady load a drain may never end.
-func (d joined) await(ctx context.Context) error {
-	select {
-	case <-d.overtaken: // what is more urgent is in the line by now
-	case <-d.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+func (d *drain) await(ctx context.Context) error {
 	var settled <-chan struct{}
-	for claimed := d.look(); ; {
+	for claimed := d.allDue(); ; {
 		select {
 		case settled = <-claimed:
 			claimed = nil

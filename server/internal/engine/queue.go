@@ -9,28 +9,32 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// queue carries a drain's jobs from the feeder to the workers. It is bounded for the feeder and
-// unbounded for workers that give a job back, which a channel cannot be, and it counts what is
-// not settled yet, so that the feeder knows when the drain is over.
+// queue carries a drain's jobs to the workers, and tells the feeder when to look for more. The
+// feeder brings pages, which it fetches while the line is short; callers bring what they have
+// made durable, as far as there is room; workers give back what they took and did not begin. It
+// counts what is not settled yet, so that the feeder knows when the drain is over.
 type queue struct {
-	mu       sync.Mutex
-	work     *sync.Cond // workers wait here for jobs, one is woken for each
-	feed     *sync.Cond // the feeder waits here, and whoever waits for the end
-	space    *sync.Cond // those who bring bulk wait here for the line to get short
-	items    line
-	room     int  // for claimed jobs
-	handRoom int  // for jobs that are handed over in memory
-	reserved int  // places kept for jobs that are not durable yet; counted in open
-	open     int  // put and not settled
-	hungry   bool // the last claim found nothing more: new mail may come by hand
-	kicked   bool // somebody asked the feeder to look again
-	// mail for which there was no room waits in the database: look again when there is
-	overflow bool
-	closed   bool  // nothing more will be put
-	dead     bool  // no session can be had: workers stop, the feeder too
-	lingers  bool  // a drain that is idle waits for more: constant
-	seq      int64 // of the job that came last
-	barriers []*barrier
+	room    int  // claimed jobs: the feeder fetches more when half of it is free
+	lingers bool // a drain that is idle waits for more
+
+	// mu guards what follows. Three kinds wait: workers for jobs, one is woken for each; the
+	// feeder, and whoever waits for the end; and those who bring bulk, for a shorter line.
+	mu                sync.Mutex
+	work, feed, space *sync.Cond
+	items             line
+	directRoom        int // for jobs that are handed over in memory; the scale loop sets it
+	promised          int // reservations: jobs that are not durable yet; counted in open
+	open              int // promised, or put and not settled
+	// the last claim found nothing more, and all that came since found room: what comes now is
+	// behind nothing
+	acceptsDirect bool
+	asked         bool  // mail may be due: the feeder looks as soon as the line is short
+	urgent        bool  // some of that may be more urgent than what is in the line
+	over          bool  // the feeder was told that there is nothing left to do
+	closed        bool  // nothing more will be put
+	dead          bool  // no session can be had: workers stop, the feeder too
+	seq           int64 // of the job that came last
+	barriers      []*barrier
 }
 
 // barrier waits for the jobs that were open when it was raised.
@@ -40,22 +44,34 @@ type barrier struct {
 	done chan struct{}
 }
 
+// newQueue makes the queue of a drain whose feeder is asked to look.
 func newQueue(room int, lingers bool) *queue {
-	q := &queue{room: room, handRoom: room, lingers: lingers}
+	q := &queue{room: room, directRoom: room, lingers: lingers, asked: true}
 	q.work, q.feed, q.space = sync.NewCond(&q.mu), sync.NewCond(&q.mu), sync.NewCond(&q.mu)
 	return q
 }
 
-// put adds a job, waiting for room; false when the queue is dead (the job still counts as open
-// until it is settled).
+// put adds a job; false when the queue is dead (the job still counts as open until it is
+// settled).
 func (q *queue) put(j *job) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.admit(j)
-	for q.items.len()+q.reserved >= q.room && !q.dead {
-		q.feed.Wait()
-	}
 	return q.add(j)
+}
+
+// aside counts a job in that needs no worker.
+func (q *queue) aside(j *job) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.admit(j)
+}
+
+// admit numbers a job and counts it in. With mu held.
+func (q *queue) admit(j *job) {
+	q.open++
+	q.seq++
+	j.seq = q.seq
 }
 
 // add puts a job that was admitted into the line; false when the queue is dead. With mu held.
@@ -68,41 +84,72 @@ func (q *queue) add(j *job) bool {
 	return true
 }
 
-// reserve keeps a place for a job that is not durable yet, false when there is no room, an
-// older backlog waits in the database, or the queue is over. What is more urgent than something
-// in the line goes before that and gets a place in any case. settled gives it back.
+// length is how many jobs are in the line or promised to it. With mu held.
+func (q *queue) length() int { return q.items.len() + q.promised }
+
+// reserve promises a job that is not durable yet; fill or giveUp keeps the promise, and until
+// then the queue does not end. It is false when there is no room, an older backlog waits in the
+// database, or the queue is over. What is more urgent than something in the line goes before
+// that and is let in whatever waits.
 func (q *queue) reserve(priority int16) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.dead || q.closed || q.ending() {
+	if q.dead || q.closed || q.over {
 		return false
 	}
 	if least, any := q.items.least(); !any || priority <= least {
-		if !q.hungry {
-			return false
-		}
-		if q.items.len()+q.reserved >= q.handRoom {
-			// this one is older than what comes next, and waits in the database
-			q.hungry = false
+		// One that finds no room is older than what comes next, and waits in the database.
+		q.acceptsDirect = q.acceptsDirect && q.length() < q.directRoom
+		if !q.acceptsDirect {
 			return false
 		}
 	}
-	q.reserved++
+	q.promised++
 	q.open++
-	if q.open == 1 {
-		q.feed.Broadcast() // it lingers
-	}
 	return true
 }
 
-// ending says that every job is settled and that the drain ends unless somebody asks it to look
-// again: what is accepted now is for the next pass. With mu held.
-func (q *queue) ending() bool { return q.open == 0 && !q.lingers }
-
-// aside counts a job in that needs no worker.
-func (q *queue) aside(j *job) {
+// fill puts a job that was promised; false when the queue has died meanwhile (the job still
+// counts as open until it is settled).
+func (q *queue) fill(j *job) bool {
 	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.promised--
+	q.open-- // admit counts it again, with its number
 	q.admit(j)
+	return q.add(j)
+}
+
+// giveUp takes a promise back.
+func (q *queue) giveUp() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.promised--
+	q.open--
+	q.feed.Broadcast()
+}
+
+// awaitSpace waits until the line is short enough to take what comes in memory, or for as long
+// as most.
+func (q *queue) awaitSpace(ctx context.Context, most time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		q.space.Broadcast()
+		q.mu.Unlock()
+	})()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for !q.dead && !q.closed && ctx.Err() == nil && (!q.acceptsDirect || q.length() > q.directRoom/2) {
+		q.space.Wait()
+	}
+}
+
+// setDirectRoom says how deep the line may be for jobs that are handed over.
+func (q *queue) setDirectRoom(n int) {
+	q.mu.Lock()
+	q.directRoom = n
 	q.mu.Unlock()
 }
 
@@ -116,87 +163,18 @@ func (q *queue) least() int16 {
 	return store.AnyPriority
 }
 
-// setHungry says whether the last claim found nothing more.
-func (q *queue) setHungry(hungry bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.hungry = hungry
-	if hungry {
-		q.space.Broadcast()
-	}
-}
-
-// awaitSpace waits until the line is short enough to take what comes by hand, or for as long as
-// most.
-func (q *queue) awaitSpace(ctx context.Context, most time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, most)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() {
-		q.mu.Lock()
-		q.space.Broadcast()
-		q.mu.Unlock()
-	})()
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for !q.dead && !q.closed && ctx.Err() == nil && (!q.hungry || q.items.len()+q.reserved > q.handRoom/2) {
-		q.space.Wait()
-	}
-}
-
-// pin keeps the queue from being drained until giveUp.
-func (q *queue) pin() {
-	q.mu.Lock()
-	q.reserved++
-	q.open++
-	q.mu.Unlock()
-}
-
-// putReserved fills a place; false when the queue has died meanwhile (the job still counts as
-// open until it is settled).
-func (q *queue) putReserved(j *job) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.reserved--
-	q.open-- // admit counts it again, with its number
-	q.admit(j)
-	return q.add(j)
-}
-
-// giveUp gives a place back.
-func (q *queue) giveUp() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.reserved--
-	q.open--
-	q.feed.Broadcast()
-}
-
-func (q *queue) admit(j *job) {
-	q.open++
-	q.seq++
-	j.seq = q.seq
-}
-
-// raise returns a channel that is closed when all jobs of this moment are settled. Places that
-// are kept for later do not count.
+// raise returns a channel that is closed when all jobs of this moment are settled. What is only
+// promised does not count.
 func (q *queue) raise() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	b := &barrier{upTo: q.seq, left: q.open - q.reserved, done: make(chan struct{})}
+	b := &barrier{upTo: q.seq, left: q.open - q.promised, done: make(chan struct{})}
 	if b.left <= 0 {
 		close(b.done)
 	} else {
 		q.barriers = append(q.barriers, b)
 	}
 	return b.done
-}
-
-// putNow adds a job whether there is room or not; false when the queue is over.
-func (q *queue) putNow(j *job) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.admit(j)
-	return !q.closed && q.add(j)
 }
 
 // putBack returns a job that was taken and not begun.
@@ -243,7 +221,7 @@ func (q *queue) next() *job {
 	j := q.items.next()
 	if j != nil {
 		q.feed.Broadcast()
-		if q.items.len()+q.reserved == q.handRoom/2 {
+		if q.length() == q.directRoom/2 {
 			q.space.Broadcast()
 		}
 	}
@@ -256,21 +234,23 @@ func (q *queue) len() int {
 	return q.items.len()
 }
 
-// setHandRoom says how deep the line may be for jobs that are handed over.
-func (q *queue) setHandRoom(n int) {
+// waiting are the jobs in the line.
+func (q *queue) waiting() []*job {
 	q.mu.Lock()
-	q.handRoom = n
-	q.mu.Unlock()
+	defer q.mu.Unlock()
+	return q.items.all()
 }
 
-// overflowed notes that mail waits in the database for which there was no room here.
-func (q *queue) overflowed() {
+// remove takes the jobs that taken says out of the line. The caller settles them.
+func (q *queue) remove(taken func(*job) bool) []*job {
 	q.mu.Lock()
-	if !q.ending() {
-		q.overflow = true
+	defer q.mu.Unlock()
+	out := q.items.remove(taken)
+	if len(out) > 0 {
 		q.feed.Broadcast()
+		q.space.Broadcast()
 	}
-	q.mu.Unlock()
+	return out
 }
 
 // settled counts a job out.
@@ -290,22 +270,24 @@ func (q *queue) settled(j *job) {
 	q.feed.Broadcast()
 }
 
-// wake says why a feeder that waited goes on.
-type wake int
+// wakeReason says why a feeder that waited goes on.
+type wakeReason int
 
 const (
-	wokenIdle   wake = iota // every job is settled
-	wokenKicked             // somebody asks to look again
-	wokenDead               // no session can be had
+	wakeLook   wakeReason = iota // mail may be due, and the line is short
+	wakeUrgent                   // more urgent mail than some of the line may be due
+	wakeIdle                     // every job is settled, and nothing is asked
+	wakeDead                     // no session can be had
 )
 
-// waitIdle blocks the feeder until there is something to do for it. When every job is settled
-// it waits a little longer, for as long as linger: new work may come.
-func (q *queue) waitIdle(linger time.Duration) wake {
+// awaitNeed blocks the feeder until there is something to do for it. When every job is settled
+// it waits a little longer, for as long as linger: new work may come. After wakeIdle nothing is
+// let in before the feeder looks again.
+func (q *queue) awaitNeed(linger time.Duration) wakeReason {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var timer *time.Timer
-	over := false
+	late := false
 	rest := func() {
 		if timer != nil {
 			timer.Stop()
@@ -314,22 +296,25 @@ func (q *queue) waitIdle(linger time.Duration) wake {
 	}
 	defer rest()
 	for {
-		switch short := q.items.len()+q.reserved < q.room/2; {
+		switch {
 		case q.dead:
-			return wokenDead
-		case q.kicked || q.overflow && short:
-			q.kicked, q.overflow = false, false
-			return wokenKicked
+			return wakeDead
+		case q.asked && q.length() <= q.room/2:
+			return wakeLook
+		case q.urgent && q.items.len() > 0:
+			q.urgent = false
+			return wakeUrgent
 		case q.open > 0:
 			rest()
-		case over || linger <= 0:
-			return wokenIdle
+		case late || linger <= 0:
+			q.over = true
+			return wakeIdle
 		case timer == nil:
 			seq := q.seq
 			timer = time.AfterFunc(linger, func() {
 				q.mu.Lock()
 				defer q.mu.Unlock()
-				if over = q.open == 0 && q.seq == seq; !over {
+				if late = q.open == 0 && q.seq == seq; !late {
 					timer = nil // something came and went: from the beginning
 				}
 				q.feed.Broadcast()
@@ -339,18 +324,34 @@ func (q *queue) waitIdle(linger time.Duration) wake {
 	}
 }
 
-func (q *queue) kick() {
+// ask tells the feeder that mail may be due which is not here; urgent, that it may be more
+// urgent than some of the line. It is false when the feeder has been told that there is nothing
+// left to do: it looks again only if its drain goes on.
+func (q *queue) ask(urgent bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.kicked = true
+	q.asked = true
+	q.urgent = q.urgent || urgent
 	q.feed.Broadcast()
+	return !q.over && !q.closed
 }
 
-// unkick notes that the feeder is about to look.
-func (q *queue) unkick() {
+// looks notes that the feeder is about to look: what is asked from now on is for the next time.
+func (q *queue) looks() {
 	q.mu.Lock()
-	q.kicked = false
-	q.mu.Unlock()
+	defer q.mu.Unlock()
+	q.asked, q.urgent, q.over = false, false, false
+}
+
+// looked says whether the feeder found all that is due.
+func (q *queue) looked(all bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.acceptsDirect = all
+	q.asked = q.asked || !all
+	if all {
+		q.space.Broadcast()
+	}
 }
 
 func (q *queue) close() {

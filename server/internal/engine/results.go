@@ -13,8 +13,7 @@ import (
 type results struct {
 	journal Journal
 	log     *slog.Logger
-	held    *held  // hears of progress, and of mails whose result is durable, or refused
-	open    writes // handed over and not answered
+	held    *held // hears of progress, and of mails whose result is durable, or refused
 	// one for each of the store's lines
 	bulk, quick answers
 }
@@ -28,7 +27,7 @@ type answers struct {
 	waiting bool // that goroutine runs
 }
 
-// result is one that was handed over.
+// result is one that was handed over. One without a settlement waits for those before it.
 type result struct {
 	*store.Settlement
 	answer <-chan store.Settled
@@ -42,7 +41,6 @@ func newResults(j Journal, log *slog.Logger, h *held) *results {
 // record hands over a settlement. done, which may be nil and must not wait for anything, hears
 // once it is durable whether the mail was still ours.
 func (r *results) record(s *store.Settlement, done func(mine bool)) {
-	r.open.begin()
 	if s.Kind == store.SettleProgress {
 		r.held.advance(s.ID, s.Claim)
 	}
@@ -50,7 +48,11 @@ func (r *results) record(s *store.Settlement, done func(mine bool)) {
 	if s.Quick {
 		line = &r.quick
 	}
-	handed := result{s, r.journal.Settle(s), done}
+	r.add(line, result{s, r.journal.Settle(s), done})
+}
+
+// add lets a result wait for its answer behind those that were handed over before.
+func (r *results) add(line *answers, handed result) {
 	line.mu.Lock()
 	defer line.mu.Unlock()
 	line.next = append(line.next, handed)
@@ -72,7 +74,11 @@ func (r *results) await(line *answers) {
 			return
 		}
 		for _, h := range handed {
-			r.answered(h, <-h.answer)
+			if h.Settlement == nil {
+				h.done(true)
+			} else {
+				r.answered(h, <-h.answer)
+			}
 		}
 	}
 }
@@ -92,8 +98,18 @@ func (r *results) answered(h result, a store.Settled) {
 	if h.done != nil {
 		h.done(a.Err == nil && a.Mine)
 	}
-	r.open.end()
 }
 
-// reached waits until everything handed over so far is durable, or ctx ends.
-func (r *results) reached(ctx context.Context) { r.open.wait(ctx) }
+// reached waits until everything handed over so far is durable, or ctx ends. What is handed
+// over meanwhile holds it up no longer.
+func (r *results) reached(ctx context.Context) {
+	for _, line := range []*answers{&r.bulk, &r.quick} {
+		durable := make(chan struct{})
+		r.add(line, result{done: func(bool) { close(durable) }})
+		select {
+		case <-durable:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -85,25 +85,6 @@ func (d *drain) leaveIt(j *job) {
 	d.jobs.settled(j)
 }
 
-// waiting are the jobs in the line.
-func (q *queue) waiting() []*job {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.items.all()
-}
-
-// remove takes the jobs that taken says out of the line. The caller settles them.
-func (q *queue) remove(taken func(*job) bool) []*job {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	out := q.items.remove(taken)
-	if len(out) > 0 {
-		q.feed.Broadcast()
-		q.space.Broadcast()
-	}
-	return out
-}
-
 // take cuts a flight before its dot: its mail is not this replica's any more.
 func (c *callers) take() {
 	c.mu.Lock()

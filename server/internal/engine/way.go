@@ -122,7 +122,7 @@ func (d *drain) beginAnew(ctx context.Context) {
 
 // followers are the drains that this one begins for what it leaves behind, if it leaves
 // anything.
-func (d *drain) followers(ctx context.Context) []joined {
+func (d *drain) followers(ctx context.Context) []*drain {
 	if d.broken() || d.probe || d.outdated() {
 		select {
 		case <-d.left:

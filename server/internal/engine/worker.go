@@ -90,7 +90,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	}
 	w.session, w.served = s, 0
 	if !w.d.relay.Probing(s) {
-		w.d.probing.Do(func() { close(w.d.probed) })
+		w.d.hasProbed()
 	}
 	return true
 }
@@ -113,9 +113,7 @@ func (w *worker) leave() {
 	}
 	w.again = nil
 	w.d.relay.Release(w.permit)
-	w.d.mu.Lock()
-	w.d.workers--
-	w.d.mu.Unlock()
+	w.d.removeWorker()
 }
 
 func (w *worker) flush(ctx context.Context) {
@@ -174,7 +172,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	}
 	j.AtMost(w.d.relay.MaxRecipients())
 	if s := j.tellsWay(); s != nil {
-		w.d.record(s, nil)
+		w.e.results.record(s, nil)
 	}
 	positions := j.Next()
 	w.pending++
@@ -240,7 +238,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, began tim
 		w.d.stop(err)
 	}
 	if shown == relay.Answered || shown == relay.Crowded {
-		w.d.probing.Do(func() { close(w.d.probed) })
+		w.d.hasProbed()
 	}
 	if next != lifecycle.StepOver && (w.e.work.stopped() || w.d.broken()) {
 		next, end = lifecycle.StepOver, lifecycle.Stopped
@@ -249,13 +247,13 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, began tim
 	case lifecycle.StepFree:
 		if j.HasStaleMark() || j.Left() < before {
 			// a rescue counts from what is recorded: see leaveUnknown
-			w.d.record(j.Progress(), nil)
+			w.e.results.record(j.Progress(), nil)
 		}
 		w.goOn(j)
 	case lifecycle.StepNext:
 		// The next hundred recipients. What is known so far is recorded in the same commit as,
 		// or before, the next mark.
-		w.d.record(j.Progress(), nil)
+		w.e.results.record(j.Progress(), nil)
 		w.goOn(j)
 	default:
 		w.finish(j, end, "")
@@ -292,7 +290,7 @@ func (d *drain) noSession(err error) {
 	case down:
 		d.stop(err)
 	}
-	d.probing.Do(func() { close(d.probed) })
+	d.hasProbed()
 }
 
 // shut ends the drain because the database takes no marks, or the lease is late: each further
