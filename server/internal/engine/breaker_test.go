@@ -150,9 +150,11 @@ func TestRateExceeded(t *testing.T) {
 					bs, err := r.store.Breakers(ctx(t))
 					return err == nil && bs["bulk"] != nil && bs["bulk"].Failures >= 3
 				})
-				if n := relay.Conns(); n > 12 {
+				n := relay.Conns()
+				if n > 12 {
 					t.Errorf("%d connects, want 12 at most", n)
 				}
+				t.Logf("30 mails, 421 at %s: %d connects until the third rest", verb, n)
 				if failed, attempts, _ := r.failed(ms); failed+attempts > 0 {
 					t.Errorf("%d failed, %d attempts", failed, attempts)
 				}
@@ -218,6 +220,7 @@ func TestGreylistingStopsNobody(t *testing.T) {
 				if most := 5 * (1 + int(time.Since(began)/(30*time.Second))); tries < 5 || tries > most {
 					t.Errorf("the five were tried %d times, want 5 to %d", tries, most)
 				}
+				t.Logf("greylisted at %s: the five were tried %d times in %v, all 20 mails of php mode were sent", verb, tries, time.Since(began).Round(time.Millisecond))
 				if _, attempts, sent := r.failed(ms); sent != 95 || attempts != 95+tries {
 					t.Errorf("%d sent, %d attempts, %d tries of the five", sent, attempts, tries)
 				}
