@@ -106,8 +106,10 @@ var failures = []failure{
 	{enhanced: "*.7.8", is: FailAuth},
 	{enhanced: "5.7.57", is: FailAuth},
 
-	// Too large.
+	// Too large. What is too large may be the mailbox.
 	{words: "headers too large", is: FailContent},
+	{words: "mailbox size limit", is: FailMailboxFull},
+	{words: "databytes limit|too much mail data|exceeds administrative limit|message exceeds*bytes|maximum message size|max message size", is: FailSize},
 	{words: "too large|size limit|recipsizelimit|message size|exceeds fixed maximum|length exceeds limit|message is too long|attachment is too long|too big|number of attachments|exceeded*message size", is: FailSize},
 	{words: "larger than the current system limit or", is: FailMailboxFull},
 	{words: "the server takes", phases: "mail data", is: FailSize},
