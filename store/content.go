@@ -8,11 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 )
 
@@ -163,20 +161,28 @@ func (s *Store) putContentTx(ctx context.Context, tx *sqlx.Tx, sum [32]byte, siz
 	return fmt.Errorf("content %x comes and goes", sum[:6])
 }
 
-// content reads shared content through the cache, with the statement of the engine or of
-// people; many who want the same at once read it once.
-func (s *Store) content(ctx context.Context, statement, hash string) ([]byte, error) {
+// contentSum reads a hash as it stands in a layout.
+func contentSum(hash string) ([32]byte, error) {
 	b, err := hex.DecodeString(hash)
 	if err != nil || len(b) != 32 {
-		return nil, fmt.Errorf("bad content hash %q", hash)
+		return [32]byte{}, fmt.Errorf("bad content hash %q", hash)
 	}
-	sum := [32]byte(b)
+	return [32]byte(b), nil
+}
+
+// content reads shared content through the cache, with the statement of the engine; many who
+// want the same at once read it once.
+func (s *Store) content(ctx context.Context, hash string) ([]byte, error) {
+	sum, err := contentSum(hash)
+	if err != nil {
+		return nil, err
+	}
 	if d, ok := s.cache.get(sum); ok {
 		return d, nil
 	}
-	d, err, _ := s.reading.Do(statement+hash, func() (any, error) {
+	d, err, _ := s.reading.Do(hash, func() (any, error) {
 		var chunks [][]byte
-		if err := s.q.get(statement).SelectContext(ctx, &chunks, sum[:]); err != nil {
+		if err := s.q.get("content_chunks").SelectContext(ctx, &chunks, sum[:]); err != nil {
 			return nil, s.fault(err)
 		}
 		data := bytes.Join(chunks, nil)
@@ -197,8 +203,8 @@ var (
 	errShort   = errors.New("the stored message is too short")
 )
 
-func (s *Store) join(ctx context.Context, statement string, inline, layout []byte, w func([]byte) error) error {
-	return joinPieces(inline, layout, func(hash string) ([]byte, error) { return s.content(ctx, statement, hash) }, w)
+func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) error) error {
+	return joinPieces(inline, layout, func(hash string) ([]byte, error) { return s.content(ctx, hash) }, w)
 }
 
 // joinPieces writes a message's pieces in their order.
@@ -243,24 +249,8 @@ func (s *Store) LoadRaw(ctx context.Context, c *Claimed) ([]byte, error) {
 		return c.Raw, nil
 	}
 	out := make([]byte, 0, c.SizeBytes)
-	err := s.join(ctx, "content_chunks", c.Raw, c.Layout, func(b []byte) error { out = append(out, b...); return nil })
+	err := s.join(ctx, c.Raw, c.Layout, func(b []byte) error { out = append(out, b...); return nil })
 	return out, err
-}
-
-// RawMail writes a mail's raw message to w. ErrNotFound, also outside the scope.
-func (s *Store) RawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer) (int64, error) {
-	var row struct{ Raw, Layout []byte }
-	all, teams := sc.args()
-	if err := s.q.get("mail_raw").QueryRowxContext(ctx, id, all, teams, sc.Caller).Scan(&row.Raw, &row.Layout); err != nil {
-		return 0, s.notFound(err)
-	}
-	var n int64
-	err := s.join(ctx, "content_look", row.Raw, row.Layout, func(b []byte) error {
-		k, err := w.Write(b)
-		n += int64(k)
-		return err
-	})
-	return n, err
 }
 
 // contentCache keeps recently used shared content, so that one body for thousands of mails is

@@ -55,6 +55,7 @@ func TestOneConnection(t *testing.T) {
 			{"Renew", func() error { return s.Renew(c, r, time.Minute) }},
 			{"PutUpload", func() error { _, _, err := s.PutUpload(c, up, bytes.NewReader([]byte("file"))); return err }},
 			{"Upload", func() error { return second(s.Upload(c, "sales", up.ID)) }},
+			{"Uploads", func() error { return second(s.Uploads(c, "sales", []uuid.UUID{up.ID})) }},
 			{"Enqueue", func() error { return second(s.Enqueue(c, mails[0])) }},
 			{"EnqueueBatch", func() error { return second(s.EnqueueBatch(c, mails[1:3])) }},
 			{"EnqueueAll", func() error { return second(s.EnqueueAll(c, mails[3:])) }},

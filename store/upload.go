@@ -113,7 +113,7 @@ func (s *Store) renewUpload(ctx context.Context, tx *sqlx.Tx, u *Upload, until t
 	if err != nil || !r.sameFile(u) || until.Sub(r.ExpireTime.Time) <= uploadTouch {
 		return &r, err
 	}
-	res, err := s.q.in(ctx, tx, "upload_use").ExecContext(ctx, s.t(&until), r.ID)
+	res, err := s.q.in(ctx, tx, "upload_use").ExecContext(ctx, s.t(&until), idList([]uuid.UUID{r.ID}))
 	if err != nil {
 		return nil, err
 	}
@@ -157,32 +157,68 @@ func (s *Store) putStream(ctx context.Context, tx *sqlx.Tx, c *Content, r io.Rea
 	}
 }
 
-// Upload finds an upload of a team that has not expired, and moves its expiry on. ErrNotFound.
-func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload, error) {
-	now := micro(s.now())
-	var r uploadRow
-	if err := s.q.get("upload_get").GetContext(ctx, &r, id, team, s.t(&now)); err != nil {
-		return nil, s.notFound(err)
+// Uploads finds those of the uploads of a team that have not expired, with one statement, and
+// moves their expiry on.
+func (s *Store) Uploads(ctx context.Context, team string, ids []uuid.UUID) (map[uuid.UUID]*Upload, error) {
+	if len(ids) == 0 {
+		return nil, nil
 	}
-	u, err := r.upload()
-	if err != nil {
-		return nil, err
-	}
-	if until := now.Add(uploadLife); until.Sub(u.ExpireTime) > uploadTouch {
-		res, err := s.q.get("upload_use").ExecContext(ctx, s.t(&until), id)
+	// Again where somebody renewed one meanwhile, or it ended.
+	for ctx.Err() == nil {
+		now := micro(s.now())
+		var rows []uploadRow
+		if err := s.q.get("upload_get").SelectContext(ctx, &rows, idList(ids), team, s.t(&now)); err != nil {
+			return nil, s.fault(err)
+		}
+		found := make(map[uuid.UUID]*Upload, len(rows))
+		var old []uuid.UUID
+		until := now.Add(uploadLife)
+		for i := range rows {
+			u, err := rows[i].upload()
+			if err != nil {
+				return nil, err
+			}
+			found[u.ID] = u
+			if until.Sub(u.ExpireTime) > uploadTouch {
+				old = append(old, u.ID)
+			}
+		}
+		if len(old) == 0 {
+			return found, nil
+		}
+		res, err := s.q.get("upload_use").ExecContext(ctx, s.t(&until), idList(old))
 		if err != nil {
 			return nil, s.fault(err)
 		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			// it expired just now, or somebody else was faster
-			if err != nil {
-				return nil, s.fault(err)
-			}
-			return s.Upload(ctx, team, id)
+		n, err := res.RowsAffected()
+		if err != nil {
+			return nil, s.fault(err)
 		}
-		u.ExpireTime = until
+		if int(n) == len(old) {
+			for _, id := range old {
+				found[id].ExpireTime = until
+			}
+			return found, nil
+		}
 	}
-	return u, nil
+	return nil, ctx.Err()
+}
+
+// Upload finds one upload as Uploads does. ErrNotFound.
+func (s *Store) Upload(ctx context.Context, team string, id uuid.UUID) (*Upload, error) {
+	found, err := s.Uploads(ctx, team, []uuid.UUID{id})
+	if err != nil {
+		return nil, err
+	}
+	if u := found[id]; u != nil {
+		return u, nil
+	}
+	return nil, ErrNotFound
+}
+
+func idList(ids []uuid.UUID) string {
+	b, _ := json.Marshal(ids) // ids always can be
+	return string(b)
 }
 
 // ForgetUploads ends uploads whose time has passed, and removes content that no upload needs

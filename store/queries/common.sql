@@ -97,10 +97,20 @@ select count(*) from mail where id = :id;
 -- takes: hash
 select data from content_chunk where hash = :hash order by n;
 
--- name: content_look (look)
+-- name: content_size (look)
 -- primary key
 -- takes: hash
-select data from content_chunk where hash = :hash order by n;
+select size from content where hash = :hash;
+
+-- name: content_piece (look)
+-- primary key
+-- takes: from, bytes, hash, n
+select substr(data, :from, :bytes) from content_chunk where hash = :hash and n = :n;
+
+-- name: mail_piece (look)
+-- primary key
+-- takes: from, bytes, id
+select substr(raw, :from, :bytes) from mail where id = :id;
 
 -- name: content_touch
 -- primary key
@@ -186,20 +196,10 @@ delete from content_chunk where hash = :hash;
 insert into upload (id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id, create_time, expire_time)
 values (:id, :team, :filename, :content_type, :sha256, :size_bytes, :hash, :content_size, :request_id, :create_time, :expire_time) on conflict do nothing;
 
--- name: upload_get (look)
--- primary key
--- takes: id, team, expire_time
-select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time from upload where id = :id and team = :team and expire_time > :expire_time;
-
 -- name: upload_by_request (look)
 -- upload_request
 -- takes: team, request_id
 select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time from upload where team = :team and request_id = :request_id;
-
--- name: upload_use
--- primary key
--- takes: until, id
-update upload set expire_time = :until where id = :id and expire_time < :until;
 
 -- name: upload_forget
 -- upload_expire

@@ -151,6 +151,17 @@ with f as materialized (
 select w.id from (select id from f union all select id from x union all select id from m) w
 where not exists (select 1 from (select id from mk union all select id from up union all select id from ar) d where d.id = w.id);
 
+-- name: upload_get (look)
+-- primary key
+-- takes: ids, team, expire_time
+select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time
+from upload where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and team = :team and expire_time > :expire_time;
+
+-- name: upload_use
+-- primary key
+-- takes: until, ids
+update upload set expire_time = :until where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and expire_time < :until;
+
 -- name: modify_servers (read)
 -- primary key
 -- takes: names
@@ -453,8 +464,8 @@ delete from content c where not c.used and c.touched < :touched and not exists (
 
 -- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
--- takes: id, all, teams, caller
-select m.raw, m.layout from mail m where m.id = :id and (:all::bool or m.team in (select value from json_array_elements_text(:teams::json))) and (:caller::text = '' or m.caller = :caller);
+-- takes: bytes, id, all, teams, caller
+select length(m.raw) as size, substr(m.raw, 1, :bytes) as first, m.layout from mail m where m.id = :id and (:all::bool or m.team in (select value from json_array_elements_text(:teams::json))) and (:caller::text = '' or m.caller = :caller);
 
 -- name: mail_copy (look)
 -- primary key; as mail_raw

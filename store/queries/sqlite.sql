@@ -132,6 +132,17 @@ select id, team, mail_server, :now, :status, :attempts, :duplicate, :error, :res
 -- takes: id, owner, claim
 delete from due where id = :id and owner = :owner and claim = :claim;
 
+-- name: upload_get (look)
+-- primary key
+-- takes: ids, team, expire_time
+select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time
+from upload where id in (select value from json_each(:ids)) and team = :team and expire_time > :expire_time;
+
+-- name: upload_use
+-- primary key
+-- takes: until, ids
+update upload set expire_time = :until where id in (select value from json_each(:ids)) and expire_time < :until;
+
 -- name: modify_servers (read)
 -- primary key
 -- takes: names
@@ -299,8 +310,8 @@ delete from content where not used and touched < :touched and not exists (select
 
 -- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
--- takes: id, all, teams, caller
-select m.raw, m.layout from mail m where m.id = :id and (:all or m.team in (select value from json_each(:teams))) and (:caller = '' or m.caller = :caller);
+-- takes: bytes, id, all, teams, caller
+select length(m.raw) as size, substr(m.raw, 1, :bytes) as first, m.layout from mail m where m.id = :id and (:all or m.team in (select value from json_each(:teams))) and (:caller = '' or m.caller = :caller);
 
 -- name: mail_copy (look)
 -- primary key; as mail_raw

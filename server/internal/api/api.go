@@ -48,7 +48,7 @@ type Store interface {
 	LastChange(ctx context.Context) (store.Position, error)
 	Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error)
 	PutUpload(ctx context.Context, u *store.Upload, r io.ReadSeeker) (*store.Upload, bool, error)
-	Upload(ctx context.Context, team string, id uuid.UUID) (*store.Upload, error)
+	Uploads(ctx context.Context, team string, ids []uuid.UUID) (map[uuid.UUID]*store.Upload, error)
 	WatchLag(ctx context.Context) (time.Duration, error)
 	CountBatch(ctx context.Context, sc store.Scope, team, batchID string) (*store.BatchCount, error)
 	CountQueue(ctx context.Context, sc store.Scope, team *string, server string) (*store.QueueCount, error)

@@ -7,11 +7,13 @@ import (
 	"io"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
@@ -281,6 +284,132 @@ func TestValuesInManyPlaces(t *testing.T) {
 		_, err := r.batch(ctx(t), func() *pb.BatchOptions { o := options("large", 300, false); o.ValidateOnly = true; return o }(), items(60, 32<<10)...)
 		refused(t, "60 items of 10 MB each", err, codes.ResourceExhausted, "OVERLOADED")
 	})
+}
+
+// TestManyUploads: a message that names too many uploads asks for none, and one that names as
+// many as it may asks for each once, all with one statement.
+func TestManyUploads(t *testing.T) {
+	each(t, func(t *testing.T, r *rig) {
+		r.server("main", pb.Mode_MODE_DAEMON)
+		one := r.upload(t, "a.txt", "hello")
+		named := func(n int, id func(i int) string) *pb.SendRequest {
+			m := message("a@y.example")
+			for i := range n {
+				m.Attachments = append(m.Attachments, &pb.Attachment{UploadId: id(i)})
+			}
+			return &pb.SendRequest{Options: &pb.SendOptions{MailServer: "main"}, Message: m}
+		}
+		strange := func(int) string { return uuid.NewString() }
+		for _, x := range []struct {
+			name string
+			req  *pb.SendRequest
+			code codes.Code
+			want []int
+		}{
+			{"20,000", named(20_000, strange), codes.InvalidArgument, nil},
+			{"100 that are not there", named(100, strange), codes.NotFound, []int{100}},
+			{"one 100 times", named(100, func(int) string { return one }), codes.OK, []int{1}},
+			{"no uuid", named(1, func(int) string { return "x" }), codes.InvalidArgument, nil},
+			{"the zero uuid", named(1, func(int) string { return uuid.Nil.String() }), codes.NotFound, []int{1}},
+		} {
+			_, err := r.send(ctx(t), x.req)
+			if got := r.lookups.take(); status.Code(err) != x.code || !slices.Equal(got, x.want) {
+				t.Errorf("%s: got %v and statements for %v ids, want %v and %v", x.name, err, got, x.code, x.want)
+			}
+		}
+	})
+}
+
+// heap is what is in use after a collection.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // what was in pools goes the second time
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestDownloadsThatNobodyReads: a download holds a piece of its mail and not the mail, whether
+// the bytes lie in the mail's row or are shared, and its reader gets all of them.
+func TestDownloadsThatNobodyReads(t *testing.T) {
+	each(t, func(t *testing.T, r *rig) {
+		r.server("main", pb.Mode_MODE_DAEMON)
+		// else the caller takes what it does not read
+		conn := r.serve(access.As(access.Everybody()), func(*grpc.Server) {}, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(16<<20))
+		dispatch := pb.NewDispatchClient(conn)
+		const streams, size = 20, 2 << 20
+		own := message("a@y.example")
+		own.Text = strings.Repeat("a line of a long text\r\n", size/23)
+		shared := message("a@y.example")
+		shared.Attachments = []*pb.Attachment{{Filename: "a.bin", Content: []byte(strings.Repeat("0123456789abcdef", size/16))}}
+		for name, m := range map[string]*pb.MailMessage{"own": own, "shared": shared} {
+			evs, err := r.send(ctx(t), &pb.SendRequest{Options: &pb.SendOptions{MailServer: "main"}, Message: m})
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := evs[0].MailId
+			c, cancel := context.WithCancel(ctx(t))
+			before := heap()
+			for range streams {
+				st, err := dispatch.DownloadMail(c, &pb.DownloadMailRequest{Id: id})
+				if err == nil {
+					_, err = st.Recv()
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			// A piece of the store, a message under way, the buffers of both ends of the
+			// connection.
+			held := heap() - before
+			t.Logf("%s: %d downloads of %d MiB hold %d KiB", name, streams, size>>20, held>>10)
+			if held > streams*(768<<10) {
+				t.Errorf("%s: %d downloads hold %d KiB, want less than 768 KiB each", name, streams, held>>10)
+			}
+			cancel()
+			st, err := r.dispatch.DownloadMail(ctx(t), &pb.DownloadMailRequest{Id: id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			total, want := int64(0), int64(0)
+			for {
+				p, err := st.Recv()
+				if err == io.EOF {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(p.Chunk) > 64<<10 {
+					t.Errorf("a piece of %d bytes", len(p.Chunk))
+				}
+				total, want = total+int64(len(p.Chunk)), max(want, p.SizeBytes)
+			}
+			if total != want || total < size {
+				t.Errorf("%s: got %d bytes of %d", name, total, want)
+			}
+		}
+	})
+}
+
+// upload uploads a file and returns its id.
+func (r *rig) upload(t *testing.T, name, content string) string {
+	t.Helper()
+	st, err := r.dispatch.UploadAttachment(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []*pb.UploadAttachmentRequest{{Part: &pb.UploadAttachmentRequest_Header_{Header: &pb.UploadAttachmentRequest_Header{Filename: name}}},
+		{Part: &pb.UploadAttachmentRequest_Chunk{Chunk: []byte(content)}}} {
+		if err := st.Send(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res, err := st.CloseAndRecv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.UploadId
 }
 
 // counted is a number out of the database.

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -45,6 +46,32 @@ type rig struct {
 	admin    pb.MailServerAdminClient
 	dispatch pb.DispatchClient
 	commits  *commits
+	lookups  *lookups
+}
+
+// lookups is the store, and notes how many uploads each statement asked for.
+type lookups struct {
+	*store.Store
+	mu  sync.Mutex
+	ids []int
+}
+
+func (l *lookups) Uploads(ctx context.Context, team string, ids []uuid.UUID) (map[uuid.UUID]*store.Upload, error) {
+	if len(ids) > 0 {
+		l.mu.Lock()
+		l.ids = append(l.ids, len(ids))
+		l.mu.Unlock()
+	}
+	return l.Store.Uploads(ctx, team, ids)
+}
+
+// take is what was noted since it was asked last.
+func (l *lookups) take() []int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids := l.ids
+	l.ids = nil
+	return ids
 }
 
 // commits is the engine, and notes how many mails each commit had.
@@ -99,7 +126,8 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 			return sess, nil
 		}})
 	r.commits = &commits{Engine: eng}
-	a := api.New(api.Config{Store: r.store, Sender: r.commits, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
+	r.lookups = &lookups{Store: r.store}
+	a := api.New(api.Config{Store: r.lookups, Sender: r.commits, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
 		Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log, Now: eng.Now,
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, &smtpx.Dialer{}, r, o)
@@ -126,15 +154,15 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 
 // serve offers the api to callers whom guard lets in, until the test ends. more registers what
 // else is to be offered.
-func (r *rig) serve(guard *access.Guard, more func(*grpc.Server)) *grpc.ClientConn {
+func (r *rig) serve(guard *access.Guard, more func(*grpc.Server), opts ...grpc.DialOption) *grpc.ClientConn {
 	r.t.Helper()
 	g := grpc.NewServer(append(interceptor.Options(slog.New(slog.NewTextHandler(r.log, nil)), guard), grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true))...)
 	r.api.Register(g)
 	more(g)
 	l := bufconn.Listen(1 << 20)
 	go func() { _ = g.Serve(l) }() // ends with Stop
-	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	conn, err := grpc.NewClient("passthrough:///memory", append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))...)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -253,36 +253,42 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 	if len(m.Attachments) > message.MaxAttachments {
 		return nil // said by the check of the message; nothing is asked for
 	}
-	var gone error
-	found := map[uuid.UUID]*store.Upload{} // each is asked for once
+	// Each is asked for once, and all with one statement.
+	ids := make(map[int]uuid.UUID, len(m.Attachments)) // by place
+	var ask []uuid.UUID
+	asked := map[uuid.UUID]bool{}
 	for i, x := range m.Attachments {
 		if x.GetUploadId() == "" {
 			continue
 		}
 		field, at := fmt.Sprintf("%sattachments[%d]", prefix, i), &msg.Attachments[i]
 		id, err := uuid.Parse(x.UploadId)
-		if err != nil || len(x.UploadId) != 36 || len(x.Content) > 0 {
-			if len(x.Content) > 0 {
-				c.Bad(field+".upload_id", "give content or upload_id, not both")
-			} else {
-				c.Bad(field+".upload_id", "is not an upload id")
+		switch {
+		case len(x.Content) > 0:
+			c.Bad(field+".upload_id", "give content or upload_id, not both")
+		case err != nil || len(x.UploadId) != 36:
+			c.Bad(field+".upload_id", "is not an upload id")
+		default:
+			if ids[i] = id; !asked[id] {
+				asked[id] = true
+				ask = append(ask, id)
 			}
-			// what it would have brought is not to be complained about
-			at.Filename = cmp.Or(at.Filename, "upload")
 			continue
 		}
-		u, known := found[id]
-		if !known {
-			if u, err = a.Store.Upload(ctx, team, id); err == nil {
-				found[id] = u
-			}
+		// what it would have brought is not to be complained about
+		at.Filename = cmp.Or(at.Filename, "upload")
+	}
+	found, err := a.Store.Uploads(ctx, team, ask)
+	gone := a.fault(err)
+	for i, x := range m.Attachments {
+		id, named := ids[i]
+		if !named {
+			continue
 		}
-		if err != nil {
-			if errors.Is(err, store.ErrNotFound) {
-				err = apierr.NotFound(pb.ReasonUploadNotFound, "upload", x.UploadId)
-			}
+		at, u := &msg.Attachments[i], found[id]
+		if u == nil {
 			if gone == nil {
-				gone = a.fault(err)
+				gone = apierr.NotFound(pb.ReasonUploadNotFound, "upload", x.UploadId)
 			}
 			at.Filename = cmp.Or(at.Filename, "upload") // as above
 			continue

@@ -37,6 +37,17 @@ const (
 	retry   = 2 * time.Second
 )
 
+// buffers hold messages, with a size for each power of two. The pool that grpc comes with has
+// none between 32 KiB and 1 MiB: there a piece of 64 KiB takes 1 MiB for as long as nobody
+// reads it.
+var buffers = func() mem.BufferPool {
+	p, err := mem.NewBinaryTieredBufferPool(8, 12, 14, 15, 16, 17, 18, 19, 20)
+	if err != nil {
+		panic(err) // sizes that rise
+	}
+	return p
+}()
+
 // Budget is one process's.
 type Budget struct {
 	heap    *semaphore.Weighted
@@ -47,7 +58,7 @@ type Budget struct {
 
 // New makes a Budget.
 func New() *Budget {
-	return &Budget{heap: semaphore.NewWeighted(heap), pool: pool{BufferPool: mem.DefaultBufferPool()}, patient: patient}
+	return &Budget{heap: semaphore.NewWeighted(heap), pool: pool{BufferPool: buffers}, patient: patient}
 }
 
 // Options are what a server needs for it, beside the interceptor.
@@ -110,12 +121,30 @@ type envelope struct {
 	data  mem.BufferSlice
 }
 
-// codec is the ordinary one, but that it cuts off what lies beyond the limits of repeated
-// fields, and that it keeps a fault for the interceptor: grpc's own word for a unary request
-// that cannot be decoded is INTERNAL, which is a fault of the service.
+// codec is the ordinary one, but that its buffers have the size of a message, that it cuts off
+// what lies beyond the limits of repeated fields, and that it keeps a fault for the
+// interceptor: grpc's own word for a unary request that cannot be decoded is INTERNAL, which is
+// a fault of the service.
 type codec struct {
 	encoding.CodecV2
 	faults *sync.Map // of errors by unary request, until the interceptor asks
+}
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	size := proto.Size(m)
+	if mem.IsBelowBufferPoolingThreshold(size) {
+		return c.CodecV2.Marshal(v)
+	}
+	b := buffers.Get(size)
+	if _, err := (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend((*b)[:0], m); err != nil {
+		buffers.Put(b)
+		return nil, err
+	}
+	return mem.BufferSlice{mem.NewBuffer(b, buffers)}, nil
 }
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
@@ -146,7 +175,7 @@ func decode(data mem.BufferSlice, v any) error {
 	if !ok {
 		return fmt.Errorf("a %T is no message", v)
 	}
-	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	buf := data.MaterializeToBuffer(buffers)
 	defer buf.Free()
 	b := buf.ReadOnlyData()
 	if p := planOf(m.ProtoReflect().Descriptor()); p != nil && !p.within(b) {
