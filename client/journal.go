@@ -117,11 +117,12 @@ func (c *Client) Download(ctx context.Context, id string, w io.Writer, opts ...g
 	}
 }
 
-// Watch yields every change of a mail's status of those mails that the filter takes, each once,
-// from the request's cursor on (none: from now on), until ctx ends or the caller leaves the
-// loop. A broken connection is mended by going on from the last cursor. Keep the cursor of what
-// you have taken in, to go on from it after a restart; answers without a mail only carry one.
-// An error is yielded last; status OUT_OF_RANGE means that the cursor is too old.
+// Watch yields every change of a mail's status but SENDING, of those mails that the filter
+// takes, each once, from the request's cursor on (none: from now on), until ctx ends or the
+// caller leaves the loop. A broken connection is mended by going on from the last cursor. Keep
+// the cursor of what you have taken in, to go on from it after a restart; answers without a
+// mail only carry one. An error is yielded last; status OUT_OF_RANGE means that the cursor is
+// too old.
 func (c *Client) Watch(ctx context.Context, req *maildispatchv1.WatchMailsRequest, opts ...grpc.CallOption) iter.Seq2[*maildispatchv1.WatchMailsResponse, error] {
 	return func(yield func(*maildispatchv1.WatchMailsResponse, error) bool) {
 		at := &maildispatchv1.WatchMailsRequest{Filter: req.GetFilter(), Cursor: req.GetCursor()}

@@ -310,7 +310,7 @@ func TestWatch(t *testing.T) {
 				send("bulk", "left@example.com")
 				srv.RunBatch()
 				watch(3)
-				for to, want := range map[string]string{"anna@example.com": "QUEUED SENDING SENT ", "ben@example.com": "SENDING SENT ", "left@example.com": "QUEUED SENDING FAILED "} {
+				for to, want := range map[string]string{"anna@example.com": "QUEUED SENT ", "ben@example.com": "QUEUED SENT ", "left@example.com": "QUEUED FAILED "} {
 					if stories[to] != want {
 						t.Errorf("%s: %q, want %q", to, stories[to], want)
 					}

@@ -67,16 +67,17 @@ func (s onSQLite) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (
 			continue
 		}
 		in[m.ID] = true
-		var owner any
-		if m.Owner != 0 {
-			owner = int64(m.Owner)
-		}
 		status, runAt, resumeAt := MailQueued, s.t(&m.RunAt), any(nil)
 		if m.Held != "" {
 			status, runAt, resumeAt = MailHeld, nil, runAt
 		}
-		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, owner, m.Held); err != nil {
+		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, m.Held); err != nil {
 			return nil, err
+		}
+		if m.Owner != 0 {
+			if _, err := s.q.in(ctx, tx, "enqueue_own").ExecContext(ctx, int64(m.Owner), m.ID); err != nil {
+				return nil, err
+			}
 		}
 		for _, t := range s.termsOf(m) {
 			if len(terms) > 1 {

@@ -15,6 +15,13 @@ import (
 
 // What the tests outside see of the inside: outside, because storetest imports this package.
 
+// LoggedChanges is how many rows the log of changes has: SQLite's has those of claims too,
+// which nobody is told.
+func (s *Store) LoggedChanges() (n int, err error) {
+	err = s.read.Get(&n, "select count(*) from change")
+	return n, err
+}
+
 // Statement is a named statement.
 type Statement struct {
 	Name, Index, Text string

@@ -112,7 +112,8 @@ func (w *where) filter(f *MailFilter, hot string) {
 	}
 }
 
-// statuses adds the condition on a due mail's status, of which "sending" is not stored.
+// statuses adds the condition on a due mail's status, of which "sending" is not stored. The
+// rule is mailViewRow's.
 func (w *where) statuses(sts []MailStatus) {
 	if len(sts) == 0 {
 		return
@@ -122,14 +123,14 @@ func (w *where) statuses(sts []MailStatus) {
 	for _, st := range sts {
 		switch st {
 		case MailSending:
-			conds = append(conds, "d.owner is not null")
+			conds = append(conds, "(d.owner is not null and d.data_at is not null)")
 		case MailSent, MailCancelled: // no due mail is
 		default:
 			stored = append(stored, string(st))
 		}
 	}
 	if len(stored) > 0 {
-		conds = append(conds, "(d.owner is null and d.status in (?"+strings.Repeat(", ?", len(stored)-1)+"))")
+		conds = append(conds, "(d.data_at is null and d.status in (?"+strings.Repeat(", ?", len(stored)-1)+"))")
 		for _, v := range stored {
 			w.args = append(w.args, v)
 		}
@@ -178,14 +179,16 @@ type mailViewRow struct {
 	Marked            bool
 }
 
+// mail is what people see of the row. A mail is being sent from its mark on. Before that its
+// replica may keep it in memory for minutes, and then it waits like any other.
 func (r *mailViewRow) mail() (*Mail, error) {
 	m := &Mail{ID: r.ID, Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,
 		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, RequestID: r.RequestID.String, BatchID: r.BatchID.String,
 		ResentFrom: r.ResentFrom.UUID, ResendReason: r.ResendReason.String, Route: r.Route, CreateTime: r.CreateTime.Time,
 		ExpireTime: r.ExpireTime.ptr(), Status: r.Status, DueTime: r.RunAt.ptr(), FinishTime: r.DoneAt.ptr(), Archived: !r.DoneAt.IsZero(),
 		Attempts: r.Attempts, Owner: ReplicaID(r.Owner.Int64), PossibleDuplicate: r.PossibleDuplicate, LastError: r.LastError}
-	if r.Owner.Valid {
-		m.Status, m.DueTime, m.Marked = MailSending, nil, r.Marked
+	if r.Owner.Valid && r.Marked {
+		m.Status, m.DueTime, m.Marked = MailSending, nil, true
 	}
 	if m.Status == MailHeld {
 		m.ResumeTime = r.ResumeAt.ptr()

@@ -22,7 +22,7 @@ type MailStatus string
 
 const (
 	MailQueued        MailStatus = "queued"
-	MailSending       MailStatus = "sending" // never stored: a due row with an owner
+	MailSending       MailStatus = "sending" // never stored: a due row with a mark
 	MailDeferred      MailStatus = "deferred"
 	MailHeld          MailStatus = "held"
 	MailFailed        MailStatus = "failed"
@@ -278,7 +278,7 @@ type Mail struct {
 	LastError         string
 	Priority          int16
 	CreateTime        time.Time
-	DueTime           *time.Time // next try; nil = parked or finished
+	DueTime           *time.Time // next try; nil = being sent, parked or finished
 	ResumeTime        *time.Time // held: when it would be due; nil = at once
 	ExpireTime        *time.Time
 	FinishTime        *time.Time

@@ -118,7 +118,7 @@ func TestDeathBetweenTransactions(t *testing.T) {
 			if !settle(t, s, &store.Settlement{ID: m.ID, Owner: r, Claim: tokenOf(t, s, m.ID), Kind: store.SettleProgress, Status: c.status, Progress: c.p}) {
 				t.Fatal("progress refused")
 			}
-			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != store.MailSending {
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != c.want || got.Owner != r {
 				t.Fatalf("still its owner's: %+v %v", got, err)
 			}
 			if err := s.Unregister(ctx, r); err != nil {

@@ -114,8 +114,8 @@ func TestClaimSettleJournals(t *testing.T) {
 		if again, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(again) != 0 {
 			t.Fatalf("claimed twice: %v %v", again, err)
 		}
-		if m, err := s.Mail(ctx, store.Everything, c.ID); err != nil || m.Status != store.MailSending || m.Owner != r {
-			t.Fatalf("sending: %+v %v", m, err)
+		if m, err := s.Mail(ctx, store.Everything, c.ID); err != nil || m.Status != store.MailQueued || m.Owner != r || m.DueTime == nil {
+			t.Fatalf("in its owner's memory: %+v %v", m, err)
 		}
 		// Stale owners change nothing.
 		for _, k := range []store.SettleKind{store.SettleMark, store.SettleProgress, store.SettleArchive, store.SettlePark, store.SettleRetry} {
@@ -125,6 +125,9 @@ func TestClaimSettleJournals(t *testing.T) {
 		}
 		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleMark}) {
 			t.Fatal("mark refused")
+		}
+		if m, err := s.Mail(ctx, store.Everything, c.ID); err != nil || m.Status != store.MailSending || m.Owner != r || m.DueTime != nil {
+			t.Fatalf("on its way: %+v %v", m, err)
 		}
 		p := &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientAccepted, Code: 250, RemoteID: "Q1", Time: time.Now().UTC().Truncate(time.Microsecond)}, {Status: store.RecipientPending}}}
 		if !settle(t, s, &store.Settlement{ID: c.ID, Owner: r, Claim: c.Claim, Kind: store.SettleProgress, Progress: p}) {

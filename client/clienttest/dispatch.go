@@ -243,8 +243,9 @@ func usable(m *maildispatchv1.MailServer, how maildispatchv1.Route) (*maildispat
 // that a caller waits and is told what becomes of the mail: what failed is then not retried.
 func (s *Server) attempt(e *entry, now time.Time, told bool) {
 	m := e.mail
-	m.Status = maildispatchv1.MailStatus_MAIL_STATUS_SENDING
 	s.note(e)
+	// its end is told whatever it leaves the mail as
+	e.told = maildispatchv1.MailStatus_MAIL_STATUS_UNSPECIFIED
 	m.AttemptCount++
 	a := &maildispatchv1.Attempt{Number: m.AttemptCount, MailServer: m.MailServer, StartTime: stamp(now), EndTime: stamp(now)}
 	m.Attempts = append(m.Attempts, a)

@@ -173,7 +173,8 @@ func TestDatabaseAwayAfterThe250(t *testing.T) {
 			if a.r == nil || a.r.id == "" {
 				t.Fatalf("%+v %v", a.r, a.err)
 			}
-			eventually(t, time.Minute, "the mail is settled", func() bool { return s.mail(a.r.id).Status != pb.MailStatus_MAIL_STATUS_SENDING })
+			db := openDB(t, s.dsn())
+			eventually(t, time.Minute, "the mail is settled", func() bool { return owned(t, db) == 0 })
 			m := s.mail(a.r.id)
 			if c.away < 30*time.Second && (m.Status != pb.MailStatus_MAIL_STATUS_SENT || m.PossibleDuplicate || a.err != nil) {
 				t.Errorf("%v %v", m, a.err)

@@ -187,6 +187,15 @@ func (s *service) drained(server string, within time.Duration) {
 	})
 }
 
+// owned counts the mails that a replica has, on their way or in its memory.
+func owned(t *testing.T, db *sql.DB) (n int) {
+	t.Helper()
+	if err := db.QueryRow("select count(*) from due where owner is not null").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // intact asks SQLite whether its file is; PostgreSQL has checked its own at its start.
 func intact(t *testing.T, dsn string) {
 	t.Helper()

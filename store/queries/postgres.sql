@@ -37,7 +37,7 @@ with u as materialized (
   on conflict do nothing
 ), ch as (
   insert into change (mail_id, status)
-  select id, case when u.owner in (select id from v) then 'sending' when u.held is null then 'queued' else 'held' end from u join m using (id)
+  select id, case when u.held is null then 'queued' else 'held' end from u join m using (id)
 )
 select id from m;
 
@@ -101,8 +101,6 @@ with recursive p as (
 ), q as (
   update due set owner = :replica, claim = due.claim + 1 where due.id = any (array(select id from c))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
-), ch as (
-  insert into change (mail_id, status) select id, 'sending' from q
 )
 select {claimed}, q.possible_duplicate, q.progress, q.data_at,
   coalesce(s.hold_unknown, false) as hold_unknown

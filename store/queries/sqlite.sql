@@ -16,11 +16,19 @@ values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, 
 select count(*) from mail_server where name = :name and version = :version;
 
 -- name: enqueue_due
--- primary key; a replica that is taken for dead owns nothing: its mail waits for whoever claims
--- it
--- takes: id, team, mail_server, priority, status, run_at, resume_at, replica, held
-insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
-values (:id, :team, :mail_server, :priority, :status, :run_at, :resume_at, (select id from replica where id = :replica and alive_until > 0), case when :replica is null then 0 when exists (select 1 from replica where id = :replica and alive_until > 0) then 1 else 2 end, :held);
+-- primary key
+-- takes: id, team, mail_server, priority, status, run_at, resume_at, held
+insert into due (id, team, mail_server, priority, status, run_at, resume_at, last_error)
+values (:id, :team, :mail_server, :priority, :status, :run_at, :resume_at, :held);
+
+-- name: enqueue_own
+-- primary key; behind enqueue_due, whose trigger logs the status that the mail is taken with. A
+-- replica that is taken for dead owns nothing: its mail waits for whoever claims it. Its token
+-- is past the one that the replica goes by, so that none of its writes counts.
+-- takes: replica, id
+update due set owner = (select id from replica where id = :replica and alive_until > 0),
+  claim = case when exists (select 1 from replica where id = :replica and alive_until > 0) then 1 else 2 end
+where id = :id;
 
 -- name: enqueue_term
 -- none is looked up; in the order of the primary key, so that a batch walks through it once

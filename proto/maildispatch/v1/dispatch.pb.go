@@ -1580,7 +1580,8 @@ func (x *ResolveMailResponse) GetMail() *Mail {
 // WatchMailsRequest selects whose changes are told.
 type WatchMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Mails to watch; empty = all. Its statuses are those that a change leads to.
+	// Mails to watch; empty = all. Its statuses are those that a change leads to: SENDING matches
+	// nothing.
 	Filter *MailFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Cursor of the last answer that was taken in; empty = begin now.
 	Cursor        string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`

@@ -119,16 +119,16 @@ type DispatchClient interface {
 	// retried are listed in failures and do not end the call.
 	RetryMails(ctx context.Context, in *RetryMailsRequest, opts ...grpc.CallOption) (*RetryMailsResponse, error)
 	// CancelMails ends mails of the due-out journal: they move to the archive journal as
-	// CANCELLED, with what is known of their recipients. One that is SENDING is cancelled as well
-	// until its last line may have left; from then on it is listed in failures. What the call has
-	// cancelled does not leave. Mails that cannot be cancelled are listed in failures and do not
+	// CANCELLED, with what is known of their recipients, also those that a replica has in its
+	// memory. One that is SENDING is listed in failures. What the call has cancelled does not
+	// leave. Mails that cannot be cancelled are listed in failures and do not
 	// end the call.
 	CancelMails(ctx context.Context, in *CancelMailsRequest, opts ...grpc.CallOption) (*CancelMailsResponse, error)
 	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's
-	// reach: they are HELD until ReleaseMails. One that is SENDING is held as well until its last
-	// line may have left; from then on it is listed in failures. What the call has held does not
-	// leave. A filter without statuses selects the waiting ones and those that are SENDING. Mails
-	// that cannot be held are listed in failures and do not end the call.
+	// reach, and out of the replicas' memory: they are HELD until ReleaseMails. One that is
+	// SENDING is listed in failures. What the call has held does not leave. A filter without
+	// statuses selects the waiting ones and those that are SENDING. Mails that cannot be held are
+	// listed in failures and do not end the call.
 	HoldMails(ctx context.Context, in *HoldMailsRequest, opts ...grpc.CallOption) (*HoldMailsResponse, error)
 	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had,
 	// which may be past (then they are due now) or a send_after in the future. The batch sends
@@ -167,13 +167,15 @@ type DispatchClient interface {
 	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in
-	// order for each mail, over all replicas, until the caller ends the call. It begins behind
-	// the cursor, or without one with what happens from now on; the first answer comes at once
-	// and every 15 s of silence one without a mail, so that there is always a cursor to go on
-	// from after a break. A caller who reads slowly falls behind and holds up nobody. Changes are
-	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. So is a cursor
-	// of before the database was restored. A cursor of another filter or of another database is
-	// INVALID_ARGUMENT.
+	// order for each mail, over all replicas, until the caller ends the call. The end of an
+	// attempt is told also when the mail has the same status again, and so may be that a replica
+	// gives it back. SENDING is not told: it lasts a moment, and what becomes of the mail
+	// follows. It begins behind the cursor, or without one with what happens from now on; the
+	// first answer comes at once and every 15 s of silence one without a mail, so that there is
+	// always a cursor to go on from after a break. A caller who reads slowly falls behind and
+	// holds up nobody. Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason
+	// CURSOR_EXPIRED. So is a cursor of before the database was restored. A cursor of another
+	// filter or of another database is INVALID_ARGUMENT.
 	WatchMails(ctx context.Context, in *WatchMailsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchMailsResponse], error)
 	// GetQueueStats says how much waits, for how long, and how fast it goes.
 	GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error)
@@ -483,16 +485,16 @@ type DispatchServer interface {
 	// retried are listed in failures and do not end the call.
 	RetryMails(context.Context, *RetryMailsRequest) (*RetryMailsResponse, error)
 	// CancelMails ends mails of the due-out journal: they move to the archive journal as
-	// CANCELLED, with what is known of their recipients. One that is SENDING is cancelled as well
-	// until its last line may have left; from then on it is listed in failures. What the call has
-	// cancelled does not leave. Mails that cannot be cancelled are listed in failures and do not
+	// CANCELLED, with what is known of their recipients, also those that a replica has in its
+	// memory. One that is SENDING is listed in failures. What the call has cancelled does not
+	// leave. Mails that cannot be cancelled are listed in failures and do not
 	// end the call.
 	CancelMails(context.Context, *CancelMailsRequest) (*CancelMailsResponse, error)
 	// HoldMails takes mails that wait to be sent (those with a due_time) out of the batch's
-	// reach: they are HELD until ReleaseMails. One that is SENDING is held as well until its last
-	// line may have left; from then on it is listed in failures. What the call has held does not
-	// leave. A filter without statuses selects the waiting ones and those that are SENDING. Mails
-	// that cannot be held are listed in failures and do not end the call.
+	// reach, and out of the replicas' memory: they are HELD until ReleaseMails. One that is
+	// SENDING is listed in failures. What the call has held does not leave. A filter without
+	// statuses selects the waiting ones and those that are SENDING. Mails that cannot be held are
+	// listed in failures and do not end the call.
 	HoldMails(context.Context, *HoldMailsRequest) (*HoldMailsResponse, error)
 	// ReleaseMails lets held mails go on as if they had not been held: due at the time they had,
 	// which may be past (then they are due now) or a send_after in the future. The batch sends
@@ -531,13 +533,15 @@ type DispatchServer interface {
 	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
 	ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in
-	// order for each mail, over all replicas, until the caller ends the call. It begins behind
-	// the cursor, or without one with what happens from now on; the first answer comes at once
-	// and every 15 s of silence one without a mail, so that there is always a cursor to go on
-	// from after a break. A caller who reads slowly falls behind and holds up nobody. Changes are
-	// kept for 3 days: an older cursor is OUT_OF_RANGE with reason CURSOR_EXPIRED. So is a cursor
-	// of before the database was restored. A cursor of another filter or of another database is
-	// INVALID_ARGUMENT.
+	// order for each mail, over all replicas, until the caller ends the call. The end of an
+	// attempt is told also when the mail has the same status again, and so may be that a replica
+	// gives it back. SENDING is not told: it lasts a moment, and what becomes of the mail
+	// follows. It begins behind the cursor, or without one with what happens from now on; the
+	// first answer comes at once and every 15 s of silence one without a mail, so that there is
+	// always a cursor to go on from after a break. A caller who reads slowly falls behind and
+	// holds up nobody. Changes are kept for 3 days: an older cursor is OUT_OF_RANGE with reason
+	// CURSOR_EXPIRED. So is a cursor of before the database was restored. A cursor of another
+	// filter or of another database is INVALID_ARGUMENT.
 	WatchMails(*WatchMailsRequest, grpc.ServerStreamingServer[WatchMailsResponse]) error
 	// GetQueueStats says how much waits, for how long, and how fast it goes.
 	GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error)

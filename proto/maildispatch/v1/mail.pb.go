@@ -275,7 +275,9 @@ const (
 	MailStatus_MAIL_STATUS_UNSPECIFIED MailStatus = 0
 	// Due-out journal: waits for its first attempt.
 	MailStatus_MAIL_STATUS_QUEUED MailStatus = 1
-	// Due-out journal: being sent now.
+	// Due-out journal: on its way. Its last line may have left, and what the mail server said is
+	// not durable yet: at most one or two mails a connection. A mail that a replica has taken and
+	// that waits in its memory has the status and the due_time that it had before.
 	MailStatus_MAIL_STATUS_SENDING MailStatus = 2
 	// Due-out journal: waits for its next attempt.
 	MailStatus_MAIL_STATUS_DEFERRED MailStatus = 3
@@ -1584,9 +1586,7 @@ type MailCounts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Waiting for their first attempt.
 	Queued int64 `protobuf:"varint,1,opt,name=queued,proto3" json:"queued,omitempty"`
-	// On their way at this moment: at most one or two a connection. What a replica has taken and
-	// what only waits in its memory for a connection counts as what it was before, although its
-	// status is SENDING from then on.
+	// On their way at this moment.
 	Sending int64 `protobuf:"varint,2,opt,name=sending,proto3" json:"sending,omitempty"`
 	// Waiting for their next attempt.
 	Deferred int64 `protobuf:"varint,3,opt,name=deferred,proto3" json:"deferred,omitempty"`

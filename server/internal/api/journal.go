@@ -219,7 +219,7 @@ func failureText(err error) (reason, text string) {
 	case errors.Is(err, store.ErrNotFound):
 		return pb.ReasonMailNotFound, "mail not found"
 	case errors.Is(err, store.ErrSending):
-		return pb.ReasonWrongState, "the mail is being sent just now"
+		return pb.ReasonWrongState, "the mail is being sent, or a replica has it to send it next"
 	case errors.Is(err, store.ErrFinished):
 		return pb.ReasonWrongState, "the mail is finished"
 	}

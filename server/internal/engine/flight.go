@@ -434,7 +434,7 @@ func (f *flight) complete(s *store.Settlement, mine bool) {
 		// the mail ended.
 		var err error
 		m, err = f.e.journal.Mail(context.WithoutCancel(f.e.workCtx), store.Everything, f.sub.Mail.ID)
-		if err != nil || m.Status == store.MailSending {
+		if err != nil || m.Owner != 0 {
 			for _, ev := range f.unanswered(len(f.events), "the result could not be recorded; the journal will tell") {
 				f.add(ev)
 			}

@@ -117,7 +117,7 @@ func (e *Engine) replay(ctx context.Context, id uuid.UUID, observe func(delivery
 				return err
 			}
 		}
-		if m.Mode == store.ModePHP && m.Status == store.MailSending {
+		if m.Mode == store.ModePHP && m.Owner != 0 {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()

@@ -45,7 +45,7 @@ func TestStopInMidRun(t *testing.T) {
 				if _, err := r.RunBatch(ctx(t), s.Name, false); err != nil {
 					t.Fatal(err)
 				}
-				until(t, "the batch is under way over all connections", func() bool { return len(relay.Mails()) >= 60 && r.sending() > mails/2 })
+				until(t, "the batch is under way over all connections", func() bool { return len(relay.Mails()) >= 60 && r.owned() > mails/2 })
 				sending := []store.MailStatus{store.MailQueued, store.MailSending}
 				matched, changed, failures, err := r.store.Modify(ctx(t), store.Everything, nil, &store.MailFilter{BatchID: name, Statuses: sending}, false, store.Audit{Actor: "me"}, stop)
 				arrived := len(relay.Mails())
@@ -177,7 +177,7 @@ func TestForcedDeleteInMidRun(t *testing.T) {
 			if _, err := r.RunBatch(ctx(t), s.Name, false); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the batch is under way over all connections", func() bool { return len(relay.Mails()) >= 60 && r.sending() > mails/2 })
+			until(t, "the batch is under way over all connections", func() bool { return len(relay.Mails()) >= 60 && r.owned() > mails/2 })
 			_, held, err := r.store.DeleteServer(ctx(t), store.Everything, s.Name, 0, true, store.Audit{Actor: "me"})
 			arrived := len(relay.Mails())
 			if err != nil {

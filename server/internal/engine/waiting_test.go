@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ func TestMemoryIsNoConnection(t *testing.T) {
 			if _, err := r.RunBatch(ctx(t), s.Name, false); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "hundreds wait in memory while both connections send", func() bool { return len(relay.Mails()) >= 20 && r.sending() > 300 })
+			until(t, "hundreds wait in memory while both connections send", func() bool { return len(relay.Mails()) >= 20 && r.owned() > 300 })
 			q, err := r.store.CountQueue(ctx(t), store.Everything, nil, s.Name)
 			if err != nil {
 				t.Fatal(err)
@@ -46,6 +47,29 @@ func TestMemoryIsNoConnection(t *testing.T) {
 			}
 			if !q.Lanes[0].Oldest.Equal(due) {
 				t.Errorf("the oldest was due %v, want %v", q.Lanes[0].Oldest, due)
+			}
+			// Lists and single mails say the same of each mail as the counts. Between a look
+			// and the next a mail may have moved on.
+			listed, err := r.store.ListDue(ctx(t), store.Everything, store.MailFilter{Statuses: []store.MailStatus{store.MailSending}}, store.Cursor{}, mails)
+			if err != nil || len(listed) > connections {
+				t.Errorf("%d are listed as being sent over %d connections, %v", len(listed), connections, err)
+			}
+			listed, err = r.store.ListDue(ctx(t), store.Everything, store.MailFilter{Statuses: []store.MailStatus{store.MailQueued}}, store.Cursor{}, mails)
+			if err != nil || len(listed) < mails/2 {
+				t.Errorf("%d are listed as queued, %v", len(listed), err)
+			}
+			for _, m := range listed {
+				if m.Status != store.MailQueued || m.DueTime == nil || !m.DueTime.Equal(due) {
+					t.Fatalf("waits in memory: got %s, due %v, want queued, due %v", m.Status, m.DueTime, due)
+				}
+			}
+			listed = slices.DeleteFunc(listed, func(m *store.Mail) bool { return m.Owner == 0 })
+			if len(listed) == 0 {
+				t.Fatal("none of the queued ones is a replica's")
+			}
+			last := listed[len(listed)-1]
+			if m := r.mail(last.ID); m.Status != store.MailQueued || m.DueTime == nil {
+				t.Errorf("the last of the line, of replica %d: got %s, due %v", last.Owner, m.Status, m.DueTime)
 			}
 			b, err := r.store.CountBatch(ctx(t), store.Everything, "", "b")
 			if err != nil {

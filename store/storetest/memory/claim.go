@@ -72,7 +72,6 @@ func (s *Store) Claim(_ context.Context, me store.ReplicaID, server string, most
 	out := make([]*store.Claimed, len(due))
 	for i, r := range due {
 		out[i] = s.take(r, me)
-		s.log(r, store.MailSending)
 	}
 	return out, nil
 }

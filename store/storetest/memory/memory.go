@@ -261,11 +261,7 @@ func (s *Store) insertOne(m *store.NewMail) store.Enqueued {
 	if m.RequestID != "" {
 		s.requests[request{m.Team, m.RequestID}] = m.ID
 	}
-	st := r.status
-	if r.owner != 0 {
-		st = store.MailSending
-	}
-	s.log(r, st)
+	s.log(r, r.status)
 	return a
 }
 

@@ -39,8 +39,8 @@ func (r *row) view() *store.Mail {
 	if m.ExpireTime != nil {
 		v.ExpireTime = ptr(micro(*m.ExpireTime))
 	}
-	if r.owner != 0 {
-		v.Status, v.DueTime, v.Marked = store.MailSending, nil, !r.dataAt.IsZero()
+	if r.owner != 0 && !r.dataAt.IsZero() {
+		v.Status, v.DueTime, v.Marked = store.MailSending, nil, true
 	}
 	if v.Status == store.MailHeld {
 		v.ResumeTime = ptr(r.resumeAt)
@@ -49,7 +49,7 @@ func (r *row) view() *store.Mail {
 }
 
 func (r *row) statusNow() store.MailStatus {
-	if r.owner != 0 {
+	if r.owner != 0 && !r.dataAt.IsZero() {
 		return store.MailSending
 	}
 	return r.status
