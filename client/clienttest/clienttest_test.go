@@ -184,6 +184,65 @@ func TestTestMailServer(t *testing.T) {
 	}
 }
 
+// A mail server that is suspended keeps its mails in mode daemon, and fails those in mode php
+// for now, with the words and what to do.
+func TestSuspend(t *testing.T) {
+	t.Parallel()
+	for _, why := range []clienttest.Outcome{clienttest.Unreachable, clienttest.LoginRefused, clienttest.NoToken, clienttest.Throttled} {
+		srv := clienttest.New(t)
+		srv.AddMailServer(&maildispatchv1.MailServer{Name: "bulk", Mode: maildispatchv1.Mode_MODE_DAEMON})
+		c := srv.Client(t, client.Options{})
+		send := func(via string) *maildispatchv1.Mail {
+			t.Helper()
+			d, err := c.Deliver(t.Context(), &maildispatchv1.SendRequest{Message: &maildispatchv1.MailMessage{To: []string{"a@example.com"}, Subject: "s", Text: "t"}, Options: &maildispatchv1.SendOptions{MailServer: via}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := c.GetMail(t.Context(), &maildispatchv1.GetMailRequest{Id: d.MailID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m.GetMail()
+		}
+		srv.Suspend("test", why)
+		srv.Suspend("bulk", why)
+		m := send("test")
+		if r := m.Recipients[0]; m.Status != maildispatchv1.MailStatus_MAIL_STATUS_FAILED || r.Status != maildispatchv1.RecipientResult_STATUS_DEFERRED || r.Failure != why.Failure || r.Hint != why.Hint ||
+			!strings.Contains(m.LastError, why.Detail) {
+			t.Errorf("%s: %v", why.Detail, m)
+		}
+		queued := send("bulk")
+		run := func() *maildispatchv1.Mail {
+			t.Helper()
+			if _, err := c.RunBatch(t.Context(), &maildispatchv1.RunBatchRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			got, err := c.GetMail(t.Context(), &maildispatchv1.GetMailRequest{Id: queued.Id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got.GetMail()
+		}
+		if m := run(); m.Status != maildispatchv1.MailStatus_MAIL_STATUS_QUEUED || m.AttemptCount != 0 {
+			t.Errorf("%s: %v", why.Detail, m)
+		}
+		health := func() *maildispatchv1.Health {
+			got, err := c.GetMailServer(t.Context(), &maildispatchv1.GetMailServerRequest{Name: "bulk"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got.GetMailServer().GetHealth()
+		}
+		if h := health(); h.GetState() != maildispatchv1.Health_STATE_SUSPENDED || !strings.Contains(h.GetSuspendedReason(), why.Detail) || h.GetRetryTime() == nil {
+			t.Errorf("%s: %v", why.Detail, h)
+		}
+		srv.Resume("bulk")
+		if m := run(); m.Status != maildispatchv1.MailStatus_MAIL_STATUS_SENT || health().GetState() != maildispatchv1.Health_STATE_OK {
+			t.Errorf("%s: %v", why.Detail, m)
+		}
+	}
+}
+
 // A daemon-mode mail goes through its whole life: queued, deferred, due again, sent.
 func TestBatch(t *testing.T) {
 	t.Parallel()

@@ -258,14 +258,17 @@ func (s *Server) attempt(e *entry, now time.Time, told bool) {
 			if !scripted {
 				o = Accepted
 			}
+			if why, is := s.suspended[m.MailServer]; is {
+				o = why
+			}
 			r.Status, r.SmtpCode, r.EnhancedCode, r.Detail = o.Status, o.SmtpCode, o.EnhancedCode, o.Detail
 			r.Failure, r.Hint = o.failure(), o.Hint
 			r.Attempt, r.Time, r.NextAttemptTime = a.Number, stamp(now), nil
 			if o.Status == maildispatchv1.RecipientResult_STATUS_ACCEPTED {
 				r.RemoteId = "Q" + m.Id[len(m.Id)-6:]
 				a.RemoteId = r.RemoteId
-			} else {
-				m.LastError = fmt.Sprintf("%s: %s", r.Address, r.Detail)
+			} else if m.LastError == "" {
+				m.LastError = fmt.Sprintf("%s: %s", r.Address, o.words())
 			}
 		}
 		seen[r.Status]++
@@ -324,7 +327,7 @@ func (s *Server) batch(server string, now time.Time) *maildispatchv1.RunBatchRes
 		m := e.mail
 		via := s.servers[m.MailServer]
 		if m.DueTime == nil || m.DueTime.AsTime().After(now) || server != "" && server != m.MailServer || via == nil || via.DeleteTime != nil ||
-			via.Status != maildispatchv1.MailServer_STATUS_AVAILABLE {
+			via.Status != maildispatchv1.MailServer_STATUS_AVAILABLE || s.suspended[m.MailServer] != (Outcome{}) {
 			continue
 		}
 		c.Claimed++

@@ -2,6 +2,7 @@ package clienttest
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -29,15 +30,78 @@ type Outcome struct {
 	Hint    string
 }
 
-// The outcomes one meets; any other may be made.
+// The outcomes one meets; any other may be made. Class and hint are what the service says of
+// these replies.
 var (
 	Accepted = Outcome{maildispatchv1.RecipientResult_STATUS_ACCEPTED, 250, "2.0.0", "ok: queued", 0, ""}
 	Refused  = Outcome{maildispatchv1.RecipientResult_STATUS_REJECTED, 550, "5.1.1", "no such user",
-		maildispatchv1.RecipientResult_FAILURE_NO_SUCH_MAILBOX, "check the address with the recipient"}
+		maildispatchv1.RecipientResult_FAILURE_NO_SUCH_MAILBOX, "check the address with the recipient, and take it off the list if it is gone"}
 	Deferred = Outcome{maildispatchv1.RecipientResult_STATUS_DEFERRED, 450, "4.2.1", "mailbox busy, try again later",
-		maildispatchv1.RecipientResult_FAILURE_UNREACHABLE, "nothing to do but to wait"}
+		maildispatchv1.RecipientResult_FAILURE_UNREACHABLE, "a server on the way is down or out of order: nothing to do here but to wait, or to ask its operator"}
 	NoReply = Outcome{maildispatchv1.RecipientResult_STATUS_UNKNOWN, 0, "", "no reply after the final dot", 0, ""}
+
+	MailboxFull = Outcome{maildispatchv1.RecipientResult_STATUS_REJECTED, 552, "5.2.2", "mailbox full",
+		maildispatchv1.RecipientResult_FAILURE_MAILBOX_FULL, "the recipient's mailbox is full: tell them another way, or send again later"}
+	Greylisted = Outcome{maildispatchv1.RecipientResult_STATUS_DEFERRED, 451, "4.7.1", "greylisted, try again later",
+		maildispatchv1.RecipientResult_FAILURE_RECIPIENT_POLICY, "the recipient's server lets unknown senders wait (greylisting): it is tried again automatically"}
+	Spam = Outcome{maildispatchv1.RecipientResult_STATUS_REJECTED, 554, "5.7.1", "this looks like spam",
+		maildispatchv1.RecipientResult_FAILURE_CONTENT, "the message was taken for spam: look at its words and links"}
+	TooLarge = Outcome{maildispatchv1.RecipientResult_STATUS_REJECTED, 552, "5.3.4", "message too large",
+		maildispatchv1.RecipientResult_FAILURE_SIZE, "the message is too large for this recipient: send a smaller one, or a link"}
+	BlockListed = Outcome{maildispatchv1.RecipientResult_STATUS_REJECTED, 554, "5.7.1", "blocked using zen.spamhaus.org",
+		maildispatchv1.RecipientResult_FAILURE_REPUTATION, "the sending address is on a block list: the reply names it; ask the mail server's operator to have it taken off"}
 )
+
+// What the service finds wrong with a mail server as a whole, for Suspend: it cannot be
+// reached, it refuses the login, the provider gives no access token, it takes no more for now.
+var (
+	Unreachable  = Outcome{0, 0, "", "connect: connection refused", maildispatchv1.RecipientResult_FAILURE_UNREACHABLE, Deferred.Hint}
+	LoginRefused = Outcome{0, 535, "5.7.8", "Username and password not accepted", maildispatchv1.RecipientResult_FAILURE_AUTH,
+		"check user name, password and rights of the mail server's account, and try it with Test"}
+	NoToken   = Outcome{0, 0, "", "access token: the provider answers 401", maildispatchv1.RecipientResult_FAILURE_AUTH, LoginRefused.Hint}
+	Throttled = Outcome{0, 421, "4.7.0", "too many connections, slow down", maildispatchv1.RecipientResult_FAILURE_RATE,
+		"the mail server takes fewer connections: lower limits.max_connections"}
+)
+
+// Suspend leaves a mail server alone from now on, as the service does with one about which it
+// has found such a thing: its mails in mode daemon wait and lose no attempt, those in mode php
+// fail for now, and its health says why. Resume ends that.
+func (s *Server) Suspend(mailServer string, why Outcome) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	why.Detail = why.words()
+	why.Status, why.SmtpCode, why.EnhancedCode = maildispatchv1.RecipientResult_STATUS_DEFERRED, 0, ""
+	s.setHealth(mailServer, &maildispatchv1.Health{State: maildispatchv1.Health_STATE_SUSPENDED, SuspendedReason: why.Detail, LastFailure: why.Detail,
+		LastFailureTime: stamp(now), RetryTime: stamp(now.Add(time.Minute))})
+	why.Detail = "the mail server is suspended: " + why.Detail
+	s.suspended[mailServer] = why
+}
+
+// Resume ends what Suspend began.
+func (s *Server) Resume(mailServer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.suspended, mailServer)
+	s.setHealth(mailServer, &maildispatchv1.Health{State: maildispatchv1.Health_STATE_OK, LastSuccessTime: stamp(time.Now())})
+}
+
+// setHealth replaces what is said of a mail server's health; the lock is held.
+func (s *Server) setHealth(name string, h *maildispatchv1.Health) {
+	if m := s.servers[name]; m != nil {
+		m = proto.CloneOf(m)
+		m.Health = h
+		s.servers[name] = m
+	}
+}
+
+// words are code, enhanced code and detail in one.
+func (o Outcome) words() string {
+	if o.SmtpCode == 0 {
+		return o.Detail
+	}
+	return strings.Join(strings.Fields(fmt.Sprintf("%d %s %s", o.SmtpCode, o.EnhancedCode, o.Detail)), " ")
+}
 
 // failure is the class of a refusal.
 func (o Outcome) failure() maildispatchv1.RecipientResult_Failure {

@@ -9,8 +9,9 @@
 //
 // It speaks the real protocol over a pipe, through the real client, and keeps mails and mail
 // servers as the service does: route, request_id, both journals, batch. What the mail server
-// says to an address is scripted with Answer, what happens to a call with Fault, what a test of
-// a mail server finds with AnswerTest. A server begins with one mail server, "test": php mode,
+// says to an address is scripted with Answer, what is wrong with a mail server as a whole with
+// Suspend, what happens to a call with Fault, what a test of a mail server finds with
+// AnswerTest. A server begins with one mail server, "test": php mode,
 // default of the system.
 //
 // Mail of SendBatch, SendStream and ResendMail is kept in the same way, the items' variables
@@ -53,6 +54,7 @@ type Server struct {
 	uploads   []*upload
 	batches   int // that the server has named
 	answers   map[string]Outcome
+	suspended map[string]Outcome // by mail server
 	tests     map[string]*maildispatchv1.TestStep
 	faults    map[string][]Fault
 	requests  []Request
@@ -77,10 +79,10 @@ func Start() *Server {
 		served:   make(chan struct{}),
 		servers:  map[string]*maildispatchv1.MailServer{},
 		created:  map[createID]*maildispatchv1.MailServer{},
-		answers:  map[string]Outcome{},
-		tests:    map[string]*maildispatchv1.TestStep{},
-		faults:   map[string][]Fault{},
-		changed:  make(chan struct{}),
+		answers:  map[string]Outcome{}, suspended: map[string]Outcome{},
+		tests:   map[string]*maildispatchv1.TestStep{},
+		faults:  map[string][]Fault{},
+		changed: make(chan struct{}),
 	}
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true),
 		// the service's own
