@@ -3,6 +3,14 @@ package maildispatchv1
 // ErrorDomain is the domain of every google.rpc.ErrorInfo this service sends.
 const ErrorDomain = "maildispatch"
 
+// Trailers that repeat what stands in grpc-status-details-bin, for callers whose library does
+// not read that: the reason of google.rpc.ErrorInfo, and the milliseconds of
+// google.rpc.RetryInfo.
+const (
+	ReasonTrailer     = "maildispatch-reason"
+	RetryAfterTrailer = "maildispatch-retry-after-ms"
+)
+
 // Reasons of google.rpc.ErrorInfo, and of MailFailure. They are part of the API: more may come,
 // none is ever renamed. proto/README.md says which status code each comes with and what a
 // caller does about it.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,7 +42,7 @@ const (
 )
 
 // call is what both kinds share. do runs the handler with the prepared context.
-func call(ctx context.Context, log *slog.Logger, method string, limit time.Duration, setHeader func(metadata.MD) error, do func(context.Context) error) (err error) {
+func call(ctx context.Context, log *slog.Logger, method string, limit time.Duration, setHeader func(metadata.MD) error, setTrailer func(metadata.MD), do func(context.Context) error) (err error) {
 	start := time.Now()
 	id, theirs, who := uuid.NewString(), callersID(ctx), access.Actor(ctx)
 	_ = setHeader(metadata.Pairs(Header, id)) // fails only when the call is over already
@@ -66,6 +67,7 @@ func call(ctx context.Context, log *slog.Logger, method string, limit time.Durat
 			attrs = append(attrs, "caller", who)
 		}
 		if e, ok := apierr.As(err); ok {
+			setTrailer(plain(e))
 			attrs = append(attrs, "reason", e.Reason)
 			if e.Cause != nil {
 				attrs = append(attrs, "cause", e.Cause.Error())
@@ -79,6 +81,16 @@ func call(ctx context.Context, log *slog.Logger, method string, limit time.Durat
 	}
 	defer cancel()
 	return public(do(ctx), id, method, log)
+}
+
+// plain is what an error's details say, as trailers that every language can read:
+// grpc-status-details-bin takes a library that many of them lack.
+func plain(e *apierr.Error) metadata.MD {
+	md := metadata.Pairs(pb.ReasonTrailer, e.Reason)
+	if e.RetryAfter > 0 {
+		md.Set(pb.RetryAfterTrailer, strconv.FormatInt(e.RetryAfter.Milliseconds(), 10))
+	}
+	return md
 }
 
 // callersID is the id that the caller gives the call, "" if it gives none that is plain.
@@ -174,7 +186,7 @@ func Options(log *slog.Logger, guard *access.Guard) []grpc.ServerOption {
 // Unary wraps unary calls.
 func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
-		err = call(ctx, log, info.FullMethod, ownTime(req), func(md metadata.MD) error { return grpc.SetHeader(ctx, md) }, func(ctx context.Context) error {
+		err = call(ctx, log, info.FullMethod, ownTime(req), func(md metadata.MD) error { return grpc.SetHeader(ctx, md) }, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) }, func(ctx context.Context) error {
 			var err error
 			resp, err = h(ctx, req)
 			return err
@@ -186,7 +198,7 @@ func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
 // Stream wraps streaming calls.
 func Stream(log *slog.Logger) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
-		return call(ss.Context(), log, info.FullMethod, 0, ss.SetHeader, func(ctx context.Context) error {
+		return call(ss.Context(), log, info.FullMethod, 0, ss.SetHeader, ss.SetTrailer, func(ctx context.Context) error {
 			return h(srv, stream{ss, ctx})
 		})
 	}
