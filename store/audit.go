@@ -96,7 +96,7 @@ func (m *MailServer) public() map[string]any {
 		return nil
 	}
 	p := map[string]any{"display_name": m.DisplayName, "type": m.Type, "from": m.From, "mode": m.Mode, "status": m.Status, "is_default": m.IsDefault,
-		"limits": m.Limits, "annotations": m.Annotations, "allowed_headers": m.AllowedHeaders, "hold_unknown": m.HoldUnknown, "pause_until": m.PauseUntil, "fallback": m.Fallback, "version": m.Version, "deleted": m.DeleteTime != nil}
+		"limits": m.Limits, "annotations": m.Annotations, "allowed_headers": m.AllowedHeaders, "hold_unknown": m.HoldUnknown, "pause_until": m.PauseUntil, "fallback": m.Fallback, "dkim": m.DKIM.public(), "version": m.Version, "deleted": m.DeleteTime != nil}
 	if x := m.SMTP; x != nil {
 		p["smtp"] = smtpJSON{x.Host, x.Port, x.Encryption, x.Auth, x.Username, x.HeloName, "", x.AllowPlaintextAuth, x.Timeout, x.OAuth.public()}
 		if p["ca_sha256"] = ""; x.CAPEM != "" {

@@ -203,6 +203,11 @@ var (
 	errShort   = errors.New("the stored message is too short")
 )
 
+// Content is stored content, for who has to read a message before it is sent.
+func (s *Store) Content(ctx context.Context, sum [32]byte) ([]byte, error) {
+	return s.content(ctx, hex.EncodeToString(sum[:]))
+}
+
 func (s *Store) join(ctx context.Context, inline, layout []byte, w func([]byte) error) error {
 	return joinPieces(inline, layout, func(hash string) ([]byte, error) { return s.content(ctx, hash) }, w)
 }

@@ -64,6 +64,7 @@ type MailServer struct {
 	Annotations map[string]string
 	// names of headers for its provider that mails may bring
 	AllowedHeaders []string
+	DKIM           *DKIM // nil = mail is not signed; replaced as a whole
 	// mail of every kind waits for a person when its outcome is unknown
 	HoldUnknown bool
 	PauseUntil  *time.Time // until then it takes mail and sends none
@@ -126,6 +127,25 @@ func (m *MailServer) SealedGrant() []byte {
 		return nil
 	}
 	return m.SMTP.OAuth.SealedGrant
+}
+
+// DKIM is by what key a mail server's mail is signed when it is accepted.
+type DKIM struct {
+	Domain   string `json:"domain"` // A-labels
+	Selector string `json:"selector"`
+	// of the key: base64, as its DNS record holds it
+	PublicKey string `json:"public_key"`
+	SealedKey []byte `json:"sealed_key,omitempty"` // opaque here
+}
+
+// public is the configuration without its secret.
+func (d *DKIM) public() *DKIM {
+	if d == nil {
+		return nil
+	}
+	p := *d
+	p.SealedKey = nil
+	return &p
 }
 
 // Limits of one mail server; zero fields mean the service's defaults.

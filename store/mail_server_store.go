@@ -26,7 +26,7 @@ func (s *Store) notFound(err error) error {
 }
 
 const serverColumns = `name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown, pause_until, fallback, version,
-  request_id, fingerprint, create_time, update_time, delete_time, allowed_headers`
+  request_id, fingerprint, create_time, update_time, delete_time, allowed_headers, dkim`
 
 type serverRow struct {
 	Name        string
@@ -51,6 +51,7 @@ type serverRow struct {
 	UpdateTime  dbTime `db:"update_time"`
 	DeleteTime  dbTime `db:"delete_time"`
 	Allowed     []byte `db:"allowed_headers"`
+	DKIM        []byte
 }
 
 // smtpJSON is SMTP as stored; the password has a column of its own.
@@ -79,6 +80,11 @@ func (r *serverRow) server() (*MailServer, error) {
 		m.SMTP = &SMTP{Host: j.Host, Port: j.Port, Encryption: j.Encryption, Auth: j.Auth, Username: j.Username, SealedPassword: r.Password,
 			HeloName: j.HeloName, CAPEM: j.CAPEM, AllowPlaintextAuth: j.AllowPlaintextAuth, Timeout: j.Timeout, OAuth: j.OAuth}
 	}
+	if len(r.DKIM) > 0 {
+		if err := json.Unmarshal(r.DKIM, &m.DKIM); err != nil {
+			return nil, err
+		}
+	}
 	if err := json.Unmarshal(r.Limits, &m.Limits); err != nil {
 		return nil, err
 	}
@@ -94,6 +100,15 @@ func (m *MailServer) allowed() string {
 		return "[]"
 	}
 	b, _ := json.Marshal(m.AllowedHeaders) // strings always can be
+	return string(b)
+}
+
+// dkim is the column of the signing key.
+func (m *MailServer) dkim() any {
+	if m.DKIM == nil {
+		return nil
+	}
+	b, _ := json.Marshal(m.DKIM) // strings always can be
 	return string(b)
 }
 
@@ -162,7 +177,7 @@ func (s *Store) CreateServer(ctx context.Context, m *MailServer, a Audit) (out *
 			return err
 		}
 		_, err := s.q.in(ctx, tx, "server_insert").ExecContext(ctx, m.Name, m.Team, m.DisplayName, m.Type, m.Mode, m.Status, m.IsDefault, m.From, smtp,
-			password, limits, annotations, m.HoldUnknown, s.t(m.PauseUntil), nullString(m.Fallback), nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now), m.allowed())
+			password, limits, annotations, m.HoldUnknown, s.t(m.PauseUntil), nullString(m.Fallback), nullString(m.RequestID), nullBytes(m.Fingerprint), s.t(&now), s.t(&now), m.allowed(), m.dkim())
 		if err != nil {
 			return err
 		}
@@ -290,7 +305,7 @@ func (s *Store) writeServer(ctx context.Context, tx *sqlx.Tx, m *MailServer) err
 		return err
 	}
 	_, err = s.q.in(ctx, tx, "server_update").ExecContext(ctx, m.DisplayName, m.Mode, m.Status, m.IsDefault, m.From, smtp, password, limits, annotations,
-		m.HoldUnknown, s.t(m.PauseUntil), nullString(m.Fallback), m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.allowed(), m.Name)
+		m.HoldUnknown, s.t(m.PauseUntil), nullString(m.Fallback), m.Version, s.t(&m.UpdateTime), s.t(m.DeleteTime), m.allowed(), m.dkim(), m.Name)
 	return err
 }
 

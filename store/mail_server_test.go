@@ -3,6 +3,7 @@ package store_test
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"sync"
 	"testing"
 
@@ -167,5 +168,41 @@ func TestRequestIDRace(t *testing.T) {
 		if err != nil || r.Err != nil || r.Duplicate {
 			t.Fatalf("other team: %+v %v", r, err)
 		}
+	})
+}
+
+// TestServerKeepsItsKey: how mail is signed is stored with its mail server, and taken away with
+// one write.
+func TestServerKeepsItsKey(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		key := &store.DKIM{Domain: "x.example", Selector: "s1", PublicKey: "QUJD", SealedKey: []byte{1, 0, 0xff}}
+		m := newServer("signs", "")
+		m.DKIM = key
+		for _, name := range []string{"signs", "does-not"} {
+			m.Name = name
+			if _, _, err := s.CreateServer(ctx, m, store.Audit{}); err != nil {
+				t.Fatal(err)
+			}
+			m.DKIM = nil
+		}
+		is := func(name string, want *store.DKIM) {
+			t.Helper()
+			got, err := s.Server(ctx, store.Everything, name)
+			if err != nil || !reflect.DeepEqual(got.DKIM, want) {
+				t.Errorf("%s: got %+v, %v, want %+v", name, got.DKIM, err, want)
+			}
+		}
+		is("signs", key)
+		is("does-not", nil)
+		update := func(change func(*store.MailServer)) {
+			t.Helper()
+			if _, err := s.UpdateServer(ctx, store.Everything, "signs", 0, store.Audit{}, func(m *store.MailServer) error { change(m); return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		update(func(m *store.MailServer) { m.DisplayName = "other" })
+		is("signs", key)
+		update(func(m *store.MailServer) { m.DKIM = nil })
+		is("signs", nil)
 	})
 }

@@ -73,7 +73,7 @@ func planArgs() map[string][]any {
 	at, id, hash, list := time.Unix(1700000000, 0), seededID(1), []byte("body 1"), `["00000001-0000-7000-8000-000000000001"]`
 	return map[string][]any{
 		"server_get": {"s1"}, "server_by_request": {"t1", "q1"}, "server_default": {"t1"}, "server_clear_default": {false, at, "t1", "s1"}, "server_pending": {"s1"},
-		"server_fallback_of": {"s1"}, "server_update": {"", "daemon", "available", false, "a@x.example", nil, nil, "{}", "{}", false, at, nil, 1, at, nil, nil, "s1"}, "server_hold": {"s1", "why"},
+		"server_fallback_of": {"s1"}, "server_update": {"", "daemon", "available", false, "a@x.example", nil, nil, "{}", "{}", false, at, nil, 1, at, nil, nil, nil, "s1"}, "server_hold": {"s1", "why"},
 		"audit_head": {}, "audit_unlinked": {}, "audit_link": {1, hash, 1}, "audit_rows": {1 << 40, false, `["t1"]`, false, "t1", "", "", "", nil, nil, 50},
 		"replica_unregister": {1}, "replica_release": {1}, "replica_renew": {1, 1}, "replica_forget": {},
 		"mail_request": {"t1", "q2"}, "mail_exists": {id}, "mail_raw": {1, id, false, `["t1"]`, ""}, "mail_copy": {id, false, `["t1"]`, ""}, "settled_under": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`}, "due_count": {"s1"},

@@ -8,10 +8,10 @@
 -- primary key; the partial unique indexes refuse a second default and a reused request_id
 -- takes: name, team, display_name, type, mode, status, is_default, sender, smtp, password,
 --   limits, annotations, hold_unknown, pause_until, fallback, request_id, fingerprint,
---   create_time, update_time, allowed_headers
+--   create_time, update_time, allowed_headers, dkim
 insert into mail_server (name, team, display_name, type, mode, status, is_default, sender, smtp, password, limits, annotations, hold_unknown,
-  pause_until, fallback, version, request_id, fingerprint, create_time, update_time, allowed_headers)
-values (:name, :team, :display_name, :type, :mode, :status, :is_default, :sender, :smtp, :password, :limits, :annotations, :hold_unknown, :pause_until, :fallback, 1, :request_id, :fingerprint, :create_time, :update_time, :allowed_headers);
+  pause_until, fallback, version, request_id, fingerprint, create_time, update_time, allowed_headers, dkim)
+values (:name, :team, :display_name, :type, :mode, :status, :is_default, :sender, :smtp, :password, :limits, :annotations, :hold_unknown, :pause_until, :fallback, 1, :request_id, :fingerprint, :create_time, :update_time, :allowed_headers, :dkim);
 
 -- name: server_get (read)
 -- primary key
@@ -34,9 +34,10 @@ from mail_server where team = :team and is_default;
 -- name: server_update
 -- primary key
 -- takes: display_name, mode, status, is_default, sender, smtp, password, limits, annotations,
---   hold_unknown, pause_until, fallback, version, update_time, delete_time, allowed_headers, name
+--   hold_unknown, pause_until, fallback, version, update_time, delete_time, allowed_headers,
+--   dkim, name
 update mail_server set display_name = :display_name, mode = :mode, status = :status, is_default = :is_default, sender = :sender, smtp = :smtp, password = :password, limits = :limits, annotations = :annotations,
-  hold_unknown = :hold_unknown, pause_until = :pause_until, fallback = :fallback, version = :version, update_time = :update_time, delete_time = :delete_time, allowed_headers = :allowed_headers
+  hold_unknown = :hold_unknown, pause_until = :pause_until, fallback = :fallback, version = :version, update_time = :update_time, delete_time = :delete_time, allowed_headers = :allowed_headers, dkim = :dkim
 where name = :name;
 
 -- name: server_fallback_of
