@@ -104,8 +104,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		}})
 	limits := quota.New(quota.Config{Limits: cfg.Limits, Logger: log})
 	a := api.New(api.Config{Store: tellingStore{st, eng}, Quota: limits, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
-		TokenKey: keys.Derive("page tokens"),
-		Now:      eng.Now,
+		TokenKey:  keys.Derive("page tokens"),
+		LookupTXT: net.DefaultResolver.LookupTXT,
+		Now:       eng.Now,
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, dial.to(s), r, o)
 		}})

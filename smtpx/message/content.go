@@ -92,6 +92,19 @@ func Split(ps []Piece) (header []byte, body []Piece, err error) {
 	return b[:end+2], append(body, ps[1:]...), nil
 }
 
+// Prepend puts a header field in front of a message, into its first piece. A message that is
+// shared content from its first octet on stays that (see Raw.Pieces).
+func Prepend(field []byte, ps []Piece) []Piece {
+	first := ps[0]
+	data := make([]byte, 0, len(field)+first.Len())
+	data = append(append(data, field...), first.Bytes()...)
+	out := append([]Piece{{Data: data}}, ps[1:]...)
+	if first.Shared != nil {
+		out[0] = NewContent(data).whole()
+	}
+	return out
+}
+
 var errNoHeader = errors.New("the message does not begin with a whole header")
 
 // Own gives a mail of its own the pieces of a template that no other mail uses: what is shared

@@ -637,7 +637,8 @@ type MailMessage struct {
 	// Read strictly: lines end in CRLF and have at most 998 octets, all ASCII (use encoded words,
 	// quoted-printable, base64). Date and From are there once, every multipart ends, From and
 	// Sender are the address of the mail server's from, and no mail of the team's has its
-	// Message-ID already. Headers that headers refuses are refused here too.
+	// Message-ID already. Headers that headers refuses are refused here too, a DKIM-Signature
+	// among them: a mail server with dkim signs it like any other.
 	//
 	// It cannot be the shared message of a bulk nor stand beside one, has no variables, gets no
 	// Auto-Submitted and no unsubscribe_url, and ResendMail refuses it (id), since a second mail

@@ -416,7 +416,7 @@ func (x Health_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health_State.Descriptor instead.
 func (Health_State) EnumDescriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{4, 0}
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // MailServer is a saved way to send mail, owned by a team or by the whole system.
@@ -482,6 +482,9 @@ type MailServer struct {
 	// (SparkPost), X-MC-... (Mandrill), X-Mailgun-Recipient-Variables, X-Mailgun-Drop-Message and
 	// X-MJ-TemplateErrorReporting (Mailjet).
 	AllowedHeaders []string `protobuf:"bytes,22,rep,name=allowed_headers,json=allowedHeaders,proto3" json:"allowed_headers,omitempty"`
+	// Signs every mail of this mail server (DKIM, RFC 6376). Absent = not signed. An update_mask
+	// that names dkim without a value takes it away, and the key with it.
+	Dkim *Dkim `protobuf:"bytes,21,opt,name=dkim,proto3" json:"dkim,omitempty"`
 	// Name of another mail server, of the same team or of the whole system, that mail goes on
 	// through while this one is suspended (see Health) or STATUS_UNAVAILABLE. A pause does not
 	// count: pause_until is the wish to wait. To stop mail, pause the mail server or hold its
@@ -664,6 +667,13 @@ func (x *MailServer) GetPauseUntil() *timestamppb.Timestamp {
 func (x *MailServer) GetAllowedHeaders() []string {
 	if x != nil {
 		return x.AllowedHeaders
+	}
+	return nil
+}
+
+func (x *MailServer) GetDkim() *Dkim {
+	if x != nil {
+		return x.Dkim
 	}
 	return nil
 }
@@ -962,6 +972,110 @@ func (x *OAuth2) GetHasServiceAccountKey() bool {
 	return false
 }
 
+// Dkim is the key that signs a mail server's mail, and the DNS record by which receivers check
+// the signatures.
+//
+// A mail is signed when it is accepted, with the key of that moment, and keeps its signature:
+// every attempt sends the same bytes, also through a fallback and after the key was changed.
+// ResendMail makes a new mail and signs it anew. So leave the record of an old key in DNS for
+// as long as mails accepted under it may wait (send_after, hold) or be retried.
+//
+// To change the key, choose another selector, so that both records can stand in DNS. The new
+// key signs at once. To publish it first, make one (`openssl genrsa 2048`), publish its record,
+// then give it as private_key with the new selector. TestMailServer says what is in DNS.
+//
+// Signed are From, Sender, To, Cc, Subject, Date, Message-ID, Reply-To, In-Reply-To,
+// References, MIME-Version, Content-* and List-*, as far as they are there, and the body
+// (rsa-sha256, relaxed/relaxed); a second From breaks the signature. A provider that changes
+// one of them, as Amazon SES does with Message-ID and Date, breaks it too: let such a provider
+// sign.
+type Dkim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REQUIRED. Domain that signs: that of from, or one above it (else DMARC does not count it).
+	// At most 253 characters; stored and returned as A-labels.
+	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	// REQUIRED. Name of the key under the domain, such as "mail2026": letters, digits and
+	// hyphens, labels of at most 63 with dots between them; stored and returned in lower case.
+	Selector string `protobuf:"bytes,2,opt,name=selector,proto3" json:"selector,omitempty"`
+	// INPUT_ONLY. RSA key of 2048 to 4096 bits in PEM (PKCS #1 or #8). Sealed at rest, never
+	// returned. When it is absent and there is none, the service makes one of 2048 bits. Changing
+	// domain or selector without giving a key, and an update_mask that names it without a value,
+	// have it make a new one.
+	PrivateKey string `protobuf:"bytes,3,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// OUTPUT_ONLY. Name of the TXT record that belongs into DNS.
+	DnsName string `protobuf:"bytes,4,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"`
+	// OUTPUT_ONLY. Its text. DNS holds it in strings of at most 255 octets, into which most
+	// providers' pages split it; in a zone file it stands as "..." "...".
+	DnsValue      string `protobuf:"bytes,5,opt,name=dns_value,json=dnsValue,proto3" json:"dns_value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dkim) Reset() {
+	*x = Dkim{}
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dkim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dkim) ProtoMessage() {}
+
+func (x *Dkim) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dkim.ProtoReflect.Descriptor instead.
+func (*Dkim) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Dkim) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *Dkim) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *Dkim) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
+func (x *Dkim) GetDnsName() string {
+	if x != nil {
+		return x.DnsName
+	}
+	return ""
+}
+
+func (x *Dkim) GetDnsValue() string {
+	if x != nil {
+		return x.DnsValue
+	}
+	return ""
+}
+
 // Limits of one mail server. Zero = the service's default.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -994,7 +1108,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1120,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1133,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{3}
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Limits) GetMaxConnections() int32 {
@@ -1097,7 +1211,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1223,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_mail_server_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1236,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{4}
+	return file_maildispatch_v1_mail_server_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Health) GetState() Health_State {
@@ -1171,7 +1285,7 @@ var File_maildispatch_v1_mail_server_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\n" +
-	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\b\n" +
+	"!maildispatch/v1/mail_server.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\t\n" +
 	"\n" +
 	"MailServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -1198,7 +1312,8 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\fhold_unknown\x18\x12 \x01(\bH\x01R\vholdUnknown\x88\x01\x01\x12;\n" +
 	"\vpause_until\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"pauseUntil\x12'\n" +
-	"\x0fallowed_headers\x18\x16 \x03(\tR\x0eallowedHeaders\x12\x1a\n" +
+	"\x0fallowed_headers\x18\x16 \x03(\tR\x0eallowedHeaders\x12)\n" +
+	"\x04dkim\x18\x15 \x01(\v2\x15.maildispatch.v1.DkimR\x04dkim\x12\x1a\n" +
 	"\bfallback\x18\x14 \x01(\tR\bfallback\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -1261,7 +1376,14 @@ const file_maildispatch_v1_mail_server_proto_rawDesc = "" +
 	"\x11GRANT_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18GRANT_CLIENT_CREDENTIALS\x10\x01\x12\x17\n" +
 	"\x13GRANT_REFRESH_TOKEN\x10\x02\x12\x19\n" +
-	"\x15GRANT_SERVICE_ACCOUNT\x10\x03\"\xb1\x02\n" +
+	"\x15GRANT_SERVICE_ACCOUNT\x10\x03\"\x98\x01\n" +
+	"\x04Dkim\x12\x16\n" +
+	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1a\n" +
+	"\bselector\x18\x02 \x01(\tR\bselector\x12$\n" +
+	"\vprivate_key\x18\x03 \x01(\tB\x03\x80\x01\x01R\n" +
+	"privateKey\x12\x19\n" +
+	"\bdns_name\x18\x04 \x01(\tR\adnsName\x12\x1b\n" +
+	"\tdns_value\x18\x05 \x01(\tR\bdnsValue\"\xb1\x02\n" +
 	"\x06Limits\x12'\n" +
 	"\x0fmax_connections\x18\x01 \x01(\x05R\x0emaxConnections\x120\n" +
 	"\x14mails_per_connection\x18\x02 \x01(\x05R\x12mailsPerConnection\x12!\n" +
@@ -1300,7 +1422,7 @@ func file_maildispatch_v1_mail_server_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_mail_server_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_maildispatch_v1_mail_server_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_maildispatch_v1_mail_server_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_maildispatch_v1_mail_server_proto_goTypes = []any{
 	(Mode)(0),                     // 0: maildispatch.v1.Mode
 	(MailServer_Type)(0),          // 1: maildispatch.v1.MailServer.Type
@@ -1312,38 +1434,40 @@ var file_maildispatch_v1_mail_server_proto_goTypes = []any{
 	(*MailServer)(nil),            // 7: maildispatch.v1.MailServer
 	(*Smtp)(nil),                  // 8: maildispatch.v1.Smtp
 	(*OAuth2)(nil),                // 9: maildispatch.v1.OAuth2
-	(*Limits)(nil),                // 10: maildispatch.v1.Limits
-	(*Health)(nil),                // 11: maildispatch.v1.Health
-	nil,                           // 12: maildispatch.v1.MailServer.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*Dkim)(nil),                  // 10: maildispatch.v1.Dkim
+	(*Limits)(nil),                // 11: maildispatch.v1.Limits
+	(*Health)(nil),                // 12: maildispatch.v1.Health
+	nil,                           // 13: maildispatch.v1.MailServer.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_maildispatch_v1_mail_server_proto_depIdxs = []int32{
 	1,  // 0: maildispatch.v1.MailServer.type:type_name -> maildispatch.v1.MailServer.Type
 	8,  // 1: maildispatch.v1.MailServer.smtp:type_name -> maildispatch.v1.Smtp
 	0,  // 2: maildispatch.v1.MailServer.mode:type_name -> maildispatch.v1.Mode
 	2,  // 3: maildispatch.v1.MailServer.status:type_name -> maildispatch.v1.MailServer.Status
-	10, // 4: maildispatch.v1.MailServer.limits:type_name -> maildispatch.v1.Limits
-	12, // 5: maildispatch.v1.MailServer.annotations:type_name -> maildispatch.v1.MailServer.AnnotationsEntry
-	13, // 6: maildispatch.v1.MailServer.create_time:type_name -> google.protobuf.Timestamp
-	13, // 7: maildispatch.v1.MailServer.update_time:type_name -> google.protobuf.Timestamp
-	13, // 8: maildispatch.v1.MailServer.delete_time:type_name -> google.protobuf.Timestamp
-	11, // 9: maildispatch.v1.MailServer.health:type_name -> maildispatch.v1.Health
-	13, // 10: maildispatch.v1.MailServer.pause_until:type_name -> google.protobuf.Timestamp
-	3,  // 11: maildispatch.v1.Smtp.encryption:type_name -> maildispatch.v1.Smtp.Encryption
-	4,  // 12: maildispatch.v1.Smtp.auth:type_name -> maildispatch.v1.Smtp.Auth
-	14, // 13: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
-	9,  // 14: maildispatch.v1.Smtp.oauth2:type_name -> maildispatch.v1.OAuth2
-	5,  // 15: maildispatch.v1.OAuth2.grant:type_name -> maildispatch.v1.OAuth2.Grant
-	6,  // 16: maildispatch.v1.Health.state:type_name -> maildispatch.v1.Health.State
-	13, // 17: maildispatch.v1.Health.last_success_time:type_name -> google.protobuf.Timestamp
-	13, // 18: maildispatch.v1.Health.last_failure_time:type_name -> google.protobuf.Timestamp
-	13, // 19: maildispatch.v1.Health.retry_time:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	11, // 4: maildispatch.v1.MailServer.limits:type_name -> maildispatch.v1.Limits
+	13, // 5: maildispatch.v1.MailServer.annotations:type_name -> maildispatch.v1.MailServer.AnnotationsEntry
+	14, // 6: maildispatch.v1.MailServer.create_time:type_name -> google.protobuf.Timestamp
+	14, // 7: maildispatch.v1.MailServer.update_time:type_name -> google.protobuf.Timestamp
+	14, // 8: maildispatch.v1.MailServer.delete_time:type_name -> google.protobuf.Timestamp
+	12, // 9: maildispatch.v1.MailServer.health:type_name -> maildispatch.v1.Health
+	14, // 10: maildispatch.v1.MailServer.pause_until:type_name -> google.protobuf.Timestamp
+	10, // 11: maildispatch.v1.MailServer.dkim:type_name -> maildispatch.v1.Dkim
+	3,  // 12: maildispatch.v1.Smtp.encryption:type_name -> maildispatch.v1.Smtp.Encryption
+	4,  // 13: maildispatch.v1.Smtp.auth:type_name -> maildispatch.v1.Smtp.Auth
+	15, // 14: maildispatch.v1.Smtp.timeout:type_name -> google.protobuf.Duration
+	9,  // 15: maildispatch.v1.Smtp.oauth2:type_name -> maildispatch.v1.OAuth2
+	5,  // 16: maildispatch.v1.OAuth2.grant:type_name -> maildispatch.v1.OAuth2.Grant
+	6,  // 17: maildispatch.v1.Health.state:type_name -> maildispatch.v1.Health.State
+	14, // 18: maildispatch.v1.Health.last_success_time:type_name -> google.protobuf.Timestamp
+	14, // 19: maildispatch.v1.Health.last_failure_time:type_name -> google.protobuf.Timestamp
+	14, // 20: maildispatch.v1.Health.retry_time:type_name -> google.protobuf.Timestamp
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_server_proto_init() }
@@ -1359,7 +1483,7 @@ func file_maildispatch_v1_mail_server_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_server_proto_rawDesc), len(file_maildispatch_v1_mail_server_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -53,6 +53,10 @@ const (
 	TestStep_KIND_QUIT TestStep_Kind = 11
 	// The access token for AUTH_XOAUTH2, asked for anew. It comes before the connection.
 	TestStep_KIND_TOKEN TestStep_Kind = 12
+	// The DNS record of dkim, as it is seen from here: OK (it publishes the key), WARNING
+	// (missing, or it differs), SKIPPED (no name server answers, or there is no key yet). It
+	// comes last, only with dkim, and does not count for success: mail leaves without it.
+	TestStep_KIND_DKIM TestStep_Kind = 13
 )
 
 // Enum value maps for TestStep_Kind.
@@ -71,6 +75,7 @@ var (
 		10: "KIND_RCPT_TO",
 		11: "KIND_QUIT",
 		12: "KIND_TOKEN",
+		13: "KIND_DKIM",
 	}
 	TestStep_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -86,6 +91,7 @@ var (
 		"KIND_RCPT_TO":     10,
 		"KIND_QUIT":        11,
 		"KIND_TOKEN":       12,
+		"KIND_DKIM":        13,
 	}
 )
 
@@ -1441,7 +1447,7 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\x16TestMailServerResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12/\n" +
-	"\x05steps\x18\x03 \x03(\v2\x19.maildispatch.v1.TestStepR\x05steps\"\xc4\x05\n" +
+	"\x05steps\x18\x03 \x03(\v2\x19.maildispatch.v1.TestStepR\x05steps\"\xd3\x05\n" +
 	"\bTestStep\x122\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1e.maildispatch.v1.TestStep.KindR\x04kind\x12;\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2!.maildispatch.v1.TestStep.OutcomeR\aoutcome\x12\x16\n" +
@@ -1453,7 +1459,7 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe0\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xef\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vKIND_CONFIG\x10\x01\x12\f\n" +
@@ -1469,7 +1475,8 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\x12\r\n" +
 	"\tKIND_QUIT\x10\v\x12\x0e\n" +
 	"\n" +
-	"KIND_TOKEN\x10\f\"p\n" +
+	"KIND_TOKEN\x10\f\x12\r\n" +
+	"\tKIND_DKIM\x10\r\"p\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +

@@ -58,6 +58,7 @@ type Store interface {
 	ListArchive(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
 	RawMail(ctx context.Context, sc store.Scope, id uuid.UUID, w io.Writer) (int64, error)
+	Content(ctx context.Context, sum [32]byte) ([]byte, error)
 	ModifyMail(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit, decide store.Decide) (*store.Mail, error)
 	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (int, int, []store.ModifyFailure, error)
 }
@@ -75,15 +76,17 @@ type Batch interface {
 	NextPass() time.Time
 }
 
-// Config is what an API is made of; all of it is required but Now, Logger and Quota.
+// Config is what an API is made of; all of it is required but Now, Logger, Quota and LookupTXT.
 type Config struct {
 	Store    Store
 	Sender   Sender
 	Batch    Batch
 	Outbound *outbound.Outbound
 	Probe    func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult
-	TokenKey []byte          // page tokens are sealed with a key made of it
-	Draining <-chan struct{} // closed when the service goes down: streams that would last end
+	// asks DNS for the record of a signing key; nil = nothing can be seen from here
+	LookupTXT LookupTXT
+	TokenKey  []byte          // page tokens are sealed with a key made of it
+	Draining  <-chan struct{} // closed when the service goes down: streams that would last end
 	// the error by which Sender and Batch say that the service goes down
 	Stopping error
 	Now      func() time.Time
@@ -97,7 +100,8 @@ type API struct {
 	pb.UnimplementedDispatchServer
 	Config
 	servers *servers
-	tokens  cipher.AEAD // seals page tokens
+	tokens  cipher.AEAD   // seals page tokens
+	readers chan struct{} // holds one for each call that reads stored files in order to sign
 	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
 	lateLogged atomic.Int64
 }
@@ -116,7 +120,10 @@ func New(c Config) *API {
 	if err != nil {
 		panic(err) // the key has its length
 	}
-	return &API{Config: c, servers: newServers(), tokens: tokens}
+	if c.LookupTXT == nil {
+		c.LookupTXT = func(context.Context, string) ([]string, error) { return nil, errors.New("no name server is asked") }
+	}
+	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers), tokens: tokens}
 }
 
 // Register offers both services.

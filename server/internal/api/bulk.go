@@ -32,6 +32,7 @@ type bulk struct {
 	draft    draft             // without recipients
 	base     *message.Message  // the shared message, its files encoded; nil as shared
 	template *message.Template // of base
+	body     signedBody        // of the mail before
 	contents contents          // what the items have in common
 	rawIDs   map[string]string // Message-IDs of items that are raw, and their request_id
 	sum      []byte            // of the options and the shared message
@@ -105,7 +106,12 @@ func (b *bulk) route(ctx context.Context) (err error) {
 	if b.draft.server, b.draft.route, err = b.a.route(ctx, b.send); err != nil {
 		return err
 	}
-	return mayHand(ctx, b.draft.kind, b.draft.server)
+	if err := mayHand(ctx, b.draft.kind, b.draft.server); err != nil {
+		return err
+	}
+	// that it can sign, before every item says that it cannot
+	_, err = b.a.signer(b.draft.server)
+	return err
 }
 
 // mail makes a mail of the next item, or says why not. An error is not the item's.
@@ -320,6 +326,9 @@ func through(c *apierr.Check, t *message.Template, f *message.Fill) ([]message.P
 func (b *bulk) carry(ctx context.Context, c *apierr.Check, m *store.NewMail, d *draft, it *pb.BatchItem, f *message.Fill) error {
 	pieces, subject, err := b.pieces(ctx, c, d, it.Message, f)
 	if err != nil {
+		return err
+	}
+	if pieces, err = b.a.sign(ctx, d.server, m, pieces, &b.body); err != nil {
 		return err
 	}
 	m.Subject = subject

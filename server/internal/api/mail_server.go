@@ -13,6 +13,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
+	"github.com/maildispatch/maildispatch/smtpx/message/dkim"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -102,14 +103,16 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 	if err := mayConfigure(ctx, nil, s); err != nil {
 		return nil, err
 	}
-	a.seal(s, given(m))
+	if err := a.seal(s, given(m)); err != nil {
+		return nil, err
+	}
 	if r.RequestId != "" {
 		in := proto.Clone(m).(*pb.MailServer)
 		in.Etag, in.CreateTime, in.UpdateTime, in.DeleteTime, in.Health = "", nil, nil, nil, nil
+		// A hash of the password would let whoever reads the database try passwords without the
+		// key, and the same request_id would say which of a caller's guesses is right.
+		withoutSecrets(in)
 		if in.Smtp != nil {
-			// A hash of the password would let whoever reads the database try passwords without
-			// the key, and the same request_id would say which of a caller's guesses is right.
-			withoutSecrets(in.Smtp)
 			in.Smtp.CaPem = certificates(in.Smtp.CaPem)
 		}
 		s.Fingerprint = fingerprint(in)
@@ -121,6 +124,9 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 		out := mailServer(s)
 		out.Etag = ""
 		return &pb.CreateMailServerResponse{MailServer: out}, nil
+	}
+	if err := a.completeKey(s, dkim.NewKey); err != nil {
+		return nil, err
 	}
 	saved, dup, err := a.Store.CreateServer(ctx, s, a.audit(ctx, "CreateMailServer", ""))
 	if err != nil {
@@ -218,7 +224,14 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 		}
 		return &pb.UpdateMailServerResponse{MailServer: mailServer(s)}, nil
 	}
-	s, err := a.Store.UpdateServer(ctx, a.scope(ctx), name, v, a.audit(ctx, "UpdateMailServer", ""), change)
+	newKey := a.keyAhead(ctx, r)
+	complete := func(s *store.MailServer) error {
+		if err := change(s); err != nil {
+			return err
+		}
+		return a.completeKey(s, newKey)
+	}
+	s, err := a.Store.UpdateServer(ctx, a.scope(ctx), name, v, a.audit(ctx, "UpdateMailServer", ""), complete)
 	if err != nil {
 		return nil, a.serverFault(err, name)
 	}
@@ -237,12 +250,8 @@ func (a *API) change(s *store.MailServer, changes *pb.MailServer, mask *fieldmas
 	}
 	before := *s
 	fill(s, m)
-	if s.SMTP == nil {
-		return outbound.Secrets{}, nil
-	}
 	dropSecrets(s, &before, mask)
-	a.seal(s, given(m))
-	return given(m), nil
+	return given(m), a.seal(s, given(m))
 }
 
 // DeleteMailServer implements the service.

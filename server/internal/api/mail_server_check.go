@@ -109,6 +109,7 @@ func checkMailServer(c *apierr.Check, prefix string, m *pb.MailServer) {
 			c.Bad(f(fmt.Sprintf("allowed_headers[%d]", i)), "is not a header by which a provider is told what to do; others need no permission")
 		}
 	}
+	checkDKIM(c, f("dkim."), m.Dkim)
 	if l := m.Limits; l != nil {
 		limit := func(name string, v, most int64) {
 			if v < 0 || v > most {

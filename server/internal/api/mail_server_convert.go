@@ -67,7 +67,7 @@ func mailServer(m *store.MailServer) *pb.MailServer {
 	def, hold := m.IsDefault, m.HoldUnknown
 	out := &pb.MailServer{Name: m.Name, Team: m.Team, DisplayName: m.DisplayName, Type: typeName[m.Type], From: m.From, Mode: modeName[m.Mode],
 		Status: statusName[m.Status], IsDefault: &def, HoldUnknown: &hold, Annotations: m.Annotations, Etag: etag(m.Version), CreateTime: stamp(&m.CreateTime),
-		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime), PauseUntil: stamp(m.PauseUntil), Fallback: m.Fallback, AllowedHeaders: m.AllowedHeaders}
+		UpdateTime: stamp(&m.UpdateTime), DeleteTime: stamp(m.DeleteTime), PauseUntil: stamp(m.PauseUntil), Fallback: m.Fallback, AllowedHeaders: m.AllowedHeaders, Dkim: signing(m.DKIM)}
 	if l := m.Limits; l != (store.Limits{}) {
 		out.Limits = &pb.Limits{MaxConnections: l.MaxConnections, MailsPerConnection: l.MailsPerConnection, MailsPerMinute: l.MailsPerMinute,
 			MailsPerDay: l.MailsPerDay, MaxAttempts: l.MaxAttempts, MaxMailBytes: l.MaxMailBytes,
@@ -103,6 +103,7 @@ func fill(s *store.MailServer, m *pb.MailServer) {
 			s.AllowedHeaders = append(s.AllowedHeaders, canon)
 		}
 	}
+	s.DKIM = storedDKIM(m.Dkim, s.DKIM)
 	s.HoldUnknown, s.PauseUntil, s.Fallback = m.GetHoldUnknown(), nil, m.Fallback
 	if m.PauseUntil != nil {
 		at := m.PauseUntil.AsTime().Truncate(time.Microsecond)

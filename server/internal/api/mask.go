@@ -15,7 +15,7 @@ import (
 var (
 	immutable  = map[string]bool{"name": true, "team": true, "type": true}
 	outputOnly = map[string]bool{"etag": true, "create_time": true, "update_time": true, "delete_time": true, "health": true, "smtp.has_password": true,
-		"smtp.oauth2.has_client_secret": true, "smtp.oauth2.has_refresh_token": true, "smtp.oauth2.has_service_account_key": true}
+		"smtp.oauth2.has_client_secret": true, "smtp.oauth2.has_refresh_token": true, "smtp.oauth2.has_service_account_key": true, "dkim.dns_name": true, "dkim.dns_value": true}
 )
 
 // maxPaths is how many paths a mask may have.

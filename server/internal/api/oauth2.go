@@ -46,11 +46,18 @@ func storedOAuth(x *pb.OAuth2, was *store.SMTP) *store.OAuth {
 // given are the secrets that a request holds.
 func given(m *pb.MailServer) outbound.Secrets {
 	o := m.GetSmtp().GetOauth2()
-	return outbound.Secrets{Password: m.GetSmtp().GetPassword(), ClientSecret: o.GetClientSecret(), Grant: o.GetRefreshToken() + o.GetServiceAccountKey()}
+	return outbound.Secrets{Password: m.GetSmtp().GetPassword(), ClientSecret: o.GetClientSecret(), Grant: o.GetRefreshToken() + o.GetServiceAccountKey(), SigningKey: m.GetDkim().GetPrivateKey()}
 }
 
 // withoutSecrets takes the secrets out of a request.
-func withoutSecrets(x *pb.Smtp) {
+func withoutSecrets(m *pb.MailServer) {
+	if d := m.Dkim; d != nil {
+		d.PrivateKey, d.DnsName, d.DnsValue = "", "", ""
+	}
+	x := m.Smtp
+	if x == nil {
+		return
+	}
 	x.Password, x.HasPassword = "", false
 	if o := x.Oauth2; o != nil {
 		o.ClientSecret, o.RefreshToken, o.ServiceAccountKey = "", "", ""
@@ -59,9 +66,12 @@ func withoutSecrets(x *pb.Smtp) {
 }
 
 // seal seals what was given into s.
-func (a *API) seal(s *store.MailServer, g outbound.Secrets) {
+func (a *API) seal(s *store.MailServer, g outbound.Secrets) error {
+	if err := a.sealKey(s, g.SigningKey); err != nil {
+		return err
+	}
 	if s.SMTP == nil {
-		return
+		return nil
 	}
 	if g.Password != "" {
 		s.SMTP.SealedPassword = a.Outbound.Seal(s, g.Password)
@@ -69,11 +79,18 @@ func (a *API) seal(s *store.MailServer, g outbound.Secrets) {
 	if s.SMTP.OAuth != nil {
 		a.Outbound.SealOAuth(s, g)
 	}
+	return nil
 }
 
 // dropSecrets takes those stored secrets out of s that the mask names, and all of them where
 // they would go to another place, or in another way, than they were given for.
 func dropSecrets(s, before *store.MailServer, mask *fieldmaskpb.FieldMask) {
+	if s.DKIM != nil && names(mask, "dkim.private_key") {
+		s.DKIM = &store.DKIM{Domain: s.DKIM.Domain, Selector: s.DKIM.Selector}
+	}
+	if s.SMTP == nil {
+		return
+	}
 	same := sameLogin(before, s)
 	if !same || names(mask, "smtp.password") {
 		s.SMTP.SealedPassword = nil

@@ -69,7 +69,10 @@ func (a *API) carryRaw(ctx context.Context, m *store.NewMail, d *draft, raw *mes
 	if err := c.Err(); err != nil {
 		return err
 	}
-	pieces := raw.Pieces(m.MessageID)
+	pieces, err := a.sign(ctx, d.server, m, raw.Pieces(m.MessageID), nil)
+	if err != nil {
+		return err
+	}
 	if raw.MessageID != "" {
 		m.MessageID = raw.MessageID
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/smtpx/message"
+	"github.com/maildispatch/maildispatch/smtpx/message/dkim"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -61,6 +62,9 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 	if err := a.reissue(m); err != nil {
 		return nil, fmt.Errorf("mail %s: %w", r.Id, err)
 	}
+	if err := a.signAnew(ctx, s, m); err != nil {
+		return nil, err
+	}
 	m.Mode, m.Reason, m.RequestID = s.Mode, r.Reason, r.RequestId
 	if r.RequestId != "" {
 		same := proto.CloneOf(r)
@@ -98,7 +102,8 @@ func (a *API) reissue(m *store.NewMail) error {
 	}
 	now := a.Now().UTC().Truncate(time.Microsecond)
 	m.ID, m.MessageID, m.CreateTime, m.RunAt = id, message.NewMessageID(id.String(), from), now, now
-	head, err := message.Reissue(m.Raw[0].Data, m.MessageID, message.Stamp(now))
+	head, _ := dkim.Strip(m.Raw[0].Data) // it signs what is changed now
+	head, err = message.Reissue(head, m.MessageID, message.Stamp(now))
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +48,7 @@ type rig struct {
 	dispatch pb.DispatchClient
 	commits  *commits
 	lookups  *lookups
+	txt      atomic.Value // a lookupTXT: what DNS says
 }
 
 // lookups is the store, and notes how many uploads each statement asked for.
@@ -73,6 +75,8 @@ func (l *lookups) take() []int {
 	l.ids = nil
 	return ids
 }
+
+type lookupTXT = func(name string) ([]string, error)
 
 // commits is the engine, and notes how many mails each commit had.
 type commits struct {
@@ -129,6 +133,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 	r.lookups = &lookups{Store: r.store}
 	a := api.New(api.Config{Store: r.lookups, Sender: r.commits, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
 		Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log, Now: eng.Now,
+		LookupTXT: func(_ context.Context, name string) ([]string, error) { return r.txt.Load().(lookupTXT)(name) },
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, &smtpx.Dialer{}, r, o)
 		}})

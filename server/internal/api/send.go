@@ -362,7 +362,7 @@ func (a *API) compose(ctx context.Context, d *draft, r *pb.SendRequest) (*delive
 	if d.raw != nil {
 		err = a.carryRaw(ctx, m, d, d.raw, from)
 	} else {
-		err = carryComposed(m, d, from)
+		err = a.carryComposed(ctx, m, d, from)
 	}
 	if err != nil {
 		return nil, err
@@ -380,7 +380,7 @@ func (a *API) compose(ctx context.Context, d *draft, r *pb.SendRequest) (*delive
 }
 
 // carryComposed gives a mail the bytes that are made of its message.
-func carryComposed(m *store.NewMail, d *draft, from message.Address) error {
+func (a *API) carryComposed(ctx context.Context, m *store.NewMail, d *draft, from message.Address) error {
 	msg := d.message
 	if err := d.fits(estimate(msg)); err != nil {
 		return err // before composing, so that what is too large costs nothing
@@ -392,6 +392,9 @@ func carryComposed(m *store.NewMail, d *draft, from message.Address) error {
 		return err
 	}
 	pieces, err := message.Compose(msg)
+	if err == nil {
+		pieces, err = a.sign(ctx, d.server, m, pieces, nil)
+	}
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,15 @@ func (a *API) TestMailServer(ctx context.Context, r *pb.TestMailServerRequest) (
 	if relay.Timeouts.Connect == 0 || relay.Timeouts.Connect > timeout {
 		relay.Timeouts.Connect = timeout
 	}
-	return testReport(config, a.Probe(tctx, s, relay, probe)), nil
+	record := make(chan *pb.TestStep, 1)
+	if s.DKIM != nil {
+		go func() { record <- a.recordStep(tctx, s) }()
+	}
+	out := testReport(config, a.Probe(tctx, s, relay, probe))
+	if s.DKIM != nil {
+		out.Steps = append(out.Steps, <-record)
+	}
+	return out, nil
 }
 
 // forTest fills in what a configuration that is only tried does not need.
@@ -119,7 +127,7 @@ func (a *API) toTest(ctx context.Context, r *pb.TestMailServerRequest) (*store.M
 		}
 		s := &store.MailServer{Name: m.Name, Team: team, Type: typeOf[m.Type]}
 		fill(s, m)
-		return s, given(m), mayConfigure(ctx, nil, s)
+		return s, given(m), firstOf(mayConfigure(ctx, nil, s), a.sealKey(s, given(m).SigningKey))
 	}
 	s, err := a.server(ctx, "name", r.Name)
 	if err != nil || r.MailServer == nil {

@@ -1,6 +1,6 @@
 // Package outbound turns a saved mail server into what smtpx dials: one place for sending and
 // for testing, so that both always mean the same relay. It is also the only place where a
-// stored password is opened.
+// stored password or signing key is opened.
 package outbound
 
 import (
@@ -20,6 +20,8 @@ type Outbound struct {
 	port   int
 	helo   string
 	tokens tokens
+
+	signers signers
 }
 
 // New makes an Outbound. localhost is host:port of the mail program of this machine, for
@@ -40,7 +42,8 @@ func New(keys *seal.Ring, localhost, helo string) (*Outbound, error) {
 		}
 		helo = wire
 	}
-	return &Outbound{keys: keys, host: h, port: port, helo: helo, tokens: tokens{client: noTokens, sources: map[string]sharedSource{}}}, nil
+	return &Outbound{keys: keys, host: h, port: port, helo: helo, tokens: tokens{client: noTokens, sources: map[string]sharedSource{}},
+		signers: signers{byName: map[string]openedKey{}}}, nil
 }
 
 // place is what a password belongs to. Whoever changes one of these has to give the password

@@ -20,6 +20,7 @@ type Secrets struct {
 	Password     string
 	ClientSecret string
 	Grant        string // refresh token, or key of a service account
+	SigningKey   string // PEM
 }
 
 // Servers is what is needed of the store for tokens.
