@@ -22,12 +22,12 @@ func (t tellingStore) UpdateServer(ctx context.Context, sc store.Scope, name str
 	return s, err
 }
 
-func (t tellingStore) DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, int, error) {
-	s, held, err := t.Store.DeleteServer(ctx, sc, name, ifVersion, force, a)
+func (t tellingStore) DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, store.DeletedMail, error) {
+	s, n, err := t.Store.DeleteServer(ctx, sc, name, ifVersion, force, a)
 	if err == nil {
 		t.engine.ServerChanged(ctx, name)
 	}
-	return s, held, err
+	return s, n, err
 }
 
 func (t tellingStore) UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error) {

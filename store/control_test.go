@@ -106,7 +106,7 @@ func TestHeldMail(t *testing.T) {
 		if cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority); err != nil || len(cs) != 0 {
 			t.Fatalf("held mail was claimed: %v %v", cs, err)
 		}
-		if _, n, err := s.DeleteServer(ctx, store.Everything, "ss", 0, true, store.Audit{}); err != nil || n != 1 {
+		if _, n, err := s.DeleteServer(ctx, store.Everything, "ss", 0, true, store.Audit{}); err != nil || n.Held != 1 {
 			t.Fatalf("held by the forced delete: %d %v", n, err)
 		}
 		if m = read(waiting); m.Status != store.MailHeld || m.ResumeTime == nil || !m.ResumeTime.Equal(later) {

@@ -19,8 +19,8 @@ func TestForcedDeleteIsWatched(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, held, err := s.DeleteServer(ctx, store.Everything, "ss", 0, true, store.Audit{}); err != nil || held != 2 {
-			t.Fatalf("held %d, %v, want 2", held, err)
+		if _, held, err := s.DeleteServer(ctx, store.Everything, "ss", 0, true, store.Audit{}); err != nil || held.Held != 2 {
+			t.Fatalf("held %+v, %v, want 2", held, err)
 		}
 		var got []store.MailStatus
 		until(t, "both changes are told", func() bool {
@@ -58,7 +58,7 @@ func TestForcedDeleteKeepsTheOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	type answer struct {
-		held int
+		held store.DeletedMail
 		err  error
 	}
 	deleted := make(chan answer, 1)
@@ -87,8 +87,8 @@ func TestForcedDeleteKeepsTheOrder(t *testing.T) {
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if a := <-deleted; a.err != nil || a.held != 2 {
-		t.Fatalf("held %d, %v, want 2", a.held, a.err)
+	if a := <-deleted; a.err != nil || a.held.Held != 2 {
+		t.Fatalf("held %+v, %v, want 2", a.held, a.err)
 	}
 	told := func(m *store.NewMail) (xid int64) {
 		t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 )
 
@@ -57,17 +58,16 @@ const deletedText = "held: its mail server was deleted"
 
 // takeDeleted holds what replicas have of a mail server that was just deleted and have not
 // marked, and what they gave back meanwhile. It is taken from them as a person's stop takes it.
-func (s *Store) takeDeleted(ctx context.Context, server string, a Audit) (held int, err error) {
+func (s *Store) takeDeleted(ctx context.Context, server string, a Audit) (DeletedMail, error) {
+	alone := map[uuid.UUID]bool{} // a mail may be decided about more than once
 	f := MailFilter{MailServer: server, Statuses: []MailStatus{MailQueued, MailSending, MailDeferred, MailPartiallySent}}
-	_, held, _, err = s.Modify(ctx, Everything, nil, &f, false, a, func(m *Mail, its *MailServer) (*Change, error) {
-		if m.DueTime == nil {
-			return nil, nil // it waits for a person
-		}
-		if its != nil && its.DeleteTime == nil {
-			return nil, nil // somebody has taken the deletion back meanwhile
+	matched, held, _, err := s.Modify(ctx, Everything, nil, &f, false, a, func(m *Mail, its *MailServer) (*Change, error) {
+		if m.DueTime == nil || its != nil && its.DeleteTime == nil {
+			alone[m.ID] = true
+			return nil, nil // it waits for a person, or somebody has taken the deletion back
 		}
 		return &Change{Kind: SettlePark, Status: MailHeld, ResumeAt: *m.DueTime, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate,
 			LastError: deletedText, Stops: true}, nil
 	})
-	return held, err
+	return DeletedMail{Held: held, Leaving: max(0, matched-held-len(alone))}, err
 }

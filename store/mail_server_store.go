@@ -369,12 +369,12 @@ func (s *Store) ReplaceGrant(ctx context.Context, name string, was, now []byte) 
 
 // DeleteServer hides a mail server. With unfinished mail it is refused (*PendingError) unless
 // forced: then its mail is held, also what replicas have and have not marked; what is behind
-// its mark may still leave. held counts exactly what is held now. Failed and unknown mail does
-// not count as unfinished: it waits for a person, not for the mail server. So is a mail server
-// that is the fallback of others (*InUseError) unless forced: then those have none any more.
-func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersion int64, force bool, a Audit) (out *MailServer, held int, err error) {
+// its mark may still leave. Failed and unknown mail does not count as unfinished: it waits for
+// a person, not for the mail server. So is a mail server that is the fallback of others
+// (*InUseError) unless forced: then those have none any more.
+func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersion int64, force bool, a Audit) (out *MailServer, n DeletedMail, err error) {
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
-		held = 0
+		n = DeletedMail{}
 		m, err := s.lockServer(ctx, tx, sc, name, ifVersion)
 		if err != nil {
 			return err
@@ -390,7 +390,7 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 			return &PendingError{Count: pending}
 		}
 		if pending > 0 {
-			if held, err = s.holdWaiting(ctx, tx, name); err != nil {
+			if n.Held, err = s.holdWaiting(ctx, tx, name); err != nil {
 				return err
 			}
 		}
@@ -407,18 +407,26 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 		return s.audit(ctx, tx, a, m.Team, m.Name, before, m)
 	})
 	if err != nil {
-		return nil, 0, err
+		return nil, DeletedMail{}, err
 	}
 	if force {
 		// Also what changed while the transaction was under way. What this leaves or cannot do,
 		// the brake and the engine's next pass do.
 		taken, err := s.takeDeleted(ctx, name, a)
-		held += taken
+		n.Held, n.Leaving = n.Held+taken.Held, taken.Leaving
 		if err != nil {
 			s.log.Warn("mail of a deleted mail server is not yet taken from its replicas", "mail_server", name, "error", err)
 		}
 	}
-	return out, held, nil
+	return out, n, nil
+}
+
+// DeletedMail counts the mail of a mail server that is deleted by force.
+type DeletedMail struct {
+	Held int // it is held now
+	// It was behind its mark, or left meanwhile. What the mail server says decides about it;
+	// whatever comes back is held too. So no more than Held and Leaving are held in the end.
+	Leaving int
 }
 
 // UndeleteServer takes a deletion back. ErrNotDeleted.

@@ -84,8 +84,8 @@ func TestServers(t *testing.T) {
 			t.Fatalf("delete with mail: %v", err)
 		}
 		del, held, err := s.DeleteServer(ctx, store.Everything, "one", 0, true, a)
-		if err != nil || held != 2 || del.DeleteTime == nil {
-			t.Fatalf("forced delete: %v %d %v", del, held, err)
+		if err != nil || held.Held != 2 || del.DeleteTime == nil {
+			t.Fatalf("forced delete: %v %+v %v", del, held, err)
 		}
 		ms, err := s.ListDue(ctx, store.Everything, store.MailFilter{MailServer: "one"}, store.Cursor{}, 10)
 		if err != nil || len(ms) != 2 || ms[0].Status != store.MailHeld || ms[0].DueTime != nil {

@@ -229,8 +229,8 @@ func TestForcedDeleteReachesTheMark(t *testing.T) {
 		if !settle(t, s, write(marked, store.SettleMark)) {
 			t.Fatal("not its owner's")
 		}
-		if _, held, err := s.DeleteServer(ctx, store.Everything, "gone", 0, true, store.Audit{Actor: "me"}); err != nil || held != 2 {
-			t.Fatalf("got %d held, %v, want the two that are not marked", held, err)
+		if _, n, err := s.DeleteServer(ctx, store.Everything, "gone", 0, true, store.Audit{Actor: "me"}); err != nil || n != (store.DeletedMail{Held: 2, Leaving: 1}) {
+			t.Fatalf("got %+v, %v, want the two held that are not marked, and one leaving", n, err)
 		}
 		for _, m := range []*store.NewMail{free, waits} {
 			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Status != store.MailHeld || got.Owner != 0 || got.ResumeTime == nil {

@@ -727,8 +727,11 @@ type DeleteMailServerResponse struct {
 	// The mail server as it is now, with delete_time.
 	MailServer *MailServer `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// Mails that are held now, also those that a replica had and that had not begun to leave.
-	// What had begun to leave is finished, and held as well if it has to be sent again.
-	HeldMails     int32 `protobuf:"varint,2,opt,name=held_mails,json=heldMails,proto3" json:"held_mails,omitempty"`
+	HeldMails int32 `protobuf:"varint,2,opt,name=held_mails,json=heldMails,proto3" json:"held_mails,omitempty"`
+	// Mails that had begun to leave when they were to be held; some may have left by now. What
+	// the mail server says decides about each; one that does not leave after all, or has to be
+	// sent again, is held as well, beyond held_mails.
+	LeavingMails  int32 `protobuf:"varint,3,opt,name=leaving_mails,json=leavingMails,proto3" json:"leaving_mails,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -773,6 +776,13 @@ func (x *DeleteMailServerResponse) GetMailServer() *MailServer {
 func (x *DeleteMailServerResponse) GetHeldMails() int32 {
 	if x != nil {
 		return x.HeldMails
+	}
+	return 0
+}
+
+func (x *DeleteMailServerResponse) GetLeavingMails() int32 {
+	if x != nil {
+		return x.LeavingMails
 	}
 	return 0
 }
@@ -1213,7 +1223,8 @@ func (x *TestStep) GetFacts() map[string]string {
 // RunBatchRequest starts a pass.
 type RunBatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only this mail server's mail; it is tried even if it rests after a failure. Empty = all.
+	// Only this mail server's mail; it is tried even if it rests after a failure, and its mail
+	// goes through its fallback if it is unavailable itself. Empty = all.
 	MailServer string `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// Answer when everything that was due and that this replica has taken is settled, with the
 	// counts; else at once with zeros.
@@ -1421,12 +1432,13 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\x17DeleteMailServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force\"w\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x9c\x01\n" +
 	"\x18DeleteMailServerResponse\x12<\n" +
 	"\vmail_server\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailServerR\n" +
 	"mailServer\x12\x1d\n" +
 	"\n" +
-	"held_mails\x18\x02 \x01(\x05R\theldMails\"/\n" +
+	"held_mails\x18\x02 \x01(\x05R\theldMails\x12#\n" +
+	"\rleaving_mails\x18\x03 \x01(\x05R\fleavingMails\"/\n" +
 	"\x19UndeleteMailServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"Z\n" +
 	"\x1aUndeleteMailServerResponse\x12<\n" +

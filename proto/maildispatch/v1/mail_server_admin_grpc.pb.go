@@ -82,7 +82,8 @@ type MailServerAdminClient interface {
 	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is
 	// running: it joins it. Only the replica that is asked makes this pass; the others go on with
 	// their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION
-	// (MAIL_SERVER_DELETED; MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
+	// (MAIL_SERVER_DELETED; MAIL_SERVER_UNAVAILABLE, also while the mail server is paused, but
+	// not while its fallback can be used).
 	RunBatch(ctx context.Context, in *RunBatchRequest, opts ...grpc.CallOption) (*RunBatchResponse, error)
 }
 
@@ -236,7 +237,8 @@ type MailServerAdminServer interface {
 	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is
 	// running: it joins it. Only the replica that is asked makes this pass; the others go on with
 	// their own. Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION
-	// (MAIL_SERVER_DELETED; MAIL_SERVER_UNAVAILABLE, also while the mail server is paused).
+	// (MAIL_SERVER_DELETED; MAIL_SERVER_UNAVAILABLE, also while the mail server is paused, but
+	// not while its fallback can be used).
 	RunBatch(context.Context, *RunBatchRequest) (*RunBatchResponse, error)
 	mustEmbedUnimplementedMailServerAdminServer()
 }

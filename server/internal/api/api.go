@@ -39,7 +39,7 @@ type Store interface {
 	ServerExists(ctx context.Context, name string) (bool, error)
 	Servers(ctx context.Context, sc store.Scope, f store.ServerFilter, afterName string, n int) ([]*store.MailServer, error)
 	UpdateServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, a store.Audit, change func(*store.MailServer) error) (*store.MailServer, error)
-	DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, int, error)
+	DeleteServer(ctx context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (*store.MailServer, store.DeletedMail, error)
 	UndeleteServer(ctx context.Context, sc store.Scope, name string, a store.Audit) (*store.MailServer, error)
 	CheckFallback(ctx context.Context, m *store.MailServer) error
 	SetDefault(ctx context.Context, sc store.Scope, name string, a store.Audit) (now, previous *store.MailServer, err error)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
@@ -51,6 +52,33 @@ func TestFallbackOfMailServer(t *testing.T) {
 			if row := rows[len(rows)-2+i]; row[0] != "DeleteMailServer" || row[2] != target {
 				t.Errorf("got audit %v, want the deletion told of %s", row, target)
 			}
+		}
+	})
+}
+
+// TestRunBatchThroughFallback: asked for by name, the mail of a mail server that is switched
+// off goes through its fallback, as it does in the batch of every minute. Without one that can
+// be used the call is refused.
+func TestRunBatchThroughFallback(t *testing.T) {
+	each(t, func(t *testing.T, r *rig) {
+		r.server("spare", pb.Mode_MODE_DAEMON)
+		r.server("main", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { m.Fallback = "spare" })
+		r.queue("main", 3)
+		off := func(name string) {
+			t.Helper()
+			req := &pb.UpdateMailServerRequest{MailServer: &pb.MailServer{Name: name, Status: pb.MailServer_STATUS_UNAVAILABLE}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"status"}}}
+			if _, err := r.admin.UpdateMailServer(ctx(t), req); err != nil {
+				t.Fatal(err)
+			}
+		}
+		off("main")
+		run := &pb.RunBatchRequest{MailServer: "main", Wait: true}
+		if got, err := r.admin.RunBatch(ctx(t), run); err != nil || got.Sent != 3 {
+			t.Errorf("got %v, %v, want 3 sent through spare", got, err)
+		}
+		off("spare")
+		if _, err := r.admin.RunBatch(ctx(t), run); status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("without a usable fallback: got %v, want FAILED_PRECONDITION", err)
 		}
 	})
 }

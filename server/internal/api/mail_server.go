@@ -265,11 +265,11 @@ func (a *API) DeleteMailServer(ctx context.Context, r *pb.DeleteMailServerReques
 	if !ok {
 		return nil, a.fault(store.ErrVersion)
 	}
-	m, held, err := a.Store.DeleteServer(ctx, a.scope(ctx), r.Name, v, r.Force, a.audit(ctx, "DeleteMailServer", ""))
+	m, n, err := a.Store.DeleteServer(ctx, a.scope(ctx), r.Name, v, r.Force, a.audit(ctx, "DeleteMailServer", ""))
 	if err != nil {
 		return nil, a.serverFault(err, r.Name)
 	}
-	return &pb.DeleteMailServerResponse{MailServer: mailServer(m), HeldMails: int32(held)}, nil
+	return &pb.DeleteMailServerResponse{MailServer: mailServer(m), HeldMails: int32(n.Held), LeavingMails: int32(n.Leaving)}, nil
 }
 
 // UndeleteMailServer implements the service.
@@ -296,6 +296,16 @@ func (a *API) SetDefaultMailServer(ctx context.Context, r *pb.SetDefaultMailServ
 	return &pb.SetDefaultMailServerResponse{MailServer: mailServer(m), PreviousDefault: mailServer(prev)}, nil
 }
 
+// fallbackTakes says whether the mail of a mail server that is switched off can go through its
+// fallback now.
+func (a *API) fallbackTakes(ctx context.Context, m *store.MailServer) bool {
+	if m.Fallback == "" {
+		return false
+	}
+	f, err := a.Store.Server(ctx, store.Everything, m.Fallback)
+	return err == nil && f.DeleteTime == nil && f.Status == store.ServerAvailable && !f.Paused(a.Now())
+}
+
 // RunBatch implements the service.
 func (a *API) RunBatch(ctx context.Context, r *pb.RunBatchRequest) (*pb.RunBatchResponse, error) {
 	team := ""
@@ -306,10 +316,10 @@ func (a *API) RunBatch(ctx context.Context, r *pb.RunBatchRequest) (*pb.RunBatch
 			return nil, err
 		case m.DeleteTime != nil:
 			return nil, a.fault(store.ErrDeleted)
-		case m.Status != store.ServerAvailable:
-			return nil, a.serverFault(store.ErrServerUnavailable, m.Name)
 		case m.Paused(a.Now()):
 			return nil, apierr.Precondition(pb.ReasonMailServerUnavailable, m.Name, "mail server %q sends nothing until %s", m.Name, m.PauseUntil.Format(time.RFC3339))
+		case m.Status != store.ServerAvailable && !a.fallbackTakes(ctx, m):
+			return nil, a.serverFault(store.ErrServerUnavailable, m.Name)
 		}
 		team = m.Team
 	}

@@ -201,15 +201,15 @@ func (s *Store) ReplaceGrant(_ context.Context, name string, was, now []byte) (b
 }
 
 // DeleteServer hides a mail server. Forced, its mail is held but for what is marked.
-func (s *Store) DeleteServer(_ context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (out *store.MailServer, held int, err error) {
+func (s *Store) DeleteServer(_ context.Context, sc store.Scope, name string, ifVersion int64, force bool, a store.Audit) (out *store.MailServer, n store.DeletedMail, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, err := s.lock(sc, name, ifVersion)
 	switch {
 	case err != nil:
-		return nil, 0, err
+		return nil, n, err
 	case m.DeleteTime != nil:
-		return nil, 0, store.ErrDeleted
+		return nil, n, store.ErrDeleted
 	}
 	pending := 0
 	for _, r := range s.order {
@@ -218,20 +218,25 @@ func (s *Store) DeleteServer(_ context.Context, sc store.Scope, name string, ifV
 		}
 	}
 	if pending > 0 && !force {
-		return nil, 0, &store.PendingError{Count: pending}
+		return nil, n, &store.PendingError{Count: pending}
 	}
 	users, living := s.usersOf(name)
 	if living > 0 && !force {
-		return nil, 0, &store.InUseError{Count: living}
+		return nil, n, &store.InUseError{Count: living}
 	}
 	for _, x := range users {
 		x.Fallback = ""
 		s.write(x, a)
 	}
-	held = s.holdWaiting(name, force)
+	n.Held = s.holdWaiting(name, force)
+	for _, r := range s.order {
+		if !r.archived() && r.m.MailServer == name && r.owner != 0 && !r.dataAt.IsZero() {
+			n.Leaving++
+		}
+	}
 	now := s.clock()
 	m.DeleteTime, m.IsDefault = &now, false
-	return s.write(m, a), held, nil
+	return s.write(m, a), n, nil
 }
 
 // UndeleteServer takes a deletion back. ErrNotDeleted.
