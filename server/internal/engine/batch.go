@@ -170,7 +170,7 @@ func (ds *drains) start(e *Engine, w way, force bool) *drain {
 	defer ds.mu.Unlock()
 	if d := ds.running[w.key()]; d != nil {
 		d.more = true
-		d.jobs.ask(true)
+		d.jobs.Ask(true)
 		return d
 	}
 	if !e.begin() {
@@ -191,7 +191,7 @@ func (ds *drains) ask() {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	for _, d := range ds.running {
-		d.jobs.ask(false)
+		d.jobs.Ask(false)
 	}
 }
 
@@ -220,7 +220,7 @@ func (ds *drains) looks(d *drain) {
 	ds.mu.Lock()
 	d.more = false
 	ds.mu.Unlock()
-	d.jobs.looks()
+	d.jobs.Looks()
 }
 
 // finish takes a drain off the list unless somebody asked it to look once more.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/lease"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -144,7 +145,7 @@ func (e *Engine) awaitReading(ctx context.Context, w way) error {
 			return err
 		}
 		if late == nil {
-			t := time.NewTimer(leaseFresh)
+			t := time.NewTimer(lease.Fresh)
 			defer t.Stop()
 			late = t.C
 		}

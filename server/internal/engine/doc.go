@@ -112,9 +112,9 @@
 //	Engine.looking            a channel, for as long as the database takes
 //	drains.mu                 which drains run; drain.more and drain.stale
 //	drain.mu                  a drain's counts, workers and fault
-//	queue.mu, work.mu         leaves of the drain; relay's locks, see there, are taken here too
+//	work.mu                   and the locks of fairqueue, ledger, fairmemory and relay, see there
 //	passes.mu, then pass.mu   who waits for a batch
-//	answers.mu, held.mu, memory.mu, newest.mu, flights.mu, flight.mu, callers.mu
+//	newest.mu, flights.mu, flight.mu, callers.mu
 //
 // The last line are leaves: nothing is called with one of them held that takes another lock. No
 // lock is held during a statement or a command to a relay. What is called back when a result is

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/server/internal/fairqueue"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
@@ -38,7 +39,7 @@ type drain struct {
 	e *Engine
 	way
 	relay *relay.Relay // of way.via
-	jobs  *queue
+	jobs  *fairqueue.Queue[*job]
 	force bool          // try the mail server although it is suspended
 	done  chan struct{} // closed when the drain is over
 	ended chan struct{} // closed when no mail may leave any more
@@ -70,7 +71,7 @@ type drain struct {
 }
 
 func newDrain(e *Engine, w way) *drain {
-	d := &drain{e: e, way: w, relay: e.relays.Of(w.via), jobs: newQueue(lineLength(e, w.via), e.cfg.BatchInterval <= 0), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), wake: make(chan struct{}, 1)}
+	d := &drain{e: e, way: w, relay: e.relays.Of(w.via), jobs: fairqueue.New[*job](lineLength(e, w.via)), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), wake: make(chan struct{}, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -124,14 +125,14 @@ func (d *drain) run(ctx context.Context) {
 		d.scaleLoop(ctx, fed)
 	}()
 	// When the grace of a stop is over no worker is started for what still waits: it goes back.
-	defer context.AfterFunc(ctx, d.jobs.kill)()
+	defer context.AfterFunc(ctx, d.jobs.Kill)()
 	d.feed(ctx)
 	d.e.drains.end(d)
-	d.jobs.close()
-	d.jobs.drained()
+	d.jobs.Close()
+	d.jobs.Drained()
 	if d.broken() {
 		d.releaseAll() // what waits goes back now, also while a worker still waits for a reply
-		d.e.results.reached(context.Background())
+		d.e.ledger.Reached(context.Background())
 		d.beginAnew(ctx)
 		left()
 	}
@@ -139,7 +140,7 @@ func (d *drain) run(ctx context.Context) {
 	<-over
 	d.releaseAll()
 	// whoever waits for this drain reads results in the journal next
-	d.e.results.reached(context.Background())
+	d.e.ledger.Reached(context.Background())
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
@@ -150,7 +151,7 @@ func (d *drain) run(ctx context.Context) {
 
 // releaseAll gives back what waits in the line.
 func (d *drain) releaseAll() {
-	for j := d.jobs.take(); j != nil; j = d.jobs.take() {
+	for j, any := d.jobs.Take(); any; j, any = d.jobs.Take() {
 		d.release(j)
 	}
 }
@@ -163,14 +164,14 @@ func (d *drain) feed(ctx context.Context) {
 		page = 1
 	}
 	for ok := true; ok && !d.e.work.stopped() && !d.broken() && !d.outdated() && !d.goesBack(); {
-		switch d.jobs.awaitNeed(d.linger()) {
-		case wakeLook:
+		switch d.jobs.AwaitNeed(d.linger()) {
+		case fairqueue.Look:
 			page, ok = d.look(ctx, page)
-		case wakeUrgent:
+		case fairqueue.Urgent:
 			d.express(ctx)
-		case wakeIdle:
+		case fairqueue.Idle:
 			ok = !d.e.drains.finish(d)
-		case wakeDead:
+		case fairqueue.Dead:
 			return
 		}
 	}
@@ -194,7 +195,7 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 		return page, false // the next pass tries again
 	}
 	all := len(claimed) < want
-	d.jobs.looked(all)
+	d.jobs.Looked(all)
 	if all {
 		d.fed.Store(time.Now().UnixNano())
 		d.allIn(asked)
@@ -210,7 +211,7 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 
 // claim claims up to want mails that are above a priority and puts them into the line.
 func (d *drain) claim(ctx context.Context, want int, above int16) ([]*store.Claimed, error) {
-	owner := d.e.lease.replica()
+	owner := d.e.lease.Replica()
 	claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, above)
 	d.giveBack(want - len(claimed))
 	if len(claimed) > 0 {
@@ -231,7 +232,7 @@ func (d *drain) linger() time.Duration {
 // together. A slow relay, or one with a long backlog, holds up nobody.
 func (d *drain) pace(ctx context.Context, n int) {
 	if d.rate.Load() >= 2*int64(n)*int64(time.Second/maxPace) && time.Since(time.Unix(0, d.fed.Load())) < paceFor {
-		d.jobs.awaitSpace(ctx, maxPace)
+		d.jobs.AwaitSpace(ctx, maxPace)
 	}
 }
 
@@ -248,7 +249,7 @@ func (d *drain) allIn(n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, w := range d.waiting[:n] {
-		w <- d.jobs.raise()
+		w <- d.jobs.Barrier()
 	}
 	d.waiting = d.waiting[n:]
 }
@@ -260,7 +261,7 @@ func (d *drain) allDue() <-chan (<-chan struct{}) {
 	d.mu.Lock()
 	d.waiting = append(d.waiting, c)
 	d.mu.Unlock()
-	d.jobs.ask(false)
+	d.jobs.Ask(false)
 	return c
 }
 
@@ -269,7 +270,7 @@ func (d *drain) allDue() <-chan (<-chan struct{}) {
 func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 	d.note(delivery.Counts{Claimed: len(claimed)})
 	for _, c := range claimed {
-		d.e.held.take(c.ID, c.Claim)
+		d.e.ledger.Take(c.ID, c.Claim)
 	}
 	now := d.e.now()
 	for _, c := range claimed {
@@ -279,7 +280,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 			continue
 		}
 		j.take(d.way, "", now)
-		if !d.jobs.put(j) {
+		if !d.jobs.Put(j) {
 			d.release(j)
 		}
 	}
@@ -289,20 +290,20 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 // express claims what is more urgent than what the workers are busy with: it goes before that,
 // so that a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
-	least := d.jobs.least()
-	if least == store.AnyPriority || d.probe {
+	lowest, any := d.jobs.MinPriority()
+	if !any || d.probe {
 		return
 	}
 	if want, ok := d.takeRate(ctx, firstPage); ok && want > 0 {
-		_, _ = d.claim(ctx, want, least) // the next look meets the same fault and tells
+		_, _ = d.claim(ctx, want, lowest) // the next look meets the same fault and tells
 	}
 }
 
 // overtakenBy says whether mail of this priority should go before what the workers are busy
 // with.
 func (d *drain) overtakenBy(priority int16) bool {
-	least := d.jobs.least()
-	return least != store.AnyPriority && priority > least
+	lowest, any := d.jobs.MinPriority()
+	return any && priority > lowest
 }
 
 const (
@@ -336,9 +337,9 @@ func (d *drain) scaleLoop(ctx context.Context, fed <-chan struct{}) {
 		now := d.total()
 		rate := now.Since(before).Claimed * int(time.Second/scaleEvery)
 		d.rate.Store(int64(rate))
-		d.jobs.setDirectRoom(min(deepest, max(fullPage, 2*rate)))
+		d.jobs.SetDirectRoom(min(deepest, max(fullPage, 2*rate)))
 		before = now
-		if d.jobs.len() == 0 {
+		if d.jobs.Len() == 0 {
 			continue
 		}
 		d.scale(&workers)
@@ -366,7 +367,7 @@ func (d *drain) wakeScale() {
 // scale brings the number of workers up to what the backlog is worth, as far as the relay has
 // permits. The scale loop alone calls it.
 func (d *drain) scale(workers *sync.WaitGroup) {
-	backlog := d.jobs.len()
+	backlog := d.jobs.Len()
 	want := min(1, backlog)
 	select {
 	case <-d.probed:
@@ -477,11 +478,11 @@ func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	v := j.Finish(end, why, d.server.Limits, d.e.now())
 	d.note(counts(v))
 	d.e.unload(j)
-	d.e.results.record(v.Settlement, func(mine bool) {
+	d.e.ledger.Record(v.Settlement, func(mine bool) {
 		if mine {
 			d.e.passes.settled(j, v)
 		}
-		d.jobs.settled(j)
+		d.jobs.Settled(j)
 	})
 }
 

@@ -10,7 +10,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
 
+	"github.com/maildispatch/maildispatch/server/internal/fairmemory"
+	"github.com/maildispatch/maildispatch/server/internal/lease"
+	"github.com/maildispatch/maildispatch/server/internal/ledger"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
@@ -42,10 +46,12 @@ type Engine struct {
 	cfg     Config
 	journal Journal
 	log     *slog.Logger
-	lease   *lease
-	results *results
-	held    *held // what this process has
-	memory  *memory
+	lease   *lease.Lease
+	ledger  *ledger.Ledger     // what this process has
+	bodies  *fairmemory.Memory // for large mails of the batch
+	// for what is handed over in memory: a budget of its own, so that what waits never keeps
+	// what is being sent from being loaded
+	direct  *semaphore.Weighted
 	drains  drains
 	passes  passes
 	flights flights
@@ -85,18 +91,17 @@ func New(cfg Config) *Engine {
 	}
 	e := &Engine{
 		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
-		lease:  newLease(cfg.Journal, cfg.Replica, cfg.Logger),
-		held:   newHeld(),
-		memory: newMemory(cfg.MaxBytes),
-		ready:  make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1), looking: make(chan struct{}, 1),
+		lease:  lease.New(cfg.Journal, cfg.Replica, cfg.Logger),
+		ledger: ledger.New(cfg.Journal, cfg.Logger),
+		bodies: fairmemory.New(cfg.MaxBytes), direct: semaphore.NewWeighted(cfg.MaxBytes / 4),
+		ready: make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1), looking: make(chan struct{}, 1),
 	}
-	e.results = newResults(cfg.Journal, cfg.Logger, e.held)
 	e.drains.running, e.drains.ending = map[wayKey]*drain{}, map[*drain]bool{}
 	e.newest.byName, e.newest.read = map[string]*store.MailServer{}, map[string]time.Time{}
 	e.newest.wanted = map[string]bool{}
 	e.newest.ask, e.newest.news = make(chan struct{}, 1), make(chan struct{})
 	e.flights.byID = map[uuid.UUID]*flight{}
-	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.replica, Stopping: e.work.stopped,
+	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.Replica, Stopping: e.work.stopped,
 		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
 	e.workCtx, e.workCancel = context.WithCancel(context.Background())
 	return e
@@ -107,14 +112,14 @@ func New(cfg Config) *Engine {
 // everything and gives its lease back. grace bounds that; after it, what is still waiting for a
 // relay's reply stays marked and is reported unknown by the next replica.
 func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
-	if err := e.lease.register(ctx); err != nil {
+	if err := e.lease.Register(ctx); err != nil {
 		return fmt.Errorf("take a lease: %w", err)
 	}
 	// outlives ctx: lease and results must go on while work ends
 	base, cancelBase := context.WithCancel(context.Background())
 	defer cancelBase()
 	var own sync.WaitGroup
-	own.Go(func() { e.lease.run(base) })
+	own.Go(func() { e.lease.Run(base) })
 	e.setClock(ctx)
 	e.relays.Refresh(ctx)
 	e.rescue(ctx)
@@ -149,8 +154,8 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	e.relays.Close()
 	fctx, cancelFlush := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancelFlush()
-	e.results.reached(fctx)
-	err = e.journal.Unregister(fctx, e.lease.replica())
+	e.ledger.Reached(fctx)
+	err = e.journal.Unregister(fctx, e.lease.Replica())
 	cancelBase()
 	own.Wait()
 	if err != nil {
@@ -167,7 +172,7 @@ func (e *Engine) Stopping() <-chan struct{} { return e.work.stopping }
 
 // LeaseFault is why this process cannot send now: the database did not take the last renewal of
 // its lease, which is a write. nil when it did.
-func (e *Engine) LeaseFault() error { return e.lease.fault() }
+func (e *Engine) LeaseFault() error { return e.lease.Fault() }
 
 // LastPass is when the batch last looked for due mail; zero before the first pass.
 func (e *Engine) LastPass() time.Time {
@@ -258,13 +263,13 @@ var errMarkLate = errors.New("mark before the dot: the database does not take it
 // gate is the dot gate for a job: a durable mark by this replica under a fresh lease, or no
 // dot.
 func (e *Engine) gate(ctx context.Context, j *job) error {
-	if !e.lease.held(j.Owner) {
-		return errLeaseLost
+	if !e.lease.Held(j.Owner) {
+		return lease.ErrLost
 	}
 	if !gated {
 		return e.mayTake(j.way)
 	}
-	late := time.NewTimer(leaseFresh)
+	late := time.NewTimer(lease.Fresh)
 	defer late.Stop()
 	for {
 		// Waited for before the mark: while a dot waits behind its mark others may take the
@@ -294,8 +299,8 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 			break // else the mark took long: a new reading, and a new mark
 		}
 	}
-	if !e.lease.held(j.Owner) {
-		return errLeaseLost
+	if !e.lease.Held(j.Owner) {
+		return lease.ErrLost
 	}
 	return nil
 }
@@ -307,7 +312,7 @@ func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
 	if s == nil || j.begun {
 		return nil
 	}
-	late := time.NewTimer(leaseFresh)
+	late := time.NewTimer(lease.Fresh)
 	defer late.Stop()
 	select {
 	case a := <-e.journal.Settle(s):

@@ -314,12 +314,12 @@ func (f *flight) try(ctx context.Context, r *relay.Relay, session Session, j *jo
 		return lifecycle.StepOver, lifecycle.NoSession, why
 	}
 	if s := j.tellsWay(); s != nil {
-		f.e.results.record(s, nil)
+		f.e.ledger.Record(s, nil)
 	}
 	before := j.Left()
 	next, end = f.transact(ctx, r, session, j)
 	if next == lifecycle.StepNext || next == lifecycle.StepFree && (j.HasStaleMark() || j.Left() < before) {
-		f.e.results.record(j.Progress(), nil)
+		f.e.ledger.Record(j.Progress(), nil)
 	}
 	return next, end, ""
 }
@@ -392,7 +392,7 @@ func (f *flight) finish(j *job, end lifecycle.End, why string) {
 	defer f.e.unload(j)
 	switch reason := f.caller.cutReason(); {
 	case end == lifecycle.Lost, f.caller.isTaken():
-		f.e.held.let(f.sub.Mail.ID, store.BornClaim)
+		f.e.ledger.Let(f.sub.Mail.ID, store.BornClaim)
 		f.complete(nil, false)
 		return
 	case end == lifecycle.Panicked:
@@ -406,7 +406,7 @@ func (f *flight) finish(j *job, end lifecycle.End, why string) {
 
 func (f *flight) settle(s *store.Settlement) {
 	settled := make(chan bool, 1)
-	f.e.results.record(s, func(mine bool) { settled <- mine })
+	f.e.ledger.Record(s, func(mine bool) { settled <- mine })
 	select {
 	case mine := <-settled:
 		f.complete(s, mine)
@@ -462,7 +462,7 @@ func (f *flight) settleUnheard() {
 				f.accepted() // a caller with the same request_id may have joined
 				f.finish(f.job(), lifecycle.CutByCaller, "")
 			} else {
-				f.e.held.let(f.sub.Mail.ID, store.BornClaim)
+				f.e.ledger.Let(f.sub.Mail.ID, store.BornClaim)
 			}
 			return
 		}

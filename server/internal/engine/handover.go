@@ -32,13 +32,13 @@ func (e *Engine) reserve(m *store.NewMail) *reservation {
 		return nil
 	}
 	weight := m.OwnBytes()
-	if weight <= e.memory.directMax && e.memory.direct.TryAcquire(weight) {
-		if d.jobs.reserve(m.Priority) {
-			m.Owner = e.lease.replica()
-			e.held.take(m.ID, store.BornClaim)
+	if e.direct.TryAcquire(weight) {
+		if d.jobs.Reserve(m.Priority) {
+			m.Owner = e.lease.Replica()
+			e.ledger.Take(m.ID, store.BornClaim)
 			return &reservation{d, weight}
 		}
-		e.memory.direct.Release(weight)
+		e.direct.Release(weight)
 	}
 	return nil
 }
@@ -50,7 +50,7 @@ func (p *reservation) fill(m *store.NewMail) {
 	j.direct = p.weight
 	j.take(d.way, "", d.e.now())
 	d.note(delivery.Counts{Claimed: 1})
-	if !d.jobs.fill(j) {
+	if !d.jobs.Fill(j) {
 		d.release(j)
 	}
 	d.wakeScale()
@@ -59,8 +59,8 @@ func (p *reservation) fill(m *store.NewMail) {
 // leave takes the promise back. A row that was written all the same is rescued by its owner:
 // see Engine.Queue.
 func (p *reservation) leave() {
-	p.d.e.memory.direct.Release(p.weight)
-	p.d.jobs.giveUp()
+	p.d.e.direct.Release(p.weight)
+	p.d.jobs.GiveUp()
 }
 
 // Queue makes mails durable, up to 500 in one commit, and hands those that are due to the
@@ -140,12 +140,12 @@ func (e *Engine) handOver(ms []*store.NewMail, reserved []*reservation, res []st
 		case stored:
 			p.fill(ms[i])
 		default:
-			e.held.let(ms[i].ID, store.BornClaim)
+			e.ledger.Let(ms[i].ID, store.BornClaim)
 			p.leave()
 		}
 	}
 	for name, priority := range waiting {
-		if d := e.drains.of(name); d == nil || !d.jobs.ask(d.overtakenBy(priority)) {
+		if d := e.drains.of(name); d == nil || !d.jobs.Ask(d.overtakenBy(priority)) {
 			e.queued()
 		}
 	}

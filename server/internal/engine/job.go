@@ -3,6 +3,7 @@ package engine
 import (
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/fairqueue"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
@@ -16,13 +17,13 @@ type job struct {
 	// settled
 	way   way
 	raw   []byte
-	seq   int64 // its number in the drain's queue
-	over  bool  // it is settled, or another replica's
-	begun bool  // it is recorded that this owner is at it
-	told  bool  // the journal knows the way
-	rated bool  // it holds a mail of the limits of the mail server that it goes through
-	spent bool  // it has left through that, as its limits count it
-	todo  int   // recipients that were to be tried when the attempt began
+	place fairqueue.Place
+	over  bool // it is settled, or another replica's
+	begun bool // it is recorded that this owner is at it
+	told  bool // the journal knows the way
+	rated bool // it holds a mail of the limits of the mail server that it goes through
+	spent bool // it has left through that, as its limits count it
+	todo  int  // recipients that were to be tried when the attempt began
 
 	weight int64 // bytes taken from the engine's budget
 	direct int64 // bytes taken from the budget of what was handed over in memory
@@ -31,8 +32,12 @@ type job struct {
 func newJob(c *store.Claimed, owner store.ReplicaID, now time.Time) *job {
 	j := &job{Attempt: lifecycle.Begin(c, owner, now)}
 	j.todo = j.Left()
+	j.place = fairqueue.Place{Priority: c.Priority, Team: c.Team}
 	return j
 }
+
+// Place is where the job belongs in its drain's queue.
+func (j *job) Place() *fairqueue.Place { return &j.place }
 
 // take lets the job go a way. why is what the mail server before it failed with, "" when that
 // was not tried.

@@ -40,7 +40,7 @@ func (e *Engine) rescueLoop(ctx context.Context) {
 // settled as unknown.
 func (e *Engine) rescue(ctx context.Context) {
 	for {
-		me := e.lease.replica()
+		me := e.lease.Replica()
 		released, adopted, err := e.journal.Recover(ctx, me, rescuePage)
 		if err != nil {
 			if ctx.Err() == nil {

@@ -51,8 +51,8 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	if !e.flights.add(f) {
 		return ErrStopping
 	}
-	m.Owner = e.lease.replica()
-	e.held.take(m.ID, store.BornClaim)
+	m.Owner = e.lease.Replica()
+	e.ledger.Take(m.ID, store.BornClaim)
 	res, err := e.journal.Enqueue(ctx, m)
 	if err == nil {
 		err = res.Err
@@ -67,11 +67,11 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		e.work.beside(f.settleUnheard)
 		return err
 	case err != nil:
-		e.held.let(m.ID, store.BornClaim)
+		e.ledger.Let(m.ID, store.BornClaim)
 		e.flights.remove(f)
 		return err
 	case res.Duplicate:
-		e.held.let(m.ID, store.BornClaim)
+		e.ledger.Let(m.ID, store.BornClaim)
 		e.flights.remove(f)
 		return e.replay(ctx, res.ID, observe)
 	}

@@ -38,7 +38,7 @@ func (e *Engine) lookThrough(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	me := e.lease.replica()
+	me := e.lease.Replica()
 	var lines []*drain
 	e.drains.mu.Lock()
 	for _, d := range e.drains.running {
@@ -47,7 +47,7 @@ func (e *Engine) lookThrough(ctx context.Context) {
 	e.drains.mu.Unlock()
 	waiting := map[*job]bool{} // before it is asked whose they are
 	for _, d := range lines {
-		for _, j := range d.jobs.waiting() {
+		for _, j := range d.jobs.Waiting() {
 			waiting[j] = j.Owner == me
 		}
 	}
@@ -64,7 +64,7 @@ func (e *Engine) lookThrough(ctx context.Context) {
 		mine[o.ID] = true
 	}
 	for _, d := range lines {
-		for _, j := range d.jobs.remove(func(j *job) bool { return waiting[j] && !mine[j.Mail.ID] }) {
+		for _, j := range d.jobs.Remove(func(j *job) bool { return waiting[j] && !mine[j.Mail.ID] }) {
 			d.leaveIt(j)
 		}
 	}
@@ -80,9 +80,9 @@ func (d *drain) leaveIt(j *job) {
 	j.over = true
 	j.settleRate(d.relay)
 	d.e.log.Info("mail was taken from this replica before its dot", "mail_id", j.Mail.ID)
-	d.e.held.let(j.Mail.ID, j.Mail.Claim)
+	d.e.ledger.Let(j.Mail.ID, j.Mail.Claim)
 	d.e.unload(j)
-	d.jobs.settled(j)
+	d.jobs.Settled(j)
 }
 
 // take cuts a flight before its dot: its mail is not this replica's any more.

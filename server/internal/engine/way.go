@@ -147,7 +147,7 @@ func (d *drain) setAside(j *job, now time.Time) bool {
 		}
 	}
 	if unsendable {
-		d.jobs.aside(j)
+		d.jobs.Aside(j)
 		d.finish(j, end, why)
 	}
 	return unsendable

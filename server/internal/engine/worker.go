@@ -29,13 +29,13 @@ type worker struct {
 func (w *worker) run(ctx context.Context) {
 	defer w.leave()
 	for {
-		j := w.take()
-		if j == nil {
+		j, any := w.take()
+		if !any {
 			if w.pending > 0 {
 				w.flush(ctx)
 				continue
 			}
-			if j = w.d.jobs.await(w.d.idleFor()); j == nil {
+			if j, any = w.d.jobs.Await(w.d.idleFor()); !any {
 				return
 			}
 		}
@@ -59,14 +59,14 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
-// take returns a job that waits, nil if there is none just now.
-func (w *worker) take() *job {
+// take returns a job that waits, false if there is none just now.
+func (w *worker) take() (*job, bool) {
 	if n := len(w.again); n > 0 {
 		j := w.again[n-1]
 		w.again = w.again[:n-1]
-		return j
+		return j, true
 	}
-	return w.d.jobs.take()
+	return w.d.jobs.Take()
 }
 
 // open makes sure there is a session for j. When none can be had j goes back, and the drain
@@ -84,7 +84,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	s, err := w.d.relay.Connect(ctx, w.permit, w.d.via, w.d.force)
 	if err != nil {
 		w.e.releaseBody(j)
-		w.d.jobs.putBack(j)
+		w.d.jobs.PutBack(j)
 		w.d.noSession(err)
 		return false
 	}
@@ -109,7 +109,7 @@ func (w *worker) leave() {
 	w.drop()
 	for _, j := range w.again {
 		w.e.releaseBody(j)
-		w.d.jobs.putBack(j)
+		w.d.jobs.PutBack(j)
 	}
 	w.again = nil
 	w.d.relay.Release(w.permit)
@@ -131,7 +131,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 		// Whoever waits for room holds none: all workers might wait for each other. What this
 		// one holds goes first.
 		w.flush(ctx)
-		w.d.jobs.putBack(j)
+		w.d.jobs.PutBack(j)
 		return
 	}
 	if j.Alone() {
@@ -172,7 +172,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	}
 	j.AtMost(w.d.relay.MaxRecipients())
 	if s := j.tellsWay(); s != nil {
-		w.e.results.record(s, nil)
+		w.e.ledger.Record(s, nil)
 	}
 	positions := j.Next()
 	w.pending++
@@ -187,7 +187,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 				w.e.dotLeaves(j)
 			}
 			switch {
-			case err == nil, ctx.Err() != nil, j.Owner != w.e.lease.replica():
+			case err == nil, ctx.Err() != nil, j.Owner != w.e.lease.Replica():
 			case errors.Is(err, lifecycle.ErrLost):
 				// this mail alone, or others here as well: see leaveIt
 			case w.e.mayTake(j.way) != nil:
@@ -247,13 +247,13 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, began tim
 	case lifecycle.StepFree:
 		if j.HasStaleMark() || j.Left() < before {
 			// a rescue counts from what is recorded: see leaveUnknown
-			w.e.results.record(j.Progress(), nil)
+			w.e.ledger.Record(j.Progress(), nil)
 		}
 		w.goOn(j)
 	case lifecycle.StepNext:
 		// The next hundred recipients. What is known so far is recorded in the same commit as,
 		// or before, the next mark.
-		w.e.results.record(j.Progress(), nil)
+		w.e.ledger.Record(j.Progress(), nil)
 		w.goOn(j)
 	default:
 		w.finish(j, end, "")
@@ -286,7 +286,7 @@ func (d *drain) noSession(err error) {
 	stopped := errors.Is(err, context.Canceled)
 	switch {
 	case stopped:
-		d.jobs.kill()
+		d.jobs.Kill()
 	case down:
 		d.stop(err)
 	}
@@ -313,7 +313,7 @@ func (d *drain) stop(err error) bool {
 	d.mu.Unlock()
 	if first {
 		close(d.ended)
-		d.jobs.kill()
+		d.jobs.Kill()
 	}
 	return first
 }
