@@ -100,8 +100,8 @@
 //
 // One drain per mail server and process: overlapping passes join it. A drain owns one feeder,
 // which alone claims, one scale loop, which alone starts workers, and the workers, each owning
-// one session. php-mode mails never queue behind a drain: each runs on the goroutine of its
-// flight with a session from the mail server's pool. Marks and results go to the store in one
+// one session. php-mode mails never queue behind a drain: each runs on a goroutine of its
+// own with a session from the mail server's pool. Marks and results go to the store in one
 // line, which keeps their order, those of php mode in another, so that no caller waits behind a
 // batch's; the store repeats what the database did not take, and nothing overtakes it.
 //
@@ -114,7 +114,7 @@
 //	drain.mu                  a drain's counts, workers and fault
 //	work.mu                   and the locks of fairqueue, ledger, fairmemory and relay, see there
 //	passes.mu, then pass.mu   who waits for a batch
-//	newest.mu, flights.mu, flight.mu, callers.mu
+//	newest.mu and the locks of live, see there
 //
 // The last line are leaves: nothing is called with one of them held that takes another lock. No
 // lock is held during a statement or a command to a relay. What is called back when a result is

@@ -9,13 +9,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/maildispatch/maildispatch/server/internal/fairmemory"
 	"github.com/maildispatch/maildispatch/server/internal/lease"
 	"github.com/maildispatch/maildispatch/server/internal/ledger"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
+	"github.com/maildispatch/maildispatch/server/internal/live"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -51,12 +51,12 @@ type Engine struct {
 	bodies  *fairmemory.Memory // for large mails of the batch
 	// for what is handed over in memory: a budget of its own, so that what waits never keeps
 	// what is being sent from being loaded
-	direct  *semaphore.Weighted
-	drains  drains
-	passes  passes
-	flights flights
-	newest  newest // configurations of mail servers
-	relays  *relay.Relays
+	direct *semaphore.Weighted
+	drains drains
+	passes passes
+	live   *live.Sends
+	newest newest // configurations of mail servers
+	relays *relay.Relays
 
 	// holds a value while somebody looks at what is still ours: see lookThrough
 	looking chan struct{}
@@ -91,8 +91,8 @@ func New(cfg Config) *Engine {
 	}
 	e := &Engine{
 		cfg: cfg, journal: cfg.Journal, log: cfg.Logger,
-		lease:  lease.New(cfg.Journal, cfg.Replica, cfg.Logger),
-		ledger: ledger.New(cfg.Journal, cfg.Logger),
+		lease: lease.New(cfg.Journal, cfg.Replica, cfg.Logger),
+		live:  live.NewSends(), ledger: ledger.New(cfg.Journal, cfg.Logger),
 		bodies: fairmemory.New(cfg.MaxBytes), direct: semaphore.NewWeighted(cfg.MaxBytes / 4),
 		ready: make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1), looking: make(chan struct{}, 1),
 	}
@@ -100,7 +100,6 @@ func New(cfg Config) *Engine {
 	e.newest.byName, e.newest.read = map[string]*store.MailServer{}, map[string]time.Time{}
 	e.newest.wanted = map[string]bool{}
 	e.newest.ask, e.newest.news = make(chan struct{}, 1), make(chan struct{})
-	e.flights.byID = map[uuid.UUID]*flight{}
 	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.Replica, Stopping: e.work.stopped,
 		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
 	e.workCtx, e.workCancel = context.WithCancel(context.Background())
@@ -137,7 +136,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 
 	e.work.stop()
 	e.drains.ask()
-	e.flights.stop()
+	e.live.Stop()
 	// The end of the grace is kept for what the cut leaves to do: whoever stops us counts from
 	// the signal, and kills at the end.
 	closing := min(grace/2, 5*time.Second)

@@ -10,7 +10,7 @@ import (
 )
 
 // job is one claimed mail on its way: the attempt, and what it holds of this process. It is
-// owned by one goroutine at a time: a worker, or a flight.
+// owned by one goroutine at a time: a worker, or a live send.
 type job struct {
 	*lifecycle.Attempt
 	// how it leaves, with the configuration that the attempt began with; empty for what is only

@@ -9,6 +9,7 @@ import (
 
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
+	"github.com/maildispatch/maildispatch/server/internal/live"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -19,7 +20,7 @@ import (
 // whatever the mode.
 //
 // A request_id that was used before for the same content tells the first mail's story, from the
-// running flight if there is one. Errors: store.ErrRequestIDReused, ErrStopping,
+// running send if there is one. Errors: store.ErrRequestIDReused, ErrStopping,
 // store.ErrUnavailable and the like (nothing was stored, or, when the database broke at the
 // commit, whether it was is unknown and the same request_id finds out), ctx's error, observe's
 // error.
@@ -47,8 +48,8 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		return e.queue(ctx, m, told)
 	}
 	e.heard(sub.Server) // its caller has read it, perhaps newer than what is known here
-	f := newFlight(e, sub)
-	if !e.flights.add(f) {
+	s := newLiveSend(e, sub)
+	if !e.live.Add(s.Send) {
 		return ErrStopping
 	}
 	m.Owner = e.lease.Replica()
@@ -61,23 +62,23 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	case err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrUnavailable)):
 		reason := "the database broke while this mail was being accepted; its caller was told so"
 		if ctx.Err() != nil {
-			reason = callerGone(ctx)
+			reason = live.WhyGone(ctx)
 		}
-		f.caller.gone(reason)
-		e.work.beside(f.settleUnheard)
+		s.Gone(reason)
+		e.work.beside(s.settleUnheard)
 		return err
 	case err != nil:
 		e.ledger.Let(m.ID, store.BornClaim)
-		e.flights.remove(f)
+		e.live.Remove(s.Send)
 		return err
 	case res.Duplicate:
 		e.ledger.Let(m.ID, store.BornClaim)
-		e.flights.remove(f)
+		e.live.Remove(s.Send)
 		return e.replay(ctx, res.ID, observe)
 	}
-	f.accepted()
-	e.work.beside(f.run)
-	return f.watch(ctx, false, observe)
+	s.Accepted()
+	e.work.beside(s.run)
+	return s.Watch(ctx, false, observe)
 }
 
 // queue is daemon mode: durable, and sent by the batch, or first held.
@@ -105,8 +106,8 @@ const replayPoll = 200 * time.Millisecond
 // replay tells the story of a mail that was accepted earlier.
 func (e *Engine) replay(ctx context.Context, id uuid.UUID, observe func(delivery.Event) error) error {
 	for first := true; ; first = false {
-		if f := e.flights.get(id); f != nil && first {
-			return f.watch(ctx, true, observe)
+		if s := e.live.Get(id); s != nil && first {
+			return s.Watch(ctx, true, observe)
 		}
 		m, err := e.journal.Mail(ctx, store.Everything, id)
 		if err != nil {
@@ -141,12 +142,4 @@ func (e *Engine) replay(ctx context.Context, id uuid.UUID, observe func(delivery
 		}
 		return observe(delivery.Event{MailID: id, Time: e.now(), Completed: m})
 	}
-}
-
-// callerGone is the reason a php-mode mail keeps when its caller's wait ended before the dot.
-func callerGone(ctx context.Context) string {
-	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-		return "deadline: the caller's time ran out before the mail left"
-	}
-	return "cancelled: the caller went away before the mail left"
 }

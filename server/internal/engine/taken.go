@@ -22,7 +22,7 @@ func (e *Engine) stopLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			if e.flights.wait(brakeEvery) {
+			if e.live.Waits(brakeEvery) {
 				e.lookThrough(ctx)
 			}
 		}
@@ -51,8 +51,8 @@ func (e *Engine) lookThrough(ctx context.Context) {
 			waiting[j] = j.Owner == me
 		}
 	}
-	flights := e.flights.before(time.Now())
-	if len(waiting)+len(flights) == 0 {
+	sends := e.live.Before(time.Now())
+	if len(waiting)+len(sends) == 0 {
 		return
 	}
 	owned, err := e.journal.Owned(ctx, me)
@@ -68,9 +68,9 @@ func (e *Engine) lookThrough(ctx context.Context) {
 			d.leaveIt(j)
 		}
 	}
-	for _, f := range flights {
-		if !mine[f.sub.Mail.ID] && f.sub.Mail.Owner == me {
-			f.caller.take()
+	for _, s := range sends {
+		if !mine[s.Mail.ID] && s.Mail.Owner == me {
+			s.Drop()
 		}
 	}
 }
@@ -83,37 +83,4 @@ func (d *drain) leaveIt(j *job) {
 	d.e.ledger.Let(j.Mail.ID, j.Mail.Claim)
 	d.e.unload(j)
 	d.jobs.Settled(j)
-}
-
-// take cuts a flight before its dot: its mail is not this replica's any more.
-func (c *callers) take() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.pastDot && c.reason == "" {
-		c.reason, c.taken = "taken: a person has stopped it, or another replica has it", true
-		c.cut()
-	}
-}
-
-// before are the flights whose mail was durable by then.
-func (fs *flights) before(t time.Time) []*flight {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	var out []*flight
-	for _, f := range fs.byID {
-		if began := f.began.Load(); began != 0 && began <= t.UnixNano() {
-			out = append(out, f)
-		}
-	}
-	return out
-}
-
-// wait says whether a flight has not passed its dot for so long.
-func (fs *flights) wait(d time.Duration) bool {
-	for _, f := range fs.before(time.Now().Add(-d)) {
-		if !f.pastDot() {
-			return true
-		}
-	}
-	return false
 }

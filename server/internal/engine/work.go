@@ -12,7 +12,7 @@ type work struct {
 	// held by who is being counted in, and alone by who ends the counting
 	mu       sync.RWMutex
 	stopping chan struct{}  // closed with mu held; anybody may wait for it
-	under    sync.WaitGroup // drains, flights and calls
+	under    sync.WaitGroup // drains, live sends and calls
 	looked   func()         // called between the look and the count; nil but in a test
 }
 
