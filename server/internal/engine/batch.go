@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -138,7 +139,7 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 			failed = errors.Join(failed, err) // the others do not wait for it
 			continue
 		}
-		e.heard(s)
+		e.brake.Heard(s)
 		if s.DeleteTime != nil {
 			// It was being sent when its mail server was deleted, and would wait for ever.
 			if _, err := e.journal.HoldDeleted(ctx, name); err != nil {
@@ -158,17 +159,17 @@ func (e *Engine) startDrains(ctx context.Context, names []string, force bool) ([
 // drains holds the one running drain of each way of a mail server, and those that end.
 type drains struct {
 	mu      sync.Mutex
-	running map[wayKey]*drain
+	running map[brake.Key]*drain
 	// no mail is put in any more; not all of their results are durable yet
 	ending map[*drain]bool
 }
 
 // start returns the way's drain, begun now or already running; nil when the engine is stopping.
 // One that runs looks once more, and lets urgent mail in at once.
-func (ds *drains) start(e *Engine, w way, force bool) *drain {
+func (ds *drains) start(e *Engine, w brake.Way, force bool) *drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if d := ds.running[w.key()]; d != nil {
+	if d := ds.running[w.Key()]; d != nil {
 		d.more = true
 		d.jobs.Ask(true)
 		return d
@@ -178,7 +179,7 @@ func (ds *drains) start(e *Engine, w way, force bool) *drain {
 	}
 	d := newDrain(e, w)
 	d.force = force
-	ds.running[w.key()] = d
+	ds.running[w.Key()] = d
 	go func() {
 		defer e.work.done()
 		d.run(e.workCtx)
@@ -201,7 +202,7 @@ func (ds *drains) with(list []*drain, server string) []*drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	add := func(d *drain) {
-		if (server == "" || server == d.server.Name) && !slices.Contains(list, d) {
+		if (server == "" || server == d.Server.Name) && !slices.Contains(list, d) {
 			list = append(list, d)
 		}
 	}
@@ -242,8 +243,8 @@ func (ds *drains) end(d *drain) {
 }
 
 func (ds *drains) remove(d *drain) {
-	if ds.running[d.key()] == d {
-		delete(ds.running, d.key())
+	if ds.running[d.Key()] == d {
+		delete(ds.running, d.Key())
 	}
 	ds.ending[d] = true
 }

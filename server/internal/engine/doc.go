@@ -114,7 +114,7 @@
 //	drain.mu                  a drain's counts, workers and fault
 //	work.mu                   and the locks of fairqueue, ledger, fairmemory and relay, see there
 //	passes.mu, then pass.mu   who waits for a batch
-//	newest.mu and the locks of live, see there
+//	the locks of brake and live, see there
 //
 // The last line are leaves: nothing is called with one of them held that takes another lock. No
 // lock is held during a statement or a command to a relay. What is called back when a result is

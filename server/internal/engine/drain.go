@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/fairqueue"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
@@ -37,8 +38,8 @@ const (
 // fallback. The feeder claims pages and hands them to workers; each worker owns a session.
 type drain struct {
 	e *Engine
-	way
-	relay *relay.Relay // of way.via
+	brake.Way
+	relay *relay.Relay // of Way.Via
 	jobs  *fairqueue.Queue[*job]
 	force bool          // try the mail server although it is suspended
 	done  chan struct{} // closed when the drain is over
@@ -70,8 +71,8 @@ type drain struct {
 	probing sync.Once
 }
 
-func newDrain(e *Engine, w way) *drain {
-	d := &drain{e: e, way: w, relay: e.relays.Of(w.via), jobs: fairqueue.New[*job](lineLength(e, w.via)), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), wake: make(chan struct{}, 1)}
+func newDrain(e *Engine, w brake.Way) *drain {
+	d := &drain{e: e, Way: w, relay: e.relays.Of(w.Via), jobs: fairqueue.New[*job](lineLength(e, w.Via)), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), wake: make(chan struct{}, 1)}
 	d.fed.Store(time.Now().UnixNano())
 	return d
 }
@@ -80,7 +81,7 @@ func newDrain(e *Engine, w way) *drain {
 // share few connections it is short: one that waits here for the limit per minute must not keep
 // a connection for which another waits that has what this one waits for.
 func (d *drain) idleFor() time.Duration {
-	if d.via.Limits.MaxConnections > 0 {
+	if d.Via.Limits.MaxConnections > 0 {
 		return lingers
 	}
 	return relay.IdleLimit
@@ -144,7 +145,7 @@ func (d *drain) run(ctx context.Context) {
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
-		d.e.log.Info("batch", "mail_server", d.server.Name, "through", d.via.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
+		d.e.log.Info("batch", "mail_server", d.Server.Name, "through", d.Via.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
 			"failed", t.Failed, "unknown", t.Unknown, "expired", t.Expired, "released", t.Released, "took", time.Since(began).Round(time.Millisecond))
 	}
 }
@@ -160,7 +161,7 @@ func (d *drain) releaseAll() {
 // engine stops. It alone claims.
 func (d *drain) feed(ctx context.Context) {
 	page := firstPage
-	if d.probe {
+	if d.Probe {
 		page = 1
 	}
 	for ok := true; ok && !d.e.work.stopped() && !d.broken() && !d.outdated() && !d.goesBack(); {
@@ -187,7 +188,7 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 	asked := d.asked()
 	claimed, err := d.claim(ctx, want, store.AnyPriority)
 	if err != nil {
-		d.e.log.Error("batch: cannot claim", "mail_server", d.server.Name, "error", err)
+		d.e.log.Error("batch: cannot claim", "mail_server", d.Server.Name, "error", err)
 		select {
 		case <-time.After(claimRetry):
 		case <-ctx.Done():
@@ -200,7 +201,7 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 		d.fed.Store(time.Now().UnixNano())
 		d.allIn(asked)
 	}
-	if d.probe {
+	if d.Probe {
 		return page, false // hasOtherWay says how it goes on
 	}
 	if len(claimed) > 0 {
@@ -212,7 +213,7 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 // claim claims up to want mails that are above a priority and puts them into the line.
 func (d *drain) claim(ctx context.Context, want int, above int16) ([]*store.Claimed, error) {
 	owner := d.e.lease.Replica()
-	claimed, err := d.e.journal.Claim(ctx, owner, d.server.Name, want, above)
+	claimed, err := d.e.journal.Claim(ctx, owner, d.Server.Name, want, above)
 	d.giveBack(want - len(claimed))
 	if len(claimed) > 0 {
 		d.accept(claimed, owner)
@@ -279,7 +280,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 		if d.setAside(j, now) {
 			continue
 		}
-		j.take(d.way, "", now)
+		j.take(d.Way, "", now)
 		if !d.jobs.Put(j) {
 			d.release(j)
 		}
@@ -291,7 +292,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 // so that a backlog of bulk mail delays nothing urgent.
 func (d *drain) express(ctx context.Context) {
 	lowest, any := d.jobs.MinPriority()
-	if !any || d.probe {
+	if !any || d.Probe {
 		return
 	}
 	if want, ok := d.takeRate(ctx, firstPage); ok && want > 0 {
@@ -351,7 +352,7 @@ func (d *drain) scaleLoop(ctx context.Context, fed <-chan struct{}) {
 		d.mu.Unlock()
 		if idleRounds >= maxIdleRounds && d.stop(errNoneFree) {
 			// Where replicas share few connections that is an ordinary day.
-			d.e.log.Info("batch: no mail may leave", "mail_server", d.server.Name, "reason", errNoneFree)
+			d.e.log.Info("batch: no mail may leave", "mail_server", d.Server.Name, "reason", errNoneFree)
 		}
 	}
 }
@@ -374,8 +375,8 @@ func (d *drain) scale(workers *sync.WaitGroup) {
 		want += backlog / perWorker
 	default: // one connection first: a dead relay is asked once, not MaxConnections times
 	}
-	for want = min(want, d.e.relays.MaxConnections(d.via)); d.addWorker(want); {
-		pm, ok := d.relay.TryBatch(d.e.workCtx, d.via)
+	for want = min(want, d.e.relays.MaxConnections(d.Via)); d.addWorker(want); {
+		pm, ok := d.relay.TryBatch(d.e.workCtx, d.Via)
 		if !ok {
 			d.removeWorker()
 			return
@@ -416,9 +417,9 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	if !d.limited() {
 		return page, true
 	}
-	n, next, err := d.relay.TakeRate(ctx, d.via, min(page, lineLength(d.e, d.via)))
+	n, next, err := d.relay.TakeRate(ctx, d.Via, min(page, lineLength(d.e, d.Via)))
 	if err != nil {
-		d.e.log.Error("batch: cannot read the limits", "mail_server", d.server.Name, "error", err)
+		d.e.log.Error("batch: cannot read the limits", "mail_server", d.Server.Name, "error", err)
 		return 0, false
 	}
 	if n > 0 {
@@ -426,7 +427,7 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	}
 	wait := next.Sub(d.e.now())
 	if wait > time.Minute {
-		d.e.log.Info("batch: the day's limit is reached", "mail_server", d.via.Name, "next", next.UTC().Format(time.RFC3339))
+		d.e.log.Info("batch: the day's limit is reached", "mail_server", d.Via.Name, "next", next.UTC().Format(time.RFC3339))
 		return 0, false
 	}
 	t := time.NewTimer(max(wait, 20*time.Millisecond))
@@ -441,7 +442,7 @@ func (d *drain) takeRate(ctx context.Context, page int) (int, bool) {
 	return 0, false
 }
 
-func (d *drain) limited() bool { return relay.Limited(d.via) }
+func (d *drain) limited() bool { return relay.Limited(d.Via) }
 
 // giveBack gives back what was taken out of the limits and found no mail.
 func (d *drain) giveBack(n int) {
@@ -463,7 +464,7 @@ func (d *drain) nextPage(last []*store.Claimed) int {
 func (d *drain) release(j *job) {
 	end, why := lifecycle.Stopped, ""
 	d.mu.Lock()
-	if d.fault != nil && !errors.Is(d.fault, errReconfigured) {
+	if d.fault != nil && !errors.Is(d.fault, brake.ErrReconfigured) {
 		end, why = lifecycle.NoSession, d.fault.Error()
 	}
 	d.mu.Unlock()
@@ -475,7 +476,7 @@ func (d *drain) release(j *job) {
 func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	j.over = true
 	j.settleRate(d.relay)
-	v := j.Finish(end, why, d.server.Limits, d.e.now())
+	v := j.Finish(end, why, d.Server.Limits, d.e.now())
 	d.note(counts(v))
 	d.e.unload(j)
 	d.e.ledger.Record(v.Settlement, func(mine bool) {

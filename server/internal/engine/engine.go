@@ -11,13 +11,13 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 	"github.com/maildispatch/maildispatch/server/internal/fairmemory"
 	"github.com/maildispatch/maildispatch/server/internal/lease"
 	"github.com/maildispatch/maildispatch/server/internal/ledger"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/live"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
-	"github.com/maildispatch/maildispatch/store"
 )
 
 // Config is what an engine needs. Journal and Dial are required.
@@ -55,7 +55,7 @@ type Engine struct {
 	drains drains
 	passes passes
 	live   *live.Sends
-	newest newest // configurations of mail servers
+	brake  *brake.Brake // whether mail may leave through a mail server
 	relays *relay.Relays
 
 	// holds a value while somebody looks at what is still ours: see lookThrough
@@ -96,10 +96,8 @@ func New(cfg Config) *Engine {
 		bodies: fairmemory.New(cfg.MaxBytes), direct: semaphore.NewWeighted(cfg.MaxBytes / 4),
 		ready: make(chan struct{}), work: newWork(), wake: make(chan struct{}, 1), looking: make(chan struct{}, 1),
 	}
-	e.drains.running, e.drains.ending = map[wayKey]*drain{}, map[*drain]bool{}
-	e.newest.byName, e.newest.read = map[string]*store.MailServer{}, map[string]time.Time{}
-	e.newest.wanted = map[string]bool{}
-	e.newest.ask, e.newest.news = make(chan struct{}, 1), make(chan struct{})
+	e.drains.running, e.drains.ending = map[brake.Key]*drain{}, map[*drain]bool{}
+	e.brake = brake.New(brake.Config{Journal: cfg.Journal, Now: e.now, InUse: e.inUse, Changed: e.serverChanged})
 	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.Replica, Stopping: e.work.stopped,
 		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
 	e.workCtx, e.workCancel = context.WithCancel(context.Background())
@@ -129,7 +127,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	close(e.ready)
 	own.Go(func() { e.relays.Run(ctx) })
 	own.Go(func() { e.clockLoop(ctx) })
-	own.Go(func() { e.brakeLoop(base) }) // what leaves during the grace obeys as well
+	own.Go(func() { e.brake.Run(base) }) // what leaves during the grace obeys as well
 	own.Go(func() { e.stopLoop(ctx) })
 	own.Go(func() { e.rescueLoop(ctx) })
 	e.batchLoop(ctx, due)
@@ -266,14 +264,14 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 		return lease.ErrLost
 	}
 	if !gated {
-		return e.mayTake(j.way)
+		return e.brake.MayTake(j.way)
 	}
 	late := time.NewTimer(lease.Fresh)
 	defer late.Stop()
 	for {
 		// Waited for before the mark: while a dot waits behind its mark others may take the
 		// mail.
-		if err := e.awaitReading(ctx, j.way); err != nil {
+		if err := e.brake.Await(ctx, j.way); err != nil {
 			return err
 		}
 		select {
@@ -290,7 +288,7 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		fresh, _, err := e.mayStillTake(j.way)
+		fresh, _, err := e.brake.MayStillTake(j.way)
 		if err != nil {
 			return err
 		}

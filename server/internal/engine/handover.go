@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -28,7 +29,7 @@ func (e *Engine) reserve(m *store.NewMail) *reservation {
 		return nil
 	}
 	d := e.drains.of(m.MailServer)
-	if d == nil || d.limited() || m.ServerVersion != 0 && m.ServerVersion != d.server.Version {
+	if d == nil || d.limited() || m.ServerVersion != 0 && m.ServerVersion != d.Server.Version {
 		return nil
 	}
 	weight := m.OwnBytes()
@@ -46,9 +47,9 @@ func (e *Engine) reserve(m *store.NewMail) *reservation {
 // fill hands a durable mail over.
 func (p *reservation) fill(m *store.NewMail) {
 	d := p.d
-	j := newJob(m.Claimed(d.server.HoldUnknown), m.Owner, d.e.now())
+	j := newJob(m.Claimed(d.Server.HoldUnknown), m.Owner, d.e.now())
 	j.direct = p.weight
-	j.take(d.way, "", d.e.now())
+	j.take(d.Way, "", d.e.now())
 	d.note(delivery.Counts{Claimed: 1})
 	if !d.jobs.Fill(j) {
 		d.release(j)
@@ -177,7 +178,7 @@ func (e *Engine) settleUnheard(ms []*store.NewMail, reserved []*reservation) {
 func (ds *drains) of(server string) *drain {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if d := ds.running[wayKey{server, server}]; d != nil && !d.stale && !d.probe {
+	if d := ds.running[brake.Key{Server: server, Via: server}]; d != nil && !d.stale && !d.Probe {
 		return d
 	}
 	return nil

@@ -3,6 +3,7 @@ package engine
 import (
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 	"github.com/maildispatch/maildispatch/server/internal/fairqueue"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
@@ -15,7 +16,7 @@ type job struct {
 	*lifecycle.Attempt
 	// how it leaves, with the configuration that the attempt began with; empty for what is only
 	// settled
-	way   way
+	way   brake.Way
 	raw   []byte
 	place fairqueue.Place
 	over  bool // it is settled, or another replica's
@@ -41,10 +42,10 @@ func (j *job) Place() *fairqueue.Place { return &j.place }
 
 // take lets the job go a way. why is what the mail server before it failed with, "" when that
 // was not tried.
-func (j *job) take(w way, why string, now time.Time) {
-	j.way, j.told, j.spent, j.todo = w, !w.diverts(), false, j.Left()
-	if w.diverts() {
-		j.GoThrough(w.via.Name, why, now)
+func (j *job) take(w brake.Way, why string, now time.Time) {
+	j.way, j.told, j.spent, j.todo = w, !w.Diverts(), false, j.Left()
+	if w.Diverts() {
+		j.GoThrough(w.Via.Name, why, now)
 	}
 }
 

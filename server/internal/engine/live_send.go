@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/live"
@@ -67,8 +68,8 @@ const rationWait = 10 * time.Second
 // takeRate takes one mail out of the mail server's limits. It says why there is none to be had
 // in time.
 func (s *liveSend) takeRate(ctx context.Context, r *relay.Relay, j *job) (why string) {
-	for relay.Limited(j.way.via) && !j.spent && !j.rated {
-		n, next, err := r.TakeRate(ctx, j.way.via, 1)
+	for relay.Limited(j.way.Via) && !j.spent && !j.rated {
+		n, next, err := r.TakeRate(ctx, j.way.Via, 1)
 		wait := next.Sub(s.e.now())
 		switch {
 		case err != nil:
@@ -92,10 +93,10 @@ func (s *liveSend) takeRate(ctx context.Context, r *relay.Relay, j *job) (why st
 // over.
 func (s *liveSend) deliver(ctx context.Context, j *job) (end lifecycle.End, why string) {
 	w, err := s.e.takeWay(ctx, s.sub.Server, j.Attempt)
-	p := s.e.relays.Of(w.via)
+	p := s.e.relays.Of(w.Via)
 	defer func() { j.settleRate(p) }()
 	for s.begin(j, w, ""); err == nil; {
-		session, unreachable := p.Get(ctx, w.via)
+		session, unreachable := p.Get(ctx, w.Via)
 		next := lifecycle.StepOver
 		switch {
 		case errors.Is(unreachable, context.Canceled):
@@ -110,28 +111,28 @@ func (s *liveSend) deliver(ctx context.Context, j *job) (end lifecycle.End, why 
 		case next != lifecycle.StepOver && ctx.Err() != nil:
 			return lifecycle.Stopped, ""
 		case next != lifecycle.StepOver:
-			w, err = s.e.keepWay(w)
+			w, err = s.e.brake.Keep(w)
 			j.way = w
 			continue
-		case ctx.Err() != nil, w.diverts(), unreachable == nil && (end != lifecycle.RelayFault || s.e.relays.Suspended(w.server) == nil):
+		case ctx.Err() != nil, w.Diverts(), unreachable == nil && (end != lifecycle.RelayFault || s.e.relays.Suspended(w.Server) == nil):
 			return end, why
 		}
 		// The mail server itself has failed. What it did not take goes on at once.
-		d, ok := s.e.detour(ctx, w.server, j.Attempt)
+		d, ok := s.e.detour(ctx, w.Server, j.Attempt)
 		if !ok {
 			return end, why
 		}
 		j.settleRate(p)
-		w, p = d, s.e.relays.Of(d.via)
+		w, p = d, s.e.relays.Of(d.Via)
 		s.begin(j, w, why)
 	}
 	return lifecycle.NoSession, err.Error()
 }
 
 // begin lets the mail go a way and tells the caller through which mail server.
-func (s *liveSend) begin(j *job, w way, why string) {
+func (s *liveSend) begin(j *job, w brake.Way, why string) {
 	j.take(w, why, s.e.now())
-	s.GoesThrough(j.Number(), j.Started, w.via.Name)
+	s.GoesThrough(j.Number(), j.Started, w.Via.Name)
 }
 
 // try runs one transaction on a session of r and gives the session back.
@@ -174,14 +175,14 @@ func (s *liveSend) transact(ctx context.Context, r *relay.Relay, session Session
 		Done: func(o smtpx.Outcome) {
 			before := j.Left()
 			// a suspension is what the next Get says
-			o, _ = r.Judge(ctx, j.way.via, o)
+			o, _ = r.Judge(ctx, j.way.Via, o)
 			next, end = j.After(positions, o, s.e.now()), j.End()
 			if o.Took > 0 {
 				r.Took(o.Took)
 			}
 			shown, text := shows(o, j.Left() < before, next)
 			// a suspension is what the next Get says
-			_ = r.Report(ctx, session, j.way.via, began, shown, text)
+			_ = r.Report(ctx, session, j.way.Via, began, shown, text)
 			s.report(j, positions)
 		},
 	})

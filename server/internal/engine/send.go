@@ -47,7 +47,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		}
 		return e.queue(ctx, m, told)
 	}
-	e.heard(sub.Server) // its caller has read it, perhaps newer than what is known here
+	e.brake.Heard(sub.Server) // its caller has read it, perhaps newer than what is known here
 	s := newLiveSend(e, sub)
 	if !e.live.Add(s.Send) {
 		return ErrStopping

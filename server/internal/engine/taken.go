@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 )
 
 // A person's stop takes a mail from the replica that has it: the mail is cancelled or held at
@@ -15,14 +17,14 @@ import (
 // It has a goroutine of its own: the look may take as long as the database does, and the brake
 // must not wait for it.
 func (e *Engine) stopLoop(ctx context.Context) {
-	t := time.NewTicker(brakeEvery)
+	t := time.NewTicker(brake.Every)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			if e.live.Waits(brakeEvery) {
+			if e.live.Waits(brake.Every) {
 				e.lookThrough(ctx)
 			}
 		}

@@ -6,98 +6,97 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/maildispatch/maildispatch/server/internal/brake"
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// way is how mail of a mail server leaves: through itself, or through its fallback while it
-// cannot be used. A mail server has one drain for each way.
-type way struct {
-	server *store.MailServer // whose mail it is
-	via    *store.MailServer // through which it leaves
-	// a mail server that has failed and has a fallback is tried with one mail, so that the rest
-	// need not wait for what comes of it
-	probe bool
+// serverChanged takes what is here to a newer configuration of a mail server. A drain that runs
+// under an older one ends: what it has claimed goes back, and a new drain begins if mail may
+// leave.
+func (e *Engine) serverChanged(s *store.MailServer) {
+	e.relays.Of(s)
+	e.drains.brake(e, s)
 }
 
-// wayKey names a way.
-type wayKey struct{ server, via string }
-
-func (w way) key() wayKey { return wayKey{w.server.Name, w.via.Name} }
-
-// direct is the way of a mail server that can be used.
-func direct(s *store.MailServer) way { return way{server: s, via: s} }
-
-func (w way) diverts() bool { return w.server.Name != w.via.Name }
-
-// mayDivert says why no mail may leave now by a way through a fallback, nil if it may. A pause
-// is a person's wish to wait; a mail server that is switched off only says that it is not to
-// be used itself.
-func (e *Engine) mayDivert(w way) error {
-	newer, now := false, w.server
-	if n := e.newest.get(w.server.Name); n != nil && n.Version > w.server.Version {
-		newer, now = true, n
+// inUse adds the names of the mail servers that are in use here.
+func (e *Engine) inUse(names map[string]bool) {
+	for _, s := range e.relays.InUse() {
+		names[s.Name] = true
 	}
-	if err := e.usable(now); err != nil && !errors.Is(err, errUnavailable) {
-		return err
+	e.drains.mu.Lock()
+	defer e.drains.mu.Unlock()
+	for _, d := range e.drains.running {
+		names[d.Server.Name], names[d.Via.Name] = true, true
 	}
-	if newer {
-		return errReconfigured
-	}
-	err := e.mayLeave(w.via)
-	if err != nil && !errors.Is(err, errReconfigured) {
-		return fmt.Errorf("fallback %s: %w", w.via.Name, err)
-	}
-	return err
 }
 
-// mayTake says why no mail may leave now by a way, nil if it may.
-func (e *Engine) mayTake(w way) error {
-	if w.diverts() {
-		return e.mayDivert(w)
+// ServerChanged says that a mail server was changed by this process.
+func (e *Engine) ServerChanged(ctx context.Context, name string) { e.brake.Read(ctx, name) }
+
+// brake ends the drains that run under an older configuration than s, also those of mail that
+// goes through s as a fallback.
+func (ds *drains) brake(e *Engine, s *store.MailServer) {
+	older := func(x *store.MailServer) bool { return x.Name == s.Name && x.Version < s.Version }
+	var stale []*drain
+	ds.mu.Lock()
+	for _, d := range ds.running {
+		if older(d.Server) || older(d.Via) {
+			d.stale = true
+			stale = append(stale, d)
+		}
 	}
-	return e.mayLeave(w.server)
+	ds.mu.Unlock()
+	for _, d := range stale {
+		err := e.brake.MayTake(d.Way)
+		if err == nil {
+			err = brake.ErrReconfigured
+		}
+		if d.stop(err) {
+			e.log.Info("batch: begins anew", "mail_server", d.Server.Name, "reason", err)
+		}
+	}
 }
 
 // fallback is the way through a mail server's fallback, false when it has none that can be
 // used now.
-func (e *Engine) fallback(ctx context.Context, s *store.MailServer) (way, bool) {
+func (e *Engine) fallback(ctx context.Context, s *store.MailServer) (brake.Way, bool) {
 	if s.Fallback == "" {
-		return way{}, false
+		return brake.Way{}, false
 	}
 	via, err := e.journal.Server(ctx, store.Everything, s.Fallback)
 	if err != nil {
-		return way{}, false // the mail waits as it would without one
+		return brake.Way{}, false // the mail waits as it would without one
 	}
-	e.heard(via)
-	w := way{server: s, via: via}
-	if e.mayDivert(w) != nil || via.Team != "" && via.Team != s.Team || e.relays.Suspended(via) != nil {
-		return way{}, false
+	e.brake.Heard(via)
+	w := brake.Way{Server: s, Via: via}
+	if e.brake.MayDivert(w) != nil || via.Team != "" && via.Team != s.Team || e.relays.Suspended(via) != nil {
+		return brake.Way{}, false
 	}
 	return w, true
 }
 
 // ways are those that mail of s, as it was just read, takes now; none while it has to wait.
 // force is for a person's word: the mail server itself is tried.
-func (e *Engine) ways(ctx context.Context, s *store.MailServer, force bool) []way {
-	err := e.mayLeave(s)
+func (e *Engine) ways(ctx context.Context, s *store.MailServer, force bool) []brake.Way {
+	err := e.brake.MayLeave(s)
 	switch {
 	case err == nil && (force || !e.relays.Failing(s)):
-		return []way{direct(s)}
-	case err != nil && !errors.Is(err, errUnavailable):
+		return []brake.Way{brake.Direct(s)}
+	case err != nil && !errors.Is(err, brake.ErrUnavailable):
 		return nil
 	}
 	w, diverts := e.fallback(ctx, s)
 	suspended := e.relays.Suspended(s)
-	var ws []way
+	var ws []brake.Way
 	if diverts {
 		ws = append(ws, w)
 	}
 	switch {
 	case err != nil:
 	case suspended == nil:
-		d := direct(s)
-		d.probe = diverts
+		d := brake.Direct(s)
+		d.Probe = diverts
 		ws = append(ws, d)
 	case !diverts:
 		e.log.Debug("batch: mail server is suspended", "mail_server", s.Name, "reason", suspended.Reason, "next_try", suspended.RetryAt)
@@ -111,9 +110,9 @@ func (d *drain) beginAnew(ctx context.Context) {
 	if !d.outdated() && !d.hasOtherWay() {
 		return
 	}
-	next, err := d.e.startDrains(ctx, []string{d.server.Name}, false)
+	next, err := d.e.startDrains(ctx, []string{d.Server.Name}, false)
 	if err != nil {
-		d.e.log.Error("batch: cannot read a mail server", "mail_server", d.server.Name, "error", err)
+		d.e.log.Error("batch: cannot read a mail server", "mail_server", d.Server.Name, "error", err)
 	}
 	d.mu.Lock()
 	d.next = append(d.next, next...)
@@ -123,7 +122,7 @@ func (d *drain) beginAnew(ctx context.Context) {
 // followers are the drains that this one begins for what it leaves behind, if it leaves
 // anything.
 func (d *drain) followers(ctx context.Context) []*drain {
-	if d.broken() || d.probe || d.outdated() {
+	if d.broken() || d.Probe || d.outdated() {
 		select {
 		case <-d.left:
 		case <-ctx.Done():
@@ -140,10 +139,10 @@ func (d *drain) followers(ctx context.Context) []*drain {
 func (d *drain) setAside(j *job, now time.Time) bool {
 	end, unsendable := j.Unsendable(now)
 	why := ""
-	if !unsendable && d.diverts() {
-		if err := j.MayGoThrough(d.via); err != nil {
+	if !unsendable && d.Diverts() {
+		if err := j.MayGoThrough(d.Via); err != nil {
 			end, unsendable = lifecycle.OwnOnly, true
-			why = fmt.Sprintf("waits for mail server %s: not sent through the fallback %s: %v", d.server.Name, d.via.Name, err)
+			why = fmt.Sprintf("waits for mail server %s: not sent through the fallback %s: %v", d.Server.Name, d.Via.Name, err)
 		}
 	}
 	if unsendable {
@@ -155,46 +154,37 @@ func (d *drain) setAside(j *job, now time.Time) bool {
 
 // hasOtherWay says whether the mail that a drain leaves behind can go another way now.
 func (d *drain) hasOtherWay() bool {
-	switch failing := d.e.relays.Failing(d.server); {
-	case d.diverts():
+	switch failing := d.e.relays.Failing(d.Server); {
+	case d.Diverts():
 		return d.goesBack()
-	case d.probe && !failing:
+	case d.Probe && !failing:
 		return true
 	default:
-		return d.server.Fallback != "" && d.e.relays.Suspended(d.server) != nil
+		return d.Server.Fallback != "" && d.e.relays.Suspended(d.Server) != nil
 	}
 }
 
 // goesBack says whether a drain through a fallback has to end, because the mail server itself
 // can be used again.
 func (d *drain) goesBack() bool {
-	return d.diverts() && d.e.mayLeave(d.server) == nil && !d.e.relays.Failing(d.server)
+	return d.Diverts() && d.e.brake.MayLeave(d.Server) == nil && !d.e.relays.Failing(d.Server)
 }
 
 // takeWay says how a mail of php mode leaves now. One that may not go through the fallback goes
 // the way it would go without one.
-func (e *Engine) takeWay(ctx context.Context, s *store.MailServer, a *lifecycle.Attempt) (way, error) {
-	s, err := e.current(s)
-	if err != nil && !errors.Is(err, errUnavailable) || err == nil && e.relays.Suspended(s) == nil {
-		return direct(s), err
+func (e *Engine) takeWay(ctx context.Context, s *store.MailServer, a *lifecycle.Attempt) (brake.Way, error) {
+	s, err := e.brake.Current(s)
+	if err != nil && !errors.Is(err, brake.ErrUnavailable) || err == nil && e.relays.Suspended(s) == nil {
+		return brake.Direct(s), err
 	}
 	if w, ok := e.detour(ctx, s, a); ok {
 		return w, nil
 	}
-	return direct(s), err
+	return brake.Direct(s), err
 }
 
 // detour is the way through the fallback, if this mail may take it now.
-func (e *Engine) detour(ctx context.Context, s *store.MailServer, a *lifecycle.Attempt) (way, bool) {
+func (e *Engine) detour(ctx context.Context, s *store.MailServer, a *lifecycle.Attempt) (brake.Way, bool) {
 	w, ok := e.fallback(ctx, s)
-	return w, ok && a.MayGoThrough(w.via) == nil
-}
-
-// keepWay is a way for the next transaction of the same mail, with the configuration of now.
-func (e *Engine) keepWay(w way) (way, error) {
-	if w.diverts() {
-		return w, e.mayDivert(w)
-	}
-	s, err := e.current(w.server)
-	return direct(s), err
+	return w, ok && a.MayGoThrough(w.Via) == nil
 }

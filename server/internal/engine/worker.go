@@ -72,7 +72,7 @@ func (w *worker) take() (*job, bool) {
 // open makes sure there is a session for j. When none can be had j goes back, and the drain
 // ends unless another worker has one.
 func (w *worker) open(ctx context.Context, j *job) bool {
-	if w.session != nil && (w.served >= w.e.relays.MailsPerConnection(w.d.via) || !w.session.Usable()) {
+	if w.session != nil && (w.served >= w.e.relays.MailsPerConnection(w.d.Via) || !w.session.Usable()) {
 		if w.pending > 0 {
 			w.flush(ctx) // may put jobs into again: they wait for their turn
 		}
@@ -81,7 +81,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	if w.session != nil {
 		return true
 	}
-	s, err := w.d.relay.Connect(ctx, w.permit, w.d.via, w.d.force)
+	s, err := w.d.relay.Connect(ctx, w.permit, w.d.Via, w.d.force)
 	if err != nil {
 		w.e.releaseBody(j)
 		w.d.jobs.PutBack(j)
@@ -190,7 +190,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			case err == nil, ctx.Err() != nil, j.Owner != w.e.lease.Replica():
 			case errors.Is(err, lifecycle.ErrLost):
 				// this mail alone, or others here as well: see leaveIt
-			case w.e.mayTake(j.way) != nil:
+			case w.e.brake.MayTake(j.way) != nil:
 				w.d.stop(err)
 			default:
 				w.d.shut(err)
@@ -218,9 +218,9 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 // outcome takes the truth about one transaction that was begun at a time.
 func (w *worker) outcome(ctx context.Context, j *job, positions []int, began time.Time, o smtpx.Outcome) {
 	before := j.Left()
-	o, held := w.d.relay.Judge(ctx, w.d.via, o)
+	o, held := w.d.relay.Judge(ctx, w.d.Via, o)
 	if held != nil {
-		if w.d.server.Fallback == "" || w.d.diverts() { // else it goes on at once
+		if w.d.Server.Fallback == "" || w.d.Diverts() { // else it goes on at once
 			j.StandBack(held.RetryAt)
 		}
 		w.d.stop(held)
@@ -234,7 +234,7 @@ func (w *worker) outcome(ctx context.Context, j *job, positions []int, began tim
 		w.d.relay.Took(o.Took)
 	}
 	shown, text := shows(o, j.Left() < before, next)
-	if err := w.d.relay.Report(ctx, w.session, w.d.via, began, shown, text); err != nil {
+	if err := w.d.relay.Report(ctx, w.session, w.d.Via, began, shown, text); err != nil {
 		w.d.stop(err)
 	}
 	if shown == relay.Answered || shown == relay.Crowded {
@@ -297,7 +297,7 @@ func (d *drain) noSession(err error) {
 // mail would cost a connection that is cut behind its DATA.
 func (d *drain) shut(err error) {
 	if d.stop(err) {
-		d.e.log.Error("batch: no mail may leave", "mail_server", d.server.Name, "error", err)
+		d.e.log.Error("batch: no mail may leave", "mail_server", d.Server.Name, "error", err)
 	}
 }
 
