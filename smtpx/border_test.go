@@ -127,7 +127,7 @@ func TestForeignTextIsClean(t *testing.T) {
 // TestForeignTextInOutcomes: the same for what is said about a mail.
 func TestForeignTextInOutcomes(t *testing.T) {
 	text := strings.Repeat("\xff\x01y\u202e", 900)
-	for _, verb := range []string{"MAIL", "RCPT", "DATA", "."} {
+	for _, verb := range []string{"MAIL", "RCPT", "DATA", "DOT"} {
 		for _, code := range []string{"250", "451", "550", "421", "xyz"} {
 			modes(t, func(t *testing.T, ext []string) {
 				srv := (&smtpxtest.Server{Extensions: ext, On: on(verb, 0, smtpxtest.Action{Reply: code + " 2.0.0 queued as \x01\u009b1 " + text + "\r\n"})}).Start(t)

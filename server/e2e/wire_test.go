@@ -115,6 +115,14 @@ func TestLongFaultIsKeptShort(t *testing.T) {
 		if _, err := s.dispatch.ListDueOutMails(timeout(t), &pb.ListDueOutMailsRequest{PageSize: 1}); err != nil {
 			t.Error(err)
 		}
+		s.addServer("bulk", pb.Mode_MODE_DAEMON, relay.Port(), func(m *pb.MailServer) {
+			m.Smtp.Username, m.Smtp.Password, m.Smtp.AllowPlaintextAuth = "u", "p", &yes
+		})
+		queued := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: "bulk"}, Message: message(to...)})
+		s.batch()
+		if m, h := s.mail(queued.id), s.health("bulk"); m.Status != pb.MailStatus_MAIL_STATUS_QUEUED || len(m.LastError) > 2<<10 || h.GetSuspendedReason() == "" || len(h.GetSuspendedReason()) > 2<<10 {
+			t.Errorf("daemon mode: %v, last error of %d octets, suspended for %d octets", m.Status, len(m.LastError), len(h.GetSuspendedReason()))
+		}
 	})
 }
 
@@ -137,10 +145,17 @@ func TestEveryFileCanBeComposed(t *testing.T) {
 		if _, err := s.stream(timeout(t), options, &pb.BatchItem{Message: message("b@y.example")}, &pb.BatchItem{Message: msg}, &pb.BatchItem{Message: message("c@y.example")}); err != nil {
 			t.Errorf("SendStream, %s: %v", name, err)
 		}
-		want += 7
+		up := s.mustUpload(&header{Filename: name}, []byte("x"))
+		stored := message("d@y.example")
+		stored.Attachments = []*pb.Attachment{{UploadId: up.UploadId}}
+		s.mustSend(&pb.SendRequest{Options: options.Options, Message: stored})
+		want += 8
 	}
 	if n := s.count("select count(*) from mail"); n != want {
 		t.Errorf("%d mails were taken, want %d", n, want)
+	}
+	if s.batch(); len(relay.Mails()) != want {
+		t.Errorf("%d mails left, want %d", len(relay.Mails()), want)
 	}
 }
 
@@ -241,17 +256,23 @@ func TestOneRecipientsNeed(t *testing.T) {
 	t.Parallel()
 	relay := (&smtpxtest.Server{}).Start(t)
 	s := start(t, storetest.SQLiteDSN(t))
-	s.addServer("main", pb.Mode_MODE_PHP, relay.Port())
-	msg := message("good@y.example", "good2@y.example")
-	msg.Bcc = []string{"jörg@y.example"}
-	r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: "main"}, Message: msg})
-	got := map[string]pb.RecipientResult_Status{}
-	for _, x := range r.mail.Recipients {
-		got[x.Address] = x.Status
-	}
-	if r.mail.Status != pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT || got["good@y.example"] != pb.RecipientResult_STATUS_ACCEPTED ||
-		got["good2@y.example"] != pb.RecipientResult_STATUS_ACCEPTED || got["jörg@y.example"] != pb.RecipientResult_STATUS_REJECTED {
-		t.Errorf("%v %v", r.mail.Status, got)
+	for name, mode := range map[string]pb.Mode{"now": pb.Mode_MODE_PHP, "bulk": pb.Mode_MODE_DAEMON} {
+		s.addServer(name, mode, relay.Port())
+		msg := message("good@y.example", "good2@y.example")
+		msg.Bcc = []string{"jörg@y.example"}
+		r := s.mustSend(&pb.SendRequest{Options: &pb.SendOptions{MailServer: name}, Message: msg})
+		if mode == pb.Mode_MODE_DAEMON {
+			s.batch()
+		}
+		m := s.mail(r.id)
+		got := map[string]pb.RecipientResult_Status{}
+		for _, x := range m.Recipients {
+			got[x.Address] = x.Status
+		}
+		if m.Status != pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT || got["good@y.example"] != pb.RecipientResult_STATUS_ACCEPTED ||
+			got["good2@y.example"] != pb.RecipientResult_STATUS_ACCEPTED || got["jörg@y.example"] != pb.RecipientResult_STATUS_REJECTED {
+			t.Errorf("%s: %v %v", name, m.Status, got)
+		}
 	}
 }
 

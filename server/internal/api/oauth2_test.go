@@ -270,7 +270,7 @@ func TestTokenSteps(t *testing.T) {
 }
 
 // TestNoTokenCostsNoAttempt: while the provider is down mail waits, loses no attempt and leaves
-// by no other login; then it is sent.
+// by no other login; then it is sent. Who waits for one hears why it was not.
 func TestNoTokenCostsNoAttempt(t *testing.T) {
 	e := newTokenEndpoint(t)
 	e.down = true
@@ -297,6 +297,11 @@ func TestNoTokenCostsNoAttempt(t *testing.T) {
 	m, err := r.dispatch.GetMail(ctx(t), &pb.GetMailRequest{Id: ids[0]})
 	if err != nil || m.Mail.AttemptCount != 0 || m.Mail.Status != pb.MailStatus_MAIL_STATUS_QUEUED {
 		t.Errorf("%v %v", m, err)
+	}
+	// A caller who waits is told at once, and what to do.
+	r.server("now", pb.Mode_MODE_PHP, withOAuth(e, clientSecret("cl1ent-s3cret")))
+	if err := r.delivered("now"); err == nil || !strings.Contains(err.Error(), "access token") {
+		t.Errorf("mode php: %v", err)
 	}
 	e.set(func() { e.down = false })
 	if res := run(); res.Sent != 2 {
