@@ -49,10 +49,10 @@ type Options struct {
 	// no deadline: 0 = 30 s, negative = none. TestMailServer and a RunBatch that waits get what
 	// they were asked to take on top.
 	Timeout time.Duration
-	// SendTimeout of Deliver and Follow, over all their tries, when the context has no
-	// deadline: 0 = 5 min, negative = none. It bounds the attempt of a php-mode mail as well:
-	// see Dispatch.Send. SendAll and Bulk may take as long as they like, but the service may
-	// not be silent for longer than this while it owes an answer.
+	// SendTimeout of Deliver, Follow and SendMail, over all their tries, when the context has
+	// no deadline: 0 = 5 min, negative = none. It bounds the attempt of a php-mode mail as
+	// well: see Dispatch.Send. SendAll and Bulk may take as long as they like, but the service
+	// may not be silent for longer than this while it owes an answer.
 	SendTimeout time.Duration
 
 	// UserAgent names the calling program in the service's log.

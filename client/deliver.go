@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,6 +42,43 @@ func (r *Result) NotAccepted() []*maildispatchv1.RecipientResult {
 	var rs []*maildispatchv1.RecipientResult
 	for _, rcpt := range r.Recipients {
 		if rcpt.GetStatus() != maildispatchv1.RecipientResult_STATUS_ACCEPTED {
+			rs = append(rs, rcpt)
+		}
+	}
+	return rs
+}
+
+// Refused lists the recipients that the mail server refused for good. Nobody sends to them
+// again unless RetryMails or ResendMail is called.
+func (r *Result) Refused() []*maildispatchv1.RecipientResult {
+	return r.in(maildispatchv1.RecipientResult_STATUS_REJECTED)
+}
+
+// Unknown lists the recipients that may or may not have the mail: no reply came after its end.
+// Do not send it again by yourself. A mail of status UNKNOWN waits for ResolveMail; another one
+// is sent again by the service, and says possible_duplicate.
+func (r *Result) Unknown() []*maildispatchv1.RecipientResult {
+	return r.in(maildispatchv1.RecipientResult_STATUS_UNKNOWN)
+}
+
+// Waiting lists the recipients whose turn has not come, or that the mail server put off. See
+// WillRetry for whether somebody sends to them.
+func (r *Result) Waiting() []*maildispatchv1.RecipientResult {
+	return r.in(maildispatchv1.RecipientResult_STATUS_PENDING, maildispatchv1.RecipientResult_STATUS_DEFERRED)
+}
+
+// WillRetry reports whether the service goes on by itself: the mail has a time at which it is
+// due, or is being sent. False for a mail that is finished, held or given up, and where nothing
+// was heard of it.
+func (r *Result) WillRetry() bool {
+	return r.Mail.GetDueTime() != nil || r.Mail.GetStatus() == maildispatchv1.MailStatus_MAIL_STATUS_SENDING
+}
+
+// in lists the recipients of these statuses.
+func (r *Result) in(statuses ...maildispatchv1.RecipientResult_Status) []*maildispatchv1.RecipientResult {
+	var rs []*maildispatchv1.RecipientResult
+	for _, rcpt := range r.Recipients {
+		if slices.Contains(statuses, rcpt.GetStatus()) {
 			rs = append(rs, rcpt)
 		}
 	}

@@ -14,7 +14,11 @@ import (
 
 // bound gives unary calls without a deadline one.
 func (c *Client) bound(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	ctx, cancel := bounded(ctx, timeoutOf(req, c.timeout))
+	d := timeoutOf(req, c.timeout)
+	if _, is := req.(*maildispatchv1.SendMailRequest); is {
+		d = c.sendTimeout // it waits for the mail server
+	}
+	ctx, cancel := bounded(ctx, d)
 	defer cancel()
 	return invoke(ctx, method, req, reply, cc, opts...)
 }

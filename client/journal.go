@@ -34,6 +34,15 @@ func (c *Client) ArchivedMails(ctx context.Context, req *maildispatchv1.ListArch
 	})
 }
 
+// Find yields what FindMails finds, in the same way: over both journals, the last taken first.
+func (c *Client) Find(ctx context.Context, req *maildispatchv1.FindMailsRequest, opts ...grpc.CallOption) iter.Seq2[*maildispatchv1.Mail, error] {
+	return pages(req, func(req *maildispatchv1.FindMailsRequest, token string) ([]*maildispatchv1.Mail, string, error) {
+		req.PageToken = token
+		res, err := c.FindMails(ctx, req, opts...)
+		return res.GetMails(), res.GetNextPageToken(), err
+	})
+}
+
 // MailServers yields the mail servers in the same way.
 func (c *Client) MailServers(ctx context.Context, req *maildispatchv1.ListMailServersRequest, opts ...grpc.CallOption) iter.Seq2[*maildispatchv1.MailServer, error] {
 	return pages(req, func(req *maildispatchv1.ListMailServersRequest, token string) ([]*maildispatchv1.MailServer, string, error) {

@@ -34,6 +34,10 @@ type dialect interface {
 	lockRow() string
 	// joinMail joins mail to a journal; narrow: the filter names few mails of that table.
 	joinMail(narrow bool) string
+	// fence is the end of a subquery that is read by itself, in its order.
+	fence(end string) string
+	// textOf is a column as a text that LIKE compares without case, in the letters of ASCII.
+	textOf(column string) string
 
 	// flushers is how many batches of new mail are written at once.
 	flushers() int

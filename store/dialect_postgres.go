@@ -45,6 +45,10 @@ func (onPostgres) lockRow() string { return " for update" }
 
 func (onPostgres) joinMail(bool) string { return "join" }
 
+func (onPostgres) fence(end string) string { return end }
+
+func (onPostgres) textOf(column string) string { return "lower((" + column + ")::text)" }
+
 func (s onPostgres) dueServers(ctx context.Context) (names []string, err error) {
 	err = s.q.get("due_servers").SelectContext(ctx, &names)
 	return names, err

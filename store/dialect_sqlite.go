@@ -39,6 +39,12 @@ func (onSQLite) lockRow() string { return "" }
 
 // SQLite takes its order of tables from a cross join; left to itself it would read all mail
 // where only that can tell what is wanted.
+// fence: a cross join keeps the order.
+func (onSQLite) fence(string) string { return "" }
+
+// textOf: LIKE compares the letters of ASCII without case.
+func (onSQLite) textOf(column string) string { return "(" + column + ")" }
+
 func (onSQLite) joinMail(narrow bool) string {
 	if narrow {
 		return "join"

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/pressly/goose/v3"
 )
@@ -70,6 +71,21 @@ func (s *Store) JournalQuery(archive bool, sc Scope, f MailFilter, after Cursor,
 	}
 	return s.dueQuery(sc, &f, after, n)
 }
+
+// FindQueries are what a page of FindMails asks the database.
+func (s *Store) FindQueries(ctx context.Context, sc Scope, f FindFilter, after uuid.UUID, n int) (texts []string, args [][]any, err error) {
+	src, err := s.findSource(ctx, &f)
+	if err != nil {
+		return nil, nil, err
+	}
+	cond, _ := s.findCond(sc, &f, src)
+	end, ends := src.narrowed(after, uuid.Nil)
+	page, pages := s.findPage(src, cond, after, uuid.Max, n)
+	return []string{end + " order by " + src.id + " desc limit 1 offset 50", page}, [][]any{ends, pages}, nil
+}
+
+// MaxCompared is how many mails one FindMails compares.
+const MaxCompared = maxCompared
 
 // Plan is how the database would execute a statement, one step a line. generic: PostgreSQL's
 // plan for whatever arguments, which a prepared statement gets when it has been used for a

@@ -64,6 +64,9 @@ func journals(t *testing.T, s storetest.Store) []journalMail {
 			if i%5 > 0 {
 				m.Labels = map[string]string{"c": fmt.Sprint(i % 3), "d": fmt.Sprint(i % 2)}
 			}
+			if i%6 == 0 {
+				m.Subject = "Rechnung Über 10"
+			}
 			if i%4 == 0 {
 				m.RequestID, m.Fingerprint = fmt.Sprint("q", i%8), []byte{1}
 				if i >= 24 { // unique per team
@@ -77,6 +80,10 @@ func journals(t *testing.T, s storetest.Store) []journalMail {
 	enqueue(t, s, ms...)
 	for i, m := range all {
 		st := &store.Settlement{ID: m.ID, Owner: r, Claim: store.BornClaim, Status: m.status, RunAt: time.Now().Add(time.Hour), Progress: &store.Progress{}}
+		if m.status == store.MailFailed {
+			st.Progress.Results = []store.RecipientResult{{Status: store.RecipientRejected, Failure: "mailbox_full"}}
+			st.PossibleDuplicate = true
+		}
 		switch {
 		case m.status == store.MailQueued && i%2 == 0:
 			continue // it waits in r's memory

@@ -16,6 +16,7 @@ type where struct {
 	s     *Store
 	parts []string
 	args  []any
+	head  []any // of what stands before the condition; only a source has any
 }
 
 func newWhere(s *Store) *where { return &where{s: s} }

@@ -174,6 +174,7 @@ func TestHundredThousand(t *testing.T) {
 		t.Logf("%d mails seeded in %v", 2*n, time.Since(begin).Round(time.Millisecond))
 		t.Run("statements", func(t *testing.T) { plansOfStatements(t, s) })
 		t.Run("journals", func(t *testing.T) { plansOfJournals(t, s) })
+		t.Run("find", func(t *testing.T) { plansOfFind(t, s) })
 		if raceDetector {
 			n /= 4
 		}

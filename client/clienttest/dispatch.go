@@ -50,6 +50,14 @@ func (d dispatch) Send(req *maildispatchv1.SendRequest, stream grpc.ServerStream
 	return nil
 }
 
+func (d dispatch) SendMail(_ context.Context, req *maildispatchv1.SendMailRequest) (*maildispatchv1.SendMailResponse, error) {
+	events, err := d.s.send(&maildispatchv1.SendRequest{Options: req.GetOptions(), Message: req.GetMessage(), RequestId: req.GetRequestId(), ValidateOnly: req.GetValidateOnly()})
+	if err != nil {
+		return nil, err
+	}
+	return &maildispatchv1.SendMailResponse{MailId: events[0].GetMailId(), Accepted: events[0].GetAccepted(), Mail: events[len(events)-1].GetCompleted().GetMail()}, nil
+}
+
 // send takes a mail, in php mode sends it, and tells its story.
 func (s *Server) send(req *maildispatchv1.SendRequest) ([]*maildispatchv1.SendResponse, error) {
 	s.mu.Lock()

@@ -63,6 +63,24 @@ func (d dispatch) ResendMail(_ context.Context, req *maildispatchv1.ResendMailRe
 			e.add(r.Address, r.Kind)
 		}
 	}
+	if right := bare(req.GetToInstead()); right != "" {
+		if len(e.mail.Recipients) != 1 {
+			return nil, invalid([]client.Violation{{Field: "to_instead", Description: "is the right address of one recipient: name it in only_recipients"}})
+		}
+		wrong := e.mail.Recipients[0].Address
+		e.mail.Recipients[0].Address = right
+		e.request = proto.CloneOf(first.request)
+		for _, list := range [][]string{e.request.Message.GetTo(), e.request.Message.GetCc(), e.request.Message.GetBcc()} {
+			for i, a := range list {
+				if strings.EqualFold(bare(a), wrong) {
+					list[i] = right
+				}
+			}
+		}
+	}
+	for _, a := range req.GetAdditionalRecipients() {
+		e.add(bare(a), maildispatchv1.RecipientResult_KIND_BCC)
+	}
 	e.compose(now)
 	d.s.mails = append(d.s.mails, e)
 	return &maildispatchv1.ResendMailResponse{Mail: proto.CloneOf(e.mail)}, nil

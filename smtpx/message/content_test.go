@@ -146,3 +146,23 @@ func TestReissue(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestReaddress: the right address takes the place of the wrong one wherever To and Cc show it,
+// and nowhere else.
+func TestReaddress(t *testing.T) {
+	t.Parallel()
+	const rest = "\r\nwrong@x.example\r\n"
+	for name, tc := range map[string]struct{ head, want string }{
+		"bare":             {"To: wrong@x.example\r\n", "To: right@y.example\r\n"},
+		"named":            {"To: Ann <Wrong@X.example>\r\n", "To: Ann <right@y.example>\r\n"},
+		"in a name":        {"To: \"wrong@x.example \\\" \" <wrong@x.example>\r\n", "To: \"wrong@x.example \\\" \" <right@y.example>\r\n"},
+		"folded":           {"Cc: a@x.example,\r\n wrong@x.example,\r\n b@x.example\r\n", "Cc: a@x.example,\r\n right@y.example,\r\n b@x.example\r\n"},
+		"part of another":  {"To: xwrong@x.example, wrong@x.example.org\r\n", "To: xwrong@x.example, wrong@x.example.org\r\n"},
+		"another header":   {"Subject: wrong@x.example\r\n wrong@x.example\r\nTo: a@x.example\r\n", "Subject: wrong@x.example\r\n wrong@x.example\r\nTo: a@x.example\r\n"},
+		"header of a part": {"To: a@x.example\r\n\r\nTo: wrong@x.example\r\n", "To: a@x.example\r\n\r\nTo: wrong@x.example\r\n"},
+	} {
+		if got := string(Readdress([]byte(tc.head+rest), "wrong@x.example", "right@y.example")); got != tc.want+rest {
+			t.Errorf("%s: got %q, want %q", name, got, tc.want+rest)
+		}
+	}
+}

@@ -35,3 +35,43 @@ func Reissue(head []byte, messageID string, date time.Time) ([]byte, error) {
 	out = append(out, after...)
 	return append(out, head[end+2:]...), nil
 }
+
+// Readdress is the beginning of a raw message that Compose made, with another address in place
+// of one in To and Cc; a name beside it stays. Mailboxes are compared without case.
+func Readdress(head []byte, wrong, right string) []byte {
+	end := bytes.Index(head, []byte("\r\n\r\n"))
+	if end < 0 {
+		return head
+	}
+	var out []byte
+	shown := false // in To or Cc, or a line that goes on with it
+	for line := range bytes.SplitAfterSeq(head[:end+2], []byte("\r\n")) {
+		if len(line) > 0 && line[0] != ' ' && line[0] != '\t' {
+			name, _, _ := bytes.Cut(line, []byte(":"))
+			shown = bytes.EqualFold(name, []byte("To")) || bytes.EqualFold(name, []byte("Cc"))
+		}
+		if shown {
+			line = replaceMailbox(line, wrong, right)
+		}
+		out = append(out, line...)
+	}
+	return append(out, head[end+2:]...)
+}
+
+// replaceMailbox replaces a mailbox outside of quoted names. Compose never breaks one over two
+// lines.
+func replaceMailbox(line []byte, wrong, right string) []byte {
+	quoted := false
+	for i := 0; i < len(line); i++ {
+		switch {
+		case line[i] == '\\' && quoted:
+			i++
+		case line[i] == '"':
+			quoted = !quoted
+		case quoted || i > 0 && !bytes.ContainsRune([]byte(" \t<,:"), rune(line[i-1])):
+		case len(line)-i > len(wrong) && strings.EqualFold(string(line[i:i+len(wrong)]), wrong) && bytes.ContainsRune([]byte(" \t>,\r"), rune(line[i+len(wrong)])):
+			return append(append(append([]byte{}, line[:i]...), right...), line[i+len(wrong):]...)
+		}
+	}
+	return line
+}

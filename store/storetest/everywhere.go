@@ -31,6 +31,7 @@ type Store interface {
 	RawMail(ctx context.Context, sc store.Scope, id uuid.UUID, w io.Writer) (int64, error)
 	ListDue(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
 	ListArchive(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Cursor, n int) ([]*store.Mail, error)
+	FindMails(ctx context.Context, sc store.Scope, f store.FindFilter, after uuid.UUID, n int) ([]*store.Mail, uuid.UUID, error)
 	CountDue(ctx context.Context, server string) (int, error)
 	CountBatch(ctx context.Context, sc store.Scope, team, batchID string) (*store.BatchCount, error)
 	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (matched, changed int, failures []store.ModifyFailure, err error)

@@ -239,6 +239,338 @@ func (*SendResponse_Recipient) isSendResponse_Event() {}
 
 func (*SendResponse_Completed_) isSendResponse_Event() {}
 
+// SendMailRequest is one mail.
+type SendMailRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For whom, through what and when; absent = the system's mail through its default mail
+	// server, now.
+	Options *SendOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
+	// REQUIRED. What to send, and to whom. The sender is the mail server's own `from`.
+	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// As in SendRequest.
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Check, route and compose, but write and send nothing: the answer has accepted only.
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendMailRequest) Reset() {
+	*x = SendMailRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendMailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendMailRequest) ProtoMessage() {}
+
+func (x *SendMailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendMailRequest.ProtoReflect.Descriptor instead.
+func (*SendMailRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SendMailRequest) GetOptions() *SendOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *SendMailRequest) GetMessage() *MailMessage {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *SendMailRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SendMailRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// SendMailResponse is what Send would have told, at its end.
+type SendMailResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the mail; empty only with validate_only.
+	MailId string `protobuf:"bytes,1,opt,name=mail_id,json=mailId,proto3" json:"mail_id,omitempty"`
+	// The mail server that was chosen and why, and whether the request_id was known before.
+	Accepted *SendResponse_Accepted `protobuf:"bytes,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// The mail as the journal has it now, with a result for each recipient; its attempts say
+	// through which mail server each went. Absent with validate_only.
+	Mail          *Mail `protobuf:"bytes,3,opt,name=mail,proto3" json:"mail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendMailResponse) Reset() {
+	*x = SendMailResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendMailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendMailResponse) ProtoMessage() {}
+
+func (x *SendMailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendMailResponse.ProtoReflect.Descriptor instead.
+func (*SendMailResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SendMailResponse) GetMailId() string {
+	if x != nil {
+		return x.MailId
+	}
+	return ""
+}
+
+func (x *SendMailResponse) GetAccepted() *SendResponse_Accepted {
+	if x != nil {
+		return x.Accepted
+	}
+	return nil
+}
+
+func (x *SendMailResponse) GetMail() *Mail {
+	if x != nil {
+		return x.Mail
+	}
+	return nil
+}
+
+// FindMailsRequest is an AND of its set fields; none = every mail.
+type FindMailsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the journals can be filtered by; statuses of both journals may be named.
+	Filter *MailFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// The mail of this id.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// A word that names a mail: its id, reference, request_id or Message-ID, or the address of
+	// one of its recipients. At most 998 octets.
+	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// With a recipient at this domain, such as shop.example; compared without case.
+	RecipientDomain string `protobuf:"bytes,4,opt,name=recipient_domain,json=recipientDomain,proto3" json:"recipient_domain,omitempty"`
+	// With all of these words in the subject, in any order, compared without case. A word may be
+	// a part of a longer one. At most 10 words, 200 characters in all.
+	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
+	// With a recipient that does not have the mail for this reason.
+	Failure RecipientResult_Failure `protobuf:"varint,6,opt,name=failure,proto3,enum=maildispatch.v1.RecipientResult_Failure" json:"failure,omitempty"`
+	// Only mails of which a copy may have been delivered before.
+	PossibleDuplicate bool `protobuf:"varint,7,opt,name=possible_duplicate,json=possibleDuplicate,proto3" json:"possible_duplicate,omitempty"`
+	// Finished (finish_time) at or after.
+	FinishedSince *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=finished_since,json=finishedSince,proto3" json:"finished_since,omitempty"`
+	// Finished (finish_time) before.
+	FinishedUntil *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=finished_until,json=finishedUntil,proto3" json:"finished_until,omitempty"`
+	// Most mails in the answer: 0 = 50, more than 500 = 500, negative is refused.
+	PageSize int32 `protobuf:"varint,10,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, with the same other fields.
+	PageToken     string `protobuf:"bytes,11,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindMailsRequest) Reset() {
+	*x = FindMailsRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindMailsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindMailsRequest) ProtoMessage() {}
+
+func (x *FindMailsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindMailsRequest.ProtoReflect.Descriptor instead.
+func (*FindMailsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FindMailsRequest) GetFilter() *MailFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *FindMailsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FindMailsRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *FindMailsRequest) GetRecipientDomain() string {
+	if x != nil {
+		return x.RecipientDomain
+	}
+	return ""
+}
+
+func (x *FindMailsRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *FindMailsRequest) GetFailure() RecipientResult_Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return RecipientResult_FAILURE_UNSPECIFIED
+}
+
+func (x *FindMailsRequest) GetPossibleDuplicate() bool {
+	if x != nil {
+		return x.PossibleDuplicate
+	}
+	return false
+}
+
+func (x *FindMailsRequest) GetFinishedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedSince
+	}
+	return nil
+}
+
+func (x *FindMailsRequest) GetFinishedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedUntil
+	}
+	return nil
+}
+
+func (x *FindMailsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *FindMailsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// FindMailsResponse is a page.
+type FindMailsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Mails, the last taken first.
+	Mails []*Mail `protobuf:"bytes,1,rep,name=mails,proto3" json:"mails,omitempty"`
+	// Goes into page_token to go on; empty when everything has been looked at.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindMailsResponse) Reset() {
+	*x = FindMailsResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindMailsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindMailsResponse) ProtoMessage() {}
+
+func (x *FindMailsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindMailsResponse.ProtoReflect.Descriptor instead.
+func (*FindMailsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FindMailsResponse) GetMails() []*Mail {
+	if x != nil {
+		return x.Mails
+	}
+	return nil
+}
+
+func (x *FindMailsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // GetMailRequest names a mail.
 type GetMailRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -250,7 +582,7 @@ type GetMailRequest struct {
 
 func (x *GetMailRequest) Reset() {
 	*x = GetMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -262,7 +594,7 @@ func (x *GetMailRequest) String() string {
 func (*GetMailRequest) ProtoMessage() {}
 
 func (x *GetMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[2]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -275,7 +607,7 @@ func (x *GetMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMailRequest.ProtoReflect.Descriptor instead.
 func (*GetMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{2}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetMailRequest) GetId() string {
@@ -296,7 +628,7 @@ type GetMailResponse struct {
 
 func (x *GetMailResponse) Reset() {
 	*x = GetMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -308,7 +640,7 @@ func (x *GetMailResponse) String() string {
 func (*GetMailResponse) ProtoMessage() {}
 
 func (x *GetMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -321,7 +653,7 @@ func (x *GetMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMailResponse.ProtoReflect.Descriptor instead.
 func (*GetMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{3}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetMailResponse) GetMail() *Mail {
@@ -342,7 +674,7 @@ type DownloadMailRequest struct {
 
 func (x *DownloadMailRequest) Reset() {
 	*x = DownloadMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +686,7 @@ func (x *DownloadMailRequest) String() string {
 func (*DownloadMailRequest) ProtoMessage() {}
 
 func (x *DownloadMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +699,7 @@ func (x *DownloadMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadMailRequest.ProtoReflect.Descriptor instead.
 func (*DownloadMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{4}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DownloadMailRequest) GetId() string {
@@ -393,7 +725,7 @@ type DownloadMailResponse struct {
 
 func (x *DownloadMailResponse) Reset() {
 	*x = DownloadMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -405,7 +737,7 @@ func (x *DownloadMailResponse) String() string {
 func (*DownloadMailResponse) ProtoMessage() {}
 
 func (x *DownloadMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -418,7 +750,7 @@ func (x *DownloadMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadMailResponse.ProtoReflect.Descriptor instead.
 func (*DownloadMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DownloadMailResponse) GetChunk() []byte {
@@ -457,7 +789,7 @@ type ListDueOutMailsRequest struct {
 
 func (x *ListDueOutMailsRequest) Reset() {
 	*x = ListDueOutMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +801,7 @@ func (x *ListDueOutMailsRequest) String() string {
 func (*ListDueOutMailsRequest) ProtoMessage() {}
 
 func (x *ListDueOutMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +814,7 @@ func (x *ListDueOutMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDueOutMailsRequest.ProtoReflect.Descriptor instead.
 func (*ListDueOutMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{6}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDueOutMailsRequest) GetFilter() *MailFilter {
@@ -519,7 +851,7 @@ type ListDueOutMailsResponse struct {
 
 func (x *ListDueOutMailsResponse) Reset() {
 	*x = ListDueOutMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +863,7 @@ func (x *ListDueOutMailsResponse) String() string {
 func (*ListDueOutMailsResponse) ProtoMessage() {}
 
 func (x *ListDueOutMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +876,7 @@ func (x *ListDueOutMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDueOutMailsResponse.ProtoReflect.Descriptor instead.
 func (*ListDueOutMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{7}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDueOutMailsResponse) GetMails() []*Mail {
@@ -576,7 +908,7 @@ type ListArchivedMailsRequest struct {
 
 func (x *ListArchivedMailsRequest) Reset() {
 	*x = ListArchivedMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +920,7 @@ func (x *ListArchivedMailsRequest) String() string {
 func (*ListArchivedMailsRequest) ProtoMessage() {}
 
 func (x *ListArchivedMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +933,7 @@ func (x *ListArchivedMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivedMailsRequest.ProtoReflect.Descriptor instead.
 func (*ListArchivedMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{8}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListArchivedMailsRequest) GetFilter() *MailFilter {
@@ -638,7 +970,7 @@ type ListArchivedMailsResponse struct {
 
 func (x *ListArchivedMailsResponse) Reset() {
 	*x = ListArchivedMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +982,7 @@ func (x *ListArchivedMailsResponse) String() string {
 func (*ListArchivedMailsResponse) ProtoMessage() {}
 
 func (x *ListArchivedMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +995,7 @@ func (x *ListArchivedMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivedMailsResponse.ProtoReflect.Descriptor instead.
 func (*ListArchivedMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{9}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListArchivedMailsResponse) GetMails() []*Mail {
@@ -698,7 +1030,7 @@ type MailFailure struct {
 
 func (x *MailFailure) Reset() {
 	*x = MailFailure{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +1042,7 @@ func (x *MailFailure) String() string {
 func (*MailFailure) ProtoMessage() {}
 
 func (x *MailFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +1055,7 @@ func (x *MailFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailFailure.ProtoReflect.Descriptor instead.
 func (*MailFailure) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{10}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MailFailure) GetId() string {
@@ -765,7 +1097,7 @@ type RetryMailsRequest struct {
 
 func (x *RetryMailsRequest) Reset() {
 	*x = RetryMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +1109,7 @@ func (x *RetryMailsRequest) String() string {
 func (*RetryMailsRequest) ProtoMessage() {}
 
 func (x *RetryMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +1122,7 @@ func (x *RetryMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryMailsRequest.ProtoReflect.Descriptor instead.
 func (*RetryMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{11}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RetryMailsRequest) GetIds() []string {
@@ -836,7 +1168,7 @@ type RetryMailsResponse struct {
 
 func (x *RetryMailsResponse) Reset() {
 	*x = RetryMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1180,7 @@ func (x *RetryMailsResponse) String() string {
 func (*RetryMailsResponse) ProtoMessage() {}
 
 func (x *RetryMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1193,7 @@ func (x *RetryMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryMailsResponse.ProtoReflect.Descriptor instead.
 func (*RetryMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{12}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RetryMailsResponse) GetMatched() int32 {
@@ -903,7 +1235,7 @@ type CancelMailsRequest struct {
 
 func (x *CancelMailsRequest) Reset() {
 	*x = CancelMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1247,7 @@ func (x *CancelMailsRequest) String() string {
 func (*CancelMailsRequest) ProtoMessage() {}
 
 func (x *CancelMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1260,7 @@ func (x *CancelMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMailsRequest.ProtoReflect.Descriptor instead.
 func (*CancelMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{13}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CancelMailsRequest) GetIds() []string {
@@ -974,7 +1306,7 @@ type CancelMailsResponse struct {
 
 func (x *CancelMailsResponse) Reset() {
 	*x = CancelMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1318,7 @@ func (x *CancelMailsResponse) String() string {
 func (*CancelMailsResponse) ProtoMessage() {}
 
 func (x *CancelMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1331,7 @@ func (x *CancelMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMailsResponse.ProtoReflect.Descriptor instead.
 func (*CancelMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{14}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CancelMailsResponse) GetMatched() int32 {
@@ -1042,7 +1374,7 @@ type HoldMailsRequest struct {
 
 func (x *HoldMailsRequest) Reset() {
 	*x = HoldMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1386,7 @@ func (x *HoldMailsRequest) String() string {
 func (*HoldMailsRequest) ProtoMessage() {}
 
 func (x *HoldMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1399,7 @@ func (x *HoldMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldMailsRequest.ProtoReflect.Descriptor instead.
 func (*HoldMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{15}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HoldMailsRequest) GetIds() []string {
@@ -1113,7 +1445,7 @@ type HoldMailsResponse struct {
 
 func (x *HoldMailsResponse) Reset() {
 	*x = HoldMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1457,7 @@ func (x *HoldMailsResponse) String() string {
 func (*HoldMailsResponse) ProtoMessage() {}
 
 func (x *HoldMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1470,7 @@ func (x *HoldMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldMailsResponse.ProtoReflect.Descriptor instead.
 func (*HoldMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{16}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HoldMailsResponse) GetMatched() int32 {
@@ -1180,7 +1512,7 @@ type ReleaseMailsRequest struct {
 
 func (x *ReleaseMailsRequest) Reset() {
 	*x = ReleaseMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1524,7 @@ func (x *ReleaseMailsRequest) String() string {
 func (*ReleaseMailsRequest) ProtoMessage() {}
 
 func (x *ReleaseMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1537,7 @@ func (x *ReleaseMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseMailsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{17}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReleaseMailsRequest) GetIds() []string {
@@ -1251,7 +1583,7 @@ type ReleaseMailsResponse struct {
 
 func (x *ReleaseMailsResponse) Reset() {
 	*x = ReleaseMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1595,7 @@ func (x *ReleaseMailsResponse) String() string {
 func (*ReleaseMailsResponse) ProtoMessage() {}
 
 func (x *ReleaseMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1608,7 @@ func (x *ReleaseMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseMailsResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{18}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReleaseMailsResponse) GetMatched() int32 {
@@ -1320,7 +1652,7 @@ type MoveMailsRequest struct {
 
 func (x *MoveMailsRequest) Reset() {
 	*x = MoveMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1664,7 @@ func (x *MoveMailsRequest) String() string {
 func (*MoveMailsRequest) ProtoMessage() {}
 
 func (x *MoveMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1677,7 @@ func (x *MoveMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveMailsRequest.ProtoReflect.Descriptor instead.
 func (*MoveMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MoveMailsRequest) GetIds() []string {
@@ -1401,7 +1733,7 @@ type MoveMailsResponse struct {
 
 func (x *MoveMailsResponse) Reset() {
 	*x = MoveMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1745,7 @@ func (x *MoveMailsResponse) String() string {
 func (*MoveMailsResponse) ProtoMessage() {}
 
 func (x *MoveMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1758,7 @@ func (x *MoveMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveMailsResponse.ProtoReflect.Descriptor instead.
 func (*MoveMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MoveMailsResponse) GetMatched() int32 {
@@ -1475,7 +1807,7 @@ type ResolveMailRequest struct {
 
 func (x *ResolveMailRequest) Reset() {
 	*x = ResolveMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1819,7 @@ func (x *ResolveMailRequest) String() string {
 func (*ResolveMailRequest) ProtoMessage() {}
 
 func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1832,7 @@ func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailRequest.ProtoReflect.Descriptor instead.
 func (*ResolveMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResolveMailRequest) GetId() string {
@@ -1542,7 +1874,7 @@ type ResolveMailResponse struct {
 
 func (x *ResolveMailResponse) Reset() {
 	*x = ResolveMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1886,7 @@ func (x *ResolveMailResponse) String() string {
 func (*ResolveMailResponse) ProtoMessage() {}
 
 func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1899,7 @@ func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailResponse.ProtoReflect.Descriptor instead.
 func (*ResolveMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ResolveMailResponse) GetMail() *Mail {
@@ -1591,7 +1923,7 @@ type WatchMailsRequest struct {
 
 func (x *WatchMailsRequest) Reset() {
 	*x = WatchMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1935,7 @@ func (x *WatchMailsRequest) String() string {
 func (*WatchMailsRequest) ProtoMessage() {}
 
 func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1948,7 @@ func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsRequest.ProtoReflect.Descriptor instead.
 func (*WatchMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchMailsRequest) GetFilter() *MailFilter {
@@ -1657,7 +1989,7 @@ type WatchMailsResponse struct {
 
 func (x *WatchMailsResponse) Reset() {
 	*x = WatchMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +2001,7 @@ func (x *WatchMailsResponse) String() string {
 func (*WatchMailsResponse) ProtoMessage() {}
 
 func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +2014,7 @@ func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsResponse.ProtoReflect.Descriptor instead.
 func (*WatchMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{24}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchMailsResponse) GetMail() *Mail {
@@ -1731,14 +2063,20 @@ type ResendMailRequest struct {
 	// REQUIRED. Why, for the audit log and the new mail's resend_reason: 1 to 500 characters.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// As in SendRequest: the same id again answers with the first new mail.
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The right address of one recipient: it gets the mail in place of that one, and nobody else
+	// does. only_recipients names the one, unless the mail has only one recipient. It also takes
+	// the other's place in To or Cc; the name there stays.
+	ToInstead string `protobuf:"bytes,5,opt,name=to_instead,json=toInstead,proto3" json:"to_instead,omitempty"`
+	// Addresses that get it as well, like a bcc: no header shows them. At most 100.
+	AdditionalRecipients []string `protobuf:"bytes,6,rep,name=additional_recipients,json=additionalRecipients,proto3" json:"additional_recipients,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *ResendMailRequest) Reset() {
 	*x = ResendMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +2088,7 @@ func (x *ResendMailRequest) String() string {
 func (*ResendMailRequest) ProtoMessage() {}
 
 func (x *ResendMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +2101,7 @@ func (x *ResendMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendMailRequest.ProtoReflect.Descriptor instead.
 func (*ResendMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{25}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResendMailRequest) GetId() string {
@@ -1794,6 +2132,20 @@ func (x *ResendMailRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *ResendMailRequest) GetToInstead() string {
+	if x != nil {
+		return x.ToInstead
+	}
+	return ""
+}
+
+func (x *ResendMailRequest) GetAdditionalRecipients() []string {
+	if x != nil {
+		return x.AdditionalRecipients
+	}
+	return nil
+}
+
 // ResendMailResponse holds the new mail.
 type ResendMailResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1807,7 +2159,7 @@ type ResendMailResponse struct {
 
 func (x *ResendMailResponse) Reset() {
 	*x = ResendMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2171,7 @@ func (x *ResendMailResponse) String() string {
 func (*ResendMailResponse) ProtoMessage() {}
 
 func (x *ResendMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2184,7 @@ func (x *ResendMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendMailResponse.ProtoReflect.Descriptor instead.
 func (*ResendMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResendMailResponse) GetMail() *Mail {
@@ -1862,7 +2214,7 @@ type GetQueueStatsRequest struct {
 
 func (x *GetQueueStatsRequest) Reset() {
 	*x = GetQueueStatsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2226,7 @@ func (x *GetQueueStatsRequest) String() string {
 func (*GetQueueStatsRequest) ProtoMessage() {}
 
 func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2239,7 @@ func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{27}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetQueueStatsRequest) GetTeam() string {
@@ -1934,7 +2286,7 @@ type GetQueueStatsResponse struct {
 
 func (x *GetQueueStatsResponse) Reset() {
 	*x = GetQueueStatsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2298,7 @@ func (x *GetQueueStatsResponse) String() string {
 func (*GetQueueStatsResponse) ProtoMessage() {}
 
 func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2311,7 @@ func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{28}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetQueueStatsResponse) GetCounts() *MailCounts {
@@ -2053,7 +2405,7 @@ type SendResponse_Accepted struct {
 
 func (x *SendResponse_Accepted) Reset() {
 	*x = SendResponse_Accepted{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +2417,7 @@ func (x *SendResponse_Accepted) String() string {
 func (*SendResponse_Accepted) ProtoMessage() {}
 
 func (x *SendResponse_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2486,7 @@ type SendResponse_Completed struct {
 
 func (x *SendResponse_Completed) Reset() {
 	*x = SendResponse_Completed{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2498,7 @@ func (x *SendResponse_Completed) String() string {
 func (*SendResponse_Completed) ProtoMessage() {}
 
 func (x *SendResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2538,7 @@ type GetQueueStatsResponse_Lane struct {
 
 func (x *GetQueueStatsResponse_Lane) Reset() {
 	*x = GetQueueStatsResponse_Lane{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2550,7 @@ func (x *GetQueueStatsResponse_Lane) String() string {
 func (*GetQueueStatsResponse_Lane) ProtoMessage() {}
 
 func (x *GetQueueStatsResponse_Lane) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2563,7 @@ func (x *GetQueueStatsResponse_Lane) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsResponse_Lane.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsResponse_Lane) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{28, 0}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{32, 0}
 }
 
 func (x *GetQueueStatsResponse_Lane) GetPriority() Priority {
@@ -2271,7 +2623,34 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"size_bytes\x18\x06 \x01(\x03R\tsizeBytes\x1a6\n" +
 	"\tCompleted\x12)\n" +
 	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mailB\a\n" +
-	"\x05event\" \n" +
+	"\x05event\"\xc5\x01\n" +
+	"\x0fSendMailRequest\x126\n" +
+	"\aoptions\x18\x01 \x01(\v2\x1c.maildispatch.v1.SendOptionsR\aoptions\x126\n" +
+	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12#\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"\x9a\x01\n" +
+	"\x10SendMailResponse\x12\x17\n" +
+	"\amail_id\x18\x01 \x01(\tR\x06mailId\x12B\n" +
+	"\baccepted\x18\x02 \x01(\v2&.maildispatch.v1.SendResponse.AcceptedR\baccepted\x12)\n" +
+	"\x04mail\x18\x03 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\"\xe5\x03\n" +
+	"\x10FindMailsRequest\x123\n" +
+	"\x06filter\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12)\n" +
+	"\x10recipient_domain\x18\x04 \x01(\tR\x0frecipientDomain\x12\x18\n" +
+	"\asubject\x18\x05 \x01(\tR\asubject\x12B\n" +
+	"\afailure\x18\x06 \x01(\x0e2(.maildispatch.v1.RecipientResult.FailureR\afailure\x12-\n" +
+	"\x12possible_duplicate\x18\a \x01(\bR\x11possibleDuplicate\x12A\n" +
+	"\x0efinished_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rfinishedSince\x12A\n" +
+	"\x0efinished_until\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\rfinishedUntil\x12\x1b\n" +
+	"\tpage_size\x18\n" +
+	" \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\v \x01(\tR\tpageToken\"h\n" +
+	"\x11FindMailsResponse\x12+\n" +
+	"\x05mails\x18\x01 \x03(\v2\x15.maildispatch.v1.MailR\x05mails\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\" \n" +
 	"\x0eGetMailRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"<\n" +
 	"\x0fGetMailResponse\x12)\n" +
@@ -2372,13 +2751,16 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\vchange_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"changeTime\x12\x16\n" +
 	"\x06cursor\x18\x04 \x01(\tR\x06cursor\x12+\n" +
-	"\x03lag\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03lag\"\x83\x01\n" +
+	"\x03lag\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03lag\"\xd7\x01\n" +
 	"\x11ResendMailRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0fonly_recipients\x18\x02 \x03(\tR\x0eonlyRecipients\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"]\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x1d\n" +
+	"\n" +
+	"to_instead\x18\x05 \x01(\tR\ttoInstead\x123\n" +
+	"\x15additional_recipients\x18\x06 \x03(\tR\x14additionalRecipients\"]\n" +
 	"\x12ResendMailResponse\x12)\n" +
 	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\x12\x1c\n" +
 	"\tduplicate\x18\x02 \x01(\bR\tduplicate\"Y\n" +
@@ -2405,10 +2787,12 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12B\n" +
 	"\x0foldest_due_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\roldestDueTime\x128\n" +
 	"\n" +
-	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\xeb\x0f\n" +
+	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\xc3\x11\n" +
 	"\bDispatch\x12^\n" +
 	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse\"\x17\xda\xe7\x18\x13\n" +
-	"\x01\x01\x1a\foptions.team \x010\x01\x12w\n" +
+	"\x01\x01\x1a\foptions.team \x010\x01\x12h\n" +
+	"\bSendMail\x12 .maildispatch.v1.SendMailRequest\x1a!.maildispatch.v1.SendMailResponse\"\x17\xda\xe7\x18\x13\n" +
+	"\x01\x01\x1a\foptions.team \x01\x12w\n" +
 	"\tSendBatch\x12!.maildispatch.v1.SendBatchRequest\x1a\".maildispatch.v1.SendBatchResponse\"!\xda\xe7\x18\x1d\n" +
 	"\x01\x01\x1a\x14options.options.team \x01(\x01(\x01\x12|\n" +
 	"\n" +
@@ -2425,6 +2809,8 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x0fListDueOutMails\x12'.maildispatch.v1.ListDueOutMailsRequest\x1a(.maildispatch.v1.ListDueOutMailsResponse\"\x18\xda\xe7\x18\x11\n" +
 	"\x02\x01\x02\x1a\vfilter.team\x90\x02\x01\x12\x84\x01\n" +
 	"\x11ListArchivedMails\x12).maildispatch.v1.ListArchivedMailsRequest\x1a*.maildispatch.v1.ListArchivedMailsResponse\"\x18\xda\xe7\x18\x11\n" +
+	"\x02\x01\x02\x1a\vfilter.team\x90\x02\x01\x12l\n" +
+	"\tFindMails\x12!.maildispatch.v1.FindMailsRequest\x1a\".maildispatch.v1.FindMailsResponse\"\x18\xda\xe7\x18\x11\n" +
 	"\x02\x01\x02\x1a\vfilter.team\x90\x02\x01\x12k\n" +
 	"\n" +
 	"RetryMails\x12\".maildispatch.v1.RetryMailsRequest\x1a#.maildispatch.v1.RetryMailsResponse\"\x14\xda\xe7\x18\x10\n" +
@@ -2460,148 +2846,166 @@ func file_maildispatch_v1_dispatch_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_dispatch_proto_rawDescData
 }
 
-var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*SendRequest)(nil),                // 0: maildispatch.v1.SendRequest
 	(*SendResponse)(nil),               // 1: maildispatch.v1.SendResponse
-	(*GetMailRequest)(nil),             // 2: maildispatch.v1.GetMailRequest
-	(*GetMailResponse)(nil),            // 3: maildispatch.v1.GetMailResponse
-	(*DownloadMailRequest)(nil),        // 4: maildispatch.v1.DownloadMailRequest
-	(*DownloadMailResponse)(nil),       // 5: maildispatch.v1.DownloadMailResponse
-	(*ListDueOutMailsRequest)(nil),     // 6: maildispatch.v1.ListDueOutMailsRequest
-	(*ListDueOutMailsResponse)(nil),    // 7: maildispatch.v1.ListDueOutMailsResponse
-	(*ListArchivedMailsRequest)(nil),   // 8: maildispatch.v1.ListArchivedMailsRequest
-	(*ListArchivedMailsResponse)(nil),  // 9: maildispatch.v1.ListArchivedMailsResponse
-	(*MailFailure)(nil),                // 10: maildispatch.v1.MailFailure
-	(*RetryMailsRequest)(nil),          // 11: maildispatch.v1.RetryMailsRequest
-	(*RetryMailsResponse)(nil),         // 12: maildispatch.v1.RetryMailsResponse
-	(*CancelMailsRequest)(nil),         // 13: maildispatch.v1.CancelMailsRequest
-	(*CancelMailsResponse)(nil),        // 14: maildispatch.v1.CancelMailsResponse
-	(*HoldMailsRequest)(nil),           // 15: maildispatch.v1.HoldMailsRequest
-	(*HoldMailsResponse)(nil),          // 16: maildispatch.v1.HoldMailsResponse
-	(*ReleaseMailsRequest)(nil),        // 17: maildispatch.v1.ReleaseMailsRequest
-	(*ReleaseMailsResponse)(nil),       // 18: maildispatch.v1.ReleaseMailsResponse
-	(*MoveMailsRequest)(nil),           // 19: maildispatch.v1.MoveMailsRequest
-	(*MoveMailsResponse)(nil),          // 20: maildispatch.v1.MoveMailsResponse
-	(*ResolveMailRequest)(nil),         // 21: maildispatch.v1.ResolveMailRequest
-	(*ResolveMailResponse)(nil),        // 22: maildispatch.v1.ResolveMailResponse
-	(*WatchMailsRequest)(nil),          // 23: maildispatch.v1.WatchMailsRequest
-	(*WatchMailsResponse)(nil),         // 24: maildispatch.v1.WatchMailsResponse
-	(*ResendMailRequest)(nil),          // 25: maildispatch.v1.ResendMailRequest
-	(*ResendMailResponse)(nil),         // 26: maildispatch.v1.ResendMailResponse
-	(*GetQueueStatsRequest)(nil),       // 27: maildispatch.v1.GetQueueStatsRequest
-	(*GetQueueStatsResponse)(nil),      // 28: maildispatch.v1.GetQueueStatsResponse
-	(*SendResponse_Accepted)(nil),      // 29: maildispatch.v1.SendResponse.Accepted
-	(*SendResponse_Completed)(nil),     // 30: maildispatch.v1.SendResponse.Completed
-	(*GetQueueStatsResponse_Lane)(nil), // 31: maildispatch.v1.GetQueueStatsResponse.Lane
-	(*SendOptions)(nil),                // 32: maildispatch.v1.SendOptions
-	(*MailMessage)(nil),                // 33: maildispatch.v1.MailMessage
-	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
-	(*Attempt)(nil),                    // 35: maildispatch.v1.Attempt
-	(*RecipientResult)(nil),            // 36: maildispatch.v1.RecipientResult
-	(*Mail)(nil),                       // 37: maildispatch.v1.Mail
-	(*MailFilter)(nil),                 // 38: maildispatch.v1.MailFilter
-	(Resolution)(0),                    // 39: maildispatch.v1.Resolution
-	(MailStatus)(0),                    // 40: maildispatch.v1.MailStatus
-	(*durationpb.Duration)(nil),        // 41: google.protobuf.Duration
-	(*MailCounts)(nil),                 // 42: maildispatch.v1.MailCounts
-	(Mode)(0),                          // 43: maildispatch.v1.Mode
-	(Route)(0),                         // 44: maildispatch.v1.Route
-	(Priority)(0),                      // 45: maildispatch.v1.Priority
-	(*SendBatchRequest)(nil),           // 46: maildispatch.v1.SendBatchRequest
-	(*SendStreamRequest)(nil),          // 47: maildispatch.v1.SendStreamRequest
-	(*UploadAttachmentRequest)(nil),    // 48: maildispatch.v1.UploadAttachmentRequest
-	(*GetBatchRequest)(nil),            // 49: maildispatch.v1.GetBatchRequest
-	(*SendBatchResponse)(nil),          // 50: maildispatch.v1.SendBatchResponse
-	(*SendStreamResponse)(nil),         // 51: maildispatch.v1.SendStreamResponse
-	(*UploadAttachmentResponse)(nil),   // 52: maildispatch.v1.UploadAttachmentResponse
-	(*GetBatchResponse)(nil),           // 53: maildispatch.v1.GetBatchResponse
+	(*SendMailRequest)(nil),            // 2: maildispatch.v1.SendMailRequest
+	(*SendMailResponse)(nil),           // 3: maildispatch.v1.SendMailResponse
+	(*FindMailsRequest)(nil),           // 4: maildispatch.v1.FindMailsRequest
+	(*FindMailsResponse)(nil),          // 5: maildispatch.v1.FindMailsResponse
+	(*GetMailRequest)(nil),             // 6: maildispatch.v1.GetMailRequest
+	(*GetMailResponse)(nil),            // 7: maildispatch.v1.GetMailResponse
+	(*DownloadMailRequest)(nil),        // 8: maildispatch.v1.DownloadMailRequest
+	(*DownloadMailResponse)(nil),       // 9: maildispatch.v1.DownloadMailResponse
+	(*ListDueOutMailsRequest)(nil),     // 10: maildispatch.v1.ListDueOutMailsRequest
+	(*ListDueOutMailsResponse)(nil),    // 11: maildispatch.v1.ListDueOutMailsResponse
+	(*ListArchivedMailsRequest)(nil),   // 12: maildispatch.v1.ListArchivedMailsRequest
+	(*ListArchivedMailsResponse)(nil),  // 13: maildispatch.v1.ListArchivedMailsResponse
+	(*MailFailure)(nil),                // 14: maildispatch.v1.MailFailure
+	(*RetryMailsRequest)(nil),          // 15: maildispatch.v1.RetryMailsRequest
+	(*RetryMailsResponse)(nil),         // 16: maildispatch.v1.RetryMailsResponse
+	(*CancelMailsRequest)(nil),         // 17: maildispatch.v1.CancelMailsRequest
+	(*CancelMailsResponse)(nil),        // 18: maildispatch.v1.CancelMailsResponse
+	(*HoldMailsRequest)(nil),           // 19: maildispatch.v1.HoldMailsRequest
+	(*HoldMailsResponse)(nil),          // 20: maildispatch.v1.HoldMailsResponse
+	(*ReleaseMailsRequest)(nil),        // 21: maildispatch.v1.ReleaseMailsRequest
+	(*ReleaseMailsResponse)(nil),       // 22: maildispatch.v1.ReleaseMailsResponse
+	(*MoveMailsRequest)(nil),           // 23: maildispatch.v1.MoveMailsRequest
+	(*MoveMailsResponse)(nil),          // 24: maildispatch.v1.MoveMailsResponse
+	(*ResolveMailRequest)(nil),         // 25: maildispatch.v1.ResolveMailRequest
+	(*ResolveMailResponse)(nil),        // 26: maildispatch.v1.ResolveMailResponse
+	(*WatchMailsRequest)(nil),          // 27: maildispatch.v1.WatchMailsRequest
+	(*WatchMailsResponse)(nil),         // 28: maildispatch.v1.WatchMailsResponse
+	(*ResendMailRequest)(nil),          // 29: maildispatch.v1.ResendMailRequest
+	(*ResendMailResponse)(nil),         // 30: maildispatch.v1.ResendMailResponse
+	(*GetQueueStatsRequest)(nil),       // 31: maildispatch.v1.GetQueueStatsRequest
+	(*GetQueueStatsResponse)(nil),      // 32: maildispatch.v1.GetQueueStatsResponse
+	(*SendResponse_Accepted)(nil),      // 33: maildispatch.v1.SendResponse.Accepted
+	(*SendResponse_Completed)(nil),     // 34: maildispatch.v1.SendResponse.Completed
+	(*GetQueueStatsResponse_Lane)(nil), // 35: maildispatch.v1.GetQueueStatsResponse.Lane
+	(*SendOptions)(nil),                // 36: maildispatch.v1.SendOptions
+	(*MailMessage)(nil),                // 37: maildispatch.v1.MailMessage
+	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
+	(*Attempt)(nil),                    // 39: maildispatch.v1.Attempt
+	(*RecipientResult)(nil),            // 40: maildispatch.v1.RecipientResult
+	(*Mail)(nil),                       // 41: maildispatch.v1.Mail
+	(*MailFilter)(nil),                 // 42: maildispatch.v1.MailFilter
+	(RecipientResult_Failure)(0),       // 43: maildispatch.v1.RecipientResult.Failure
+	(Resolution)(0),                    // 44: maildispatch.v1.Resolution
+	(MailStatus)(0),                    // 45: maildispatch.v1.MailStatus
+	(*durationpb.Duration)(nil),        // 46: google.protobuf.Duration
+	(*MailCounts)(nil),                 // 47: maildispatch.v1.MailCounts
+	(Mode)(0),                          // 48: maildispatch.v1.Mode
+	(Route)(0),                         // 49: maildispatch.v1.Route
+	(Priority)(0),                      // 50: maildispatch.v1.Priority
+	(*SendBatchRequest)(nil),           // 51: maildispatch.v1.SendBatchRequest
+	(*SendStreamRequest)(nil),          // 52: maildispatch.v1.SendStreamRequest
+	(*UploadAttachmentRequest)(nil),    // 53: maildispatch.v1.UploadAttachmentRequest
+	(*GetBatchRequest)(nil),            // 54: maildispatch.v1.GetBatchRequest
+	(*SendBatchResponse)(nil),          // 55: maildispatch.v1.SendBatchResponse
+	(*SendStreamResponse)(nil),         // 56: maildispatch.v1.SendStreamResponse
+	(*UploadAttachmentResponse)(nil),   // 57: maildispatch.v1.UploadAttachmentResponse
+	(*GetBatchResponse)(nil),           // 58: maildispatch.v1.GetBatchResponse
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
-	32, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
-	33, // 1: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
-	34, // 2: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
-	29, // 3: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	35, // 4: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
-	36, // 5: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
-	30, // 6: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
-	37, // 7: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
-	38, // 8: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	37, // 9: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	38, // 10: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	37, // 11: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	38, // 12: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	10, // 13: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	38, // 14: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	10, // 15: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	38, // 16: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	10, // 17: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	38, // 18: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	10, // 19: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	38, // 20: maildispatch.v1.MoveMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	10, // 21: maildispatch.v1.MoveMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	39, // 22: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
-	37, // 23: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
-	38, // 24: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	37, // 25: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
-	40, // 26: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
-	34, // 27: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
-	41, // 28: maildispatch.v1.WatchMailsResponse.lag:type_name -> google.protobuf.Duration
-	37, // 29: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
-	42, // 30: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
-	34, // 31: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
-	41, // 32: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
-	31, // 33: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
-	34, // 34: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
-	34, // 35: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
-	41, // 36: maildispatch.v1.GetQueueStatsResponse.watch_lag:type_name -> google.protobuf.Duration
-	43, // 37: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	44, // 38: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	37, // 39: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	45, // 40: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
-	34, // 41: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
-	41, // 42: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
-	0,  // 43: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	46, // 44: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
-	47, // 45: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
-	48, // 46: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
-	49, // 47: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
-	2,  // 48: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	4,  // 49: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	6,  // 50: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	8,  // 51: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	11, // 52: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	13, // 53: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	15, // 54: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
-	17, // 55: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
-	19, // 56: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
-	21, // 57: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
-	25, // 58: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
-	23, // 59: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
-	27, // 60: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
-	1,  // 61: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	50, // 62: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
-	51, // 63: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
-	52, // 64: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
-	53, // 65: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
-	3,  // 66: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	5,  // 67: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	7,  // 68: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	9,  // 69: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	12, // 70: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	14, // 71: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	16, // 72: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
-	18, // 73: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
-	20, // 74: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
-	22, // 75: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
-	26, // 76: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
-	24, // 77: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
-	28, // 78: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
-	61, // [61:79] is the sub-list for method output_type
-	43, // [43:61] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	36, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
+	37, // 1: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
+	38, // 2: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
+	33, // 3: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	39, // 4: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
+	40, // 5: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
+	34, // 6: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
+	36, // 7: maildispatch.v1.SendMailRequest.options:type_name -> maildispatch.v1.SendOptions
+	37, // 8: maildispatch.v1.SendMailRequest.message:type_name -> maildispatch.v1.MailMessage
+	33, // 9: maildispatch.v1.SendMailResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	41, // 10: maildispatch.v1.SendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	42, // 11: maildispatch.v1.FindMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	43, // 12: maildispatch.v1.FindMailsRequest.failure:type_name -> maildispatch.v1.RecipientResult.Failure
+	38, // 13: maildispatch.v1.FindMailsRequest.finished_since:type_name -> google.protobuf.Timestamp
+	38, // 14: maildispatch.v1.FindMailsRequest.finished_until:type_name -> google.protobuf.Timestamp
+	41, // 15: maildispatch.v1.FindMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	41, // 16: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
+	42, // 17: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	41, // 18: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	42, // 19: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	41, // 20: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	42, // 21: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 22: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	42, // 23: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 24: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	42, // 25: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 26: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	42, // 27: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 28: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	42, // 29: maildispatch.v1.MoveMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 30: maildispatch.v1.MoveMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	44, // 31: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
+	41, // 32: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
+	42, // 33: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	41, // 34: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
+	45, // 35: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
+	38, // 36: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
+	46, // 37: maildispatch.v1.WatchMailsResponse.lag:type_name -> google.protobuf.Duration
+	41, // 38: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	47, // 39: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
+	38, // 40: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
+	46, // 41: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
+	35, // 42: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
+	38, // 43: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
+	38, // 44: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
+	46, // 45: maildispatch.v1.GetQueueStatsResponse.watch_lag:type_name -> google.protobuf.Duration
+	48, // 46: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	49, // 47: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	41, // 48: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	50, // 49: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
+	38, // 50: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
+	46, // 51: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
+	0,  // 52: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	2,  // 53: maildispatch.v1.Dispatch.SendMail:input_type -> maildispatch.v1.SendMailRequest
+	51, // 54: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
+	52, // 55: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
+	53, // 56: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
+	54, // 57: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
+	6,  // 58: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	8,  // 59: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	10, // 60: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	12, // 61: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	4,  // 62: maildispatch.v1.Dispatch.FindMails:input_type -> maildispatch.v1.FindMailsRequest
+	15, // 63: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	17, // 64: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	19, // 65: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	21, // 66: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	23, // 67: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
+	25, // 68: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	29, // 69: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
+	27, // 70: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
+	31, // 71: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
+	1,  // 72: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	3,  // 73: maildispatch.v1.Dispatch.SendMail:output_type -> maildispatch.v1.SendMailResponse
+	55, // 74: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
+	56, // 75: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
+	57, // 76: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
+	58, // 77: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
+	7,  // 78: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	9,  // 79: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	11, // 80: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	13, // 81: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	5,  // 82: maildispatch.v1.Dispatch.FindMails:output_type -> maildispatch.v1.FindMailsResponse
+	16, // 83: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	18, // 84: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	20, // 85: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	22, // 86: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	24, // 87: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
+	26, // 88: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	30, // 89: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
+	28, // 90: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
+	32, // 91: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
+	72, // [72:92] is the sub-list for method output_type
+	52, // [52:72] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
@@ -2619,14 +3023,14 @@ func file_maildispatch_v1_dispatch_proto_init() {
 		(*SendResponse_Recipient)(nil),
 		(*SendResponse_Completed_)(nil),
 	}
-	file_maildispatch_v1_dispatch_proto_msgTypes[27].OneofWrappers = []any{}
+	file_maildispatch_v1_dispatch_proto_msgTypes[31].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_dispatch_proto_rawDesc), len(file_maildispatch_v1_dispatch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Dispatch_Send_FullMethodName              = "/maildispatch.v1.Dispatch/Send"
+	Dispatch_SendMail_FullMethodName          = "/maildispatch.v1.Dispatch/SendMail"
 	Dispatch_SendBatch_FullMethodName         = "/maildispatch.v1.Dispatch/SendBatch"
 	Dispatch_SendStream_FullMethodName        = "/maildispatch.v1.Dispatch/SendStream"
 	Dispatch_UploadAttachment_FullMethodName  = "/maildispatch.v1.Dispatch/UploadAttachment"
@@ -28,6 +29,7 @@ const (
 	Dispatch_DownloadMail_FullMethodName      = "/maildispatch.v1.Dispatch/DownloadMail"
 	Dispatch_ListDueOutMails_FullMethodName   = "/maildispatch.v1.Dispatch/ListDueOutMails"
 	Dispatch_ListArchivedMails_FullMethodName = "/maildispatch.v1.Dispatch/ListArchivedMails"
+	Dispatch_FindMails_FullMethodName         = "/maildispatch.v1.Dispatch/FindMails"
 	Dispatch_RetryMails_FullMethodName        = "/maildispatch.v1.Dispatch/RetryMails"
 	Dispatch_CancelMails_FullMethodName       = "/maildispatch.v1.Dispatch/CancelMails"
 	Dispatch_HoldMails_FullMethodName         = "/maildispatch.v1.Dispatch/HoldMails"
@@ -66,6 +68,13 @@ type DispatchClient interface {
 	// refused request. A stream that breaks with UNAVAILABLE is called again with the same
 	// request_id.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SendResponse], error)
+	// SendMail is Send with one answer at the end, for callers to whom a stream is a burden: the
+	// same checks, the same way, the same idempotency and the same rules for deadlines, over the
+	// same code. A request_id that was used in one of the two is known in the other. It answers
+	// when Send would have said completed, so a php-mode mail needs a deadline that waits for the
+	// mail server. When the call ends with an error, the mail may have been taken: call again
+	// with the same request_id. Errors: as for Send.
+	SendMail(ctx context.Context, in *SendMailRequest, opts ...grpc.CallOption) (*SendMailResponse, error)
 	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are
 	// queued and sent by the batch, whatever the mail server's mode. An item that is wrong is
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
@@ -111,6 +120,16 @@ type DispatchClient interface {
 	// ListArchivedMails pages through the archive journal: every finished mail (SENT or
 	// CANCELLED), newest finish_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(ctx context.Context, in *ListArchivedMailsRequest, opts ...grpc.CallOption) (*ListArchivedMailsResponse, error)
+	// FindMails searches both journals at once, the last taken (create_time) first. A mail that
+	// moves from one journal to the other while pages are read is in exactly one place.
+	//
+	// Looked up in an index, whatever the age: id, text, filter.reference, filter.recipient,
+	// filter.message_id, filter.labels, filter.request_id, filter.batch_id, and statuses that
+	// only the due-out journal has. The other fields are compared mail by mail. One call compares
+	// at most 10,000 mails, so a page may be short or empty and still have a next_page_token: go
+	// on until that is empty. `filter.since` ends the search there. Errors: INVALID_ARGUMENT
+	// (PAGE_TOKEN_INVALID).
+	FindMails(ctx context.Context, in *FindMailsRequest, opts ...grpc.CallOption) (*FindMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are
 	// tried again, accepted ones never. A mail of unknown outcome is taken only when its id is
 	// given, and is flagged possible_duplicate. One with send_after in the future does not wait
@@ -161,7 +180,8 @@ type DispatchClient interface {
 	// ResendMail sends a mail's content once more as a new mail, linked to the first by
 	// resent_from: a Message-ID and Date of its own, otherwise the same bytes, the same mail
 	// server and options but for hold, send_after and expire_time. The first stays as it is. It
-	// is queued and sent by the batch, whatever the mode.
+	// is queued and sent by the batch, whatever the mode. With to_instead a wrong address is
+	// corrected on the way.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
 	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
@@ -207,6 +227,16 @@ func (c *dispatchClient) Send(ctx context.Context, in *SendRequest, opts ...grpc
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatch_SendClient = grpc.ServerStreamingClient[SendResponse]
+
+func (c *dispatchClient) SendMail(ctx context.Context, in *SendMailRequest, opts ...grpc.CallOption) (*SendMailResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SendMailResponse)
+	err := c.cc.Invoke(ctx, Dispatch_SendMail_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *dispatchClient) SendBatch(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[SendBatchRequest, SendBatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -300,6 +330,16 @@ func (c *dispatchClient) ListArchivedMails(ctx context.Context, in *ListArchived
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListArchivedMailsResponse)
 	err := c.cc.Invoke(ctx, Dispatch_ListArchivedMails_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dispatchClient) FindMails(ctx context.Context, in *FindMailsRequest, opts ...grpc.CallOption) (*FindMailsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindMailsResponse)
+	err := c.cc.Invoke(ctx, Dispatch_FindMails_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -432,6 +472,13 @@ type DispatchServer interface {
 	// refused request. A stream that breaks with UNAVAILABLE is called again with the same
 	// request_id.
 	Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error
+	// SendMail is Send with one answer at the end, for callers to whom a stream is a burden: the
+	// same checks, the same way, the same idempotency and the same rules for deadlines, over the
+	// same code. A request_id that was used in one of the two is known in the other. It answers
+	// when Send would have said completed, so a php-mode mail needs a deadline that waits for the
+	// mail server. When the call ends with an error, the mail may have been taken: call again
+	// with the same request_id. Errors: as for Send.
+	SendMail(context.Context, *SendMailRequest) (*SendMailResponse, error)
 	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are
 	// queued and sent by the batch, whatever the mail server's mode. An item that is wrong is
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
@@ -477,6 +524,16 @@ type DispatchServer interface {
 	// ListArchivedMails pages through the archive journal: every finished mail (SENT or
 	// CANCELLED), newest finish_time first. Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListArchivedMails(context.Context, *ListArchivedMailsRequest) (*ListArchivedMailsResponse, error)
+	// FindMails searches both journals at once, the last taken (create_time) first. A mail that
+	// moves from one journal to the other while pages are read is in exactly one place.
+	//
+	// Looked up in an index, whatever the age: id, text, filter.reference, filter.recipient,
+	// filter.message_id, filter.labels, filter.request_id, filter.batch_id, and statuses that
+	// only the due-out journal has. The other fields are compared mail by mail. One call compares
+	// at most 10,000 mails, so a page may be short or empty and still have a next_page_token: go
+	// on until that is empty. `filter.since` ends the search there. Errors: INVALID_ARGUMENT
+	// (PAGE_TOKEN_INVALID).
+	FindMails(context.Context, *FindMailsRequest) (*FindMailsResponse, error)
 	// RetryMails makes mails of the due-out journal due now: recipients that were refused are
 	// tried again, accepted ones never. A mail of unknown outcome is taken only when its id is
 	// given, and is flagged possible_duplicate. One with send_after in the future does not wait
@@ -527,7 +584,8 @@ type DispatchServer interface {
 	// ResendMail sends a mail's content once more as a new mail, linked to the first by
 	// resent_from: a Message-ID and Date of its own, otherwise the same bytes, the same mail
 	// server and options but for hold, send_after and expire_time. The first stays as it is. It
-	// is queued and sent by the batch, whatever the mode.
+	// is queued and sent by the batch, whatever the mode. With to_instead a wrong address is
+	// corrected on the way.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
 	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
@@ -558,6 +616,9 @@ type UnimplementedDispatchServer struct{}
 func (UnimplementedDispatchServer) Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error {
 	return status.Error(codes.Unimplemented, "method Send not implemented")
 }
+func (UnimplementedDispatchServer) SendMail(context.Context, *SendMailRequest) (*SendMailResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SendMail not implemented")
+}
 func (UnimplementedDispatchServer) SendBatch(grpc.ClientStreamingServer[SendBatchRequest, SendBatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method SendBatch not implemented")
 }
@@ -581,6 +642,9 @@ func (UnimplementedDispatchServer) ListDueOutMails(context.Context, *ListDueOutM
 }
 func (UnimplementedDispatchServer) ListArchivedMails(context.Context, *ListArchivedMailsRequest) (*ListArchivedMailsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListArchivedMails not implemented")
+}
+func (UnimplementedDispatchServer) FindMails(context.Context, *FindMailsRequest) (*FindMailsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindMails not implemented")
 }
 func (UnimplementedDispatchServer) RetryMails(context.Context, *RetryMailsRequest) (*RetryMailsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RetryMails not implemented")
@@ -640,6 +704,24 @@ func _Dispatch_Send_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatch_SendServer = grpc.ServerStreamingServer[SendResponse]
+
+func _Dispatch_SendMail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SendMailRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).SendMail(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_SendMail_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).SendMail(ctx, req.(*SendMailRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Dispatch_SendBatch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(DispatchServer).SendBatch(&grpc.GenericServerStream[SendBatchRequest, SendBatchResponse]{ServerStream: stream})
@@ -741,6 +823,24 @@ func _Dispatch_ListArchivedMails_Handler(srv interface{}, ctx context.Context, d
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DispatchServer).ListArchivedMails(ctx, req.(*ListArchivedMailsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Dispatch_FindMails_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindMailsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).FindMails(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_FindMails_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).FindMails(ctx, req.(*FindMailsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -908,6 +1008,10 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*DispatchServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
+			MethodName: "SendMail",
+			Handler:    _Dispatch_SendMail_Handler,
+		},
+		{
 			MethodName: "GetBatch",
 			Handler:    _Dispatch_GetBatch_Handler,
 		},
@@ -922,6 +1026,10 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListArchivedMails",
 			Handler:    _Dispatch_ListArchivedMails_Handler,
+		},
+		{
+			MethodName: "FindMails",
+			Handler:    _Dispatch_FindMails_Handler,
 		},
 		{
 			MethodName: "RetryMails",

@@ -29,6 +29,7 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 	}
 	line(&c, "reason", r.Reason, 500)
 	only := addresses(&c, "only_recipients", r.OnlyRecipients)
+	instead, more := corrections(&c, r)
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
@@ -41,6 +42,10 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 		if err := c.Err(); err != nil {
 			return nil, err
 		}
+	}
+	wrong, err := redirect(m, instead, more)
+	if err != nil {
+		return nil, err
 	}
 	s, err := a.Store.Server(ctx, useScope(m.Team), m.MailServer)
 	switch {
@@ -59,7 +64,7 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 		c.Bad("id", "was given as a finished message (raw), which cannot get another Message-ID and Date: send it anew, or RetryMails")
 		return nil, c.Err()
 	}
-	if err := a.reissue(m); err != nil {
+	if err := a.reissue(m, wrong, instead.Mailbox); err != nil {
 		return nil, fmt.Errorf("mail %s: %w", r.Id, err)
 	}
 	if err := a.signAnew(ctx, s, m); err != nil {
@@ -87,8 +92,59 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 	return &pb.ResendMailResponse{Mail: mail(got), Duplicate: res[0].Duplicate}, nil
 }
 
-// reissue makes a copy a mail of its own: its id, Message-ID and times.
-func (a *API) reissue(m *store.NewMail) error {
+// corrections reads who is to get the mail that did not get it before.
+func corrections(c *apierr.Check, r *pb.ResendMailRequest) (instead message.Address, more []message.Address) {
+	if r.ToInstead != "" {
+		var err error
+		if instead, err = message.ParseAddress(r.ToInstead); err != nil {
+			c.Bad("to_instead", "%v", err)
+		} else if instead.Name != "" {
+			c.Bad("to_instead", "has a name: the name that the mail shows stays, give only the address")
+		}
+	}
+	if len(r.AdditionalRecipients) > maxAdditional {
+		c.Bad("additional_recipients", "has more than %d entries", maxAdditional)
+		return instead, nil
+	}
+	for i, s := range r.AdditionalRecipients {
+		to, err := message.ParseAddress(s)
+		if err != nil {
+			c.Bad(fmt.Sprintf("additional_recipients[%d]", i), "%v", err)
+		}
+		more = append(more, to)
+	}
+	return instead, more
+}
+
+const maxAdditional = 100
+
+// redirect gives the copy of a mail its recipients: instead in place of the only one there is,
+// and more of them. wrong is the mailbox whose place was taken; "" = none.
+func redirect(m *store.NewMail, instead message.Address, more []message.Address) (wrong string, err error) {
+	var c apierr.Check
+	if instead.Mailbox != "" {
+		if len(m.Recipients) != 1 {
+			c.Bad("to_instead", "is the right address of one recipient, and there are %d: name it in only_recipients", len(m.Recipients))
+			return "", c.Err()
+		}
+		r := &m.Recipients[0]
+		wrong, r.Mailbox = r.Mailbox, instead.Mailbox
+		m.UTF8 = m.UTF8 || instead.NeedsUTF8() && r.Kind != "bcc"
+	}
+	for _, to := range more {
+		if !slices.ContainsFunc(m.Recipients, func(r store.Recipient) bool { return message.Address{Mailbox: r.Mailbox}.Key() == to.Key() }) {
+			m.Recipients = append(m.Recipients, store.Recipient{Mailbox: to.Mailbox, Kind: "bcc"})
+		}
+	}
+	if len(m.Recipients) > message.MaxPerMail {
+		c.Bad("additional_recipients", "makes more than %d recipients", message.MaxPerMail)
+	}
+	return wrong, c.Err()
+}
+
+// reissue makes a copy a mail of its own: its id, Message-ID and times, and where wrong is not
+// empty, right in its place in To and Cc.
+func (a *API) reissue(m *store.NewMail, wrong, right string) error {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return err
@@ -106,6 +162,9 @@ func (a *API) reissue(m *store.NewMail) error {
 	head, err = message.Reissue(head, m.MessageID, message.Stamp(now))
 	if err != nil {
 		return err
+	}
+	if wrong != "" {
+		head = message.Readdress(head, wrong, right)
 	}
 	m.SizeBytes += int64(len(head) - len(m.Raw[0].Data))
 	m.Raw[0].Data = head

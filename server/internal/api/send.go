@@ -27,7 +27,31 @@ const (
 
 // Send implements the service.
 func (a *API) Send(r *pb.SendRequest, stream grpc.ServerStreamingServer[pb.SendResponse]) error {
-	ctx := stream.Context()
+	return a.send(stream.Context(), r, stream.Send)
+}
+
+// SendMail implements the service: Send, whose events it gathers.
+func (a *API) SendMail(ctx context.Context, r *pb.SendMailRequest) (*pb.SendMailResponse, error) {
+	out := &pb.SendMailResponse{}
+	same := &pb.SendRequest{Options: r.Options, Message: r.Message, RequestId: r.RequestId, ValidateOnly: r.ValidateOnly}
+	err := a.send(ctx, same, func(ev *pb.SendResponse) error {
+		out.MailId = ev.MailId
+		if x := ev.GetAccepted(); x != nil {
+			out.Accepted = x
+		}
+		if x := ev.GetCompleted(); x != nil {
+			out.Mail = x.Mail
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// send takes a mail and tells its events.
+func (a *API) send(ctx context.Context, r *pb.SendRequest, tell func(*pb.SendResponse) error) error {
 	for try := 0; ; try++ {
 		d, err := a.draft(ctx, r, r.ValidateOnly || try > 0)
 		if err != nil {
@@ -45,9 +69,9 @@ func (a *API) Send(r *pb.SendRequest, stream grpc.ServerStreamingServer[pb.SendR
 		if r.ValidateOnly {
 			ev := event(delivery.Event{Time: m.CreateTime, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}, m.SizeBytes)
 			ev.MailId = ""
-			return stream.Send(ev)
+			return tell(ev)
 		}
-		err = a.Sender.Send(ctx, sub, func(ev delivery.Event) error { return stream.Send(event(ev, m.SizeBytes)) })
+		err = a.Sender.Send(ctx, sub, func(ev delivery.Event) error { return tell(event(ev, m.SizeBytes)) })
 		if errors.Is(err, store.ErrServerChanged) && try < routeTries {
 			a.servers.drop(m.MailServer)
 			continue // nothing was stored and nothing told

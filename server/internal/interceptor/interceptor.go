@@ -111,6 +111,8 @@ func callersID(ctx context.Context) string {
 // needs.
 func ownTime(req any) time.Duration {
 	switch r := req.(type) {
+	case *pb.SendMailRequest:
+		return 0 // as Send
 	case *pb.RunBatchRequest:
 		if r.Wait {
 			return 0

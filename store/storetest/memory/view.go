@@ -111,6 +111,24 @@ func (s *Store) ListArchive(_ context.Context, sc store.Scope, f store.MailFilte
 	return out, nil
 }
 
+// FindMails lists up to n mails of both journals that f takes, the highest id first.
+func (s *Store) FindMails(_ context.Context, sc store.Scope, f store.FindFilter, after uuid.UUID, n int) (out []*store.Mail, next uuid.UUID, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range slices.Backward(s.order) {
+		if after != uuid.Nil && bytes.Compare(r.m.ID[:], after[:]) >= 0 || !r.seen(sc) {
+			continue
+		}
+		if v := r.view(); f.Takes(v) {
+			if len(out) == n {
+				return out, out[n-1].ID, nil
+			}
+			out = append(out, v)
+		}
+	}
+	return out, uuid.Nil, nil
+}
+
 // Mail reads one mail of either journal. ErrNotFound, also outside the scope.
 func (s *Store) Mail(_ context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error) {
 	s.mu.Lock()
