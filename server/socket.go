@@ -63,7 +63,7 @@ func openSocket(cfg *Config, log *slog.Logger, admin pb.AccessAdminServer) (*loc
 	if err != nil {
 		return nil, fmt.Errorf("admin-socket: %w", err)
 	}
-	s := &localSocket{Listener: sameUser{l, log}, grpc: grpc.NewServer(interceptor.Options(log, access.As(access.Local()))...)}
+	s := &localSocket{Listener: sameUser{l, log}, grpc: grpc.NewServer(interceptor.Options(log, access.As(access.Local()), nil)...)}
 	pb.RegisterAccessAdminServer(s.grpc, admin)
 	return s, nil
 }

@@ -32,9 +32,11 @@ const (
 	factor  = 16
 	unary   = 1 << 20   // of a unary request: none has content
 	small   = 256 << 10 // messages below are not counted
-	wire    = 320 << 20 // bytes that have come and are not decoded; beyond, nothing new is read
 	patient = 5 * time.Second
 	retry   = 2 * time.Second
+
+	streamWindow     = 256 << 10
+	connectionWindow = 4 << 20
 )
 
 // buffers hold messages, with a size for each power of two. The pool that grpc comes with has
@@ -51,32 +53,51 @@ var buffers = func() mem.BufferPool {
 // Budget is one process's.
 type Budget struct {
 	heap    *semaphore.Weighted
-	pool    pool
 	faults  sync.Map
 	patient time.Duration // how long a large message waits for room
+	slow    time.Duration // how long a message may take to come
+	most    bounds
+
+	held     atomic.Int64 // of messages that have come and are not taken
+	mu       sync.Mutex   // guards what follows
+	conns    map[*conn]bool
+	accounts map[string]*account // of callers with calls, by name
 }
 
 // New makes a Budget.
 func New() *Budget {
-	return &Budget{heap: semaphore.NewWeighted(heap), pool: pool{BufferPool: buffers}, patient: patient}
+	return &Budget{heap: semaphore.NewWeighted(heap), patient: patient, slow: messageTime, most: bounds{connectionHeld, principalHeld, processHeld}, conns: map[*conn]bool{}, accounts: map[string]*account{}}
 }
 
 // Options are what a server needs for it, beside the interceptor.
 func (b *Budget) Options() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto"), &b.faults}), experimental.BufferPool(&b.pool)}
+	return []grpc.ServerOption{grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto"), &b.faults}), experimental.BufferPool(buffers),
+		// What comes and nobody reads is bounded by these. A message that is waited for gets
+		// the window that it needs.
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connectionWindow), grpc.SharedWriteBuffer(true)}
 }
 
 // Stream makes the messages of a stream wait for room. What a message takes is given back when
 // the next one is asked for, or the call is over.
 func (b *Budget) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
-	s := &stream{ServerStream: ss, b: b}
+	s := &stream{ServerStream: ss, b: b, call: callOf(ss.Context())}
 	defer s.giveBack()
-	return h(srv, s)
+	if s.call != nil {
+		s.call.canSay(ss.Context())
+	}
+	err := h(srv, s)
+	if s.call != nil {
+		if why := s.call.why.Load(); why != nil {
+			return why // whatever the handler made of it
+		}
+	}
+	return err
 }
 
 type stream struct {
 	grpc.ServerStream
-	b *Budget
+	b    *Budget
+	call *call // nil: nobody meters the connection
 	// a stream may be read by another goroutine than the handler's, which ends it
 	weight atomic.Int64
 }
@@ -85,15 +106,16 @@ func (s *stream) giveBack() { s.b.heap.Release(s.weight.Swap(0)) }
 
 func (s *stream) RecvMsg(m any) error {
 	s.giveBack()
-	if s.b.pool.held.Load() > wire {
-		return overloaded()
-	}
 	var e envelope
-	if err := s.ServerStream.RecvMsg(&e); err != nil {
+	if err := s.receive(&e); err != nil {
 		e.data.Free()
 		return err
 	}
 	defer e.data.Free()
+	if s.call != nil {
+		// once it is decoded, or refused: until then it is there
+		defer s.call.taken(int64(e.data.Len()) + int64(len(s.call.prefix)))
+	}
 	if n := int64(e.data.Len()); n >= small {
 		n = min(n*factor, heap)
 		ctx, cancel := context.WithTimeout(s.Context(), s.b.patient)
@@ -107,6 +129,23 @@ func (s *stream) RecvMsg(m any) error {
 		s.weight.Store(n)
 	}
 	return decode(e.data, m)
+}
+
+// receive waits for the next message, and says why where the call was cut meanwhile.
+func (s *stream) receive(e *envelope) error {
+	if s.call == nil {
+		return s.ServerStream.RecvMsg(e)
+	}
+	if why := s.call.why.Load(); why != nil {
+		return why
+	}
+	s.call.wait(true)
+	err := s.ServerStream.RecvMsg(e)
+	s.call.wait(false)
+	if why := s.call.why.Load(); err != nil && why != nil {
+		return why
+	}
+	return err
 }
 
 func overloaded() error {
@@ -189,6 +228,9 @@ func decode(data mem.BufferSlice, v any) error {
 
 // Unary refuses requests that could not be decoded.
 func (b *Budget) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	if c := callOf(ctx); c != nil {
+		c.taken(c.held.Load()) // its only request was decoded
+	}
 	if err, bad := b.faults.LoadAndDelete(req); bad {
 		return nil, err.(error)
 	}
@@ -197,20 +239,3 @@ func (b *Budget) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h 
 
 // Forget drops what is known of a unary request that was refused before Unary saw it.
 func (b *Budget) Forget(req any) { b.faults.Delete(req) }
-
-// pool counts what is out: mostly what connections have read and nobody has decoded.
-type pool struct {
-	mem.BufferPool
-	held atomic.Int64
-}
-
-func (p *pool) Get(n int) *[]byte {
-	b := p.BufferPool.Get(n)
-	p.held.Add(int64(cap(*b)))
-	return b
-}
-
-func (p *pool) Put(b *[]byte) {
-	p.held.Add(-int64(cap(*b)))
-	p.BufferPool.Put(b)
-}

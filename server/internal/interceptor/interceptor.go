@@ -15,8 +15,11 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/access"
@@ -175,13 +178,25 @@ func internal(id string) error {
 //
 // Of a unary call the message has been read when the guard decides; it decides before anybody
 // says what is wrong with it. A stream's messages pass the budget before the guard sees them.
-func Options(log *slog.Logger, guard *access.Guard) []grpc.ServerOption {
+//
+// creds are those of the connections, nil for plaintext.
+func Options(log *slog.Logger, guard *access.Guard, creds credentials.TransportCredentials) []grpc.ServerOption {
 	large := budget.New()
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	tap := func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		ctx, err := guard.Tap(ctx, info)
+		if err != nil {
+			return ctx, err
+		}
+		return large.Tap(ctx, info.FullMethodName, access.Actor(ctx)), nil
+	}
 	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 		defer large.Forget(req)
 		return guard.Unary(ctx, req, info, h)
 	}
-	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.InTapHandle(guard.Tap),
+	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.InTapHandle(tap), grpc.Creds(large.Credentials(creds)),
 		grpc.ChainUnaryInterceptor(Unary(log), unary, large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream, guard.Stream))
 }
 
