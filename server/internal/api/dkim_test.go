@@ -13,9 +13,13 @@ import (
 	"testing"
 
 	msgauth "github.com/emersion/go-msgauth/dkim"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/maildispatch/maildispatch/client/clienttest"
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/smtpx/message/dkim"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
@@ -368,5 +372,61 @@ func TestRecordStep(t *testing.T) {
 		Smtp: &pb.Smtp{Host: "127.0.0.1", Port: int32(r.relay.Port()), Encryption: pb.Smtp_ENCRYPTION_NONE}, Dkim: &pb.Dkim{Domain: "x.example", Selector: "s1"}}})
 	if err != nil || res.Steps[len(res.Steps)-1].Detail != "there is no key yet" {
 		t.Errorf("without a key: %v, %v", res, err)
+	}
+}
+
+// TestAgreesWithTheServiceOnKeys: the service in memory shows a key, and when it is another, as
+// the service does. The text of its record is its own.
+func TestAgreesWithTheServiceOnKeys(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.txt.Store(func(string) ([]string, error) { return nil, nil })
+	conn, err := grpc.NewClient(clienttest.Target, clienttest.New(t).DialOption(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	text, _ := keyText()
+	story := func(c pb.MailServerAdminClient) (said []string) {
+		last := ""
+		note := func(what string, m *pb.MailServer, err error) {
+			d, record := m.GetDkim(), "the same"
+			if d.GetDnsValue() != last {
+				record = "another"
+			}
+			last = d.GetDnsValue()
+			said = append(said, fmt.Sprintf("%s: %v, %q %q %q %q, record %t, %s", what, status.Code(err), d.GetDomain(), d.GetSelector(), d.GetDnsName(), d.GetPrivateKey(), last != "", record))
+		}
+		create := func(what string, d *pb.Dkim) {
+			res, err := c.CreateMailServer(ctx(t), &pb.CreateMailServerRequest{RequestId: "r1", MailServer: &pb.MailServer{Name: "main", Type: pb.MailServer_TYPE_SMTP, From: "shop@x.example", Mode: pb.Mode_MODE_PHP,
+				Smtp: &pb.Smtp{Host: "127.0.0.1", Port: int32(r.relay.Port()), Encryption: pb.Smtp_ENCRYPTION_NONE}, Dkim: d}})
+			note(what, res.GetMailServer(), err)
+		}
+		update := func(what string, d *pb.Dkim, mask ...string) {
+			m := &pb.MailServer{Name: "main", DisplayName: what, Dkim: d}
+			res, err := c.UpdateMailServer(ctx(t), &pb.UpdateMailServerRequest{MailServer: m, UpdateMask: &fieldmaskpb.FieldMask{Paths: mask}})
+			note(what, res.GetMailServer(), err)
+		}
+		create("no selector", &pb.Dkim{Domain: "x.example"})
+		create("made", &pb.Dkim{Domain: "X.example", Selector: "S1"})
+		create("made twice", &pb.Dkim{Domain: "X.example", Selector: "S1", PrivateKey: text})
+		update("a name", nil)
+		update("a selector", &pb.Dkim{Selector: "s2"})
+		update("a key", &pb.Dkim{PrivateKey: text})
+		update("the same", &pb.Dkim{Domain: "x.example", Selector: "s2"})
+		update("a domain", &pb.Dkim{Domain: "mail.x.example"}, "dkim.domain")
+		res, err := c.TestMailServer(ctx(t), &pb.TestMailServerRequest{Name: "main"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// which steps are left out is each one's own
+		said = append(said, fmt.Sprint(res.Success, res.Steps[len(res.Steps)-1].Kind))
+		update("none", nil, "dkim")
+		return said
+	}
+	want, got := story(r.admin), story(pb.NewMailServerAdminClient(conn))
+	for i, line := range want {
+		if got[i] != line {
+			t.Errorf("the service says\n%s\nthe service in memory\n%s", line, got[i])
+		}
 	}
 }

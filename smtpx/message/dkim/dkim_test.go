@@ -157,8 +157,8 @@ func relaxedBody(b string) string {
 // TestBodyInRuns: however a body is cut, its hash is that of the whole.
 func TestBodyInRuns(t *testing.T) {
 	luck := rand.New(rand.NewPCG(1, 2))
-	words := []string{" ", "\t", "\r\n", "\r\n\r\n", "a", "word", ".", strings.Repeat("QUJD", 19) + "\r\n", strings.Repeat("x", 5000), strings.Repeat(strings.Repeat("QUJD", 19)+"\r\n", 500)}
-	for range 300 {
+	words := []string{" ", "\t", "\r\n", "\r\n\r\n", "a", "word", ".", strings.Repeat("QUJD", 19) + "\r\n", strings.Repeat("x", 5000), strings.Repeat(strings.Repeat("QUJD", 19)+"\r\n", 220)}
+	for range 80 {
 		var b strings.Builder
 		for range luck.IntN(12) {
 			b.WriteString(words[luck.IntN(len(words))])
