@@ -347,6 +347,60 @@ func TestChangeReachesPHPMode(t *testing.T) {
 	}
 }
 
+// TestCutAtTheGateBeginsAnew: a php-mode mail whose mail server is pointed elsewhere while its
+// dot is about to leave goes to the new port at once. Its caller hears once that it is sent.
+func TestCutAtTheGateBeginsAnew(t *testing.T) {
+	t.Parallel()
+	for database, dsn := range storetest.DSNs(t) {
+		t.Run(database, func(t *testing.T) {
+			arrived, answer := make(chan struct{}, 1), make(chan struct{})
+			old := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+				if c.Verb == "DATA" {
+					arrived <- struct{}{}
+					<-answer
+				}
+				return nil
+			}}).Start(t)
+			release := sync.OnceFunc(func() { close(answer) })
+			t.Cleanup(release)
+			next := (&smtpxtest.Server{}).Start(t)
+			r := newRig(t, dsn, nil)
+			s := r.server("now", store.ModePHP, old, store.Limits{})
+			m := newMail(s, store.KindInvoice, "a@y.example", "b@y.example")
+			var attempts, recipients, completed []string
+			heard := make(chan error, 1)
+			go func() {
+				heard <- r.Send(ctx(t), &delivery.Submission{Mail: m, Server: s}, func(ev delivery.Event) error {
+					switch {
+					case ev.Attempt != nil:
+						attempts = append(attempts, ev.Attempt.Server)
+					case ev.Recipient != nil:
+						recipients = append(recipients, string(ev.Recipient.Result.Status))
+					case ev.Completed != nil:
+						completed = append(completed, string(ev.Completed.Status))
+					}
+					return nil
+				})
+			}()
+			<-arrived
+			r.change("now", true, func(s *store.MailServer) { s.SMTP.Port = next.Port() })
+			release()
+			if err := <-heard; err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprint(attempts, recipients, completed); got != "[now now] [accepted accepted] [sent]" {
+				t.Errorf("the caller heard %s, want two attempts, both accepted once, and sent once", got)
+			}
+			if len(old.Mails()) != 0 || len(next.Mails()) != 1 {
+				t.Errorf("arrived %d times at the old port, %d at the new one", len(old.Mails()), len(next.Mails()))
+			}
+			if got := r.mail(m.ID); got.Status != store.MailSent || got.Attempts != 1 || got.PossibleDuplicate {
+				t.Errorf("got %s after %d attempts, possible duplicate %v", got.Status, got.Attempts, got.PossibleDuplicate)
+			}
+		})
+	}
+}
+
 // fresh is a mail server as it is now.
 func (r *rig) fresh(name string) *store.MailServer {
 	r.t.Helper()

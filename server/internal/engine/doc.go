@@ -23,7 +23,8 @@
 //
 // The gate is also the brake. A mail server that was switched off, deleted, or changed in any
 // way is obeyed within a second by every replica: claims stop, what was claimed goes back, and
-// the new configuration is used from the next mail on. A dot leaves only when the database was
+// the new configuration is used from the next mail on. A php-mode mail that was cut before its
+// mark begins anew with it while its caller waits. A dot leaves only when the database was
 // asked less than a second ago and knew of no change; while it does not answer, dots wait. Only
 // what has left already may still arrive.
 //

@@ -114,6 +114,14 @@ func (s *liveSend) deliver(ctx context.Context, j *job) (end lifecycle.End, why 
 			w, err = s.e.brake.Keep(w)
 			j.way = w
 			continue
+		case ctx.Err() == nil && !w.Diverts() && s.e.brake.MayTake(w) != nil && j.BeginAnew():
+			// Its mail server was changed after the attempt began. The caller still waits.
+			if w, err = s.e.takeWay(ctx, w.Server, j.Attempt); err == nil {
+				j.settleRate(p)
+				p = s.e.relays.Of(w.Via)
+				s.begin(j, w, "")
+			}
+			continue
 		case ctx.Err() != nil, w.Diverts(), unreachable == nil && (end != lifecycle.RelayFault || s.e.relays.Suspended(w.Server) == nil):
 			return end, why
 		}

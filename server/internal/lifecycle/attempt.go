@@ -118,6 +118,16 @@ func (a *Attempt) HasBegun() bool { return a.handed > 0 }
 // DotMayLeave notes that the gate lets a dot leave.
 func (a *Attempt) DotMayLeave() { a.marked = true }
 
+// BeginAnew lets an attempt that the gate has cut go on as if its last transaction had not been
+// tried; false when that had got as far as its mark, or the attempt ended in another way.
+func (a *Attempt) BeginAnew() bool {
+	if a.end != GateCut || a.stale {
+		return false
+	}
+	a.free, a.fault, a.blame, a.end = freeTries, "", "", 0
+	return true
+}
+
 // HasStaleMark says whether the journal holds a mark for a dot that did not leave after all.
 // The next write of what is known takes it back: Progress where the attempt goes on, else its
 // end.
