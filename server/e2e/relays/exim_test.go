@@ -35,6 +35,7 @@ tls_certificate = DIR/cert.pem
 tls_privatekey = DIR/key.pem
 auth_advertise_hosts = ${if or{ {def:tls_in_cipher} {eq{$received_port}{CLEAR}} } {*}}
 deliver_drop_privilege
+smtputf8_advertise_hosts =
 host_lookup =
 rfc1413_query_timeout = 0s
 smtp_accept_queue_per_connection = 0
@@ -262,6 +263,21 @@ func TestExim(t *testing.T) {
 			}
 			r.stored(1, "all", "Envelope-to: "+box+"@customer.example")
 		}
+	})
+
+	// This Exim offers no SMTPUTF8: one recipient that needs it is nobody else's refusal.
+	t.Run("without smtputf8", func(t *testing.T) {
+		s, r := s.in(t), x.in(t)
+		results, sent := s.send("tls-plain", &pb.MailMessage{To: []string{"plain@customer.example"}, Bcc: []string{"jörg@customer.example"}, Subject: "utf8", Text: "t"})
+		if len(results) != 2 || sent.Status != pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT {
+			t.Errorf("%d results, %v", len(results), sent)
+		}
+		for _, r := range results {
+			if plain := r.Address == "plain@customer.example"; (r.Status == pb.RecipientResult_STATUS_ACCEPTED) != plain || !plain && !strings.Contains(r.Detail, "SMTPUTF8") {
+				t.Errorf("%v", r)
+			}
+		}
+		r.stored(1, "all", "Envelope-to: plain@customer.example")
 	})
 
 	// Exim answers DATA behind refused recipients with 503; the mail after it shows that both
