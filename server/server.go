@@ -41,6 +41,7 @@ type Server struct {
 	health   *health.Server
 	book     *access.Book
 	local    *localSocket // nil = none
+	limits   *quota.Quota
 }
 
 // New opens everything that can fail: configuration, keys, database, port. Errors are one line
@@ -102,8 +103,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			}
 			return sess, nil
 		}})
-	limits := quota.New(quota.Config{Limits: cfg.Limits, Logger: log})
-	a := api.New(api.Config{Store: tellingStore{st, eng}, Quota: limits, Sender: eng, Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
+	limits := quota.New(quota.Config{Limits: cfg.Limits, Store: st, Secret: keys.Derive("allowances"), Logger: log, Disk: st.Disk(ctx), Stopping: eng.Stopping()})
+	s.limits = limits
+	a := api.New(api.Config{Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
 		TokenKey:  keys.Derive("page tokens"),
 		LookupTXT: net.DefaultResolver.LookupTXT,
 		Now:       eng.Now,
@@ -202,6 +204,8 @@ func (s *Server) Run(ctx context.Context) error {
 	bctx, stopBook := context.WithCancel(context.Background())
 	bookDone := make(chan struct{})
 	go func() { s.book.Run(bctx); close(bookDone) }()
+	limitsDone := make(chan struct{})
+	go func() { s.limits.Run(bctx); close(limitsDone) }()
 
 	var err error
 	engineOver := false
@@ -229,6 +233,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.local.stop()
 	stopBook()
 	<-bookDone
+	<-limitsDone
 	s.outbound.Wait()
 	err = errors.Join(err, s.store.Close())
 	if err == nil {

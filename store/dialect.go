@@ -84,6 +84,8 @@ type dialect interface {
 	giveSlot(ctx context.Context, r ReplicaID, sl Slot) error
 	holdSlots(ctx context.Context, r ReplicaID, held []Slot, settled int64) (lost []Slot, err error)
 
+	// folder is where the database lies on a disk of this machine; "" = not known.
+	folder(ctx context.Context) string
 	// place is where the database lies, and the timeline of its server; "" = not known.
 	place(ctx context.Context, l *lineage) (system, timeline string, err error)
 	// countsStarts: each start is known by its nonce, in the database and in the state file.

@@ -31,6 +31,17 @@ func (onPostgres) inspection() *sql.TxOptions {
 	return &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead}
 }
 
+// folder is known to roles that may read the settings (pg_read_all_settings), of a server on
+// this machine.
+func (s onPostgres) folder(ctx context.Context) string {
+	var folder string
+	const q = "select current_setting('data_directory') where coalesce(inet_server_addr() <<= '127.0.0.0/8' or inet_server_addr() <<= '::1', true)"
+	if err := s.read.GetContext(ctx, &folder, q); err != nil {
+		return ""
+	}
+	return folder
+}
+
 func (s onPostgres) clock(ctx context.Context, tx *sqlx.Tx) (time.Time, error) {
 	var t time.Time
 	err := s.stmt(ctx, tx, "clock").GetContext(ctx, &t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,6 +17,14 @@ import (
 type onSQLite struct{ *Store }
 
 func (onSQLite) name() string { return "sqlite" }
+
+func (s onSQLite) folder(ctx context.Context) string {
+	var file string
+	if err := s.read.GetContext(ctx, &file, "select file from pragma_database_list where name = 'main'"); err != nil || file == "" {
+		return ""
+	}
+	return filepath.Dir(file)
+}
 
 func (onSQLite) mark() string { return "?" }
 

@@ -41,6 +41,7 @@ type mailRow struct {
 	ResentFrom  *uuid.UUID        `json:"resent_from,omitempty"`
 	Reason      string            `json:"resend_reason,omitempty"`
 	Caller      string            `json:"caller,omitempty"`
+	Guard       string            `json:"guard,omitempty"`
 	Version     int64             `json:"server_version,omitempty"`
 }
 
@@ -59,7 +60,7 @@ func (s onPostgres) packMails(ops []*enqueueOp) (packedMails, error) {
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
 			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: offset, Length: len(m.inline), Terms: s.termsOf(m),
-			BatchID: m.BatchID, Reason: m.Reason, Caller: m.Caller, Version: m.ServerVersion}
+			BatchID: m.BatchID, Reason: m.Reason, Caller: m.Caller, Guard: m.Guard, Version: m.ServerVersion}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
 		}

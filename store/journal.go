@@ -140,7 +140,7 @@ func (w *where) statuses(sts []MailStatus) {
 }
 
 const mailColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason`
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, m.caller, m.guard`
 
 const dueColumns = mailColumns + `, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
   d.data_at is not null as marked`
@@ -165,6 +165,8 @@ type mailViewRow struct {
 	BatchID           sql.NullString `db:"batch_id"`
 	ResentFrom        uuid.NullUUID  `db:"resent_from"`
 	ResendReason      sql.NullString `db:"resend_reason"`
+	Caller            sql.NullString
+	Guard             sql.NullString
 	Route             string
 	CreateTime        dbTime `db:"create_time"`
 	ExpireTime        dbTime `db:"expire_time"`
@@ -187,7 +189,8 @@ func (r *mailViewRow) mail() (*Mail, error) {
 		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, RequestID: r.RequestID.String, BatchID: r.BatchID.String,
 		ResentFrom: r.ResentFrom.UUID, ResendReason: r.ResendReason.String, Route: r.Route, CreateTime: r.CreateTime.Time,
 		ExpireTime: r.ExpireTime.ptr(), Status: r.Status, DueTime: r.RunAt.ptr(), FinishTime: r.DoneAt.ptr(), Archived: !r.DoneAt.IsZero(),
-		Attempts: r.Attempts, Owner: ReplicaID(r.Owner.Int64), PossibleDuplicate: r.PossibleDuplicate, LastError: r.LastError}
+		Attempts: r.Attempts, Owner: ReplicaID(r.Owner.Int64), PossibleDuplicate: r.PossibleDuplicate, LastError: r.LastError,
+		Caller: r.Caller.String, Guard: r.Guard.String}
 	if r.Owner.Valid && r.Marked {
 		m.Status, m.DueTime, m.Marked = MailSending, nil, true
 	}

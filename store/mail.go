@@ -130,6 +130,7 @@ type NewMail struct {
 
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
 	Held  string    // not "": born held, and why
+	Guard string    // with Held: the budget that has held it; Caller must not release it
 	Audit *Audit    // a row of the audit log in the same transaction; only EnqueueAll writes it
 
 	// ServerVersion, when it is not 0, is the version of the mail server that the mail was
@@ -283,6 +284,8 @@ type Mail struct {
 	ExpireTime        *time.Time
 	FinishTime        *time.Time
 	Archived          bool
+	Caller            string    // whose it is; "" = of a caller that nobody asked
+	Guard             string    // the budget that has held it; "" = none
 	Owner             ReplicaID // 0 = nobody
 	// a part of its row cannot be read, and is missing here: nobody may write the mail anew
 	Unreadable error

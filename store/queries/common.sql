@@ -159,6 +159,21 @@ insert into quota (mail_server, tokens, refilled_at, day, day_used) values (:mai
 -- takes: tokens, refilled_at, day, day_used, mail_server
 update quota set tokens = :tokens, refilled_at = :refilled_at, day = :day, day_used = :day_used where mail_server = :mail_server;
 
+-- name: allowance_make
+-- primary key
+-- takes: key, expire_time
+insert into allowance (key, used, expire_time) values (:key, '[]', :expire_time) on conflict do nothing;
+
+-- name: allowance_write
+-- primary key
+-- takes: used, expire_time, key
+update allowance set used = :used, expire_time = :expire_time where key = :key;
+
+-- name: allowance_forget
+-- allowance_expire
+-- takes: expire_time
+delete from allowance where expire_time <= :expire_time;
+
 -- name: rate_share
 -- primary key
 -- takes: mail_server, replica

@@ -10,14 +10,14 @@ with u as materialized (
   select * from json_to_recordset(:mails::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
     utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
-    batch_id text, resent_from uuid, resend_reason text, caller text,
+    batch_id text, resent_from uuid, resend_reason text, caller text, guard text,
     server_version bigint)
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller)
+    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
-    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller, guard
   from u where server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version)
   order by id
   on conflict do nothing
@@ -339,6 +339,11 @@ for update;
 -- primary key
 -- takes: mail_server
 select tokens, refilled_at, day::text, day_used from quota where mail_server = :mail_server for update;
+
+-- name: allowance_lock
+-- primary key
+-- takes: key
+select used from allowance where key = :key for update;
 
 -- name: slot_take
 -- primary key; free is what nobody alive has, and what the asking replica has and does not hold

@@ -5,10 +5,10 @@
 -- primary key and mail_request decide what is new
 -- takes: id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id,
 --   size_bytes, recipients, labels, request_id, fingerprint, route, utf8, create_time,
---   expire_time, raw, layout, batch_id, resent_from, resend_reason, caller
+--   expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard
 insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller)
-values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller) on conflict do nothing;
+  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard)
+values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller, :guard) on conflict do nothing;
 
 -- name: server_has_version (read)
 -- primary key
@@ -277,6 +277,11 @@ select mail_server, version, failures, reason, retry_at, probe_until, healed_at,
 -- primary key; the one writer is the lock
 -- takes: mail_server
 select tokens, refilled_at, day, day_used from quota where mail_server = :mail_server;
+
+-- name: allowance_lock
+-- primary key; the one writer is the lock
+-- takes: key
+select used from allowance where key = :key;
 
 -- name: change_horizon (look)
 -- primary key

@@ -64,9 +64,11 @@ type DispatchClient interface {
 	//
 	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER,
 	// MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED),
-	// RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a
-	// refused request. A stream that breaks with UNAVAILABLE is called again with the same
-	// request_id.
+	// RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED and QUOTA_EXCEEDED with RetryInfo). Nothing
+	// is stored for a refused request. A mail counts when it is accepted: a request_id that is
+	// known is answered though nothing is left, and costs nothing. Beyond a budget of the guard a
+	// mail is accepted and HELD, in either mode, and last_error says by which budget. A stream
+	// that breaks with UNAVAILABLE is called again with the same request_id.
 	Send(ctx context.Context, in *SendRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SendResponse], error)
 	// SendMail is Send with one answer at the end, for callers to whom a stream is a burden: the
 	// same checks, the same way, the same idempotency and the same rules for deadlines, over the
@@ -80,7 +82,8 @@ type DispatchClient interface {
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
 	// Items are made durable in groups while the stream goes on, and a slow service slows the
 	// stream. When the stream breaks, some items are durable: the same items with the same
-	// request_ids are sent again and none is doubled.
+	// request_ids are sent again and none is doubled. Items beyond a limit of mails wait for up
+	// to a minute; then the call ends with QUOTA_EXCEEDED, and what was taken before stays taken.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken unless with strict; with
@@ -92,7 +95,7 @@ type DispatchClient interface {
 	// which items are done. The service takes up to 2000 items whose answers are open (in php
 	// mode 16), then waits. Items that were taken go on when the stream breaks, but a php-mode
 	// item whose mail has not begun to leave is ended as in Send; sent again with the same
-	// request_id none is doubled.
+	// request_id none is doubled. Items beyond a limit of mails wait as in SendBatch.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken.
@@ -100,7 +103,7 @@ type DispatchClient interface {
 	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is
 	// stored once, also when others upload the same. An upload that no mail uses is forgotten
 	// when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED
-	// (MAIL_TOO_LARGE).
+	// (MAIL_TOO_LARGE, QUOTA_EXCEEDED).
 	UploadAttachment(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadAttachmentRequest, UploadAttachmentResponse], error)
 	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails,
 	// ReleaseMails, CancelMails and RetryMails take a batch by `filter.batch_id`. Errors:
@@ -153,7 +156,8 @@ type DispatchClient interface {
 	// which may be past (then they are due now) or a send_after in the future. The batch sends
 	// them, whatever the mode. A filter without statuses selects the held ones. Mails that are
 	// not held, or whose mail server is deleted or unavailable, are listed in failures and do not
-	// end the call.
+	// end the call. So are mails that the guard holds and the same caller has handed over
+	// (OWN_RELEASE): somebody else releases them.
 	ReleaseMails(ctx context.Context, in *ReleaseMailsRequest, opts ...grpc.CallOption) (*ReleaseMailsResponse, error)
 	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is
 	// moved only if it provably has not left for any recipient that still waits: one with an
@@ -468,9 +472,11 @@ type DispatchServer interface {
 	//
 	// Errors: NOT_FOUND (MAIL_SERVER_NOT_FOUND), FAILED_PRECONDITION (NO_DEFAULT_MAIL_SERVER,
 	// MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED), ALREADY_EXISTS (REQUEST_ID_REUSED),
-	// RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED with RetryInfo). Nothing is stored for a
-	// refused request. A stream that breaks with UNAVAILABLE is called again with the same
-	// request_id.
+	// RESOURCE_EXHAUSTED (MAIL_TOO_LARGE; OVERLOADED and QUOTA_EXCEEDED with RetryInfo). Nothing
+	// is stored for a refused request. A mail counts when it is accepted: a request_id that is
+	// known is answered though nothing is left, and costs nothing. Beyond a budget of the guard a
+	// mail is accepted and HELD, in either mode, and last_error says by which budget. A stream
+	// that breaks with UNAVAILABLE is called again with the same request_id.
 	Send(*SendRequest, grpc.ServerStreamingServer[SendResponse]) error
 	// SendMail is Send with one answer at the end, for callers to whom a stream is a burden: the
 	// same checks, the same way, the same idempotency and the same rules for deadlines, over the
@@ -484,7 +490,8 @@ type DispatchServer interface {
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
 	// Items are made durable in groups while the stream goes on, and a slow service slows the
 	// stream. When the stream breaks, some items are durable: the same items with the same
-	// request_ids are sent again and none is doubled.
+	// request_ids are sent again and none is doubled. Items beyond a limit of mails wait for up
+	// to a minute; then the call ends with QUOTA_EXCEEDED, and what was taken before stays taken.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken unless with strict; with
@@ -496,7 +503,7 @@ type DispatchServer interface {
 	// which items are done. The service takes up to 2000 items whose answers are open (in php
 	// mode 16), then waits. Items that were taken go on when the stream breaks, but a php-mode
 	// item whose mail has not begun to leave is ended as in Send; sent again with the same
-	// request_id none is doubled.
+	// request_id none is doubled. Items beyond a limit of mails wait as in SendBatch.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken.
@@ -504,7 +511,7 @@ type DispatchServer interface {
 	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is
 	// stored once, also when others upload the same. An upload that no mail uses is forgotten
 	// when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED
-	// (MAIL_TOO_LARGE).
+	// (MAIL_TOO_LARGE, QUOTA_EXCEEDED).
 	UploadAttachment(grpc.ClientStreamingServer[UploadAttachmentRequest, UploadAttachmentResponse]) error
 	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails,
 	// ReleaseMails, CancelMails and RetryMails take a batch by `filter.batch_id`. Errors:
@@ -557,7 +564,8 @@ type DispatchServer interface {
 	// which may be past (then they are due now) or a send_after in the future. The batch sends
 	// them, whatever the mode. A filter without statuses selects the held ones. Mails that are
 	// not held, or whose mail server is deleted or unavailable, are listed in failures and do not
-	// end the call.
+	// end the call. So are mails that the guard holds and the same caller has handed over
+	// (OWN_RELEASE): somebody else releases them.
 	ReleaseMails(context.Context, *ReleaseMailsRequest) (*ReleaseMailsResponse, error)
 	// MoveMails lets mails of the due-out journal go on through another mail server. A mail is
 	// moved only if it provably has not left for any recipient that still waits: one with an

@@ -36,6 +36,7 @@ const (
 	ReasonMailTooLarge          = "MAIL_TOO_LARGE"
 	ReasonOverloaded            = "OVERLOADED"
 	ReasonQuotaExceeded         = "QUOTA_EXCEEDED"
+	ReasonOwnRelease            = "OWN_RELEASE"
 	ReasonDatabaseUnavailable   = "DATABASE_UNAVAILABLE"
 	ReasonDraining              = "DRAINING"
 	ReasonDeadlineTooShort      = "DEADLINE_TOO_SHORT"

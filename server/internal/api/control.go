@@ -83,6 +83,15 @@ func usable(name string, s *store.MailServer) error {
 	return nil
 }
 
+// anothers says whether somebody else has handed over a mail that the guard holds. Where nobody
+// was asked who calls, that is not known, and everybody may release it.
+func anothers(ctx context.Context, m *store.Mail) error {
+	if m.Status != store.MailHeld || m.Guard == "" || m.Caller == "" || m.Caller != access.From(ctx).Name {
+		return nil
+	}
+	return apierr.Precondition(pb.ReasonOwnRelease, m.ID.String(), "the guard holds it, and you have handed it over: somebody else has to release it")
+}
+
 // RetryMails implements the service.
 func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.RetryMailsResponse, error) {
 	var c apierr.Check
@@ -97,7 +106,7 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 			return nil, lifecycle.Refusal("it is held, and only an administrator releases it")
 		}
 		c, err := lifecycle.Retry(m, byID, now)
-		return c, firstOf(err, maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
+		return c, firstOf(err, anothers(ctx, m), maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
 	})
 	if err != nil {
 		return nil, err
@@ -149,7 +158,7 @@ func (a *API) ReleaseMails(ctx context.Context, r *pb.ReleaseMailsRequest) (*pb.
 	now := a.Now().UTC()
 	m, err := a.modify(ctx, sel, r.ValidateOnly, "ReleaseMails", r.Reason, func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
 		c, err := lifecycle.Release(m, now)
-		return c, firstOf(err, maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
+		return c, firstOf(err, anothers(ctx, m), maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
 	})
 	if err != nil {
 		return nil, err

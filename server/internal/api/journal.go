@@ -223,7 +223,7 @@ func failureText(err error) (reason, text string) {
 	case errors.Is(err, store.ErrFinished):
 		return pb.ReasonWrongState, "the mail is finished"
 	}
-	if e, is := apierr.As(err); is && e.Reason == pb.ReasonTokenBound {
+	if e, is := apierr.As(err); is && (e.Reason == pb.ReasonTokenBound || e.Reason == pb.ReasonOwnRelease) {
 		return e.Reason, e.Text
 	} else if is {
 		return pb.ReasonWrongState, e.Text

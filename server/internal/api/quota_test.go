@@ -178,3 +178,183 @@ func until(t *testing.T, what string, is func() bool) {
 		}
 	}
 }
+
+// limited puts the rig's mail behind limits.
+func (r *rig) limited(l quota.Limits) *quota.Quota {
+	q := quota.New(quota.Config{Limits: l, Store: r.store, Secret: []byte("secret")})
+	r.api.Quota, r.api.Sender = q, q.Sender(r.commits)
+	return q
+}
+
+// TestA13: a team's limit holds within a tenth over two replicas, several connections and
+// several tokens at once.
+func TestA13(t *testing.T) {
+	t.Parallel()
+	const limit = 120
+	dsn := storetest.PostgresDSN(t)
+	var senders []func() error
+	for i := range 2 {
+		r := newGuardedRig(t, dsn)
+		r.limited(quota.Limits{TeamMails: limit})
+		if i == 0 {
+			r.server("main", pb.Mode_MODE_DAEMON)
+		}
+		for k := range 2 {
+			secret, _ := r.token("t1", store.RoleSend, func(tok *store.Token) { tok.Name = []string{"one", "two"}[k] })
+			d := pb.NewDispatchClient(r.serve(r.book.Guard(), func(*grpc.Server) {}))
+			senders = append(senders, func() error {
+				s, err := d.Send(with(ctx(t), secret), &pb.SendRequest{Options: &pb.SendOptions{MailServer: "main"}, Message: message("a@y.example")})
+				for err == nil {
+					_, err = s.Recv()
+				}
+				return err
+			})
+		}
+	}
+	var wg sync.WaitGroup
+	var taken atomic.Int64
+	for _, send := range senders {
+		wg.Go(func() {
+			for range limit / 2 {
+				switch err := send(); {
+				case errors.Is(err, io.EOF):
+					taken.Add(1)
+				case status.Code(err) != codes.ResourceExhausted:
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := taken.Load(); n > limit*11/10 || n < limit*9/10 {
+		t.Errorf("got %d mails, want %d within a tenth", n, limit)
+	}
+}
+
+// TestGuardedMail: what is beyond a budget is accepted and held in php mode, in daemon mode and
+// in a batch. Its own caller cannot release it, also as an administrator; another one can, and
+// then it leaves.
+func TestGuardedMail(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, r *rig) {
+		r.limited(quota.Limits{Guard: quota.Guard{Team: 1}})
+		book, err := access.NewBook(ctx(t), access.Config{Store: r.store, Mode: access.Required})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := &guardedRig{rig: r, book: book}
+		d := pb.NewDispatchClient(r.serve(book.Guard(), func(*grpc.Server) {}))
+		r.server("now", pb.Mode_MODE_PHP)
+		r.server("later", pb.Mode_MODE_DAEMON)
+		own, _ := g.token("t1", store.RoleAdmin)
+		other, _ := g.token("t1", store.RoleAdmin, func(tok *store.Token) { tok.Name = "other" })
+		send := func(server string) *pb.Mail {
+			t.Helper()
+			s, err := d.Send(with(ctx(t), own), &pb.SendRequest{Options: &pb.SendOptions{MailServer: server}, Message: message("a@y.example")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for {
+				ev, err := s.Recv()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c := ev.GetCompleted(); c != nil {
+					return c.Mail
+				}
+			}
+		}
+		if m := send("now"); m.Status != pb.MailStatus_MAIL_STATUS_SENT {
+			t.Fatalf("within the budget: %v", m)
+		}
+		var ids []string
+		for _, server := range []string{"now", "later"} {
+			m := send(server)
+			if m.Status != pb.MailStatus_MAIL_STATUS_HELD || !strings.Contains(m.LastError, `more than 1 mails an hour from team "t1"; somebody else`) {
+				t.Fatalf("%s: got %v, want it held, with the reason", server, m)
+			}
+			ids = append(ids, m.Id)
+		}
+		batch, err := d.SendBatch(with(ctx(t), own))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = batch.Send(&pb.SendBatchRequest{Options: &pb.BatchOptions{BatchId: "b1", Options: &pb.SendOptions{MailServer: "later"}}, Items: []*pb.BatchItem{{Message: message("a@y.example")}}})
+		if sum, err := batch.CloseAndRecv(); err != nil || sum.Accepted != 1 {
+			t.Fatalf("a batch: got %v, %v", sum, err)
+		}
+		for name, release := range map[string]func(secret string) ([]*pb.MailFailure, int32, error){
+			"ReleaseMails": func(secret string) ([]*pb.MailFailure, int32, error) {
+				res, err := d.ReleaseMails(with(ctx(t), secret), &pb.ReleaseMailsRequest{Ids: ids[:1], Reason: "r"})
+				return res.GetFailures(), res.GetChanged(), err
+			},
+			"RetryMails": func(secret string) ([]*pb.MailFailure, int32, error) {
+				res, err := d.RetryMails(with(ctx(t), secret), &pb.RetryMailsRequest{Ids: ids[1:], Reason: "r"})
+				return res.GetFailures(), res.GetChanged(), err
+			},
+			"ReleaseMails by filter": func(secret string) ([]*pb.MailFailure, int32, error) {
+				res, err := d.ReleaseMails(with(ctx(t), secret), &pb.ReleaseMailsRequest{Filter: &pb.MailFilter{BatchId: "b1"}, Reason: "r"})
+				return res.GetFailures(), res.GetChanged(), err
+			},
+		} {
+			if failures, _, err := release(own); err != nil || len(failures) != 1 || failures[0].Reason != pb.ReasonOwnRelease {
+				t.Errorf("%s by its caller: got %v, %v; want OWN_RELEASE", name, failures, err)
+			}
+			if failures, changed, err := release(other); err != nil || len(failures) != 0 || changed != 1 {
+				t.Errorf("%s by another: got %v, %d changed, %v", name, failures, changed, err)
+			}
+		}
+		if _, err := r.commits.RunBatch(ctx(t), "", true); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "all have left", func() bool { return len(r.relay.Mails()) == 4 })
+	})
+}
+
+// TestStreamWaits: items of a stream in php mode wait for their turn instead of being refused.
+func TestStreamWaits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	s := &turns{Store: r.store}
+	q := quota.New(quota.Config{Limits: quota.Limits{TeamMails: 3}, Store: s, Secret: []byte("s")})
+	r.api.Sender = q.Sender(r.commits)
+	r.server("now", pb.Mode_MODE_PHP)
+	st, err := r.dispatch.SendStream(ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	items := make([]*pb.BatchItem, 6)
+	for i := range items {
+		items[i] = &pb.BatchItem{Message: message("a@y.example")}
+	}
+	_ = st.Send(&pb.SendStreamRequest{Options: &pb.BatchOptions{Options: &pb.SendOptions{MailServer: "now"}}, Items: items})
+	_ = st.CloseSend()
+	for i := range items {
+		ans, err := st.Recv()
+		if err != nil || ans.Status != pb.MailStatus_MAIL_STATUS_SENT {
+			t.Fatalf("answer %d: got %v, %v", i, ans, err)
+		}
+	}
+	if s.refused.Load() == 0 {
+		t.Error("nothing had to wait: this test shows nothing")
+	}
+}
+
+// turns refuses every second question, and says that it is over at once.
+type turns struct {
+	*store.Store
+	n, refused atomic.Int64
+}
+
+func (s *turns) TakeAllowances(_ context.Context, takes []store.AllowanceTake) ([]store.AllowanceGrant, error) {
+	out := make([]store.AllowanceGrant, len(takes))
+	for i, t := range takes {
+		if s.n.Add(1)%2 == 0 {
+			s.refused.Add(1)
+			out[i].Next = time.Millisecond
+		} else {
+			out[i].Granted = t.Need
+		}
+	}
+	return out, nil
+}

@@ -228,7 +228,7 @@ func (s *itemStream) fly(m *store.NewMail, at int64) error {
 	case <-s.ctx.Done():
 		return s.ctx.Err()
 	}
-	sub := &delivery.Submission{Mail: m, Server: s.draft.server}
+	sub := &delivery.Submission{Mail: m, Server: s.draft.server, Waits: true}
 	s.flying.Go(func() {
 		defer func() { <-s.slots }()
 		out := &pb.SendStreamResponse{Position: at, RequestId: m.RequestID, BatchId: s.id}

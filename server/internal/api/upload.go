@@ -88,6 +88,9 @@ func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttach
 	if err := c.Err(); err != nil {
 		return err
 	}
+	if err := a.Quota.Disk(); err != nil {
+		return err
+	}
 	held, err := a.Quota.Hold(access.From(ctx).Name, quota.UploadBytes, 0)
 	if err != nil {
 		return err

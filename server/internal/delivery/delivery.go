@@ -15,6 +15,7 @@ import (
 type Submission struct {
 	Mail   *store.NewMail
 	Server *store.MailServer
+	Waits  bool // for a limit of mails, where it would be refused otherwise
 }
 
 // Event is one step of a mail's way, in the order it happened. Exactly one of the pointers is

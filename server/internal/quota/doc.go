@@ -1,4 +1,5 @@
-// Package quota bounds what one caller may take of the service.
+// Package quota bounds what one caller, one team and one recipient's address may take of the
+// service, and stops what runs away before it has reached everybody.
 //
 // It promises:
 //
@@ -6,10 +7,22 @@
 //     ([Quota.Call]).
 //   - What a caller holds open at once, such as watchers and uploads, has a bound in each
 //     process ([Quota.Hold]).
+//   - Mails and recipients of a caller and of a team keep to their limits over all replicas:
+//     any minute sees at most 105 % of the limit, and a caller who asks for more gets at least
+//     85 % of it. [Sender] charges a mail when it is accepted. A request_id that is known
+//     already costs nothing, and is answered although nothing is left.
+//   - The guard's budgets are kept in the same way. A mail beyond one of them is accepted and
+//     held, with the reason, and only somebody else than its caller can release it. The address
+//     comes first: a mail that is held because of its recipient counts in no other budget.
+//   - A team whose queue is full, and everybody while the disk is nearly full, hears
+//     RESOURCE_EXHAUSTED for daemon mode and uploads. Mail in php mode goes on.
 //
 // Callers are told apart by name: all tokens of one name, and a certificate of that name, are
-// one caller. Where nobody is asked who calls, everybody together is one.
+// one caller. Where nobody is asked who calls, everybody together is one, and the guard's
+// release by another cannot be asked for.
 //
-// It does not promise that several processes share what is counted in memory. It knows no mail
-// server; its limits of speed are package relay's.
+// It does not promise that several processes share what is counted in memory (calls, and what
+// is held open). It does not count mails that were accepted before it was there, nor mail that
+// is moved, retried or released. It knows no mail server; its limits of speed are package
+// relay's.
 package quota

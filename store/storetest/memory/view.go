@@ -35,7 +35,7 @@ func (r *row) view() *store.Mail {
 		Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: slices.Clone(m.Recipients), Progress: copyProgress(r.progress),
 		Labels: maps.Clone(m.Labels), RequestID: m.RequestID, BatchID: m.BatchID, ResentFrom: m.ResentFrom, ResendReason: m.Reason, Route: m.Route,
 		Attempts: r.attempts, PossibleDuplicate: r.dup, LastError: r.last, Priority: m.Priority, CreateTime: micro(m.CreateTime), DueTime: ptr(r.runAt),
-		FinishTime: ptr(r.finish), Archived: r.archived(), Owner: r.owner}
+		FinishTime: ptr(r.finish), Archived: r.archived(), Owner: r.owner, Caller: m.Caller, Guard: m.Guard}
 	if m.ExpireTime != nil {
 		v.ExpireTime = ptr(micro(*m.ExpireTime))
 	}

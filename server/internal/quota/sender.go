@@ -1,0 +1,238 @@
+package quota
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/maildispatch/maildispatch/server/internal/delivery"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// Sender is what takes mail.
+type Sender interface {
+	Send(ctx context.Context, s *delivery.Submission, observe func(delivery.Event) error) error
+	Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error)
+	Yield(ctx context.Context)
+}
+
+// Sender is s behind the limits: what is accepted is charged, and what the guard has no budget
+// for is accepted and held. A mail whose request_id is known costs nothing.
+//
+// Send refuses what is over a limit, unless the submission waits. Queue waits for up to
+// patience and then refuses the rest: what it has taken before stays taken, and the same
+// request_ids find it. The mails of one Queue are of one team and one caller.
+func (q *Quota) Sender(s Sender) Sender { return &sender{Sender: s, q: q} }
+
+type sender struct {
+	Sender
+	q *Quota
+}
+
+// patience is how long bulk waits for what is not there. A minute's limit always has something
+// again by then.
+const patience = 66 * time.Second
+
+func (s *sender) Send(ctx context.Context, sub *delivery.Submission, observe func(delivery.Event) error) error {
+	if !s.q.limits.mails() {
+		return s.Sender.Send(ctx, sub, observe)
+	}
+	took, err := s.q.admit(ctx, []*store.NewMail{sub.Mail}, waits(sub.Mail), sub.Waits)
+	if err != nil {
+		return err
+	}
+	fresh := false
+	err = s.Sender.Send(ctx, sub, func(ev delivery.Event) error {
+		if ev.Accepted != nil && !ev.Accepted.Duplicate {
+			fresh = true
+		}
+		return observe(ev)
+	})
+	if !fresh {
+		s.q.back(took.all)
+		s.q.back(took.each[0])
+	}
+	return err
+}
+
+func (s *sender) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error) {
+	if !s.q.limits.mails() || len(ms) == 0 {
+		return s.Sender.Queue(ctx, ms, all)
+	}
+	if all {
+		return s.some(ctx, ms, true)
+	}
+	// Each commit is one charge. Where there is not enough for all, there is for a part.
+	out := make([]store.Enqueued, 0, len(ms))
+	for size := min(len(ms), s.q.limits.most()); len(out) < len(ms); {
+		res, err := s.some(ctx, ms[len(out):min(len(ms), len(out)+size)], false)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, res...)
+	}
+	return out, nil
+}
+
+// some is Queue of mails that are charged at once.
+func (s *sender) some(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error) {
+	took, err := s.q.admit(ctx, ms, true, true)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.Sender.Queue(ctx, ms, all)
+	n, rcpts := int64(0), int64(0)
+	for i, m := range ms {
+		if err == nil && !res[i].Duplicate && res[i].Err == nil {
+			continue
+		}
+		n, rcpts = n+1, rcpts+int64(len(m.Recipients))
+		s.q.back(took.each[i])
+	}
+	if n > 0 && len(took.all) > 0 {
+		s.q.back(s.q.quotas(ms[0], n, rcpts))
+	}
+	return res, err
+}
+
+// taken is what mails were charged.
+type taken struct {
+	all  []want   // of the limits that refuse, for all mails together
+	each [][]want // of the guard's budgets, by mail
+}
+
+// admit charges mails, and has the guard look at them. It returns what was taken, nothing for
+// mails that are all known where that had to be asked. queued: they will stand in the queue;
+// waits: for what is not there.
+func (q *Quota) admit(ctx context.Context, ms []*store.NewMail, queued, waits bool) (took taken, err error) {
+	took.each = make([][]want, len(ms))
+	rcpts := int64(0)
+	for _, m := range ms {
+		rcpts += int64(len(m.Recipients))
+	}
+	ws := q.quotas(ms[0], int64(len(ms)), rcpts)
+	asked := false
+	for end := q.now().Add(patience); ; {
+		over := q.room(ms, queued)
+		if over == nil && len(ws) > 0 {
+			short, after, err := q.take(ctx, ws)
+			if err != nil {
+				return took, err
+			}
+			if short != nil {
+				over = q.exceeded(short.name, short.limit, after, "%s", texts[short.name])
+			}
+		}
+		if over == nil {
+			break
+		}
+		if !asked {
+			asked = true
+			if known, err := q.known(ctx, ms); known || err != nil {
+				return took, err
+			}
+		}
+		wait := over.RetryAfter
+		if !waits || wait == 0 || q.now().Add(wait).After(end) {
+			return took, over
+		}
+		if err := q.sleep(ctx, min(wait, time.Second)); err != nil {
+			// something may come back meanwhile
+			if errors.Is(err, errStopping) {
+				return took, over
+			}
+			return took, err
+		}
+	}
+	took.all = ws
+	for i, m := range ms {
+		if took.each[i], err = q.guard(ctx, m); err != nil {
+			q.back(took.all)
+			for _, ws := range took.each {
+				q.back(ws)
+			}
+			return took, err
+		}
+	}
+	q.accepted(ms, queued)
+	return took, nil
+}
+
+// texts say in words what is over.
+var texts = map[string]string{
+	"caller_mails_per_minute":      "the caller has handed over as many mails as it may in a minute",
+	"caller_recipients_per_minute": "the caller has handed over mail for as many recipients as it may in a minute",
+	"team_mails_per_minute":        "the team has handed over as many mails as it may in a minute",
+	"team_recipients_per_minute":   "the team has handed over mail for as many recipients as it may in a minute",
+}
+
+// quotas are what mails want of the limits that refuse.
+func (q *Quota) quotas(m *store.NewMail, n, rcpts int64) []want {
+	l := &q.limits
+	var ws []want
+	add := func(name, whose string, limit int, n int64) {
+		if limit > 0 {
+			ws = append(ws, want{name: name, whose: whose, limit: int64(limit), period: time.Minute, n: n})
+		}
+	}
+	add("caller_mails_per_minute", m.Caller, l.CallerMails, n)
+	add("caller_recipients_per_minute", m.Caller, l.CallerRecipients, rcpts)
+	add("team_mails_per_minute", m.Team, l.TeamMails, n)
+	add("team_recipients_per_minute", m.Team, l.TeamRecipients, rcpts)
+	return ws
+}
+
+// known says whether every one of the mails has a request_id that is known already. Then they
+// are answered, whatever is left.
+func (q *Quota) known(ctx context.Context, ms []*store.NewMail) (bool, error) {
+	ids := make([]string, len(ms))
+	for i, m := range ms {
+		if ids[i] = m.RequestID; m.RequestID == "" {
+			return false, nil
+		}
+	}
+	known, err := q.store.KnownRequests(ctx, ms[0].Team, ids)
+	if err != nil {
+		return false, err
+	}
+	for _, id := range ids {
+		if !known[id] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+var errStopping = errors.New("the service is stopping")
+
+// sleep waits, and no longer than the service lives.
+func (q *Quota) sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-q.stopping:
+		return errStopping
+	}
+}
+
+// mails reports whether anything is asked of mails at all.
+func (l *Limits) mails() bool {
+	g := &l.Guard
+	return l.CallerMails+l.CallerRecipients+l.TeamMails+l.TeamRecipients+l.Queue+g.Address+g.Caller+g.Team+g.Batch+len(g.Kinds)+l.DiskMiB > 0
+}
+
+// most is how many mails are charged at once: few enough that a small limit lets them through
+// one part after the other.
+func (l *Limits) most() int {
+	n := 500
+	for _, limit := range []int{l.CallerMails, l.TeamMails, l.CallerRecipients, l.TeamRecipients} {
+		if limit > 0 {
+			n = min(n, max(1, limit/sliceFrac))
+		}
+	}
+	return n
+}
