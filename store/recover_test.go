@@ -324,3 +324,42 @@ func TestTakeBackEverywhere(t *testing.T) {
 		}
 	})
 }
+
+// TestTakeBackPastDamage: a mail whose row the database cannot write, because its page is
+// damaged, stays as it is. All others are given back, or are the replica's anew.
+func TestTakeBackPastDamage(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	r := register(t, s)
+	ms := owned(t, s, r, 20)
+	bad, marked := ms[7], ms[12]
+	if !settle(t, s, &store.Settlement{ID: marked.ID, Owner: r, Claim: store.BornClaim, Kind: store.SettleMark}) {
+		t.Fatal("not its owner's")
+	}
+	for _, q := range []string{
+		`create function damaged() returns trigger language plpgsql as $$
+		begin raise exception 'invalid page in block 7' using errcode = 'XX001'; end $$`,
+		`create trigger damaged before update on due for each row when (old.id = '` + bad.ID.String() + `') execute function damaged()`,
+	} {
+		if err := s.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lost, err := s.Owned(ctx, r)
+	if err != nil || len(lost) != len(ms) {
+		t.Fatalf("%d owned, %v", len(lost), err)
+	}
+	released, adopted, err := s.TakeBack(ctx, r, lost)
+	if err != nil || released != len(ms)-2 || len(adopted) != 1 || adopted[0].ID != marked.ID {
+		t.Errorf("got %d released, %d adopted, %v, want all but the damaged one", released, len(adopted), err)
+	}
+	left := []store.Ownership{{ID: bad.ID, Claim: store.BornClaim}}
+	if n, _, err := s.TakeBack(ctx, r, left); err == nil || n != 0 {
+		t.Errorf("the damaged one alone: got %d, %v, want its fault", n, err)
+	}
+	if err := s.Exec("drop trigger damaged on due"); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, err := s.TakeBack(ctx, r, left); err != nil || n != 1 {
+		t.Errorf("mended: got %d, %v, want it released", n, err)
+	}
+}

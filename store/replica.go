@@ -122,13 +122,44 @@ func (s *Store) Owned(ctx context.Context, r ReplicaID) ([]Ownership, error) {
 
 // TakeBack ends what r has and does not know of, where it still has it under that token:
 // unmarked mails become claimable as they were. Those that may have left (Marked), or that
-// somebody died of (Begun), become r's anew.
+// somebody died of (Begun), become r's anew. A mail that the database cannot read or write,
+// because it is damaged at that place, stays as it is and holds up no other; the error is its
+// own when there is no other.
 func (s *Store) TakeBack(ctx context.Context, r ReplicaID, lost []Ownership) (released int, adopted []*Claimed, err error) {
-	b, err := json.Marshal(lost)
-	if err != nil || len(lost) == 0 {
+	if len(lost) == 0 {
+		return 0, nil, nil
+	}
+	released, rows, err := s.takeBack(ctx, r, lost)
+	if err == nil {
+		return released, s.claimedOf(r, rows), nil
+	}
+	n := len(lost)
+	if n == 1 || !damaged(err) && !dataFault(err) {
 		return 0, nil, err
 	}
-	var rows []claimedRow
+	done := false // for one half at least
+	for _, half := range [][]Ownership{lost[:n/2], lost[n/2:]} {
+		k, cs, fault := s.TakeBack(ctx, r, half)
+		released, adopted = released+k, append(adopted, cs...)
+		switch {
+		case fault == nil:
+			done = true
+		case len(half) == 1:
+			s.log.Error("a mail cannot be given back", "mail_id", half[0].ID, "error", fault)
+		}
+	}
+	if done {
+		err = nil
+	}
+	return released, adopted, err
+}
+
+// takeBack is one transaction.
+func (s *Store) takeBack(ctx context.Context, r ReplicaID, lost []Ownership) (released int, rows []claimedRow, err error) {
+	b, err := json.Marshal(lost)
+	if err != nil {
+		return 0, nil, err
+	}
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		rows = nil
 		res, err := s.q.in(ctx, tx, "take_back").ExecContext(ctx, string(b), int64(r))
@@ -145,5 +176,5 @@ func (s *Store) TakeBack(ctx context.Context, r ReplicaID, lost []Ownership) (re
 	if err != nil {
 		return 0, nil, err
 	}
-	return released, s.claimedOf(r, rows), nil
+	return released, rows, nil
 }
