@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -196,8 +197,11 @@ func TestRetryKeepsItsSignature(t *testing.T) {
 		r := newRig(t, dsn, relay)
 		second := r.update("", &pb.MailServer{Name: "main", Smtp: &pb.Smtp{Port: int32(relay.Port())}}).Dkim
 		attempt(r)
-		if len(tried) != 3 || tried[1] != tried[0] || tried[2] != tried[0] {
-			t.Fatalf("%d attempts, not of the same bytes:\n%s", len(tried), strings.Join(tried, "\n\n"))
+		mu.Lock()
+		all := slices.Clone(tried)
+		mu.Unlock()
+		if len(all) != 3 || all[1] != all[0] || all[2] != all[0] {
+			t.Fatalf("%d attempts, not of the same bytes:\n%s", len(all), strings.Join(all, "\n\n"))
 		}
 		signedBy(t, relay.Mails()[0].Data, first)
 		// what is sent once more is a mail of its own, signed with the key of now
