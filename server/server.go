@@ -146,7 +146,8 @@ func loadKeys(cfg *Config) (*seal.Ring, error) {
 			// else the key file would be blamed
 			return nil, fmt.Errorf("database: %s is not a folder", filepath.Dir(path))
 		}
-		return seal.LoadOrCreate(cfg.keyFile())
+		r, _, err := seal.LoadOrCreate(cfg.keyFile())
+		return r, err
 	}
 	return readKeys(cfg)
 }

@@ -20,7 +20,7 @@ import (
 
 func outbound(t *testing.T, helo string) *Outbound {
 	t.Helper()
-	keys, err := seal.LoadOrCreate(filepath.Join(t.TempDir(), "key"))
+	keys, _, err := seal.LoadOrCreate(filepath.Join(t.TempDir(), "key"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,12 +3,17 @@
 // ciphertext moved to another row, or a row pointed at another host, opens to nothing.
 //
 // The key file holds one key a line, "ID BASE64", the newest last; the newest seals, any opens,
-// so keys can be rotated without a break. Lines beginning with # are comments. The file must
-// not be readable by group or others.
+// so keys can be rotated without a break. Ids are drawn by chance, so that a key file of another
+// service is told from a damaged secret. Lines beginning with # are comments. The file must not
+// be readable by others, nor by its group, unless another user owns it and the group may only
+// read: so it is when an orchestrator mounts a secret.
+//
+// A running service reads its key file again when it changes: before it seals, and when it meets
+// a secret of a key that it does not know. No line is needed twice, and what cannot be read
+// changes nothing.
 package seal
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/cipher"
 	"crypto/hmac"
@@ -17,11 +22,17 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -34,29 +45,90 @@ var ErrOpen = errors.New("the stored secret cannot be opened")
 // less of what a secret belongs to.
 const version = 2
 
-// Ring seals with its newest key and opens with any.
+// Ring seals with its newest key and opens with any. It may be used by any goroutine.
 type Ring struct {
-	newest byte
-	keys   map[byte]cipher.AEAD
-	first  []byte // the oldest key, from which others are derived
+	path  string
+	first []byte // the oldest key when the file was read first; others are derived from it
+	log   *slog.Logger
+	keys  atomic.Pointer[keys]
+
+	mu     sync.Mutex // guards what follows; one goroutine reads the file
+	looked time.Time
+	seen   os.FileInfo // the file that was read last
+	told   string      // the last fault that the log has
 }
 
-// Derive is a key of its own for purpose, the same wherever the same key file is used.
+// keys are a key file's.
+type keys struct {
+	newest byte
+	by     map[byte]cipher.AEAD
+	first  []byte
+	text   []byte // the file's
+}
+
+// lookAgain is how often a file is read again that looks the same.
+const lookAgain = time.Second
+
+// Logger is told when the key file was read again, or could not be. It is set before the ring
+// is used.
+func (r *Ring) Logger(log *slog.Logger) { r.log = log }
+
+// Derive is a key of its own for purpose, the same wherever the same key file is used. It stays
+// the same for as long as the process runs, and over rotations for as long as the oldest key
+// stays in the file.
 func (r *Ring) Derive(purpose string) []byte {
 	m := hmac.New(sha256.New, r.first)
 	m.Write([]byte(purpose))
 	return m.Sum(nil)
 }
 
+// again reads the key file again if it is another one, or was read a while ago.
+func (r *Ring) again() *keys {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have := r.keys.Load()
+	st, err := os.Stat(r.path)
+	if err == nil && time.Since(r.looked) < lookAgain && os.SameFile(st, r.seen) && st.Size() == r.seen.Size() && st.ModTime().Equal(r.seen.ModTime()) {
+		return have
+	}
+	if err == nil {
+		r.seen = st
+	}
+	r.looked = time.Now()
+	now, err := readKeyFile(r.path)
+	switch {
+	case err != nil:
+		if r.log != nil && err.Error() != r.told {
+			r.log.Warn("not read again: the keys that were read before serve", "error", err)
+		}
+		r.told = err.Error()
+	case !bytes.Equal(now.text, have.text):
+		r.told = ""
+		r.keys.Store(now)
+		if r.log != nil {
+			r.log.Info("key file read again", "keys", len(now.by), "newest", now.newest)
+		}
+		return now
+	}
+	return have
+}
+
 // Seal seals secret for place.
 func (r *Ring) Seal(secret, place string) []byte {
-	a := r.keys[r.newest]
+	k := r.again()
+	a := k.by[k.newest]
 	out := make([]byte, 2, 2+a.NonceSize()+len(secret)+a.Overhead())
-	out[0], out[1] = version, r.newest
+	out[0], out[1] = version, k.newest
 	nonce := make([]byte, a.NonceSize())
 	rand.Read(nonce) // never fails
 	out = append(out, nonce...)
 	return a.Seal(out, nonce, []byte(secret), []byte(place))
+}
+
+// Current says whether a secret is sealed as it would be today: by the newest key, for all that
+// it belongs to.
+func (r *Ring) Current(sealed []byte) bool {
+	return len(sealed) > 1 && sealed[0] == version && sealed[1] == r.again().newest
 }
 
 // Open opens what was sealed for place. first is the same place as version 1 named it; a secret
@@ -70,7 +142,11 @@ func (r *Ring) Open(sealed []byte, place, first string) (string, error) {
 	case sealed[0] != version:
 		return "", ErrOpen
 	}
-	a, ok := r.keys[sealed[1]]
+	a, ok := r.keys.Load().by[sealed[1]]
+	if !ok {
+		// of a key that another replica has been given
+		a, ok = r.again().by[sealed[1]]
+	}
 	if !ok || len(sealed) < 2+a.NonceSize() {
 		return "", ErrOpen
 	}
@@ -93,6 +169,20 @@ func Place(parts ...string) string {
 
 // LoadKeyFile reads a key file. fs.ErrNotExist when there is none.
 func LoadKeyFile(path string) (*Ring, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("key file: %w", err)
+	}
+	k, err := readKeyFile(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &Ring{path: path, first: k.first, looked: time.Now(), seen: st}
+	r.keys.Store(k)
+	return r, nil
+}
+
+func readKeyFile(path string) (*keys, error) {
 	// A pipe that nobody writes to would be waited for, and what waits there hears no signal.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -106,14 +196,17 @@ func LoadKeyFile(path string) (*Ring, error) {
 	if !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("key file %s is no ordinary file", path)
 	}
-	if st.Mode().Perm()&0o077 != 0 {
+	if sys, ok := st.Sys().(*syscall.Stat_t); !private(st.Mode(), ok && int(sys.Uid) == os.Geteuid()) {
 		return nil, fmt.Errorf("key file %s can be read by others (mode %04o): chmod 600 it", path, st.Mode().Perm())
 	}
-	r := &Ring{keys: map[byte]cipher.AEAD{}}
-	sc := bufio.NewScanner(f)
-	for n := 1; sc.Scan(); n++ {
-		line := strings.TrimSpace(sc.Text())
-		if line == "" || strings.HasPrefix(line, "#") {
+	k := &keys{by: map[byte]cipher.AEAD{}}
+	if k.text, err = io.ReadAll(io.LimitReader(f, 1<<16)); err != nil {
+		return nil, fmt.Errorf("key file: %w", err)
+	}
+	n := 0
+	for line := range strings.Lines(string(k.text)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
 		id, key, err := parseLine(line)
@@ -121,24 +214,30 @@ func LoadKeyFile(path string) (*Ring, error) {
 			// never the line itself
 			return nil, fmt.Errorf("key file %s, line %d: %w", path, n, err)
 		}
-		if r.keys[id] != nil {
+		if k.by[id] != nil {
 			return nil, fmt.Errorf("key file %s, line %d: key %d is there twice", path, n, id)
 		}
-		if r.keys[id], err = chacha20poly1305.NewX(key); err != nil {
+		if k.by[id], err = chacha20poly1305.NewX(key); err != nil {
 			return nil, fmt.Errorf("key file %s, line %d: %w", path, n, err)
 		}
-		r.newest = id
-		if r.first == nil {
-			r.first = key
+		k.newest = id
+		if k.first == nil {
+			k.first = key
 		}
 	}
-	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("key file: %w", err)
-	}
-	if len(r.keys) == 0 {
+	if len(k.by) == 0 {
 		return nil, fmt.Errorf("key file %s holds no key", path)
 	}
-	return r, nil
+	return k, nil
+}
+
+// private says whether nobody else reads a key file of that mode. ours: its owner is the user
+// that the service runs as.
+func private(mode fs.FileMode, ours bool) bool {
+	if ours {
+		return mode.Perm()&0o077 == 0
+	}
+	return mode.Perm()&0o037 == 0
 }
 
 func parseLine(line string) (byte, []byte, error) {
@@ -157,19 +256,75 @@ func parseLine(line string) (byte, []byte, error) {
 	return byte(id), key, nil
 }
 
+// newKey is the line of a new key, whose id is none of those taken.
+func newKey(taken map[byte]cipher.AEAD) (byte, string) {
+	draw := make([]byte, 1+chacha20poly1305.KeySize)
+	for {
+		rand.Read(draw) // never fails
+		if _, is := taken[draw[0]]; !is {
+			return draw[0], fmt.Sprintf("%d %s\n", draw[0], base64.StdEncoding.EncodeToString(draw[1:]))
+		}
+	}
+}
+
 // CreateKeyFile makes a key file with one new key. It never overwrites one: a lost key loses
 // every password.
 func CreateKeyFile(path string) error {
-	key := make([]byte, chacha20poly1305.KeySize)
-	rand.Read(key) // never fails
+	_, line := newKey(nil)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("key file: %w", err)
 	}
-	var b bytes.Buffer
-	b.WriteString("# maildispatch: keys that seal passwords. Keep it secret, keep a copy apart from the database.\n")
-	fmt.Fprintf(&b, "1 %s\n", base64.StdEncoding.EncodeToString(key))
-	_, err = f.Write(b.Bytes())
+	return written(f, "# maildispatch: keys that seal passwords. Keep it secret, keep a copy apart from the database.\n"+line)
+}
+
+// maxKeys is how many keys a file may hold before another is refused: ids are one octet.
+const maxKeys = 200
+
+// Rotate adds a new key to a key file, which seals from then on, and gives its id. The file is
+// replaced as a whole, so that nobody reads half of it; owner, group and mode stay.
+func Rotate(path string) (byte, error) {
+	k, err := readKeyFile(path)
+	if err != nil {
+		return 0, err
+	}
+	if len(k.by) >= maxKeys {
+		return 0, fmt.Errorf("key file %s holds %d keys: take out those that seal nothing any more", path, len(k.by))
+	}
+	// what a link points to is replaced, not the link
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return 0, fmt.Errorf("key file: %w", err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0, fmt.Errorf("key file: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return 0, fmt.Errorf("key file: %w", err)
+	}
+	id, line := newKey(k.by)
+	text := string(k.text)
+	if !strings.HasSuffix(text, "\n") {
+		text += "\n"
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		err = f.Chown(int(sys.Uid), int(sys.Gid))
+	}
+	err = errors.Join(err, f.Chmod(st.Mode().Perm()), written(f, text+line))
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return 0, fmt.Errorf("key file: %w", err)
+	}
+	return id, nil
+}
+
+// written writes and closes a new file. Half a key file is worse than none.
+func written(f *os.File, text string) error {
+	_, err := f.WriteString(text)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -177,19 +332,20 @@ func CreateKeyFile(path string) error {
 		err = cerr
 	}
 	if err != nil {
-		_ = os.Remove(path) // half a key file is worse than none
+		_ = os.Remove(f.Name())
 		return fmt.Errorf("key file: %w", err)
 	}
 	return nil
 }
 
-// LoadOrCreate reads the key file and makes it first when there is none.
-func LoadOrCreate(path string) (*Ring, error) {
-	r, err := LoadKeyFile(path)
+// LoadOrCreate reads the key file and makes it first when there is none; made says so.
+func LoadOrCreate(path string) (r *Ring, made bool, err error) {
+	r, err = LoadKeyFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = CreateKeyFile(path); err == nil || errors.Is(err, fs.ErrExist) {
-			return LoadKeyFile(path)
+			made = err == nil
+			r, err = LoadKeyFile(path)
 		}
 	}
-	return r, err
+	return r, made, err
 }

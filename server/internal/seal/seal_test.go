@@ -12,7 +12,7 @@ import (
 func ring(t *testing.T) (*Ring, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "key")
-	r, err := LoadOrCreate(path)
+	r, _, err := LoadOrCreate(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,5 +98,108 @@ func TestPipeAsKeyFile(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Errorf("%s is waited for", path)
 		}
+	}
+}
+
+// TestRotated: a ring that is in use seals with a new key as soon as the file has it, and opens
+// what another process sealed with a key that came after the ring was made. What was sealed
+// before opens still, and what is derived stays.
+func TestRotated(t *testing.T) {
+	r, path := ring(t)
+	place := Place("one")
+	old, derived := r.Seal("geheim", place), r.Derive("x")
+	if !r.Current(old) {
+		t.Error("sealed by the only key and not current")
+	}
+	other, err := LoadKeyFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := Rotate(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := r.Seal("neu", place)
+	if sealed[1] != id || !r.Current(sealed) || r.Current(old) {
+		t.Errorf("sealed by key %d, want %d; current: %v, the one before: %v", sealed[1], id, r.Current(sealed), r.Current(old))
+	}
+	if got, err := other.Open(sealed, place, ""); err != nil || got != "neu" {
+		t.Errorf("another process, which has not sealed since: %q %v", got, err)
+	}
+	again, err := LoadKeyFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*Ring{r, other, again} {
+		if got, err := r.Open(old, place, ""); err != nil || got != "geheim" {
+			t.Errorf("what was sealed before: %q %v", got, err)
+		}
+		if string(r.Derive("x")) != string(derived) {
+			t.Error("a derived key is another one after the rotation")
+		}
+	}
+	if err := os.WriteFile(path, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Open(r.Seal("still", place), place, ""); err != nil || got != "still" {
+		t.Errorf("with a damaged file: %q %v", got, err)
+	}
+	if _, err := Rotate(path); err == nil {
+		t.Error("a damaged file was rotated")
+	}
+}
+
+// TestRotatedFile: the file keeps its mode, a link to it stays a link, and no half file is left.
+func TestRotatedFile(t *testing.T) {
+	_, path := ring(t)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	taken := map[byte]bool{}
+	for range 20 {
+		id, err := Rotate(link)
+		if err != nil || taken[id] {
+			t.Fatalf("id %d, taken before: %v, %v", id, taken[id], err)
+		}
+		taken[id] = true
+	}
+	st, err := os.Lstat(link)
+	if err != nil || st.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link is %v %v", st.Mode(), err)
+	}
+	if st, err = os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the file is %v %v", st.Mode(), err)
+	}
+	if left, _ := filepath.Glob(path + ".*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestPrivate: a mounted secret belongs to root and is read by the service's group.
+func TestPrivate(t *testing.T) {
+	for _, c := range []struct {
+		mode       os.FileMode
+		ours, want bool
+	}{
+		{0o600, true, true}, {0o400, true, true}, {0o640, true, false}, {0o604, true, false},
+		{0o440, false, true}, {0o640, false, true}, {0o460, false, false}, {0o444, false, false},
+	} {
+		if got := private(c.mode, c.ours); got != c.want {
+			t.Errorf("mode %04o, ours %v: %v", c.mode, c.ours, got)
+		}
+	}
+}
+
+// TestKeysOfTwoFiles: ids are drawn, so a secret of another key file most often names a key that
+// is not there.
+func TestKeysOfTwoFiles(t *testing.T) {
+	ids := map[byte]bool{}
+	for range 8 {
+		r, _ := ring(t)
+		ids[r.keys.Load().newest] = true
+	}
+	if len(ids) < 2 {
+		t.Error("eight key files name their keys alike")
 	}
 }
