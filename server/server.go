@@ -51,10 +51,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	log := cfg.logger()
-	keys, err := loadKeys(&cfg)
+	keys, made, err := loadKeys(&cfg)
 	if err != nil {
 		return nil, err
 	}
+	keys.Logger(log)
 	dest, err := smtpx.ParseDestinations(cfg.Destinations)
 	if err != nil {
 		return nil, fmt.Errorf("smtp-destinations: %w", err)
@@ -80,6 +81,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.closePorts())
 	}
 	s.store = st
+	if err := checkSecrets(ctx, &cfg, st, out, made, log); err != nil {
+		return nil, errors.Join(err, s.closePorts(), st.Close())
+	}
 	out.UseTokens(st, tokens.Check, log)
 	back, err := st.Remember(ctx, cfg.stateFile())
 	if err != nil {
@@ -140,16 +144,16 @@ func (s *Server) learn(ctx context.Context) {
 // loadKeys reads the key file. Beside an SQLite database it is made when there is none; with
 // PostgreSQL, which several replicas share, each making its own would lose passwords, so it has
 // to be there.
-func loadKeys(cfg *Config) (*seal.Ring, error) {
+func loadKeys(cfg *Config) (keys *seal.Ring, made bool, err error) {
 	if path := cfg.sqlite(); path != "" {
 		if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
 			// else the key file would be blamed
-			return nil, fmt.Errorf("database: %s is not a folder", filepath.Dir(path))
+			return nil, false, fmt.Errorf("database: %s is not a folder", filepath.Dir(path))
 		}
-		r, _, err := seal.LoadOrCreate(cfg.keyFile())
-		return r, err
+		return seal.LoadOrCreate(cfg.keyFile())
 	}
-	return readKeys(cfg)
+	keys, err = readKeys(cfg)
+	return keys, false, err
 }
 
 func readKeys(cfg *Config) (*seal.Ring, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/api"
 	"github.com/maildispatch/maildispatch/server/internal/interceptor"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -102,13 +103,23 @@ func (s sameUser) Accept() (net.Conn, error) {
 	}
 }
 
-// Tokens is AccessAdmin over the database itself, for when no service runs. The context that
-// it gives is that of a system administrator.
-func Tokens(ctx context.Context, cfg Config) (context.Context, pb.AccessAdminServer, func() error, error) {
+// LocalAdmin is AccessAdmin over the database itself, for when no service runs. The context that
+// it gives is that of a system administrator. secrets: with the key file, for ResealSecrets.
+func LocalAdmin(ctx context.Context, cfg Config, secrets bool) (context.Context, pb.AccessAdminServer, func() error, error) {
+	var out *outbound.Outbound
+	if secrets {
+		keys, err := readKeys(&cfg)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		if out, err = outbound.New(keys, cfg.LocalhostSMTP, cfg.HeloName); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	st, err := store.Open(ctx, cfg.Database, store.Options{AllowUnsafe: cfg.AllowUnsafe})
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	a := api.New(api.Config{TokenKey: []byte("pages are read at once")})
+	a := api.New(api.Config{TokenKey: []byte("pages are read at once"), Outbound: out})
 	return access.NewContext(ctx, access.Local()), a.AccessAdmin(st, func(context.Context) {}, func() bool { return true }), st.Close, nil
 }

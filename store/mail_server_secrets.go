@@ -26,3 +26,24 @@ func (s *Store) ReplaceGrant(ctx context.Context, name string, was, now []byte) 
 	})
 	return ok && err == nil, err
 }
+
+// Reseal lets change put sealed values of a mail server in the place of others, and says how
+// many: the secrets are the same, sealed by another key. Nothing else may change. The version
+// stays: nobody has changed the mail server, its sessions and its breaker stand. change is
+// called with the row locked, so that no value is lost that is stored meanwhile.
+func (s *Store) Reseal(ctx context.Context, name string, a Audit, change func(*MailServer) int) (n int, err error) {
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		m, err := s.lockServer(ctx, tx, Everything, name, 0)
+		if err != nil {
+			return err
+		}
+		if n = change(m); n == 0 {
+			return nil
+		}
+		if err := s.writeServer(ctx, tx, m); err != nil {
+			return err
+		}
+		return s.auditDetail(ctx, tx, a, m.Team, m.Name, map[string]any{"secrets": n})
+	})
+	return n, err
+}

@@ -124,6 +124,9 @@ func TestOneConnection(t *testing.T) {
 			{"AuditRows", func() error { return second(s.AuditRows(c, store.Everything, store.AuditFilter{}, 0, 5)) }},
 			{"ServerExists", func() error { return second(s.ServerExists(c, "ss")) }},
 			{"CheckFallback", func() error { return s.CheckFallback(c, &store.MailServer{Name: "other", Team: "sales"}) }},
+			{"Reseal", func() error {
+				return second(s.Reseal(c, "ss", store.Audit{Actor: "a", Action: "x"}, func(*store.MailServer) int { return 1 }))
+			}},
 			{"ReplaceGrant", func() error { return second(s.ReplaceGrant(c, "ss", []byte("was"), []byte("now"))) }},
 			{"DeleteServer", func() error { _, _, err := s.DeleteServer(c, store.Everything, "ss", 0, true, audit); return err }},
 			{"UndeleteServer", func() error { return second(s.UndeleteServer(c, store.Everything, "ss", audit)) }},

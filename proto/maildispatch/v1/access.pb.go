@@ -994,6 +994,134 @@ func (x *AuditRow) GetHash() string {
 	return ""
 }
 
+// ResealSecretsRequest asks for it.
+type ResealSecretsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only count.
+	ValidateOnly bool `protobuf:"varint,1,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Why, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealSecretsRequest) Reset() {
+	*x = ResealSecretsRequest{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealSecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealSecretsRequest) ProtoMessage() {}
+
+func (x *ResealSecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealSecretsRequest.ProtoReflect.Descriptor instead.
+func (*ResealSecretsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ResealSecretsRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ResealSecretsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ResealSecretsResponse is what was done.
+type ResealSecretsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Secrets that were sealed by an older key; with validate_only those that would be.
+	Resealed int32 `protobuf:"varint,1,opt,name=resealed,proto3" json:"resealed,omitempty"`
+	// Secrets that were sealed by the newest key already.
+	Current int32 `protobuf:"varint,2,opt,name=current,proto3" json:"current,omitempty"`
+	// Secrets that do not open, the first 100.
+	Lost []*ResealSecretsResponse_Lost `protobuf:"bytes,3,rep,name=lost,proto3" json:"lost,omitempty"`
+	// How many do not open in all.
+	LostCount     int32 `protobuf:"varint,4,opt,name=lost_count,json=lostCount,proto3" json:"lost_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealSecretsResponse) Reset() {
+	*x = ResealSecretsResponse{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealSecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealSecretsResponse) ProtoMessage() {}
+
+func (x *ResealSecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealSecretsResponse.ProtoReflect.Descriptor instead.
+func (*ResealSecretsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ResealSecretsResponse) GetResealed() int32 {
+	if x != nil {
+		return x.Resealed
+	}
+	return 0
+}
+
+func (x *ResealSecretsResponse) GetCurrent() int32 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *ResealSecretsResponse) GetLost() []*ResealSecretsResponse_Lost {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *ResealSecretsResponse) GetLostCount() int32 {
+	if x != nil {
+		return x.LostCount
+	}
+	return 0
+}
+
 // WhoAmIRequest is empty.
 type WhoAmIRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1003,7 +1131,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1143,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1156,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{11}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{13}
 }
 
 // WhoAmIResponse is the caller as the service knows it.
@@ -1052,7 +1180,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1192,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1205,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{12}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WhoAmIResponse) GetActor() string {
@@ -1131,7 +1259,7 @@ type GetServiceInfoRequest struct {
 
 func (x *GetServiceInfoRequest) Reset() {
 	*x = GetServiceInfoRequest{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1271,7 @@ func (x *GetServiceInfoRequest) String() string {
 func (*GetServiceInfoRequest) ProtoMessage() {}
 
 func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1284,7 @@ func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{13}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{15}
 }
 
 // GetServiceInfoResponse is what a caller may want to know of the service.
@@ -1180,7 +1308,7 @@ type GetServiceInfoResponse struct {
 
 func (x *GetServiceInfoResponse) Reset() {
 	*x = GetServiceInfoResponse{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1320,7 @@ func (x *GetServiceInfoResponse) String() string {
 func (*GetServiceInfoResponse) ProtoMessage() {}
 
 func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1333,7 @@ func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{14}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetServiceInfoResponse) GetVersion() string {
@@ -1248,6 +1376,61 @@ func (x *GetServiceInfoResponse) GetMaxIdsPerCall() int32 {
 		return x.MaxIdsPerCall
 	}
 	return 0
+}
+
+// Lost is a secret that no key of the key file opens.
+type ResealSecretsResponse_Lost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose it is; deleted mail servers are among them.
+	MailServer string `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
+	// Which: "password", "oauth2 client secret", "oauth2 grant" or "dkim key".
+	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealSecretsResponse_Lost) Reset() {
+	*x = ResealSecretsResponse_Lost{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealSecretsResponse_Lost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealSecretsResponse_Lost) ProtoMessage() {}
+
+func (x *ResealSecretsResponse_Lost) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealSecretsResponse_Lost.ProtoReflect.Descriptor instead.
+func (*ResealSecretsResponse_Lost) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{12, 0}
+}
+
+func (x *ResealSecretsResponse_Lost) GetMailServer() string {
+	if x != nil {
+		return x.MailServer
+	}
+	return ""
+}
+
+func (x *ResealSecretsResponse_Lost) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
 }
 
 var file_maildispatch_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
@@ -1348,7 +1531,20 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\x06target\x18\x06 \x01(\tR\x06target\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12/\n" +
 	"\x06detail\x18\b \x01(\v2\x17.google.protobuf.StructR\x06detail\x12\x12\n" +
-	"\x04hash\x18\t \x01(\tR\x04hash\"\x0f\n" +
+	"\x04hash\x18\t \x01(\tR\x04hash\"S\n" +
+	"\x14ResealSecretsRequest\x12#\n" +
+	"\rvalidate_only\x18\x01 \x01(\bR\fvalidateOnly\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xee\x01\n" +
+	"\x15ResealSecretsResponse\x12\x1a\n" +
+	"\bresealed\x18\x01 \x01(\x05R\bresealed\x12\x18\n" +
+	"\acurrent\x18\x02 \x01(\x05R\acurrent\x12?\n" +
+	"\x04lost\x18\x03 \x03(\v2+.maildispatch.v1.ResealSecretsResponse.LostR\x04lost\x12\x1d\n" +
+	"\n" +
+	"lost_count\x18\x04 \x01(\x05R\tlostCount\x1a?\n" +
+	"\x04Lost\x12\x1f\n" +
+	"\vmail_server\x18\x01 \x01(\tR\n" +
+	"mailServer\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"\x0f\n" +
 	"\rWhoAmIRequest\"\xd2\x01\n" +
 	"\x0eWhoAmIResponse\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
@@ -1371,7 +1567,7 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\tROLE_SEND\x10\x01\x12\r\n" +
 	"\tROLE_READ\x10\x02\x12\x0e\n" +
 	"\n" +
-	"ROLE_ADMIN\x10\x032\xd5\x04\n" +
+	"ROLE_ADMIN\x10\x032\xc0\x05\n" +
 	"\vAccessAdmin\x12c\n" +
 	"\vCreateToken\x12#.maildispatch.v1.CreateTokenRequest\x1a$.maildispatch.v1.CreateTokenResponse\"\t\xda\xe7\x18\x05\n" +
 	"\x01\x03\x10\x01\x12c\n" +
@@ -1381,7 +1577,9 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\vRevokeToken\x12#.maildispatch.v1.RevokeTokenRequest\x1a$.maildispatch.v1.RevokeTokenResponse\"\t\xda\xe7\x18\x05\n" +
 	"\x01\x03\x10\x01\x12d\n" +
 	"\tListAudit\x12!.maildispatch.v1.ListAuditRequest\x1a\".maildispatch.v1.ListAuditResponse\"\x10\xda\xe7\x18\t\n" +
-	"\x01\x03\x1a\x04team\x90\x02\x01\x12I\n" +
+	"\x01\x03\x1a\x04team\x90\x02\x01\x12i\n" +
+	"\rResealSecrets\x12%.maildispatch.v1.ResealSecretsRequest\x1a&.maildispatch.v1.ResealSecretsResponse\"\t\xda\xe7\x18\x05\n" +
+	"\x01\x03\x10\x01\x12I\n" +
 	"\x06WhoAmI\x12\x1e.maildispatch.v1.WhoAmIRequest\x1a\x1f.maildispatch.v1.WhoAmIResponse\x12f\n" +
 	"\x0eGetServiceInfo\x12&.maildispatch.v1.GetServiceInfoRequest\x1a'.maildispatch.v1.GetServiceInfoResponse\"\x03\x90\x02\x01:Q\n" +
 	"\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xfb\x8c\x03 \x01(\v2\x17.maildispatch.v1.PolicyR\x06policyBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
@@ -1399,7 +1597,7 @@ func file_maildispatch_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_maildispatch_v1_access_proto_goTypes = []any{
 	(Role)(0),                          // 0: maildispatch.v1.Role
 	(*Policy)(nil),                     // 1: maildispatch.v1.Policy
@@ -1413,56 +1611,62 @@ var file_maildispatch_v1_access_proto_goTypes = []any{
 	(*ListAuditRequest)(nil),           // 9: maildispatch.v1.ListAuditRequest
 	(*ListAuditResponse)(nil),          // 10: maildispatch.v1.ListAuditResponse
 	(*AuditRow)(nil),                   // 11: maildispatch.v1.AuditRow
-	(*WhoAmIRequest)(nil),              // 12: maildispatch.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),             // 13: maildispatch.v1.WhoAmIResponse
-	(*GetServiceInfoRequest)(nil),      // 14: maildispatch.v1.GetServiceInfoRequest
-	(*GetServiceInfoResponse)(nil),     // 15: maildispatch.v1.GetServiceInfoResponse
-	(Kind)(0),                          // 16: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),      // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 18: google.protobuf.Duration
-	(*structpb.Struct)(nil),            // 19: google.protobuf.Struct
-	(*descriptorpb.MethodOptions)(nil), // 20: google.protobuf.MethodOptions
+	(*ResealSecretsRequest)(nil),       // 12: maildispatch.v1.ResealSecretsRequest
+	(*ResealSecretsResponse)(nil),      // 13: maildispatch.v1.ResealSecretsResponse
+	(*WhoAmIRequest)(nil),              // 14: maildispatch.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),             // 15: maildispatch.v1.WhoAmIResponse
+	(*GetServiceInfoRequest)(nil),      // 16: maildispatch.v1.GetServiceInfoRequest
+	(*GetServiceInfoResponse)(nil),     // 17: maildispatch.v1.GetServiceInfoResponse
+	(*ResealSecretsResponse_Lost)(nil), // 18: maildispatch.v1.ResealSecretsResponse.Lost
+	(Kind)(0),                          // 19: maildispatch.v1.Kind
+	(*timestamppb.Timestamp)(nil),      // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 21: google.protobuf.Duration
+	(*structpb.Struct)(nil),            // 22: google.protobuf.Struct
+	(*descriptorpb.MethodOptions)(nil), // 23: google.protobuf.MethodOptions
 }
 var file_maildispatch_v1_access_proto_depIdxs = []int32{
 	0,  // 0: maildispatch.v1.Policy.roles:type_name -> maildispatch.v1.Role
 	0,  // 1: maildispatch.v1.Token.roles:type_name -> maildispatch.v1.Role
-	16, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
-	17, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
-	17, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	17, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
-	17, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
+	19, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
+	20, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	20, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	20, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
+	20, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
 	0,  // 7: maildispatch.v1.CreateTokenRequest.roles:type_name -> maildispatch.v1.Role
-	16, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
-	18, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	19, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
+	21, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 10: maildispatch.v1.CreateTokenResponse.info:type_name -> maildispatch.v1.Token
 	2,  // 11: maildispatch.v1.ListTokensResponse.tokens:type_name -> maildispatch.v1.Token
 	2,  // 12: maildispatch.v1.RevokeTokenResponse.info:type_name -> maildispatch.v1.Token
-	17, // 13: maildispatch.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	17, // 14: maildispatch.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	20, // 13: maildispatch.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	20, // 14: maildispatch.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
 	11, // 15: maildispatch.v1.ListAuditResponse.rows:type_name -> maildispatch.v1.AuditRow
-	17, // 16: maildispatch.v1.AuditRow.time:type_name -> google.protobuf.Timestamp
-	19, // 17: maildispatch.v1.AuditRow.detail:type_name -> google.protobuf.Struct
-	0,  // 18: maildispatch.v1.WhoAmIResponse.roles:type_name -> maildispatch.v1.Role
-	17, // 19: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
-	20, // 20: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
-	1,  // 21: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
-	3,  // 22: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
-	5,  // 23: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
-	7,  // 24: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
-	9,  // 25: maildispatch.v1.AccessAdmin.ListAudit:input_type -> maildispatch.v1.ListAuditRequest
-	12, // 26: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
-	14, // 27: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
-	4,  // 28: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
-	6,  // 29: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
-	8,  // 30: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
-	10, // 31: maildispatch.v1.AccessAdmin.ListAudit:output_type -> maildispatch.v1.ListAuditResponse
-	13, // 32: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
-	15, // 33: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
-	28, // [28:34] is the sub-list for method output_type
-	22, // [22:28] is the sub-list for method input_type
-	21, // [21:22] is the sub-list for extension type_name
-	20, // [20:21] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	20, // 16: maildispatch.v1.AuditRow.time:type_name -> google.protobuf.Timestamp
+	22, // 17: maildispatch.v1.AuditRow.detail:type_name -> google.protobuf.Struct
+	18, // 18: maildispatch.v1.ResealSecretsResponse.lost:type_name -> maildispatch.v1.ResealSecretsResponse.Lost
+	0,  // 19: maildispatch.v1.WhoAmIResponse.roles:type_name -> maildispatch.v1.Role
+	20, // 20: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
+	23, // 21: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
+	1,  // 22: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
+	3,  // 23: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
+	5,  // 24: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
+	7,  // 25: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
+	9,  // 26: maildispatch.v1.AccessAdmin.ListAudit:input_type -> maildispatch.v1.ListAuditRequest
+	12, // 27: maildispatch.v1.AccessAdmin.ResealSecrets:input_type -> maildispatch.v1.ResealSecretsRequest
+	14, // 28: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
+	16, // 29: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
+	4,  // 30: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
+	6,  // 31: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
+	8,  // 32: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
+	10, // 33: maildispatch.v1.AccessAdmin.ListAudit:output_type -> maildispatch.v1.ListAuditResponse
+	13, // 34: maildispatch.v1.AccessAdmin.ResealSecrets:output_type -> maildispatch.v1.ResealSecretsResponse
+	15, // 35: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
+	17, // 36: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
+	30, // [30:37] is the sub-list for method output_type
+	23, // [23:30] is the sub-list for method input_type
+	22, // [22:23] is the sub-list for extension type_name
+	21, // [21:22] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_access_proto_init() }
@@ -1478,7 +1682,7 @@ func file_maildispatch_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_access_proto_rawDesc), len(file_maildispatch_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 1,
 			NumServices:   1,
 		},

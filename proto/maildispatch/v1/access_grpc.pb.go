@@ -23,6 +23,7 @@ const (
 	AccessAdmin_ListTokens_FullMethodName     = "/maildispatch.v1.AccessAdmin/ListTokens"
 	AccessAdmin_RevokeToken_FullMethodName    = "/maildispatch.v1.AccessAdmin/RevokeToken"
 	AccessAdmin_ListAudit_FullMethodName      = "/maildispatch.v1.AccessAdmin/ListAudit"
+	AccessAdmin_ResealSecrets_FullMethodName  = "/maildispatch.v1.AccessAdmin/ResealSecrets"
 	AccessAdmin_WhoAmI_FullMethodName         = "/maildispatch.v1.AccessAdmin/WhoAmI"
 	AccessAdmin_GetServiceInfo_FullMethodName = "/maildispatch.v1.AccessAdmin/GetServiceInfo"
 )
@@ -53,6 +54,12 @@ type AccessAdminClient interface {
 	// sees the rows of these teams, one of the system all. The log is append-only, and each row
 	// holds a hash over itself and the one before it.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
+	// ResealSecrets seals the stored secrets of all mail servers, which an older key of the key
+	// file sealed, by the newest one. It is done while mail is sent: each mail server is a
+	// transaction with an audit row of its own, and one that somebody changes meanwhile loses
+	// nothing. Behind it older keys may be taken out of the key file. What does not open stays as
+	// it is and is told. `maildispatchd key reseal` calls it.
+	ResealSecrets(ctx context.Context, in *ResealSecretsRequest, opts ...grpc.CallOption) (*ResealSecretsResponse, error)
 	// WhoAmI says as whom the service knows the caller, and what that one may do.
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
 	// GetServiceInfo says which version runs, what is switched on and what the limits are.
@@ -107,6 +114,16 @@ func (c *accessAdminClient) ListAudit(ctx context.Context, in *ListAuditRequest,
 	return out, nil
 }
 
+func (c *accessAdminClient) ResealSecrets(ctx context.Context, in *ResealSecretsRequest, opts ...grpc.CallOption) (*ResealSecretsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResealSecretsResponse)
+	err := c.cc.Invoke(ctx, AccessAdmin_ResealSecrets_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accessAdminClient) WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WhoAmIResponse)
@@ -153,6 +170,12 @@ type AccessAdminServer interface {
 	// sees the rows of these teams, one of the system all. The log is append-only, and each row
 	// holds a hash over itself and the one before it.
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
+	// ResealSecrets seals the stored secrets of all mail servers, which an older key of the key
+	// file sealed, by the newest one. It is done while mail is sent: each mail server is a
+	// transaction with an audit row of its own, and one that somebody changes meanwhile loses
+	// nothing. Behind it older keys may be taken out of the key file. What does not open stays as
+	// it is and is told. `maildispatchd key reseal` calls it.
+	ResealSecrets(context.Context, *ResealSecretsRequest) (*ResealSecretsResponse, error)
 	// WhoAmI says as whom the service knows the caller, and what that one may do.
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	// GetServiceInfo says which version runs, what is switched on and what the limits are.
@@ -178,6 +201,9 @@ func (UnimplementedAccessAdminServer) RevokeToken(context.Context, *RevokeTokenR
 }
 func (UnimplementedAccessAdminServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
+}
+func (UnimplementedAccessAdminServer) ResealSecrets(context.Context, *ResealSecretsRequest) (*ResealSecretsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResealSecrets not implemented")
 }
 func (UnimplementedAccessAdminServer) WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhoAmI not implemented")
@@ -278,6 +304,24 @@ func _AccessAdmin_ListAudit_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccessAdmin_ResealSecrets_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResealSecretsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessAdminServer).ResealSecrets(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessAdmin_ResealSecrets_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessAdminServer).ResealSecrets(ctx, req.(*ResealSecretsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AccessAdmin_WhoAmI_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhoAmIRequest)
 	if err := dec(in); err != nil {
@@ -336,6 +380,10 @@ var AccessAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAudit",
 			Handler:    _AccessAdmin_ListAudit_Handler,
+		},
+		{
+			MethodName: "ResealSecrets",
+			Handler:    _AccessAdmin_ResealSecrets_Handler,
 		},
 		{
 			MethodName: "WhoAmI",

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/maildispatch/maildispatch/server"
-	"github.com/maildispatch/maildispatch/server/internal/seal"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -93,13 +92,6 @@ func migrate(ctx context.Context, args []string) error {
 		return err
 	}
 	return s.Close()
-}
-
-func key(_ context.Context, args []string) error {
-	if len(args) != 2 || args[0] != "create" {
-		return errors.New("key: write `maildispatchd key create FILE`")
-	}
-	return seal.CreateKeyFile(args[1])
 }
 
 func healthCheck(ctx context.Context, args []string) error {

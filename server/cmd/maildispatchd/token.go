@@ -57,7 +57,7 @@ func token(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	ctx, admin, done, err := tokenAdmin(ctx, c)
+	ctx, admin, done, err := accessAdmin(ctx, c, false)
 	if err != nil {
 		return err
 	}
@@ -145,8 +145,13 @@ func (o overSocket) RevokeToken(ctx context.Context, r *pb.RevokeTokenRequest) (
 	return o.client.RevokeToken(ctx, r)
 }
 
-// tokenAdmin is the running service, or the database where none runs.
-func tokenAdmin(ctx context.Context, c server.Config) (context.Context, pb.AccessAdminServer, func(), error) {
+func (o overSocket) ResealSecrets(ctx context.Context, r *pb.ResealSecretsRequest) (*pb.ResealSecretsResponse, error) {
+	return o.client.ResealSecrets(ctx, r)
+}
+
+// accessAdmin is the running service, or the database where none runs; with secrets those can
+// be sealed anew.
+func accessAdmin(ctx context.Context, c server.Config, secrets bool) (context.Context, pb.AccessAdminServer, func(), error) {
 	if path := c.Socket(); path != "" {
 		if probe, err := net.DialTimeout("unix", path, time.Second); err == nil {
 			_ = probe.Close() // it only asked whether somebody is there
@@ -158,6 +163,6 @@ func tokenAdmin(ctx context.Context, c server.Config) (context.Context, pb.Acces
 			return tctx, overSocket{client: pb.NewAccessAdminClient(conn)}, func() { cancel(); _ = conn.Close() }, nil
 		}
 	}
-	tctx, admin, end, err := server.Tokens(ctx, c)
+	tctx, admin, end, err := server.LocalAdmin(ctx, c, secrets)
 	return tctx, admin, func() { _ = end() }, err
 }

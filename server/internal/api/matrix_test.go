@@ -65,6 +65,7 @@ var requests = map[string]string{
 	"AccessAdmin/ListTokens":                `{}`,
 	"AccessAdmin/ListAudit":                 `{"team": "t1"}`,
 	"AccessAdmin/RevokeToken":               `{"id": "$token"}`,
+	"AccessAdmin/ResealSecrets":             `{"validate_only": true}`,
 	"AccessAdmin/WhoAmI":                    `{}`,
 	"AccessAdmin/GetServiceInfo":            `{}`,
 	"Health/Check":                          `{}`,

@@ -49,6 +49,7 @@ type rig struct {
 	commits  *commits
 	lookups  *lookups
 	txt      atomic.Value // a lookupTXT: what DNS says
+	keyFile  string
 }
 
 // lookups is the store, and notes how many uploads each statement asked for.
@@ -111,7 +112,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 	}
 	r := &rig{t: t, dsn: dsn, store: storetest.Open(t, dsn), relay: relay.Start(t), log: &logBook{}}
 	log := slog.New(slog.NewTextHandler(r.log, nil))
-	ring := testKeys(t)
+	ring, keyFile := testKeys(t)
 	out, err := outbound.New(ring, "127.0.0.1:25", "test.example")
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +152,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 			t.Error(err)
 		}
 	})
-	r.api = a
+	r.api, r.keyFile = a, keyFile
 	r.conn = r.serve(access.As(access.Everybody()), func(*grpc.Server) {})
 	r.admin, r.dispatch = pb.NewMailServerAdminClient(r.conn), pb.NewDispatchClient(r.conn)
 	return r
@@ -178,8 +179,8 @@ func (r *rig) serve(guard *access.Guard, more func(*grpc.Server), opts ...grpc.D
 	return conn
 }
 
-// testKeys is a key ring with one key.
-func testKeys(t testing.TB) *seal.Ring {
+// testKeys is a key ring with one key, and its file.
+func testKeys(t testing.TB) (*seal.Ring, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "key")
 	line := "1 " + base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32))) + "\n"
@@ -190,7 +191,7 @@ func testKeys(t testing.TB) *seal.Ring {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ring
+	return ring, path
 }
 
 // ctx ends with the test's patience. Calls that a test expects to end at once take it too.

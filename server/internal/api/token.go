@@ -13,12 +13,15 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// Tokens is what AccessAdmin needs of the store: tokens, and the audit log.
+// Tokens is what AccessAdmin needs of the store: tokens, the audit log, and sealed secrets.
 type Tokens interface {
+	outbound.Listing
+	Reseal(ctx context.Context, name string, a store.Audit, change func(*store.MailServer) int) (int, error)
 	CreateToken(ctx context.Context, t *store.Token, a store.Audit) error
 	Tokens(ctx context.Context, afterID string, ended bool, n int) ([]*store.Token, error)
 	RevokeToken(ctx context.Context, id string, a store.Audit) (*store.Token, error)
