@@ -103,8 +103,9 @@ func (s sameUser) Accept() (net.Conn, error) {
 	}
 }
 
-// LocalAdmin is AccessAdmin over the database itself, for when no service runs. The context that
-// it gives is that of a system administrator. secrets: with the key file, for ResealSecrets.
+// LocalAdmin is AccessAdmin over the database itself, for when no service runs. The context
+// that it gives is that of a system administrator. secrets: with the key file, for
+// ResealSecrets.
 func LocalAdmin(ctx context.Context, cfg Config, secrets bool) (context.Context, pb.AccessAdminServer, func() error, error) {
 	var out *outbound.Outbound
 	if secrets {

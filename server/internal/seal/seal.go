@@ -3,14 +3,14 @@
 // ciphertext moved to another row, or a row pointed at another host, opens to nothing.
 //
 // The key file holds one key a line, "ID BASE64", the newest last; the newest seals, any opens,
-// so keys can be rotated without a break. Ids are drawn by chance, so that a key file of another
-// service is told from a damaged secret. Lines beginning with # are comments. The file must not
-// be readable by others, nor by its group, unless another user owns it and the group may only
-// read: so it is when an orchestrator mounts a secret.
+// so keys can be rotated without a break. Ids are drawn by chance, so that a key file of
+// another service is told from a damaged secret. Lines beginning with # are comments. The file
+// must not be readable by others, nor by its group, unless another user owns it and the group
+// may only read: so it is when an orchestrator mounts a secret.
 //
-// A running service reads its key file again when it changes: before it seals, and when it meets
-// a secret of a key that it does not know. No line is needed twice, and what cannot be read
-// changes nothing.
+// A running service reads its key file again when it changes: before it seals, and when it
+// meets a secret of a key that it does not know. No line is needed twice, and what cannot be
+// read changes nothing.
 package seal
 
 import (

@@ -149,7 +149,8 @@ func TestRotated(t *testing.T) {
 	}
 }
 
-// TestRotatedFile: the file keeps its mode, a link to it stays a link, and no half file is left.
+// TestRotatedFile: the file keeps its mode, a link to it stays a link, and no half file is
+// left.
 func TestRotatedFile(t *testing.T) {
 	_, path := ring(t)
 	link := filepath.Join(t.TempDir(), "link")
@@ -191,8 +192,8 @@ func TestPrivate(t *testing.T) {
 	}
 }
 
-// TestKeysOfTwoFiles: ids are drawn, so a secret of another key file most often names a key that
-// is not there.
+// TestKeysOfTwoFiles: ids are drawn, so a secret of another key file most often names a key
+// that is not there.
 func TestKeysOfTwoFiles(t *testing.T) {
 	ids := map[byte]bool{}
 	for range 8 {
