@@ -14,8 +14,8 @@ import (
 // one.
 type Position struct{ Generation, XID, Seq int64 }
 
-// before compares positions of one generation.
-func (p Position) before(q Position) bool { return p.XID < q.XID || p.XID == q.XID && p.Seq < q.Seq }
+// Before compares positions of one generation.
+func (p Position) Before(q Position) bool { return p.XID < q.XID || p.XID == q.XID && p.Seq < q.Seq }
 
 // MailChange is one change of a mail's status.
 type MailChange struct {
@@ -62,7 +62,7 @@ func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Posit
 	}
 	// The horizon never moves back, so a position beyond it is of another history, also where
 	// nothing else has shown that.
-	if after.Generation != last.Generation || last.before(after) {
+	if after.Generation != last.Generation || last.Before(after) {
 		return nil, after, false, ErrForgotten
 	}
 	h := last.XID + last.Seq // one of them is 0
@@ -80,7 +80,7 @@ func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Posit
 	if err := s.q.get("change_forgotten").GetContext(ctx, &gone); err != nil {
 		return nil, after, false, s.fault(err)
 	}
-	if after.Generation != gone.Generation || after.before(gone) {
+	if after.Generation != gone.Generation || after.Before(gone) {
 		return nil, after, false, ErrForgotten
 	}
 	if len(rows) == 0 {

@@ -102,6 +102,7 @@ type API struct {
 	Config
 	servers *servers
 	tokens  cipher.AEAD   // seals page tokens
+	tail    *tail         // of the changes, for watchers
 	readers chan struct{} // holds one for each call that reads stored files in order to sign
 	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
 	lateLogged atomic.Int64
@@ -124,7 +125,7 @@ func New(c Config) *API {
 	if c.LookupTXT == nil {
 		c.LookupTXT = func(context.Context, string) ([]string, error) { return nil, errors.New("no name server is asked") }
 	}
-	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers), tokens: tokens}
+	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers), tokens: tokens, tail: &tail{store: c.Store, poll: watchPoll, waiting: map[*waiter]bool{}}}
 }
 
 // Register offers both services.

@@ -52,11 +52,19 @@ type rig struct {
 	keyFile  string
 }
 
-// lookups is the store, and notes how many uploads each statement asked for.
+// lookups is the store, and notes how many uploads each statement asked for, and how often
+// changes were looked for.
 type lookups struct {
 	*store.Store
 	mu  sync.Mutex
 	ids []int
+	// looks into the log of changes
+	looks atomic.Int64
+}
+
+func (l *lookups) Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error) {
+	l.looks.Add(1)
+	return l.Store.Changes(ctx, sc, f, after, n)
 }
 
 func (l *lookups) Uploads(ctx context.Context, team string, ids []uuid.UUID) (map[uuid.UUID]*store.Upload, error) {

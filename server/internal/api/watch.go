@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// how often a watcher that has seen everything looks again
+	// how often the process looks for changes
 	watchPoll      = 250 * time.Millisecond
 	watchHeartbeat = 15 * time.Second
 	watchPage      = 500
@@ -27,8 +27,9 @@ const (
 	watchLate = time.Minute
 )
 
-// WatchMails implements the service. Each watcher reads the log of changes at its own pace: one
-// that does not read its stream costs a blocked goroutine and nothing else.
+// WatchMails implements the service. Each watcher reads the log of changes at its own pace,
+// when the tail says that there may be something for it: one that does not read its stream, and
+// one that waits for what does not happen, cost a blocked goroutine and nothing else.
 func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingServer[pb.WatchMailsResponse]) error {
 	ctx := stream.Context()
 	var c apierr.Check
@@ -53,15 +54,16 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 		}
 		return a.pageToken("watch", of, b)
 	}
-	var at store.Position
+	w, at, err := a.tail.watch(ctx, mayConcern(a.scope(ctx), f))
+	if err != nil {
+		return a.fault(err)
+	}
+	defer a.tail.leave(w)
 	b, err := a.position("watch", of, r.Cursor)
 	switch {
 	case err != nil || r.Cursor != "" && len(b) != 16 && len(b) != 24:
 		return apierr.New(codes.InvalidArgument, pb.ReasonPageTokenInvalid, "cursor is not one of WatchMails with this filter")
 	case r.Cursor == "":
-		if at, err = a.Store.LastChange(ctx); err != nil {
-			return a.fault(err)
-		}
 	default:
 		at = store.Position{XID: int64(binary.BigEndian.Uint64(b)), Seq: int64(binary.BigEndian.Uint64(b[8:]))}
 		if len(b) == 24 { // else of a version that knew one generation only, the first
@@ -69,43 +71,71 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 		}
 	}
 	var told time.Time // when the caller last heard anything
-	for {
-		if err := caller.Err(); err != nil {
-			return err
+	caughtUp := false  // everything up to at was read, and from then on the tail tells
+	read := func() error {
+		if seen := w.begin(); caughtUp && at.Generation == seen.Generation && at.Before(seen) {
+			at = seen
 		}
-		changes, next, more, err := a.Store.Changes(ctx, a.scope(ctx), f, at, watchPage)
-		if errors.Is(err, store.ErrForgotten) {
-			return apierr.New(codes.OutOfRange, pb.ReasonCursorExpired, "changes behind this cursor are not kept any more, or the database was restored: list the journals, and watch from now on")
-		}
-		if err != nil {
-			return a.fault(err)
-		}
-		for i, ch := range changes {
-			cursor := ch.Position
-			if i == len(changes)-1 {
-				cursor = next
-			}
-			if err := stream.Send(&pb.WatchMailsResponse{Mail: mail(ch.Mail), Status: mailStatusName[ch.Status], ChangeTime: timestamppb.New(ch.Time), Cursor: token(cursor)}); err != nil {
+		for more := true; more; {
+			if err := caller.Err(); err != nil {
 				return err
 			}
-			told = time.Now()
-		}
-		at = next
-		if more {
-			continue
-		}
-		if time.Since(told) >= watchHeartbeat {
-			lag, err := a.watchLag(ctx)
+			var changes []store.MailChange
+			var next store.Position
+			var err error
+			changes, next, more, err = a.Store.Changes(ctx, a.scope(ctx), f, at, watchPage)
+			if errors.Is(err, store.ErrForgotten) {
+				return apierr.New(codes.OutOfRange, pb.ReasonCursorExpired, "changes behind this cursor are not kept any more, or the database was restored: list the journals, and watch from now on")
+			}
 			if err != nil {
 				return a.fault(err)
 			}
-			if err := stream.Send(&pb.WatchMailsResponse{Cursor: token(at), Lag: durationpb.New(lag)}); err != nil {
+			for i, ch := range changes {
+				cursor := ch.Position
+				if i == len(changes)-1 {
+					cursor = next
+				}
+				if err := stream.Send(&pb.WatchMailsResponse{Mail: mail(ch.Mail), Status: mailStatusName[ch.Status], ChangeTime: timestamppb.New(ch.Time), Cursor: token(cursor)}); err != nil {
+					return err
+				}
+				told = time.Now()
+			}
+			at = next
+		}
+		caughtUp = true
+		return nil
+	}
+	if err := read(); err != nil {
+		return err
+	}
+	beat := time.NewTimer(0)
+	defer beat.Stop()
+	for {
+		select {
+		case <-w.wake:
+			if err := read(); err != nil {
 				return err
 			}
-			told = time.Now()
-		}
-		select {
-		case <-time.After(watchPoll):
+		case <-beat.C:
+			if err := caller.Err(); err != nil {
+				return err
+			}
+			left := watchHeartbeat - time.Since(told)
+			if left <= 0 {
+				lag, err := a.watchLag(ctx)
+				if err != nil {
+					return a.fault(err)
+				}
+				cursor := at
+				if seen, ok := w.quiet(); ok && at.Generation == seen.Generation && at.Before(seen) {
+					cursor = seen
+				}
+				if err := stream.Send(&pb.WatchMailsResponse{Cursor: token(cursor), Lag: durationpb.New(lag)}); err != nil {
+					return err
+				}
+				told, left = time.Now(), watchHeartbeat
+			}
+			beat.Reset(left)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-a.Draining:
@@ -118,7 +148,7 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 
 // watchLag says how far watchers are behind, and logs it when that is long.
 func (a *API) watchLag(ctx context.Context) (time.Duration, error) {
-	lag, err := a.Store.WatchLag(ctx)
+	lag, err := a.tail.watchLag(ctx)
 	if err != nil || lag <= watchLate {
 		return lag, err
 	}
