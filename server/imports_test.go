@@ -29,6 +29,9 @@ var importRules = []importRule{
 	{pkg: "smtpx/internal/idn", why: "names of hosts and domains; nothing of ours"},
 	{pkg: "client/...", may: []string{"client/...", "proto/..."}, tests: []string{"client/clienttest"}, why: "what callers' programs link"},
 
+	{pkg: "client/cmd/maildispatch", may: []string{"client", "proto/..."}, tests: []string{"client/clienttest", "server", "smtpx/smtpxtest"},
+		why: "a caller like any other; its tests run the real service"},
+
 	{pkg: "server/internal/apierr", may: []string{"proto/..."}, why: "errors as callers hear them"},
 	{pkg: "server/internal/access", may: []string{"proto/...", "server/internal/apierr", "store"}, tests: []string{"store/storetest", "store/storetest/memory"},
 		why: "who a caller is and what that one may do; knows no mail"},

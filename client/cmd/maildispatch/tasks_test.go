@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/dynamicpb"
+
+	"github.com/maildispatch/maildispatch/client"
+	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+)
+
+// task is what a support person wants: one command, and what has to be so afterwards.
+type task struct {
+	want   string
+	args   []string
+	code   int
+	output []string // parts of it
+	effect func(t *testing.T)
+}
+
+// TestSupportTasks: each of twenty tasks is one command over the real service, and at most two
+// calls of grpcurl, each of which is a request of its method.
+func TestSupportTasks(t *testing.T) {
+	r := newRig(t)
+	refused := r.mail("main", "INV-1", maildispatchv1.Kind_KIND_INVOICE, "nobody@shop.example")
+	fine := r.mail("main", "INV-2", maildispatchv1.Kind_KIND_INVOICE, "ann@shop.example")
+	unknown := r.mail("main", "INV-3", maildispatchv1.Kind_KIND_INVOICE, "silent@shop.example")
+	waiting := r.mail("later", "WO-4", maildispatchv1.Kind_KIND_WORK_ORDER, "bob@other.example")
+	toCancel := r.mail("later", "WO-5", maildispatchv1.Kind_KIND_WORK_ORDER, "bob@other.example")
+	b := r.c.Bulk(context.Background(), &maildispatchv1.BatchOptions{BatchId: "news", Options: &maildispatchv1.SendOptions{MailServer: "later"}, Message: &maildispatchv1.MailMessage{Subject: "News", Text: "x"}}, client.BulkOptions{})
+	for i := range 5 {
+		if err := b.Add(&maildispatchv1.BatchItem{Message: &maildispatchv1.MailMessage{To: []string{fmt.Sprintf("n%d@many.example", i)}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eml := r.write("invoice.eml", "From: shop@x.example\nTo: ann@shop.example\nDate: Mon, 30 Nov 2026 10:00:00 +0000\nMessage-ID: <given-1@x.example>\nSubject: finished\n\nhello\n")
+	saved := filepath.Join(r.dir, "saved.eml")
+	status := func(id string, want maildispatchv1.MailStatus) func(*testing.T) {
+		return func(t *testing.T) {
+			if got := r.get(id).Status; got != want {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		}
+	}
+	server := func(is func(*maildispatchv1.MailServer) bool) func(*testing.T) {
+		return func(t *testing.T) {
+			res, err := r.c.GetMailServer(context.Background(), &maildispatchv1.GetMailServerRequest{Name: "later"})
+			if err != nil || !is(res.MailServer) {
+				t.Errorf("got %v, %v", res, err)
+			}
+		}
+	}
+	for _, x := range []task{
+		{"why no INV-1", []string{"why", "INV-1"}, 0, []string{"INV-1: NOT DELIVERED", "nobody@shop.example: rejected", `Invoice INV-1\u{202e}gnp`, "no such mailbox", "maildispatch resend " + refused}, nil},
+		{"send it to the right address", []string{"resend", "INV-1", "--to", "somebody@shop.example", "--reason", "wrong address", "--yes"}, 0, []string{"goes to somebody@shop.example"}, func(t *testing.T) {
+			ms, err := r.c.FindMails(context.Background(), &maildispatchv1.FindMailsRequest{Text: "somebody@shop.example"})
+			if err != nil || len(ms.Mails) != 1 || ms.Mails[0].ResentFrom != refused {
+				t.Errorf("got %v, %v", ms, err)
+			}
+		}},
+		{"did INV-2 arrive", []string{"why", "INV-2"}, 0, []string{"HANDED OVER", "ann@shop.example: accepted"}, nil},
+		{"what did Ann get", []string{"find", "ann@shop.example"}, 0, []string{fine}, nil},
+		{"what failed since yesterday", []string{"find", "--status", "failed", "--since", "1d"}, 0, []string{refused}, nil},
+		{"unknown invoices of the week", []string{"find", "--status", "unknown", "--kind", "invoice", "--since", "7d"}, 0, []string{unknown}, nil},
+		{"whose mailboxes do not exist", []string{"find", "--failure", "no-such-mailbox"}, 0, []string{refused}, nil},
+		{"mails to a customer's domain", []string{"find", "--domain", "other.example"}, 0, []string{waiting}, nil},
+		{"a mail by its subject", []string{"find", "invoice", "inv-2"}, 0, []string{fine}, nil},
+		{"it did arrive, the customer says", []string{"resolve", unknown, "delivered", "--reason", "phone", "--yes"}, 0, []string{"is sent now"}, status(unknown, maildispatchv1.MailStatus_MAIL_STATUS_SENT)},
+		{"who decided that", []string{"audit", unknown}, 0, []string{"ResolveMail", "phone"}, nil},
+		{"keep a work order back", []string{"hold", waiting, "--reason", "price", "--yes"}, 0, []string{"1 mail held"}, status(waiting, maildispatchv1.MailStatus_MAIL_STATUS_HELD)},
+		{"let it go", []string{"release", waiting, "--yes"}, 0, []string{"1 mail released"}, status(waiting, maildispatchv1.MailStatus_MAIL_STATUS_QUEUED)},
+		{"end another", []string{"cancel", toCancel, "--reason", "storno", "--yes"}, 0, []string{"1 mail cancelled"}, status(toCancel, maildispatchv1.MailStatus_MAIL_STATUS_CANCELLED)},
+		{"try INV-1 again", []string{"retry", refused, "--yes"}, 0, []string{"1 mail tried again"}, func(t *testing.T) {
+			if r.get(refused).DueTime == nil {
+				t.Error("it is not due")
+			}
+		}},
+		{"stop a batch half way", []string{"batch", "stop", "news", "--reason", "typo", "--yes"}, 0, []string{"5 mails held"}, nil},
+		{"how is the batch", []string{"batch", "show", "news"}, 0, []string{"5 mails", "5  held", "It is over"}, nil},
+		{"correct a password", []string{"server", "edit", "later", "--user", "shop", "--encryption", "starttls", "--password-file", r.write("password", "secret\n")}, 0, []string{"changed"}, server(func(m *maildispatchv1.MailServer) bool { return m.Smtp.HasPassword && m.Smtp.Host == "127.0.0.1" })},
+		{"pause an hour", []string{"server", "pause", "later", "--for", "1h"}, 0, []string{"paused until"}, server(func(m *maildispatchv1.MailServer) bool { return time.Until(m.PauseUntil.AsTime()) > 59*time.Minute })},
+		{"go on", []string{"server", "resume", "later"}, 0, []string{"sending again"}, server(func(m *maildispatchv1.MailServer) bool { return m.PauseUntil == nil })},
+		{"who changed this server", []string{"audit", "later"}, 0, []string{"UpdateMailServer", "CreateMailServer"}, nil},
+		{"does the mail server work", []string{"server", "test", "main"}, 0, []string{"connect success!", "greeting"}, nil},
+		{"save the message", []string{"raw", "INV-2", "-o", saved}, 0, nil, func(t *testing.T) {
+			if b, err := os.ReadFile(saved); err != nil || !strings.Contains(string(b), "Subject: Invoice INV-2") {
+				t.Errorf("got %q, %v", b, err)
+			}
+		}},
+		{"send a finished invoice", []string{"send", eml, "--reference", "INV-9"}, 0, []string{"is sent", "ann@shop.example: accepted"}, nil},
+		{"what waits", []string{"queue"}, 0, []string{"waiting", "main", "later"}, nil},
+		{"nothing is called so", []string{"why", "INV-77"}, 1, []string{"No mail is called INV-77"}, nil},
+	} {
+		t.Run(x.want, func(t *testing.T) {
+			r.t = t
+			code, lines, errs := r.run(context.Background(), "", append(x.args, "--grpcurl")...)
+			if n := strings.Count(lines, "\n"); code != 0 || n < 1 || n > 2 {
+				t.Errorf("with --grpcurl: got code %d, %d calls:\n%s%s", code, n, lines, errs)
+			}
+			for l := range strings.Lines(lines) {
+				checkGrpcurl(t, strings.TrimSpace(l), r.addr)
+			}
+			code, out, errs := r.run(context.Background(), "", x.args...)
+			if code != x.code {
+				t.Fatalf("got exit code %d, want %d\n%s%s", code, x.code, out, errs)
+			}
+			for _, part := range x.output {
+				if !strings.Contains(out, part) {
+					t.Errorf("got\n%s\nwant %q in it", out, part)
+				}
+			}
+			if strings.ContainsAny(out+errs, "\x1b\x07\u202e") {
+				t.Errorf("foreign text reaches the terminal: %q", out)
+			}
+			if x.effect != nil {
+				x.effect(t)
+			}
+		})
+	}
+	r.t = t
+}
+
+var grpcurlLine = regexp.MustCompile(`^grpcurl -plaintext -d '(.*)' (\S+) (maildispatch\.v1\.\w+)/(\w+)$`)
+
+// checkGrpcurl holds a printed call against the schema.
+func checkGrpcurl(t *testing.T, text, addr string) {
+	t.Helper()
+	m := grpcurlLine.FindStringSubmatch(text)
+	if m == nil || m[2] != addr {
+		t.Errorf("is no call of grpcurl: %s", text)
+		return
+	}
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(m[3] + "." + m[4]))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	var fields map[string]any
+	if err := json.Unmarshal([]byte(strings.ReplaceAll(m[1], `'\''`, "'")), &fields); err != nil {
+		t.Errorf("%v: %s", err, m[1])
+	}
+	if mask, is := fields["update_mask"].(map[string]any); is { // grpcurl takes it as a message
+		var paths []string
+		for _, p := range mask["paths"].([]any) {
+			paths = append(paths, p.(string))
+		}
+		fields["update_mask"] = strings.Join(paths, ",")
+	}
+	b, _ := json.Marshal(fields) // it was JSON
+	if err := protojson.Unmarshal(b, dynamicpb.NewMessage(d.(protoreflect.MethodDescriptor).Input())); err != nil && !strings.Contains(err.Error(), "FieldMask") {
+		t.Errorf("%s: %v", text, err)
+	}
+}
