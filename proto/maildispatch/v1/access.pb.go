@@ -1173,7 +1173,10 @@ type WhoAmIResponse struct {
 	// For all teams and for the system itself.
 	System bool `protobuf:"varint,5,opt,name=system,proto3" json:"system,omitempty"`
 	// When its token expires; absent = it has none.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// What is left to the caller and to its teams of what the replicas share. Another call may
+	// take it first.
+	Allowances    []*Allowance `protobuf:"bytes,20,rep,name=allowances,proto3" json:"allowances,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1250,6 +1253,86 @@ func (x *WhoAmIResponse) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *WhoAmIResponse) GetAllowances() []*Allowance {
+	if x != nil {
+		return x.Allowances
+	}
+	return nil
+}
+
+// Allowance is what is left of one limit.
+type Allowance struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The limit's name, as GetServiceInfo has it.
+	Limit string `protobuf:"bytes,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// The team whose it is; empty = the caller's.
+	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
+	// So many in a minute or an hour, as the name says.
+	Value int64 `protobuf:"varint,3,opt,name=value,proto3" json:"value,omitempty"`
+	// So many are left of them now.
+	Left          int64 `protobuf:"varint,4,opt,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Allowance) Reset() {
+	*x = Allowance{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Allowance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Allowance) ProtoMessage() {}
+
+func (x *Allowance) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Allowance.ProtoReflect.Descriptor instead.
+func (*Allowance) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Allowance) GetLimit() string {
+	if x != nil {
+		return x.Limit
+	}
+	return ""
+}
+
+func (x *Allowance) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *Allowance) GetValue() int64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *Allowance) GetLeft() int64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
 // GetServiceInfoRequest is empty.
 type GetServiceInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1259,7 +1342,7 @@ type GetServiceInfoRequest struct {
 
 func (x *GetServiceInfoRequest) Reset() {
 	*x = GetServiceInfoRequest{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1354,7 @@ func (x *GetServiceInfoRequest) String() string {
 func (*GetServiceInfoRequest) ProtoMessage() {}
 
 func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1367,7 @@ func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{15}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{16}
 }
 
 // GetServiceInfoResponse is what a caller may want to know of the service.
@@ -1302,13 +1385,16 @@ type GetServiceInfoResponse struct {
 	MaxUploadBytes int64 `protobuf:"varint,5,opt,name=max_upload_bytes,json=maxUploadBytes,proto3" json:"max_upload_bytes,omitempty"`
 	// Ids that one control call takes, at most.
 	MaxIdsPerCall int32 `protobuf:"varint,6,opt,name=max_ids_per_call,json=maxIdsPerCall,proto3" json:"max_ids_per_call,omitempty"`
+	// The limits of callers, teams and addresses, by name, such as `team_mails_per_minute`: the
+	// names that QUOTA_EXCEEDED gives. One that is not here is not limited.
+	Limits        map[string]int64 `protobuf:"bytes,20,rep,name=limits,proto3" json:"limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServiceInfoResponse) Reset() {
 	*x = GetServiceInfoResponse{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1406,7 @@ func (x *GetServiceInfoResponse) String() string {
 func (*GetServiceInfoResponse) ProtoMessage() {}
 
 func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1419,7 @@ func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{16}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetServiceInfoResponse) GetVersion() string {
@@ -1378,6 +1464,13 @@ func (x *GetServiceInfoResponse) GetMaxIdsPerCall() int32 {
 	return 0
 }
 
+func (x *GetServiceInfoResponse) GetLimits() map[string]int64 {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 // Lost is a secret that no key of the key file opens.
 type ResealSecretsResponse_Lost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1391,7 +1484,7 @@ type ResealSecretsResponse_Lost struct {
 
 func (x *ResealSecretsResponse_Lost) Reset() {
 	*x = ResealSecretsResponse_Lost{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1496,7 @@ func (x *ResealSecretsResponse_Lost) String() string {
 func (*ResealSecretsResponse_Lost) ProtoMessage() {}
 
 func (x *ResealSecretsResponse_Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1638,7 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\vmail_server\x18\x01 \x01(\tR\n" +
 	"mailServer\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\"\x0f\n" +
-	"\rWhoAmIRequest\"\xd2\x01\n" +
+	"\rWhoAmIRequest\"\x8e\x02\n" +
 	"\x0eWhoAmIResponse\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -1553,15 +1646,27 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\x05teams\x18\x04 \x03(\tR\x05teams\x12\x16\n" +
 	"\x06system\x18\x05 \x01(\bR\x06system\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\x17\n" +
-	"\x15GetServiceInfoRequest\"\xff\x01\n" +
+	"expireTime\x12:\n" +
+	"\n" +
+	"allowances\x18\x14 \x03(\v2\x1a.maildispatch.v1.AllowanceR\n" +
+	"allowances\"_\n" +
+	"\tAllowance\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\tR\x05limit\x12\x12\n" +
+	"\x04team\x18\x02 \x01(\tR\x04team\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\x03R\x05value\x12\x12\n" +
+	"\x04left\x18\x04 \x01(\x03R\x04left\"\x17\n" +
+	"\x15GetServiceInfoRequest\"\x87\x03\n" +
 	"\x16GetServiceInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1b\n" +
 	"\taccess_on\x18\x02 \x01(\bR\baccessOn\x125\n" +
 	"\x17max_recipients_per_mail\x18\x03 \x01(\x05R\x14maxRecipientsPerMail\x12$\n" +
 	"\x0emax_mail_bytes\x18\x04 \x01(\x03R\fmaxMailBytes\x12(\n" +
 	"\x10max_upload_bytes\x18\x05 \x01(\x03R\x0emaxUploadBytes\x12'\n" +
-	"\x10max_ids_per_call\x18\x06 \x01(\x05R\rmaxIdsPerCall*J\n" +
+	"\x10max_ids_per_call\x18\x06 \x01(\x05R\rmaxIdsPerCall\x12K\n" +
+	"\x06limits\x18\x14 \x03(\v23.maildispatch.v1.GetServiceInfoResponse.LimitsEntryR\x06limits\x1a9\n" +
+	"\vLimitsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01*J\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tROLE_SEND\x10\x01\x12\r\n" +
@@ -1597,7 +1702,7 @@ func file_maildispatch_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_maildispatch_v1_access_proto_goTypes = []any{
 	(Role)(0),                          // 0: maildispatch.v1.Role
 	(*Policy)(nil),                     // 1: maildispatch.v1.Policy
@@ -1615,58 +1720,62 @@ var file_maildispatch_v1_access_proto_goTypes = []any{
 	(*ResealSecretsResponse)(nil),      // 13: maildispatch.v1.ResealSecretsResponse
 	(*WhoAmIRequest)(nil),              // 14: maildispatch.v1.WhoAmIRequest
 	(*WhoAmIResponse)(nil),             // 15: maildispatch.v1.WhoAmIResponse
-	(*GetServiceInfoRequest)(nil),      // 16: maildispatch.v1.GetServiceInfoRequest
-	(*GetServiceInfoResponse)(nil),     // 17: maildispatch.v1.GetServiceInfoResponse
-	(*ResealSecretsResponse_Lost)(nil), // 18: maildispatch.v1.ResealSecretsResponse.Lost
-	(Kind)(0),                          // 19: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),      // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 21: google.protobuf.Duration
-	(*structpb.Struct)(nil),            // 22: google.protobuf.Struct
-	(*descriptorpb.MethodOptions)(nil), // 23: google.protobuf.MethodOptions
+	(*Allowance)(nil),                  // 16: maildispatch.v1.Allowance
+	(*GetServiceInfoRequest)(nil),      // 17: maildispatch.v1.GetServiceInfoRequest
+	(*GetServiceInfoResponse)(nil),     // 18: maildispatch.v1.GetServiceInfoResponse
+	(*ResealSecretsResponse_Lost)(nil), // 19: maildispatch.v1.ResealSecretsResponse.Lost
+	nil,                                // 20: maildispatch.v1.GetServiceInfoResponse.LimitsEntry
+	(Kind)(0),                          // 21: maildispatch.v1.Kind
+	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 23: google.protobuf.Duration
+	(*structpb.Struct)(nil),            // 24: google.protobuf.Struct
+	(*descriptorpb.MethodOptions)(nil), // 25: google.protobuf.MethodOptions
 }
 var file_maildispatch_v1_access_proto_depIdxs = []int32{
 	0,  // 0: maildispatch.v1.Policy.roles:type_name -> maildispatch.v1.Role
 	0,  // 1: maildispatch.v1.Token.roles:type_name -> maildispatch.v1.Role
-	19, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
-	20, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
-	20, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	20, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
-	20, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
+	21, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
+	22, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	22, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	22, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
+	22, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
 	0,  // 7: maildispatch.v1.CreateTokenRequest.roles:type_name -> maildispatch.v1.Role
-	19, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
-	21, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	21, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
+	23, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 10: maildispatch.v1.CreateTokenResponse.info:type_name -> maildispatch.v1.Token
 	2,  // 11: maildispatch.v1.ListTokensResponse.tokens:type_name -> maildispatch.v1.Token
 	2,  // 12: maildispatch.v1.RevokeTokenResponse.info:type_name -> maildispatch.v1.Token
-	20, // 13: maildispatch.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	20, // 14: maildispatch.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	22, // 13: maildispatch.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	22, // 14: maildispatch.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
 	11, // 15: maildispatch.v1.ListAuditResponse.rows:type_name -> maildispatch.v1.AuditRow
-	20, // 16: maildispatch.v1.AuditRow.time:type_name -> google.protobuf.Timestamp
-	22, // 17: maildispatch.v1.AuditRow.detail:type_name -> google.protobuf.Struct
-	18, // 18: maildispatch.v1.ResealSecretsResponse.lost:type_name -> maildispatch.v1.ResealSecretsResponse.Lost
+	22, // 16: maildispatch.v1.AuditRow.time:type_name -> google.protobuf.Timestamp
+	24, // 17: maildispatch.v1.AuditRow.detail:type_name -> google.protobuf.Struct
+	19, // 18: maildispatch.v1.ResealSecretsResponse.lost:type_name -> maildispatch.v1.ResealSecretsResponse.Lost
 	0,  // 19: maildispatch.v1.WhoAmIResponse.roles:type_name -> maildispatch.v1.Role
-	20, // 20: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 21: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
-	1,  // 22: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
-	3,  // 23: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
-	5,  // 24: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
-	7,  // 25: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
-	9,  // 26: maildispatch.v1.AccessAdmin.ListAudit:input_type -> maildispatch.v1.ListAuditRequest
-	12, // 27: maildispatch.v1.AccessAdmin.ResealSecrets:input_type -> maildispatch.v1.ResealSecretsRequest
-	14, // 28: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
-	16, // 29: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
-	4,  // 30: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
-	6,  // 31: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
-	8,  // 32: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
-	10, // 33: maildispatch.v1.AccessAdmin.ListAudit:output_type -> maildispatch.v1.ListAuditResponse
-	13, // 34: maildispatch.v1.AccessAdmin.ResealSecrets:output_type -> maildispatch.v1.ResealSecretsResponse
-	15, // 35: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
-	17, // 36: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
-	30, // [30:37] is the sub-list for method output_type
-	23, // [23:30] is the sub-list for method input_type
-	22, // [22:23] is the sub-list for extension type_name
-	21, // [21:22] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	22, // 20: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
+	16, // 21: maildispatch.v1.WhoAmIResponse.allowances:type_name -> maildispatch.v1.Allowance
+	20, // 22: maildispatch.v1.GetServiceInfoResponse.limits:type_name -> maildispatch.v1.GetServiceInfoResponse.LimitsEntry
+	25, // 23: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
+	1,  // 24: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
+	3,  // 25: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
+	5,  // 26: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
+	7,  // 27: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
+	9,  // 28: maildispatch.v1.AccessAdmin.ListAudit:input_type -> maildispatch.v1.ListAuditRequest
+	12, // 29: maildispatch.v1.AccessAdmin.ResealSecrets:input_type -> maildispatch.v1.ResealSecretsRequest
+	14, // 30: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
+	17, // 31: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
+	4,  // 32: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
+	6,  // 33: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
+	8,  // 34: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
+	10, // 35: maildispatch.v1.AccessAdmin.ListAudit:output_type -> maildispatch.v1.ListAuditResponse
+	13, // 36: maildispatch.v1.AccessAdmin.ResealSecrets:output_type -> maildispatch.v1.ResealSecretsResponse
+	15, // 37: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
+	18, // 38: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
+	32, // [32:39] is the sub-list for method output_type
+	25, // [25:32] is the sub-list for method input_type
+	24, // [24:25] is the sub-list for extension type_name
+	23, // [23:24] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_access_proto_init() }
@@ -1682,7 +1791,7 @@ func file_maildispatch_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_access_proto_rawDesc), len(file_maildispatch_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 1,
 			NumServices:   1,
 		},

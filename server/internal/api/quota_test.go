@@ -358,3 +358,29 @@ func (s *turns) TakeAllowances(_ context.Context, takes []store.AllowanceTake) (
 	}
 	return out, nil
 }
+
+// TestLimitsAreTold: GetServiceInfo says the limits, and WhoAmI what is left of those that are
+// shared.
+func TestLimitsAreTold(t *testing.T) {
+	t.Parallel()
+	r := newGuardedRig(t, storetest.SQLiteDSN(t))
+	r.limited(quota.Limits{TeamMails: 10, Watchers: 3})
+	r.server("main", pb.Mode_MODE_DAEMON)
+	secret, _ := r.token("t1", store.RoleSend)
+	s, err := pb.NewDispatchClient(r.conn).Send(with(ctx(t), secret), &pb.SendRequest{Options: &pb.SendOptions{MailServer: "main"}, Message: message("a@y.example")})
+	for err == nil {
+		_, err = s.Recv()
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	a := pb.NewAccessAdminClient(r.conn)
+	who, err := a.WhoAmI(with(ctx(t), secret), &pb.WhoAmIRequest{})
+	if err != nil || len(who.Allowances) != 1 || who.Allowances[0].Limit != "team_mails_per_minute" || who.Allowances[0].Team != "t1" || who.Allowances[0].Value != 10 || who.Allowances[0].Left != 9 {
+		t.Errorf("WhoAmI: got %v, %v; want 9 of 10 left to t1", who, err)
+	}
+	info, err := a.GetServiceInfo(with(ctx(t), secret), &pb.GetServiceInfoRequest{})
+	if err != nil || len(info.Limits) != 2 || info.Limits["watchers"] != 3 || info.Limits["team_mails_per_minute"] != 10 {
+		t.Errorf("GetServiceInfo: got %v, %v; want two limits", info, err)
+	}
+}

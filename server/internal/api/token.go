@@ -186,13 +186,20 @@ func (a *AccessAdmin) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoA
 	if !c.Expire.IsZero() {
 		out.ExpireTime = timestamppb.New(c.Expire)
 	}
+	left, err := a.Quota.Left(ctx, c.Name, c.Teams)
+	if err != nil {
+		return nil, a.fault(err)
+	}
+	for _, l := range left {
+		out.Allowances = append(out.Allowances, &pb.Allowance{Limit: l.Limit, Team: l.Team, Value: l.Value, Left: l.Left})
+	}
 	return out, nil
 }
 
 // GetServiceInfo implements the service.
 func (a *AccessAdmin) GetServiceInfo(context.Context, *pb.GetServiceInfoRequest) (*pb.GetServiceInfoResponse, error) {
 	out := &pb.GetServiceInfoResponse{Version: "(devel)", AccessOn: a.On(), MaxRecipientsPerMail: message.MaxPerMail, MaxMailBytes: message.MaxMailBytes,
-		MaxUploadBytes: mostUpload, MaxIdsPerCall: maxIDs}
+		MaxUploadBytes: mostUpload, MaxIdsPerCall: maxIDs, Limits: a.Quota.Limits().ByName()}
 	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
 		out.Version = b.Main.Version
 	}
