@@ -50,6 +50,8 @@ type Config struct {
 	PrintConfig       bool
 	Limits            quota.Limits // of callers, teams and addresses; zero = none
 
+	MetricsListen string // "" = no metrics
+
 	LogOutput io.Writer // nil = standard error
 }
 
@@ -79,6 +81,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.Reflection, "reflection", "auto", "offer server reflection, which grpcurl uses: true, false, or auto: on loopback only")
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long mails and calls under way may take after SIGTERM")
 	c.declareLimits(fs)
+	c.declareWatch(fs)
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&c.PrintConfig, "print-config", false, "print the configuration in force, secrets hidden, and end")
@@ -130,7 +133,7 @@ func (c *Config) Validate() error {
 	case c.LogFormat != "text" && c.LogFormat != "json":
 		return fmt.Errorf("log-format: %q is neither text nor json", c.LogFormat)
 	}
-	if err := c.Limits.Check(); err != nil {
+	if err := errors.Join(c.Limits.Check(), c.checkWatch()); err != nil {
 		return err
 	}
 	var l slog.Level
@@ -155,7 +158,7 @@ func (c *Config) Check() error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	if _, err := transport(c, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := newTransport(c, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
 	if c.ClientNames != "" {
@@ -250,7 +253,7 @@ func (c *Config) String() string {
 		{"client-ca", c.ClientCA}, {"client-names", c.ClientNames}, {"auth", c.Auth}, {"admin-socket", c.Socket()}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])
 	}
-	return b.String() + c.limitLines()
+	return b.String() + c.limitLines() + c.watchLines()
 }
 
 func (c *Config) logger() *slog.Logger {

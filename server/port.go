@@ -60,6 +60,7 @@ func (s *Server) closePorts() error {
 	for _, p := range s.ports {
 		errs = append(errs, p.listener.Close())
 	}
+	s.metricsPort.stop()
 	return errors.Join(errs...)
 }
 
@@ -75,7 +76,7 @@ func (s *Server) eachPort(f func(*grpc.Server)) {
 // offer says what each port serves. Where administrators have a port of their own, the other
 // knows nothing of their services.
 func (s *Server) offer(a *api.API, admin *api.AccessAdmin, guard *access.Guard, creds credentials.TransportCredentials) error {
-	options := append(interceptor.Options(s.log, guard, creds),
+	options := append(interceptor.Options(s.log, guard, creds, s.metrics),
 		grpc.MaxConcurrentStreams(256),
 		grpc.ConnectionTimeout(20*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, MaxConnectionAge: 30 * time.Minute, MaxConnectionAgeGrace: 11 * time.Minute, Time: 2 * time.Minute, Timeout: 20 * time.Second}),

@@ -23,6 +23,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/api"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
+	"github.com/maildispatch/maildispatch/server/internal/observe"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/server/internal/seal"
@@ -42,6 +43,10 @@ type Server struct {
 	book     *access.Book
 	local    *localSocket // nil = none
 	limits   *quota.Quota
+
+	transport   *transport
+	metrics     *observe.Metrics // nil = nobody is offered them
+	metricsPort *httpPort        // nil = none
 }
 
 // New opens everything that can fail: configuration, keys, database, port. Errors are one line
@@ -68,15 +73,19 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	creds, err := transport(&cfg, log)
+	creds, err := newTransport(&cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: log, outbound: out, health: health.NewServer()}
+	s := &Server{cfg: cfg, log: log, outbound: out, health: health.NewServer(), transport: creds}
+	s.metrics = s.newMetrics()
 	if s.ports, err = openPorts(&cfg); err != nil {
 		return nil, err
 	}
-	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe})
+	if s.metricsPort, err = openHTTP("metrics-listen", cfg.MetricsListen, "metrics"); err != nil {
+		return nil, errors.Join(err, s.closePorts())
+	}
+	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe, Observer: s.metrics})
 	if err != nil {
 		return nil, errors.Join(err, s.closePorts())
 	}
@@ -95,7 +104,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	// the book is there before anything is dialled
 	dial := newDialers(dest, func() bool { return s.book.On() })
 	host, _ := os.Hostname() // only a name for people
-	eng := engine.New(engine.Config{Journal: st, Logger: log, Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), BatchInterval: cfg.BatchInterval,
+	eng := engine.New(engine.Config{Journal: st, Logger: log, Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), BatchInterval: cfg.BatchInterval, Observer: s.metrics, Connections: s.metrics,
 		Dial: func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
 			r, err := out.Relay(s)
 			if err != nil {
@@ -125,7 +134,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	guard := s.book.Guard()
 	guard.Charge = func(p *access.Principal) error { return limits.Call(p.Name) }
 	if err = s.offer(a, admin, guard, creds); err == nil {
-		s.local, err = openSocket(&cfg, log, admin)
+		s.local, err = openSocket(&cfg, log, s.metrics, admin)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.closePorts(), st.Close())
@@ -204,6 +213,10 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stopHealth()
 	go s.watchHealth(hctx)
 	go s.tellAuditHead(hctx)
+	if s.metrics != nil {
+		go s.metrics.Sample(hctx, s.store)
+		go s.metricsPort.serve(s, metricsPages(s.metrics))
+	}
 	go s.local.serve()
 	// Calls that are under way when the service stops still end with their token.
 	bctx, stopBook := context.WithCancel(context.Background())
@@ -236,6 +249,7 @@ func (s *Server) Run(ctx context.Context) error {
 		<-graceful
 	}
 	s.local.stop()
+	s.metricsPort.stop()
 	stopBook()
 	<-bookDone
 	<-limitsDone
@@ -291,6 +305,26 @@ const Adopted = "adopted"
 // adoptedAgain is how often the log repeats that the database waits to be adopted.
 const adoptedAgain = 10 * time.Minute
 
+// notServing is why the service does not do its work now, "" when it does.
+func (s *Server) notServing() string {
+	if err := s.engine.LeaseFault(); err != nil {
+		return "the database does not take the renewal of the lease: " + err.Error()
+	}
+	if s.batchLate() > healthLate {
+		return "the batch is late"
+	}
+	return ""
+}
+
+// batchLate is how much longer ago than its interval the batch has looked for mail.
+func (s *Server) batchLate() time.Duration {
+	last := s.engine.LastPass()
+	if last.IsZero() {
+		return 0
+	}
+	return max(0, s.engine.Now().Sub(last)-s.cfg.BatchInterval)
+}
+
 // watchHealth answers health from the truth: the database has taken the last renewal of the
 // lease, which is a write, and the batch has looked for mail lately.
 func (s *Server) watchHealth(ctx context.Context) {
@@ -311,11 +345,9 @@ func (s *Server) watchHealth(ctx context.Context) {
 			}
 		}
 		now := healthpb.HealthCheckResponse_SERVING
-		why := ""
-		if err := s.engine.LeaseFault(); err != nil {
-			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the database does not take the renewal of the lease: "+err.Error()
-		} else if last := s.engine.LastPass(); !last.IsZero() && s.engine.Now().Sub(last) > s.cfg.BatchInterval+healthLate {
-			now, why = healthpb.HealthCheckResponse_NOT_SERVING, "the batch is late"
+		why := s.notServing()
+		if why != "" {
+			now = healthpb.HealthCheckResponse_NOT_SERVING
 		}
 		if ctx.Err() != nil {
 			return

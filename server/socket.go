@@ -31,7 +31,7 @@ type localSocket struct {
 
 // openSocket offers AccessAdmin on a unix socket that only this user and root can use. Another
 // process that has the same socket keeps it.
-func openSocket(cfg *Config, log *slog.Logger, admin pb.AccessAdminServer) (*localSocket, error) {
+func openSocket(cfg *Config, log *slog.Logger, calls interceptor.Observer, admin pb.AccessAdminServer) (*localSocket, error) {
 	path := cfg.Socket()
 	if path == "" {
 		return nil, nil
@@ -64,7 +64,7 @@ func openSocket(cfg *Config, log *slog.Logger, admin pb.AccessAdminServer) (*loc
 	if err != nil {
 		return nil, fmt.Errorf("admin-socket: %w", err)
 	}
-	s := &localSocket{Listener: sameUser{l, log}, grpc: grpc.NewServer(interceptor.Options(log, access.As(access.Local()), nil)...)}
+	s := &localSocket{Listener: sameUser{l, log}, grpc: grpc.NewServer(interceptor.Options(log, access.As(access.Local()), nil, calls)...)}
 	pb.RegisterAccessAdminServer(s.grpc, admin)
 	return s, nil
 }

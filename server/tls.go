@@ -16,9 +16,15 @@ import (
 )
 
 // transport is TLS when a certificate is configured, else plaintext.
-func transport(cfg *Config, log *slog.Logger) (credentials.TransportCredentials, error) {
+type transport struct {
+	credentials.TransportCredentials
+	pair *onDisk[*tls.Certificate] // nil = plaintext
+}
+
+// newTransport reads the files that the configuration names.
+func newTransport(cfg *Config, log *slog.Logger) (*transport, error) {
 	if cfg.TLSCert == "" {
-		return insecure.NewCredentials(), nil
+		return &transport{TransportCredentials: insecure.NewCredentials()}, nil
 	}
 	pair := &onDisk[*tls.Certificate]{name: "tls-cert", files: []string{cfg.TLSCert, cfg.TLSKey}, log: log, parse: func(b [][]byte) (*tls.Certificate, error) {
 		c, err := tls.X509KeyPair(b[0], b[1])
@@ -29,7 +35,7 @@ func transport(cfg *Config, log *slog.Logger) (credentials.TransportCredentials,
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.get() }}
 	if cfg.ClientCA == "" {
-		return credentials.NewTLS(t), nil
+		return &transport{credentials.NewTLS(t), pair}, nil
 	}
 	authorities := &onDisk[*x509.CertPool]{name: "client-ca", files: []string{cfg.ClientCA}, log: log, parse: func(b [][]byte) (*x509.CertPool, error) {
 		p := x509.NewCertPool()
@@ -55,7 +61,19 @@ func transport(cfg *Config, log *slog.Logger) (credentials.TransportCredentials,
 		c.ClientCAs = p
 		return c, nil
 	}
-	return credentials.NewTLS(outer), nil
+	return &transport{credentials.NewTLS(outer), pair}, nil
+}
+
+// expiry is when the certificate in use ends, zero without one.
+func (t *transport) expiry() time.Time {
+	if t.pair == nil {
+		return time.Time{}
+	}
+	c, err := t.pair.get()
+	if err != nil || c.Leaf == nil {
+		return time.Time{}
+	}
+	return c.Leaf.NotAfter
 }
 
 // lookAgain is how often files are read again, and only when somebody asks.

@@ -71,7 +71,7 @@ func TestFilesAreReadAgain(t *testing.T) {
 	young, youngCert, _ := authority(t, "young-client")
 	cfg := &Config{TLSCert: put("cert", cert), TLSKey: put("key", key), ClientCA: put("ca", oldCert)}
 	var said lockedBuffer
-	creds, err := transport(cfg, slog.New(slog.NewTextHandler(&said, nil)))
+	creds, err := newTransport(cfg, slog.New(slog.NewTextHandler(&said, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

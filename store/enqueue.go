@@ -39,7 +39,7 @@ func (s *Store) startCoalescers() {
 	for range s.dialect.flushers() {
 		s.enqueue = append(s.enqueue, newCoalescer(s.intake, func(o *enqueueOp) int { return o.size }, s.flushEnqueue))
 	}
-	s.settle, s.quick = s.newWriter(), s.newWriter()
+	s.settle, s.quick = s.newWriter(LineResults), s.newWriter(LineInteractive)
 }
 
 // Enqueue makes a mail durable. It returns when the commit is done, shared with whatever else
@@ -116,7 +116,11 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 	defer cancel()
 	var out []Enqueued
 	for try := 0; ; try++ {
+		began := time.Now()
 		out, err = s.insertAll(fctx, ms, chunks)
+		if err == nil {
+			s.observe.Committed(LineAccept, len(ms), time.Since(began))
+		}
 		// A lost connection leaves open whether the commit happened. The same ids again write
 		// nothing twice.
 		if !errors.Is(err, ErrUnavailable) || errors.Is(err, errTooLong) || try == 3 {
@@ -245,7 +249,11 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 	var inserted map[uuid.UUID]bool
 	var err error
 	for try := 0; ; try++ {
+		began := time.Now()
 		inserted, err = s.insertBatch(ctx, ops)
+		if err == nil {
+			s.observe.Committed(LineAccept, len(ops), time.Since(began))
+		}
 		// A broken connection leaves open whether the commit happened. The same ids again write
 		// nothing twice.
 		if err == nil || try == 3 || !(retryable(err) || errors.Is(s.fault(err), ErrUnavailable)) {

@@ -57,9 +57,11 @@ type QueueCount struct {
 	ByStatus  map[MailStatus]int
 	Scheduled int // due later
 	Lanes     map[int16]Lane
-	Sent      int       // finished as sent in the last minute
-	Time      time.Time // by the clock that decides
-	WatchLag  time.Duration
+	// DueByServer is the same for each mail server.
+	DueByServer map[ServerLane]Lane
+	Sent        int       // finished as sent in the last minute
+	Time        time.Time // by the clock that decides
+	WatchLag    time.Duration
 }
 
 // Lane is the mail of one priority that is due and whose dot is not on its way: most of what a
@@ -67,6 +69,21 @@ type QueueCount struct {
 type Lane struct {
 	Waiting int
 	Oldest  time.Time // when the oldest was due
+}
+
+// ServerLane is the mail of one priority of one mail server.
+type ServerLane struct {
+	MailServer string
+	Priority   int16
+}
+
+// and adds what another lane has.
+func (l Lane) and(mails int, oldest time.Time) Lane {
+	l.Waiting += mails
+	if l.Oldest.IsZero() || oldest.Before(l.Oldest) {
+		l.Oldest = oldest
+	}
+	return l
 }
 
 // CountQueue counts what sc sees of the due-out journal, of one team or mail server where they
@@ -90,14 +107,15 @@ func (s *Store) CountQueue(ctx context.Context, sc Scope, team *string, server s
 	var rows []struct {
 		Status   MailStatus
 		Priority int16
-		Place    int // 0 parked, 1 marked, 2 due later, 3 due
+		Server   string `db:"mail_server"`
+		Place    int    // 0 parked, 1 marked, 2 due later, 3 due
 		Mails    int
 		Oldest   dbTime
 	}
 	w := narrow("d")
-	q := `select d.status, d.priority,
+	q := `select d.status, d.priority, d.mail_server,
   case when d.owner is not null and d.data_at is not null then 1 when d.run_at is null then 0 when d.run_at > ? then 2 else 3 end as place, count(*) as mails, min(d.run_at) as oldest
-from due d where ` + w.sql() + ` group by 1, 2, 3`
+from due d where ` + w.sql() + ` group by 1, 2, 3, 4`
 	if err := s.read.SelectContext(ctx, &rows, s.read.Rebind(q), append([]any{s.t(&now)}, w.args...)...); err != nil {
 		return nil, s.fault(err)
 	}
@@ -105,7 +123,7 @@ from due d where ` + w.sql() + ` group by 1, 2, 3`
 	if err != nil {
 		return nil, err
 	}
-	c := &QueueCount{ByStatus: map[MailStatus]int{}, Lanes: map[int16]Lane{}, Time: now, WatchLag: lag}
+	c := &QueueCount{ByStatus: map[MailStatus]int{}, Lanes: map[int16]Lane{}, DueByServer: map[ServerLane]Lane{}, Time: now, WatchLag: lag}
 	for _, r := range rows {
 		st := r.Status
 		switch r.Place {
@@ -114,12 +132,9 @@ from due d where ` + w.sql() + ` group by 1, 2, 3`
 		case 2:
 			c.Scheduled += r.Mails
 		case 3:
-			l := c.Lanes[r.Priority]
-			l.Waiting += r.Mails
-			if l.Oldest.IsZero() || r.Oldest.Before(l.Oldest) {
-				l.Oldest = r.Oldest.Time
-			}
-			c.Lanes[r.Priority] = l
+			c.Lanes[r.Priority] = c.Lanes[r.Priority].and(r.Mails, r.Oldest.Time)
+			l := ServerLane{r.Server, r.Priority}
+			c.DueByServer[l] = c.DueByServer[l].and(r.Mails, r.Oldest.Time)
 		}
 		c.ByStatus[st] += r.Mails
 	}

@@ -26,12 +26,15 @@ type Options struct {
 	AllowUnsafe bool
 	// Pools are the connections to PostgreSQL.
 	Pools Pools
+	// Observer hears of commits; nil = nobody does.
+	Observer Observer
 }
 
 // Store is an open database. All methods may be called from any goroutine.
 type Store struct {
 	log     *slog.Logger
 	now     func() time.Time
+	observe Observer
 	dialect dialect // set before anything else
 
 	// The pools. A transaction holds a connection of write and asks for no other while it does.
@@ -80,6 +83,9 @@ func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
 	}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.observe = opt.Observer; s.observe == nil {
+		s.observe = deaf{}
 	}
 	var err error
 	switch {

@@ -16,6 +16,7 @@ import (
 // That every write may be made twice is the token's doing.
 type writer struct {
 	s       *Store
+	line    string         // one of Lines
 	in      chan *settleOp // bounded: when it is full, whoever hands over waits
 	closing chan struct{}  // closed by close: a failing group is given up from now on
 	done    sync.WaitGroup
@@ -42,8 +43,8 @@ const (
 	writerTells = 10 * time.Second
 )
 
-func (s *Store) newWriter() *writer {
-	w := &writer{s: s, in: make(chan *settleOp, writerLine), closing: make(chan struct{})}
+func (s *Store) newWriter(line string) *writer {
+	w := &writer{s: s, line: line, in: make(chan *settleOp, writerLine), closing: make(chan struct{})}
 	w.done.Go(w.run)
 	return w
 }
@@ -153,10 +154,12 @@ func (w *writer) try(ops []*settleOp) error {
 	if !ops[0].s.Quick {
 		defer w.s.interactive.bulkTurn(ctx)()
 	}
+	began := time.Now()
 	mine, err := w.s.dialect.writeResults(ctx, ops)
 	if err != nil {
 		return err
 	}
+	w.s.observe.Committed(w.line, len(ops), time.Since(began))
 	if err := w.s.writtenBefore(ctx, ops, mine); err != nil {
 		return err
 	}

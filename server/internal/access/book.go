@@ -105,6 +105,17 @@ func NewBook(ctx context.Context, cfg Config) (*Book, error) {
 // On reports whether callers are asked who they are.
 func (b *Book) On() bool { return b.state.Load().open == nil }
 
+// NextExpiry is when the first of the tokens ends that are valid now; zero when none ends.
+func (b *Book) NextExpiry() (first time.Time) {
+	now := b.cfg.Now()
+	for _, t := range b.state.Load().tokens {
+		if e := t.Expire; !t.revoked && e.After(now) && (first.IsZero() || e.Before(first)) {
+			first = e
+		}
+	}
+	return first
+}
+
 // Read reads the tokens and the names again, and ends who is known no more.
 func (b *Book) Read(ctx context.Context) error {
 	b.mu.Lock()

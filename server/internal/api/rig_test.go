@@ -170,7 +170,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 // else is to be offered.
 func (r *rig) serve(guard *access.Guard, more func(*grpc.Server), opts ...grpc.DialOption) *grpc.ClientConn {
 	r.t.Helper()
-	g := grpc.NewServer(append(interceptor.Options(slog.New(slog.NewTextHandler(r.log, nil)), guard, nil), grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true))...)
+	g := grpc.NewServer(append(interceptor.Options(slog.New(slog.NewTextHandler(r.log, nil)), guard, nil, nil), grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true))...)
 	r.api.Register(g)
 	more(g)
 	l := bufconn.Listen(1 << 20)

@@ -478,9 +478,11 @@ func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	j.settleRate(d.relay)
 	v := j.Finish(end, why, d.Server.Limits, d.e.now())
 	d.note(counts(v))
+	d.e.attempted(j.Mail, v)
 	d.e.unload(j)
 	d.e.ledger.Record(v.Settlement, func(mine bool) {
 		if mine {
+			d.e.ended(j.Mail, v)
 			d.e.passes.settled(j, v)
 		}
 		d.jobs.Settled(j)

@@ -28,6 +28,8 @@ type Config struct {
 	Replica       string        // name of this process for people
 	BatchInterval time.Duration // 0 = the batch never rests
 	Now           func() time.Time
+	Observer      Observer       // nil = nobody
+	Connections   relay.Observer // the same for connections
 
 	// MaxConnections is how many connections one mail server gets in one process when its own
 	// limits say nothing; default 10.
@@ -77,6 +79,9 @@ func New(cfg Config) *Engine {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Observer == nil {
+		cfg.Observer = deaf{}
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -98,7 +103,7 @@ func New(cfg Config) *Engine {
 	}
 	e.drains.running, e.drains.ending = map[brake.Key]*drain{}, map[*drain]bool{}
 	e.brake = brake.New(brake.Config{Journal: cfg.Journal, Now: e.now, InUse: e.inUse, Changed: e.serverChanged})
-	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.Replica, Stopping: e.work.stopped,
+	e.relays = relay.New(relay.Config{Journal: cfg.Journal, Dial: cfg.Dial, Logger: cfg.Logger, Now: e.now, Replica: e.lease.Replica, Stopping: e.work.stopped, Observer: cfg.Connections,
 		MaxConnections: cfg.MaxConnections, MailsPerConnection: cfg.MailsPerConnection})
 	e.workCtx, e.workCancel = context.WithCancel(context.Background())
 	return e
@@ -170,6 +175,9 @@ func (e *Engine) Stopping() <-chan struct{} { return e.work.stopping }
 // LeaseFault is why this process cannot send now: the database did not take the last renewal of
 // its lease, which is a write. nil when it did.
 func (e *Engine) LeaseFault() error { return e.lease.Fault() }
+
+// Connections is what this process has with each mail server now.
+func (e *Engine) Connections() []relay.Use { return e.relays.Uses() }
 
 // LastPass is when the batch last looked for due mail; zero before the first pass.
 func (e *Engine) LastPass() time.Time {
@@ -299,6 +307,7 @@ func (e *Engine) gate(ctx context.Context, j *job) error {
 	if !e.lease.Held(j.Owner) {
 		return lease.ErrLost
 	}
+	j.dotAt = time.Now()
 	return nil
 }
 

@@ -37,6 +37,12 @@ func (e *Engine) settleCrashed(me store.ReplicaID, marked []*store.Claimed) {
 		e.ledger.Take(c.ID, c.Claim)
 	}
 	for _, c := range marked {
-		e.ledger.Record(lifecycle.Crash(c, me, now).Settlement, nil)
+		v := lifecycle.Crash(c, me, now)
+		e.attempted(c, v)
+		e.ledger.Record(v.Settlement, func(mine bool) {
+			if mine {
+				e.ended(c, v)
+			}
+		})
 	}
 }

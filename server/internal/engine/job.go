@@ -18,6 +18,7 @@ type job struct {
 	// settled
 	way   brake.Way
 	raw   []byte
+	dotAt time.Time // when the gate last let a dot leave
 	place fairqueue.Place
 	over  bool // it is settled, or another replica's
 	begun bool // it is recorded that this owner is at it

@@ -182,6 +182,7 @@ func (s *liveSend) transact(ctx context.Context, r *relay.Relay, session Session
 		},
 		Done: func(o smtpx.Outcome) {
 			before := j.Left()
+			s.e.dotAnswered(j, o)
 			// a suspension is what the next Get says
 			o, _ = r.Judge(ctx, j.way.Via, o)
 			next, end = j.After(positions, o, s.e.now()), j.End()
@@ -226,12 +227,21 @@ func (s *liveSend) finish(j *job, end lifecycle.End, why string) {
 	case s.e.workCtx.Err() != nil:
 		end = lifecycle.Stopped
 	}
-	s.settle(j.Finish(end, why, s.sub.Server.Limits, s.e.now()).Settlement)
+	v := j.Finish(end, why, s.sub.Server.Limits, s.e.now())
+	s.e.attempted(j.Mail, v)
+	s.settle(v.Settlement, func() { s.e.ended(j.Mail, v) })
 }
 
-func (s *liveSend) settle(st *store.Settlement) {
+// settle records how the mail stands, calls durable once that is written, and completes the
+// stream.
+func (s *liveSend) settle(st *store.Settlement, durable func()) {
 	settled := make(chan bool, 1)
-	s.e.ledger.Record(st, func(mine bool) { settled <- mine })
+	s.e.ledger.Record(st, func(mine bool) {
+		if mine {
+			durable()
+		}
+		settled <- mine
+	})
 	select {
 	case mine := <-settled:
 		s.complete(st, mine)

@@ -218,6 +218,7 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 // outcome takes the truth about one transaction that was begun at a time.
 func (w *worker) outcome(ctx context.Context, j *job, positions []int, began time.Time, o smtpx.Outcome) {
 	before := j.Left()
+	w.e.dotAnswered(j, o)
 	o, held := w.d.relay.Judge(ctx, w.d.Via, o)
 	if held != nil {
 		if w.d.Server.Fallback == "" || w.d.Diverts() { // else it goes on at once

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -44,9 +45,28 @@ const (
 	least = 100 * time.Millisecond
 )
 
+// probes begin the methods of health and reflection, which are of interest at debug only.
+const probes = "/grpc."
+
+// Observer hears of every call. It must not wait for anything.
+type Observer interface {
+	// Began: a call of the method, such as maildispatch.v1.Dispatch/Send, is under way.
+	Began(method string)
+	// Called: it has ended with a code.
+	Called(method, code string, took time.Duration)
+}
+
+// deaf is the Observer where none is given.
+type deaf struct{}
+
+func (deaf) Began(string)                         {}
+func (deaf) Called(string, string, time.Duration) {}
+
 // call is what both kinds share. do runs the handler with the prepared context.
-func call(ctx context.Context, log *slog.Logger, method string, limit time.Duration, setHeader func(metadata.MD) error, setTrailer func(metadata.MD), do func(context.Context) error) (err error) {
+func call(ctx context.Context, log *slog.Logger, observe Observer, method string, limit time.Duration, setHeader func(metadata.MD) error, setTrailer func(metadata.MD), do func(context.Context) error) (err error) {
 	start := time.Now()
+	name := strings.TrimPrefix(method, "/")
+	observe.Began(name)
 	id, theirs, who := uuid.NewString(), callersID(ctx), access.Actor(ctx)
 	_ = setHeader(metadata.Pairs(Header, id)) // fails only when the call is over already
 	defer func() {
@@ -55,7 +75,11 @@ func call(ctx context.Context, log *slog.Logger, method string, limit time.Durat
 			err = internal(id)
 		}
 		level := slog.LevelInfo
+		if strings.HasPrefix(method, probes) {
+			level = slog.LevelDebug
+		}
 		code := status.Code(err)
+		observe.Called(name, code.String(), time.Since(start))
 		switch code {
 		case codes.Internal, codes.Unknown, codes.DataLoss:
 			level = slog.LevelError
@@ -180,7 +204,12 @@ func internal(id string) error {
 // says what is wrong with it. A stream's messages pass the budget before the guard sees them.
 //
 // creds are those of the connections, nil for plaintext.
-func Options(log *slog.Logger, guard *access.Guard, creds credentials.TransportCredentials) []grpc.ServerOption {
+//
+// observe hears of every call; nil = nobody does.
+func Options(log *slog.Logger, guard *access.Guard, creds credentials.TransportCredentials, observe Observer) []grpc.ServerOption {
+	if observe == nil {
+		observe = deaf{}
+	}
 	large := budget.New()
 	if creds == nil {
 		creds = insecure.NewCredentials()
@@ -197,13 +226,13 @@ func Options(log *slog.Logger, guard *access.Guard, creds credentials.TransportC
 		return guard.Unary(ctx, req, info, h)
 	}
 	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.InTapHandle(tap), grpc.Creds(large.Credentials(creds)),
-		grpc.ChainUnaryInterceptor(Unary(log), unary, large.Unary), grpc.ChainStreamInterceptor(Stream(log), large.Stream, guard.Stream))
+		grpc.ChainUnaryInterceptor(Unary(log, observe), unary, large.Unary), grpc.ChainStreamInterceptor(Stream(log, observe), large.Stream, guard.Stream))
 }
 
 // Unary wraps unary calls.
-func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
+func Unary(log *slog.Logger, observe Observer) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
-		err = call(ctx, log, info.FullMethod, ownTime(req), func(md metadata.MD) error { return grpc.SetHeader(ctx, md) }, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) }, func(ctx context.Context) error {
+		err = call(ctx, log, observe, info.FullMethod, ownTime(req), func(md metadata.MD) error { return grpc.SetHeader(ctx, md) }, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) }, func(ctx context.Context) error {
 			var err error
 			resp, err = h(ctx, req)
 			return err
@@ -213,9 +242,9 @@ func Unary(log *slog.Logger) grpc.UnaryServerInterceptor {
 }
 
 // Stream wraps streaming calls.
-func Stream(log *slog.Logger) grpc.StreamServerInterceptor {
+func Stream(log *slog.Logger, observe Observer) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
-		return call(ss.Context(), log, info.FullMethod, 0, ss.SetHeader, ss.SetTrailer, func(ctx context.Context) error {
+		return call(ss.Context(), log, observe, info.FullMethod, 0, ss.SetHeader, ss.SetTrailer, func(ctx context.Context) error {
 			return h(srv, stream{ss, ctx})
 		})
 	}

@@ -89,7 +89,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{do: func(context.Context) error { return nil }}
 	log := slog.New(slog.NewJSONHandler(&r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	srv := grpc.NewServer(grpc.ChainUnaryInterceptor(Unary(log)), grpc.ChainStreamInterceptor(Stream(log)), grpc.WaitForHandlers(true))
+	srv := grpc.NewServer(grpc.ChainUnaryInterceptor(Unary(log, deaf{})), grpc.ChainStreamInterceptor(Stream(log, deaf{})), grpc.WaitForHandlers(true))
 	pb.RegisterMailServerAdminServer(srv, r)
 	pb.RegisterDispatchServer(srv, r)
 	l := bufconn.Listen(1 << 16)

@@ -58,6 +58,8 @@ type Verdict struct {
 	*store.Settlement
 	Outcome Outcome
 	End     End
+	// the first class among what failed in this attempt; FailNone = nothing
+	Failure smtpx.Failure
 }
 
 const (
@@ -199,7 +201,21 @@ func (a *Attempt) Finish(end End, why string, lim store.Limits, now time.Time) V
 	}
 	s.LastError = fault
 	s.Progress = &store.Progress{Results: a.results, Attempts: a.history(now, outcome, fault)}
-	return Verdict{Settlement: s, Outcome: outcome, End: end}
+	return Verdict{Settlement: s, Outcome: outcome, End: end, Failure: a.failure(end, old, outcome)}
+}
+
+// failure is the class of what failed in the attempt: of the first reply that refused, else of
+// its end.
+func (a *Attempt) failure(end End, old bool, outcome Outcome) smtpx.Failure {
+	if outcome == Sent {
+		return smtpx.FailNone
+	}
+	for _, r := range a.results {
+		if r.Attempt == a.Number() && r.Status != store.RecipientAccepted && r.Failure != "" {
+			return smtpx.Failure(r.Failure)
+		}
+	}
+	return a.classOf(end, old)
 }
 
 // classOf is why a recipient failed that no reply was about.

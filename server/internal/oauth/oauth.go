@@ -79,6 +79,7 @@ type Source struct {
 
 	mu      sync.Mutex // guards the rest; every connection's goroutine and the request's use it
 	access  string     // "" = none
+	since   time.Time  // when it was asked for
 	renewAt time.Time
 	endAt   time.Time
 	nextTry time.Time // after a renewal that failed
@@ -130,6 +131,14 @@ func (s *Source) Token(ctx context.Context) (smtpx.Token, error) {
 	}
 }
 
+// Life is when the kept token was asked for, and until when it is used; false when none is
+// kept.
+func (s *Source) Life() (since, until time.Time, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since, s.endAt, s.access != ""
+}
+
 // Refused takes a token that a mail server did not take out of use.
 func (s *Source) Refused(t smtpx.Token) {
 	s.mu.Lock()
@@ -161,7 +170,7 @@ func (s *Source) begin() {
 			if !t.Expiry.IsZero() {
 				life = min(t.Expiry.Sub(begun), longestLife)
 			}
-			s.access, s.renewAt, s.nextTry = t.AccessToken, begun.Add(life*8/10), time.Time{}
+			s.access, s.since, s.renewAt, s.nextTry = t.AccessToken, begun, begun.Add(life*8/10), time.Time{}
 			s.endAt = begun.Add(life - min(lastMoments, life/10))
 			f.token = s.token(true)
 			if rotated != "" {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/oauth"
 	"github.com/maildispatch/maildispatch/server/internal/seal"
@@ -45,6 +46,22 @@ type tokens struct {
 type sharedSource struct {
 	version int64
 	source  *oauth.Source
+}
+
+// TokenLife is when an access token was asked for, and until when it is used.
+type TokenLife struct{ Since, Until time.Time }
+
+// TokenLives are the lives of the access tokens that this process holds, by mail server.
+func (o *Outbound) TokenLives() map[string]TokenLife {
+	o.tokens.mu.Lock()
+	defer o.tokens.mu.Unlock()
+	lives := map[string]TokenLife{}
+	for name, x := range o.tokens.sources {
+		if since, until, ok := x.source.Life(); ok {
+			lives[name] = TokenLife{since, until}
+		}
+	}
+	return lives
 }
 
 // noTokens dials nobody.

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -281,6 +282,7 @@ func (r *Relay) openSession(pm *Permit, s *store.MailServer, force bool) (Sessio
 	}
 	session, err := r.rs.cfg.Dial(ctx, s)
 	if err == nil {
+		r.rs.cfg.Observer.Opened(s.Name, smtpx.FailNone)
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.standing[session] = &standing{permit: pm, version: s.Version, probe: probe}
@@ -292,6 +294,7 @@ func (r *Relay) openSession(pm *Permit, s *store.MailServer, force bool) (Sessio
 	if r.rs.base.Err() != nil {
 		return nil, err // we are stopping: nothing was learned
 	}
+	r.rs.cfg.Observer.Opened(s.Name, FailureOf(err))
 	r.sweep(time.Time{}) // idle sessions that the relay has closed do not stand
 	r.mu.Lock()
 	n := len(r.standing)

@@ -36,7 +36,7 @@ type Session interface {
 // Errors are *smtpx.Error where the wire said them.
 type Dial func(ctx context.Context, s *store.MailServer) (Session, error)
 
-// Config is what Relays need. All of it is required.
+// Config is what Relays need. All of it but the Observer is required.
 type Config struct {
 	Journal  Journal
 	Dial     Dial
@@ -44,6 +44,7 @@ type Config struct {
 	Now      func() time.Time       // the database's clock, as well as this process knows it
 	Replica  func() store.ReplicaID // this process's id; it changes when a lease was lost
 	Stopping func() bool            // nothing new may begin
+	Observer Observer               // nil = nobody
 
 	// MaxConnections and MailsPerConnection hold where a mail server's own limits say nothing.
 	MaxConnections     int
@@ -77,6 +78,9 @@ func (rs *Relays) spawn(f func()) {
 
 // New makes the relays; nothing runs before Run.
 func New(cfg Config) *Relays {
+	if cfg.Observer == nil {
+		cfg.Observer = deaf{}
+	}
 	rs := &Relays{cfg: cfg, byName: map[string]*Relay{}}
 	rs.breakers, rs.slots = newBreakers(&rs.cfg), newSlots(&rs.cfg)
 	rs.base, rs.end = context.WithCancel(context.Background())

@@ -126,6 +126,7 @@ func (r *Relay) lost(ctx context.Context, session Session, s *store.MailServer, 
 func (r *Relay) suspend(ctx context.Context, s *store.MailServer, reason string) time.Time {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTime)
 	defer cancel()
+	r.rs.cfg.Observer.Suspended(s.Name)
 	return r.rs.breakers.failed(ctx, s, reason)
 }
 
