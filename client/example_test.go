@@ -219,7 +219,8 @@ func ExampleClient_DueOutMails() {
 		}
 		fmt.Printf("%s %q %s\n", m.GetStatus(), m.GetSubject(), m.GetLastError())
 	}
-	// Output: MAIL_STATUS_FAILED "For left@example.com" left@example.com: no such user
+	// Output:
+	// MAIL_STATUS_FAILED "For left@example.com" left@example.com: 550 5.1.1 no such user
 }
 
 func ExampleClient_Download() {

@@ -80,7 +80,7 @@ func TestOnlySafeCallsAreRepeated(t *testing.T) {
 		got = append(got, n.Method)
 	}
 	want := []string{
-		"DownloadMail", "GetBatch", "GetMail", "GetQueueStats", "ListArchivedMails", "ListDueOutMails", "ResendMail", "Send", "WatchMails",
+		"DownloadMail", "FindMails", "GetBatch", "GetMail", "GetQueueStats", "ListArchivedMails", "ListDueOutMails", "ResendMail", "Send", "SendMail", "WatchMails",
 		"CreateMailServer", "GetMailServer", "ListMailServers",
 	}
 	if !slices.Equal(got, want) {
