@@ -276,7 +276,9 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 	now := d.e.now()
 	for _, c := range claimed {
 		j := newJob(c, owner, now)
-		j.rated = d.limited()
+		if d.limited() {
+			j.charge = reserved
+		}
 		if d.setAside(j, now) {
 			continue
 		}

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -15,7 +14,6 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/fairmemory"
 	"github.com/maildispatch/maildispatch/server/internal/lease"
 	"github.com/maildispatch/maildispatch/server/internal/ledger"
-	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/live"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
 )
@@ -258,78 +256,5 @@ func (e *Engine) begin() bool {
 		return e.work.begin()
 	default:
 		return false
-	}
-}
-
-// errMarkLate: the database has not taken a mark for as long as a lease is fresh. The store
-// goes on trying; what is handed over behind the mark undoes it.
-var errMarkLate = errors.New("mark before the dot: the database does not take it")
-
-// gate is the dot gate for a job: a durable mark by this replica under a fresh lease, or no
-// dot.
-func (e *Engine) gate(ctx context.Context, j *job) error {
-	if !e.lease.Held(j.Owner) {
-		return lease.ErrLost
-	}
-	if !gated {
-		return e.brake.MayTake(j.way)
-	}
-	late := time.NewTimer(lease.Fresh)
-	defer late.Stop()
-	for {
-		// Waited for before the mark: while a dot waits behind its mark others may take the
-		// mail.
-		if err := e.brake.Await(ctx, j.way); err != nil {
-			return err
-		}
-		select {
-		case a := <-e.journal.Settle(j.Mark()):
-			if a.Err != nil {
-				return fmt.Errorf("mark before the dot: %w", a.Err)
-			}
-			if !a.Mine {
-				return lifecycle.ErrLost
-			}
-			j.DotMayLeave()
-		case <-late.C:
-			return errMarkLate
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		fresh, _, err := e.brake.MayStillTake(j.way)
-		if err != nil {
-			return err
-		}
-		if fresh {
-			break // else the mark took long: a new reading, and a new mark
-		}
-	}
-	if !e.lease.Held(j.Owner) {
-		return lease.ErrLost
-	}
-	j.dotAt = time.Now()
-	return nil
-}
-
-// beginSuspect records that this owner is about to handle a mail whose owner died before.
-// lifecycle.ErrLost: the mail is not this replica's any more.
-func (e *Engine) beginSuspect(ctx context.Context, j *job) error {
-	s := j.BeginSuspect()
-	if s == nil || j.begun {
-		return nil
-	}
-	late := time.NewTimer(lease.Fresh)
-	defer late.Stop()
-	select {
-	case a := <-e.journal.Settle(s):
-		if a.Err == nil && !a.Mine {
-			return lifecycle.ErrLost
-		}
-		j.begun = a.Err == nil
-		return a.Err
-	case <-late.C:
-		return errMarkLate
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

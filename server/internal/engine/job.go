@@ -16,16 +16,15 @@ type job struct {
 	*lifecycle.Attempt
 	// how it leaves, with the configuration that the attempt began with; empty for what is only
 	// settled
-	way   brake.Way
-	raw   []byte
-	dotAt time.Time // when the gate last let a dot leave
-	place fairqueue.Place
-	over  bool // it is settled, or another replica's
-	begun bool // it is recorded that this owner is at it
-	told  bool // the journal knows the way
-	rated bool // it holds a mail of the limits of the mail server that it goes through
-	spent bool // it has left through that, as its limits count it
-	todo  int  // recipients that were to be tried when the attempt began
+	way    brake.Way
+	raw    []byte
+	dotAt  time.Time // when the gate last let a dot leave
+	place  fairqueue.Place
+	charge charge // of the limits of the mail server that it goes through
+	over   bool   // it is settled, or another replica's
+	begun  bool   // it is recorded that this owner is at it
+	told   bool   // the journal knows the way
+	todo   int    // recipients that were to be tried when the attempt began
 
 	weight int64 // bytes taken from the engine's budget
 	direct int64 // bytes taken from the budget of what was handed over in memory
@@ -44,7 +43,10 @@ func (j *job) Place() *fairqueue.Place { return &j.place }
 // take lets the job go a way. why is what the mail server before it failed with, "" when that
 // was not tried.
 func (j *job) take(w brake.Way, why string, now time.Time) {
-	j.way, j.told, j.spent, j.todo = w, !w.Diverts(), false, j.Left()
+	j.way, j.told, j.todo = w, !w.Diverts(), j.Left()
+	if j.charge == spent { // of another mail server's limits
+		j.charge = unpaid
+	}
 	if w.Diverts() {
 		j.GoThrough(w.Via.Name, why, now)
 	}
@@ -60,13 +62,28 @@ func (j *job) tellsWay() *store.Settlement {
 	return j.Progress()
 }
 
+// standsBack says whether a mail server's words about this mail alone hold it back until behind
+// the next try: that meets another mail. Where it goes on through a fallback at once, or its
+// caller waits, it does not.
+func (j *job) standsBack() bool {
+	return !j.Interactive && (j.way.Server.Fallback == "" || j.way.Diverts())
+}
+
+// charge is what a job has of a mail server's limits.
+type charge int
+
+const (
+	unpaid   charge = iota // nothing
+	reserved               // one mail that may leave
+	spent                  // it has left, as the limits count it
+)
+
 // spend says that the mail leaves now, whatever comes of it.
 func (j *job) spend(r *relay.Relay) {
-	j.spent = true
-	if j.rated {
+	if j.charge == reserved {
 		r.Spend(1)
-		j.rated = false
 	}
+	j.charge = spent
 }
 
 // settleRate says what became of what the job had taken out of the mail server's limits: it is
@@ -75,17 +92,8 @@ func (j *job) settleRate(r *relay.Relay) {
 	if j.Left() < j.todo {
 		j.spend(r)
 	}
-	if j.rated {
+	if j.charge == reserved {
 		r.GiveBack(1)
-		j.rated = false
+		j.charge = unpaid
 	}
-}
-
-// mailboxes are the addresses at the positions.
-func (j *job) mailboxes(positions []int) []string {
-	to := make([]string, len(positions))
-	for i, p := range positions {
-		to[i] = j.Mail.Recipients[p].Mailbox
-	}
-	return to
 }

@@ -68,14 +68,14 @@ const rationWait = 10 * time.Second
 // takeRate takes one mail out of the mail server's limits. It says why there is none to be had
 // in time.
 func (s *liveSend) takeRate(ctx context.Context, r *relay.Relay, j *job) (why string) {
-	for relay.Limited(j.way.Via) && !j.spent && !j.rated {
+	for relay.Limited(j.way.Via) && j.charge == unpaid {
 		n, next, err := r.TakeRate(ctx, j.way.Via, 1)
 		wait := next.Sub(s.e.now())
 		switch {
 		case err != nil:
 			return "read the mail server's limits: " + err.Error()
 		case n > 0:
-			j.rated = true
+			j.charge = reserved
 			return ""
 		case wait > rationWait:
 			return "the mail server's limit is reached; the next mail may leave at " + next.UTC().Format(time.RFC3339)
@@ -150,55 +150,27 @@ func (s *liveSend) try(ctx context.Context, r *relay.Relay, session Session, j *
 		j.Blame(smtpx.FailRate)
 		return lifecycle.StepOver, lifecycle.NoSession, why
 	}
-	if told := j.tellsWay(); told != nil {
-		s.e.ledger.Record(told, nil)
-	}
-	before := j.Left()
-	next, end = s.transact(ctx, r, session, j)
-	if next == lifecycle.StepNext || next == lifecycle.StepFree && (j.HasStaleMark() || j.Left() < before) {
-		s.e.ledger.Record(j.Progress(), nil)
-	}
-	return next, end, ""
-}
-
-// transact runs one transaction and reports its results. Without an outcome the relay is at
-// fault.
-func (s *liveSend) transact(ctx context.Context, r *relay.Relay, session Session, j *job) (next lifecycle.Step, end lifecycle.End) {
-	j.AtMost(r.MaxRecipients())
-	positions := j.Next()
-	next, end = lifecycle.StepOver, lifecycle.RelayFault
-	began := time.Now()
-	err := session.Submit(ctx, &smtpx.Transaction{
-		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
-		Gate: func(ctx context.Context) error {
-			if err := s.e.gate(ctx, j); err != nil {
-				return err
-			}
-			if !s.PassDot() {
-				return errors.New(s.CutReason())
-			}
-			j.spend(r)
-			return nil
-		},
-		Done: func(o smtpx.Outcome) {
-			before := j.Left()
-			s.e.dotAnswered(j, o)
-			// a suspension is what the next Get says
-			o, _ = r.Judge(ctx, j.way.Via, o)
-			next, end = j.After(positions, o, s.e.now()), j.End()
-			if o.Took > 0 {
-				r.Took(o.Took)
-			}
-			shown, text := shows(o, j.Left() < before, next)
-			// a suspension is what the next Get says
-			_ = r.Report(ctx, session, j.way.Via, began, shown, text)
-			s.report(j, positions)
-		},
+	// unless the session says more
+	t := transacted{next: lifecycle.StepOver, end: lifecycle.RelayFault}
+	err := s.e.transact(ctx, r, session, j, s.passed, func(done transacted) {
+		t = done // a suspension is what the next Get says
+		s.report(j, t.positions)
 	})
 	if err == nil {
-		_ = session.Flush(ctx) // Done has the outcome; a dead session is found by Usable
+		_ = session.Flush(ctx) // what it says has been heard; a dead session is found by Usable
 	}
-	return next, end
+	if st := t.recorded(j); st != nil {
+		s.e.ledger.Record(st, nil)
+	}
+	return t.next, t.end, ""
+}
+
+// passed closes the way back behind the gate, unless the mail was cut first.
+func (s *liveSend) passed(gate error) error {
+	if gate == nil && !s.PassDot() {
+		return errors.New(s.CutReason())
+	}
+	return gate
 }
 
 // report tells of the recipients among the positions for whom the relay has taken the mail or

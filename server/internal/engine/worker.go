@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
 	"github.com/maildispatch/maildispatch/server/internal/relay"
@@ -170,37 +169,25 @@ func (w *worker) submit(ctx context.Context, j *job) {
 			return
 		}
 	}
-	j.AtMost(w.d.relay.MaxRecipients())
-	if s := j.tellsWay(); s != nil {
-		w.e.ledger.Record(s, nil)
-	}
-	positions := j.Next()
 	w.pending++
 	w.served++
-	began := time.Now()
-	err := w.session.Submit(ctx, &smtpx.Transaction{
-		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
-		Gate: func(ctx context.Context) error {
-			err := w.e.gate(ctx, j)
-			if err == nil {
-				j.spend(w.d.relay)
-				w.e.dotLeaves(j)
-			}
-			switch {
-			case err == nil, ctx.Err() != nil, j.Owner != w.e.lease.Replica():
-			case errors.Is(err, lifecycle.ErrLost):
-				// this mail alone, or others here as well: see leaveIt
-			case w.e.brake.MayTake(j.way) != nil:
-				w.d.stop(err)
-			default:
-				w.d.shut(err)
-			}
-			return err
-		},
-		Done: func(o smtpx.Outcome) { w.pending--; w.outcome(ctx, j, positions, began, o) },
-	})
-	if err != nil {
+	passed := func(gate error) error { w.passed(ctx, j, gate); return gate }
+	if err := w.e.transact(ctx, w.d.relay, w.session, j, passed, func(t transacted) { w.outcome(ctx, j, t) }); err != nil {
 		w.drop()
+	}
+}
+
+// passed hears what the gate says about a mail. Where it refuses not this mail alone, the drain
+// ends.
+func (w *worker) passed(ctx context.Context, j *job, gate error) {
+	switch {
+	case gate == nil, ctx.Err() != nil, j.Owner != w.e.lease.Replica():
+	case errors.Is(gate, lifecycle.ErrLost):
+		// this mail alone, or others here as well: see leaveIt
+	case w.e.brake.MayTake(j.way) != nil:
+		w.d.stop(gate)
+	default:
+		w.d.shut(gate)
 	}
 }
 
@@ -215,49 +202,27 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 	return nil, w.e.load(ctx, j)
 }
 
-// outcome takes the truth about one transaction that was begun at a time.
-func (w *worker) outcome(ctx context.Context, j *job, positions []int, began time.Time, o smtpx.Outcome) {
-	before := j.Left()
-	w.e.dotAnswered(j, o)
-	o, held := w.d.relay.Judge(ctx, w.d.Via, o)
-	if held != nil {
-		if w.d.Server.Fallback == "" || w.d.Diverts() { // else it goes on at once
-			j.StandBack(held.RetryAt)
-		}
-		w.d.stop(held)
+// outcome takes what came of a transaction.
+func (w *worker) outcome(ctx context.Context, j *job, t transacted) {
+	w.pending--
+	if t.suspended != nil {
+		w.d.stop(t.suspended)
 	}
-	next, end := j.After(positions, o, w.e.now()), j.End()
-	if end == lifecycle.Lost {
-		w.leaveIt(ctx, j)
-		return
-	}
-	if o.Took > 0 {
-		w.d.relay.Took(o.Took)
-	}
-	shown, text := shows(o, j.Left() < before, next)
-	if err := w.d.relay.Report(ctx, w.session, w.d.Via, began, shown, text); err != nil {
-		w.d.stop(err)
-	}
-	if shown == relay.Answered || shown == relay.Crowded {
+	if t.shown == relay.Answered || t.shown == relay.Crowded {
 		w.d.hasProbed()
 	}
-	if next != lifecycle.StepOver && (w.e.work.stopped() || w.d.broken()) {
-		next, end = lifecycle.StepOver, lifecycle.Stopped
-	}
-	switch next {
-	case lifecycle.StepFree:
-		if j.HasStaleMark() || j.Left() < before {
-			// a rescue counts from what is recorded: see leaveUnknown
-			w.e.ledger.Record(j.Progress(), nil)
+	switch {
+	case t.end == lifecycle.Lost:
+		w.leaveIt(ctx, j)
+	case t.next == lifecycle.StepOver:
+		w.finish(j, t.end, "")
+	case w.e.work.stopped() || w.d.broken():
+		w.finish(j, lifecycle.Stopped, "")
+	default:
+		if s := t.recorded(j); s != nil {
+			w.e.ledger.Record(s, nil)
 		}
 		w.goOn(j)
-	case lifecycle.StepNext:
-		// The next hundred recipients. What is known so far is recorded in the same commit as,
-		// or before, the next mark.
-		w.e.ledger.Record(j.Progress(), nil)
-		w.goOn(j)
-	default:
-		w.finish(j, end, "")
 	}
 }
 
@@ -317,32 +282,6 @@ func (d *drain) stop(err error) bool {
 		d.jobs.Kill()
 	}
 	return first
-}
-
-// shows is what a transaction has shown of the mail server.
-func shows(o smtpx.Outcome, decided bool, next lifecycle.Step) (relay.Outcome, string) {
-	text := ""
-	if o.Err != nil {
-		text = o.Err.Error()
-	}
-	switch throttled, server := lifecycle.Throttling(o), lifecycle.RefusesUs(o); {
-	case throttled != "" && o.Took == 0 && !o.ServerDown:
-		return relay.Throttled, throttled
-	case throttled != "" && o.Took == 0:
-		return relay.ThrownOut, throttled
-	case server != "" && o.DotSent && !decided:
-		// a whole body for it: held back, and suspended when it comes again
-		return relay.ThrownOut, server
-	case decided && !o.ServerDown && lifecycle.Crowded(o):
-		return relay.Crowded, ""
-	case decided && !o.ServerDown:
-		return relay.Answered, ""
-	case !o.ServerDown || o.DotSent:
-		return relay.Nothing, ""
-	case next == lifecycle.StepFree:
-		return relay.Interrupted, text
-	}
-	return relay.Lost, text
 }
 
 // guarded submits, and survives what a single mail may do to the process: such a mail is put
