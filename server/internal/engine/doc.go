@@ -37,8 +37,8 @@
 // 5 s, 30 s, then 1 minute doubling to 15. The probe has a deadline of its own, so a caller who
 // cannot wait for it takes nothing away. php-mode callers hear of the suspension at once, but
 // wait for a probe of this process. After a success connections ramp up 1, 2, 4... A change of
-// the configuration starts afresh. A relay that refuses more connections beside those that
-// stand gets no more for a while. One that says we are too fast or too many (421, 432, words
+// the configuration starts afresh. A relay that refuses more connections than stand
+// gets no more for a while. One that says we are too fast or too many (421, 432, words
 // such as "slow down") loses half its connections at each such answer and gets them back one by
 // one, until it says so again: then it keeps what it bore, and is asked seldom whether it bears
 // more. Three such answers in a row open the breaker. The mails wait a little and lose no
@@ -79,7 +79,7 @@
 // what is more urgent than what is in its line, and that goes in front. Mail that is accepted
 // while its mail server is being drained goes there in memory once it is durable, behind what
 // waits in the database unless it is more urgent than something in the line; a group of bulk
-// waits up to a second for a relay that takes what came before (see handover.go). Of a php-mode
+// waits up to a second for a relay that takes what came before (see direct.go). Of a php-mode
 // server's connections the batch gets at most half, and its only one it gives up when a
 // php-mode mail waits. Bulk yields to callers by one rule, which is the store's: while it works
 // for a php-mode mail, each step of bulk waits for that, 20 ms at most, and for two seconds

@@ -45,7 +45,7 @@ type drain struct {
 	done  chan struct{} // closed when the drain is over
 	ended chan struct{} // closed when no mail may leave any more
 	left  chan struct{} // closed when followers are begun for what a broken drain left behind
-	rate  atomic.Int64  // mails that are settled in a second, of late
+	rate  atomic.Int64  // recent mails a second
 	// when the last claim found nothing more, or the drain began: unix nanoseconds
 	fed atomic.Int64
 
@@ -61,8 +61,8 @@ type drain struct {
 	// those who wait for a look, in the order they asked; only the feeder takes them off
 	waiting []chan (<-chan struct{})
 
-	// holds a value while a mail that two owners died of is being sent: no other such mail
-	// beside it
+	// holds a value while a mail that two owners died of is being sent: no other such mail is
+	// sent concurrently
 	isolate chan bool
 
 	wake chan struct{} // holds a value when the scale loop has to look at the backlog
@@ -126,7 +126,7 @@ func (d *drain) run(ctx context.Context) {
 		d.scaleLoop(ctx, fed)
 	}()
 	// When the grace of a stop is over no worker is started for what still waits: it goes back.
-	defer context.AfterFunc(ctx, d.jobs.Kill)()
+	defer context.AfterFunc(ctx, d.jobs.Abort)()
 	d.feed(ctx)
 	d.e.drains.end(d)
 	d.jobs.Close()
@@ -172,7 +172,7 @@ func (d *drain) feed(ctx context.Context) {
 			d.express(ctx)
 		case fairqueue.Idle:
 			ok = !d.e.drains.finish(d)
-		case fairqueue.Dead:
+		case fairqueue.Aborted:
 			return
 		}
 	}
@@ -279,7 +279,7 @@ func (d *drain) accept(claimed []*store.Claimed, owner store.ReplicaID) {
 		if d.limited() {
 			j.charge = reserved
 		}
-		if d.setAside(j, now) {
+		if d.settleUnsendable(j, now) {
 			continue
 		}
 		j.take(d.Way, "", now)
@@ -352,7 +352,7 @@ func (d *drain) scaleLoop(ctx context.Context, fed <-chan struct{}) {
 			idleRounds = 0
 		}
 		d.mu.Unlock()
-		if idleRounds >= maxIdleRounds && d.stop(errNoneFree) {
+		if idleRounds >= maxIdleRounds && d.abort(errNoneFree) {
 			// Where replicas share few connections that is an ordinary day.
 			d.e.log.Info("batch: no mail may leave", "mail_server", d.Server.Name, "reason", errNoneFree)
 		}
@@ -481,7 +481,7 @@ func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	v := j.Finish(end, why, d.Server.Limits, d.e.now())
 	d.note(counts(v))
 	d.e.attempted(j.Mail, v)
-	d.e.unload(j)
+	d.e.releaseMemory(j)
 	d.e.ledger.Record(v.Settlement, func(mine bool) {
 		if mine {
 			d.e.ended(j.Mail, v)

@@ -61,9 +61,9 @@ func (s *liveSend) guarded(ctx context.Context, j *job) (end lifecycle.End, why 
 	return s.deliver(ctx, j)
 }
 
-// rationWait is how long a php-mode mail waits for its mail server's limit per minute; a caller
+// rateWait is how long a php-mode mail waits for its mail server's limit per minute; a caller
 // is better told than kept longer.
-const rationWait = 10 * time.Second
+const rateWait = 10 * time.Second
 
 // takeRate takes one mail out of the mail server's limits. It says why there is none to be had
 // in time.
@@ -77,7 +77,7 @@ func (s *liveSend) takeRate(ctx context.Context, r *relay.Relay, j *job) (why st
 		case n > 0:
 			j.charge = reserved
 			return ""
-		case wait > rationWait:
+		case wait > rateWait:
 			return "the mail server's limit is reached; the next mail may leave at " + next.UTC().Format(time.RFC3339)
 		}
 		select {
@@ -187,7 +187,7 @@ func (s *liveSend) report(j *job, positions []int) {
 
 // finish settles the mail and completes the stream once that is durable.
 func (s *liveSend) finish(j *job, end lifecycle.End, why string) {
-	defer s.e.unload(j)
+	defer s.e.releaseMemory(j)
 	switch reason := s.CutReason(); {
 	case end == lifecycle.Lost, s.Dropped():
 		s.e.ledger.Let(s.Mail.ID, store.BornClaim)

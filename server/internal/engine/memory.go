@@ -37,7 +37,7 @@ func (e *Engine) load(ctx context.Context, j *job) error {
 	}
 	raw, err := e.journal.LoadRaw(ctx, j.Mail)
 	if err != nil {
-		e.unload(j)
+		e.releaseMemory(j)
 		return err
 	}
 	j.raw = raw
@@ -62,8 +62,8 @@ func (e *Engine) releaseBody(j *job) {
 	}
 }
 
-// unload gives back all that a job holds.
-func (e *Engine) unload(j *job) {
+// releaseMemory gives back all that a job holds.
+func (e *Engine) releaseMemory(j *job) {
 	e.releaseBody(j)
 	if j.direct > 0 {
 		e.direct.Release(j.direct)

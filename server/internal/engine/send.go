@@ -65,7 +65,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 			reason = live.WhyGone(ctx)
 		}
 		s.Gone(reason)
-		e.work.beside(s.settleUnheard)
+		e.work.concurrently(s.settleUnheard)
 		return err
 	case err != nil:
 		e.ledger.Let(m.ID, store.BornClaim)
@@ -77,7 +77,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		return e.replay(ctx, res.ID, observe)
 	}
 	s.Accepted()
-	e.work.beside(s.run)
+	e.work.concurrently(s.run)
 	return s.Watch(ctx, false, observe)
 }
 

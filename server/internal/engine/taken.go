@@ -67,7 +67,7 @@ func (e *Engine) lookThrough(ctx context.Context) {
 	}
 	for _, d := range lines {
 		for _, j := range d.jobs.Remove(func(j *job) bool { return waiting[j] && !mine[j.Mail.ID] }) {
-			d.leaveIt(j)
+			d.lost(j)
 		}
 	}
 	for _, s := range sends {
@@ -77,12 +77,12 @@ func (e *Engine) lookThrough(ctx context.Context) {
 	}
 }
 
-// leaveIt leaves a mail to whoever has taken it from this replica.
-func (d *drain) leaveIt(j *job) {
+// lost leaves a mail to whoever has taken it from this replica.
+func (d *drain) lost(j *job) {
 	j.over = true
 	j.settleRate(d.relay)
 	d.e.log.Info("mail was taken from this replica before its dot", "mail_id", j.Mail.ID)
 	d.e.ledger.Let(j.Mail.ID, j.Mail.Claim)
-	d.e.unload(j)
+	d.e.releaseMemory(j)
 	d.jobs.Settled(j)
 }

@@ -52,7 +52,7 @@ func (ds *drains) brake(e *Engine, s *store.MailServer) {
 		if err == nil {
 			err = brake.ErrReconfigured
 		}
-		if d.stop(err) {
+		if d.abort(err) {
 			e.log.Info("batch: begins anew", "mail_server", d.Server.Name, "reason", err)
 		}
 	}
@@ -135,8 +135,8 @@ func (d *drain) followers(ctx context.Context) []*drain {
 	return next
 }
 
-// setAside settles what must not be sent, or not this way.
-func (d *drain) setAside(j *job, now time.Time) bool {
+// settleUnsendable settles what must not be sent, or not this way.
+func (d *drain) settleUnsendable(j *job, now time.Time) bool {
 	end, unsendable := j.Unsendable(now)
 	why := ""
 	if !unsendable && d.Diverts() {

@@ -34,9 +34,9 @@ func (w *work) begin() bool {
 
 func (w *work) done() { w.under.Done() }
 
-// beside runs f in a goroutine of its own that is counted too. Only what is counted in may call
-// it: then the count is not zero, and what has begun may end with it also after stop.
-func (w *work) beside(f func()) { w.under.Go(f) }
+// concurrently runs f in a goroutine of its own that is counted too. Only what is counted in
+// may call it: then the count is not zero, and what has begun may end with it also after stop.
+func (w *work) concurrently(f func()) { w.under.Go(f) }
 
 // stop lets nothing new begin from now on. It may be called again.
 func (w *work) stop() {

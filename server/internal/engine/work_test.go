@@ -55,7 +55,7 @@ func TestWorkBeside(t *testing.T) {
 	w.stop()
 	w.stop()
 	let, ended := make(chan struct{}), false
-	w.beside(func() { <-let; ended = true })
+	w.concurrently(func() { <-let; ended = true })
 	w.done()
 	hasty, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -150,7 +150,7 @@ func (w *worker) submit(ctx context.Context, j *job) {
 	}
 	switch err := w.e.beginSuspect(ctx, j); {
 	case errors.Is(err, lifecycle.ErrLost):
-		w.leaveIt(ctx, j)
+		w.lost(ctx, j)
 		return
 	case err != nil:
 		w.finish(j, lifecycle.Unreadable, "record that it is being sent: "+err.Error())
@@ -183,11 +183,11 @@ func (w *worker) passed(ctx context.Context, j *job, gate error) {
 	switch {
 	case gate == nil, ctx.Err() != nil, j.Owner != w.e.lease.Replica():
 	case errors.Is(gate, lifecycle.ErrLost):
-		// this mail alone, or others here as well: see leaveIt
+		// this mail alone, or others here as well: see lost
 	case w.e.brake.MayTake(j.way) != nil:
-		w.d.stop(gate)
+		w.d.abort(gate)
 	default:
-		w.d.shut(gate)
+		w.d.abortLogged(gate)
 	}
 }
 
@@ -206,14 +206,14 @@ func (w *worker) load(ctx context.Context, j *job) (poison any, err error) {
 func (w *worker) outcome(ctx context.Context, j *job, t transacted) {
 	w.pending--
 	if t.suspended != nil {
-		w.d.stop(t.suspended)
+		w.d.abort(t.suspended)
 	}
 	if t.shown == relay.Answered || t.shown == relay.Crowded {
 		w.d.hasProbed()
 	}
 	switch {
 	case t.end == lifecycle.Lost:
-		w.leaveIt(ctx, j)
+		w.lost(ctx, j)
 	case t.next == lifecycle.StepOver:
 		w.finish(j, t.end, "")
 	case w.e.work.stopped() || w.d.broken():
@@ -233,11 +233,11 @@ func (w *worker) goOn(j *job) {
 	w.again = append(w.again, j)
 }
 
-// leaveIt leaves a mail to whoever has taken it from this replica. Such mails are seldom one
+// lost leaves a mail to whoever has taken it from this replica. Such mails are seldom one
 // alone, and each costs a connection that is cut behind its DATA: what waits is looked through
 // before the next.
-func (w *worker) leaveIt(ctx context.Context, j *job) {
-	w.d.leaveIt(j)
+func (w *worker) lost(ctx context.Context, j *job) {
+	w.d.lost(j)
 	w.e.lookThrough(ctx)
 }
 
@@ -252,25 +252,25 @@ func (d *drain) noSession(err error) {
 	stopped := errors.Is(err, context.Canceled)
 	switch {
 	case stopped:
-		d.jobs.Kill()
+		d.jobs.Abort()
 	case down:
-		d.stop(err)
+		d.abort(err)
 	}
 	d.hasProbed()
 }
 
-// shut ends the drain because the database takes no marks, or the lease is late: each further
-// mail would cost a connection that is cut behind its DATA.
-func (d *drain) shut(err error) {
-	if d.stop(err) {
+// abortLogged ends the drain because the database takes no marks, or the lease is late: each
+// further mail would cost a connection that is cut behind its DATA.
+func (d *drain) abortLogged(err error) {
+	if d.abort(err) {
 		d.e.log.Error("batch: no mail may leave", "mail_server", d.Server.Name, "error", err)
 	}
 }
 
-// stop ends the drain because no mail may leave just now, and reports whether it was still
+// abort ends the drain because no mail may leave now, and reports whether it was still
 // going. Going on would claim the same mails again at once and without an end. What it holds
 // goes back with the reason, and the next pass tries again.
-func (d *drain) stop(err error) bool {
+func (d *drain) abort(err error) bool {
 	d.mu.Lock()
 	first := d.fault == nil
 	if first {
@@ -279,7 +279,7 @@ func (d *drain) stop(err error) bool {
 	d.mu.Unlock()
 	if first {
 		close(d.ended)
-		d.jobs.Kill()
+		d.jobs.Abort()
 	}
 	return first
 }
@@ -293,7 +293,7 @@ func (w *worker) guarded(ctx context.Context, j *job) {
 			return
 		}
 		w.e.log.Error("panic while sending a mail: quarantined", "mail_id", j.Mail.ID, "panic", p, "stack", string(debug.Stack()))
-		w.abandon()
+		w.dropBroken()
 		if !j.over {
 			w.quarantine(j, p)
 		}
@@ -301,8 +301,8 @@ func (w *worker) guarded(ctx context.Context, j *job) {
 	w.submit(ctx, j)
 }
 
-// abandon closes a session whose state is not known any more.
-func (w *worker) abandon() {
+// dropBroken closes a session whose state is not known any more.
+func (w *worker) dropBroken() {
 	defer func() {
 		if p := recover(); p != nil {
 			w.e.log.Error("panic while closing a session", "panic", p)

@@ -42,7 +42,7 @@ type Queue[T Item] struct {
 	urgent        bool  // some of that may be more urgent than what is in the line
 	over          bool  // the feeder was told that there is nothing left to do
 	closed        bool  // nothing more will be put
-	dead          bool  // no session can be had: workers stop, the feeder too
+	aborted       bool  // no session can be had: workers stop, the feeder too
 	last          int64 // number
 	barriers      []*barrier
 }
@@ -62,7 +62,7 @@ func New[T Item](room int) *Queue[T] {
 	return q
 }
 
-// Put adds an item; false when the queue is dead (the item still counts as open until it is
+// Put adds an item; false when the queue was aborted (the item still counts as open until it is
 // settled).
 func (q *Queue[T]) Put(j T) bool {
 	q.mu.Lock()
@@ -85,9 +85,10 @@ func (q *Queue[T]) admit(j T) {
 	j.Place().number = q.last
 }
 
-// add puts an item that was admitted into the line; false when the queue is dead. With mu held.
+// add puts an item that was admitted into the line; false when the queue was aborted. With mu
+// held.
 func (q *Queue[T]) add(j T) bool {
-	if q.dead {
+	if q.aborted {
 		return false
 	}
 	q.items.add(j)
@@ -105,7 +106,7 @@ func (q *Queue[T]) length() int { return q.items.len() + q.promised }
 func (q *Queue[T]) Reserve(priority int16) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.dead || q.closed || q.over {
+	if q.aborted || q.closed || q.over {
 		return false
 	}
 	if lowest, any := q.items.minPriority(); !any || priority <= lowest {
@@ -120,8 +121,8 @@ func (q *Queue[T]) Reserve(priority int16) bool {
 	return true
 }
 
-// Fill puts an item that was promised; false when the queue has died meanwhile (the item still
-// counts as open until it is settled).
+// Fill puts an item that was promised; false when the queue was aborted meanwhile (the item
+// still counts as open until it is settled).
 func (q *Queue[T]) Fill(j T) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -140,10 +141,10 @@ func (q *Queue[T]) GiveUp() {
 	q.feed.Broadcast()
 }
 
-// AwaitSpace waits until the line is short enough to take what comes in memory, or for as long
-// as most.
-func (q *Queue[T]) AwaitSpace(ctx context.Context, most time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, most)
+// AwaitSpace waits until the line is short enough to take what comes in memory, or for
+// maxWait.
+func (q *Queue[T]) AwaitSpace(ctx context.Context, maxWait time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
 		q.mu.Lock()
@@ -152,7 +153,7 @@ func (q *Queue[T]) AwaitSpace(ctx context.Context, most time.Duration) {
 	})()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for !q.dead && !q.closed && ctx.Err() == nil && (!q.acceptsDirect || q.length() > q.directRoom/2) {
+	for !q.aborted && !q.closed && ctx.Err() == nil && (!q.acceptsDirect || q.length() > q.directRoom/2) {
 		q.space.Wait()
 	}
 }
@@ -215,10 +216,10 @@ func (q *Queue[T]) Await(idle time.Duration) (j T, any bool) {
 		})
 		defer timer.Stop()
 	}
-	for q.items.len() == 0 && !q.closed && !q.dead && !late {
+	for q.items.len() == 0 && !q.closed && !q.aborted && !late {
 		q.work.Wait()
 	}
-	if q.dead {
+	if q.aborted {
 		return j, false
 	}
 	return q.next()
@@ -282,10 +283,10 @@ func (q *Queue[T]) Settled(j T) {
 type Reason int
 
 const (
-	Look   Reason = iota // mail may be due, and the line is short
-	Urgent               // more urgent mail than some of the line may be due
-	Idle                 // every item is settled, and nothing is asked
-	Dead                 // no session can be had
+	Look    Reason = iota // mail may be due, and the line is short
+	Urgent                // more urgent mail than some of the line may be due
+	Idle                  // every item is settled, and nothing is asked
+	Aborted               // no session can be had
 )
 
 // AwaitNeed blocks the feeder until there is something to do for it. When every item is settled
@@ -305,8 +306,8 @@ func (q *Queue[T]) AwaitNeed(linger time.Duration) Reason {
 	defer rest()
 	for {
 		switch {
-		case q.dead:
-			return Dead
+		case q.aborted:
+			return Aborted
 		case q.asked && q.length() <= q.room/2:
 			return Look
 		case q.urgent && q.items.len() > 0:
@@ -371,21 +372,21 @@ func (q *Queue[T]) Close() {
 	q.feed.Broadcast()
 }
 
-func (q *Queue[T]) Kill() {
+func (q *Queue[T]) Abort() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.dead = true
+	q.aborted = true
 	q.space.Broadcast()
 	q.work.Broadcast()
 	q.feed.Broadcast()
 }
 
-// Drained blocks until the queue is empty or dead. Only after close: items may still be given
-// back to it by workers.
+// Drained blocks until the queue is empty or aborted. Only after close: items may still be
+// given back to it by workers.
 func (q *Queue[T]) Drained() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.open > 0 && !q.dead {
+	for q.open > 0 && !q.aborted {
 		q.feed.Wait()
 	}
 }

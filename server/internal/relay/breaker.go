@@ -234,20 +234,20 @@ func (bs *breakers) succeeded(ctx context.Context, s *store.MailServer) bool {
 }
 
 // ramp is how many connections a mail server gets: one while it is suspended, then 1, 2, 4...
-// up to most.
-func (bs *breakers) ramp(s *store.MailServer, most int) int {
+// up to limit.
+func (bs *breakers) ramp(s *store.MailServer, limit int) int {
 	b := bs.get(s)
 	if b != nil && b.Failures > 0 {
 		return 1
 	}
 	if b == nil || b.HealedAt.IsZero() {
-		return most
+		return limit
 	}
 	steps := int(bs.cfg.Now().Sub(b.HealedAt) / rampStep)
 	if steps < 0 || steps > 16 {
-		return most
+		return limit
 	}
-	return min(most, 1<<steps)
+	return min(limit, 1<<steps)
 }
 
 // takeProbe reserves the next try, false if it is not time or somebody else has it.

@@ -47,7 +47,7 @@ type Relay struct {
 	throttled   int       // throttling answers in a row
 	window      window    // connections that a relay bears that throttles
 	cut         int       // connections taken off because mails are deferred as if it did
-	refused     int       // sessions in a row that were refused beside sessions that stood
+	refused     int       // sessions in a row that were refused while others stood
 	atMost      int       // connections until atMostUntil, after that
 	atMostUntil time.Time // zero: no such limit
 	alike       alike     // refusals in a row; see Judge
@@ -271,7 +271,7 @@ func (r *Relay) Connect(ctx context.Context, pm *Permit, s *store.MailServer, fo
 	return a.session, a.err
 }
 
-// openSession opens one session. A failure beside sessions that stand only means that the relay
+// openSession opens one session. A failure while others stand only means that the relay
 // wants fewer connections.
 func (r *Relay) openSession(pm *Permit, s *store.MailServer, force bool) (Session, error) {
 	ctx, cancel := context.WithTimeout(r.rs.base, dialLimit)

@@ -86,7 +86,7 @@ func (e *Engine) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 	// out.
 	res, err := e.journal.EnqueueAll(ctx, ms)
 	if err == nil {
-		e.handOver(ms, make([]*reservation, len(ms)), res)
+		e.fillDirect(ms, make([]*reservation, len(ms)), res)
 	}
 	return res, err
 }
@@ -120,16 +120,17 @@ func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func
 			}
 		}
 		if len(open) > 0 {
-			e.work.beside(func() { e.settleUnheard(open, theirs) })
+			e.work.concurrently(func() { e.settleUnheard(open, theirs) })
 		}
 		return res, err
 	}
-	e.handOver(ms, reserved, res)
+	e.fillDirect(ms, reserved, res)
 	return res, nil
 }
 
-// handOver hands over what is durable and was promised, and sees to it that the rest is found.
-func (e *Engine) handOver(ms []*store.NewMail, reserved []*reservation, res []store.Enqueued) {
+// fillDirect hands over what is durable and was promised, and sees to it that the rest is
+// found.
+func (e *Engine) fillDirect(ms []*store.NewMail, reserved []*reservation, res []store.Enqueued) {
 	// the most urgent of those that wait
 	waiting := map[string]int16{}
 	for i, p := range reserved {
@@ -159,7 +160,7 @@ func (e *Engine) settleUnheard(ms []*store.NewMail, reserved []*reservation) {
 		// The same ids again write nothing twice, and tell whether the first try was written.
 		res, err := e.journal.EnqueueBatch(e.workCtx, ms)
 		if err == nil {
-			e.handOver(ms, reserved, res)
+			e.fillDirect(ms, reserved, res)
 			return
 		}
 		select {
