@@ -405,13 +405,10 @@ func (d *drain) removeWorker() {
 	d.mu.Unlock()
 }
 
-// hasProbed: the first worker has a session, or could have none. More may be started.
-func (d *drain) hasProbed() {
-	d.probing.Do(func() {
-		close(d.probed)
-		d.wakeScale()
-	})
-}
+// hasProbed: the first worker has a session, or could have none. More may be started from the
+// next round on: where replicas share few connections, each gets its first before any gets its
+// second.
+func (d *drain) hasProbed() { d.probing.Do(func() { close(d.probed) }) }
 
 // takeRate asks the mail server's limits per minute and per day for up to page mails. It waits
 // for a minute's limit; false ends the drain.
