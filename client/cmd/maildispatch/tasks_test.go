@@ -11,10 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
-	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/maildispatch/maildispatch/client"
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
@@ -29,10 +30,62 @@ type task struct {
 	effect func(t *testing.T)
 }
 
-// TestSupportTasks: each of twenty tasks is one command over the real service, and at most two
-// calls of grpcurl, each of which is a request of its method.
+// TestSupportTasks: each task is one command over the real service.
 func TestSupportTasks(t *testing.T) {
 	r := newRig(t)
+	for _, x := range r.tasks() {
+		t.Run(x.want, func(t *testing.T) {
+			r.t = t
+			code, out, errs := r.run(context.Background(), "", x.args...)
+			if code != x.code {
+				t.Fatalf("got exit code %d, want %d\n%s%s", code, x.code, out, errs)
+			}
+			for _, part := range x.output {
+				if !strings.Contains(out, part) {
+					t.Errorf("got\n%s\nwant %q in it", out, part)
+				}
+			}
+			if strings.ContainsAny(out+errs, "\x1b\x07\u202e") {
+				t.Errorf("foreign text reaches the terminal: %q", out)
+			}
+			if x.effect != nil {
+				x.effect(t)
+			}
+		})
+	}
+	r.t = t
+}
+
+// TestSupportTasksByGrpcurl: what --grpcurl prints is at most two calls, and they have the same
+// effect as the command. They are made here from the schema, as grpcurl does; where a call has
+// ID in it, the person puts in the id that the call before has found.
+func TestSupportTasksByGrpcurl(t *testing.T) {
+	r := newRig(t)
+	for _, x := range r.tasks() {
+		t.Run(x.want, func(t *testing.T) {
+			r.t = t
+			code, lines, errs := r.run(context.Background(), "", append(x.args, "--grpcurl")...)
+			if n := strings.Count(lines, "\n"); code != exitDone || n < 1 || n > 2 {
+				t.Fatalf("got code %d, %d calls:\n%s%s", code, n, lines, errs)
+			}
+			id := "01980000-0000-7000-8000-000000000000"
+			for l := range strings.Lines(lines) {
+				l = strings.ReplaceAll(strings.TrimSpace(l), `"ID"`, `"`+id+`"`)
+				if m, is := r.grpcurl(l).(*maildispatchv1.FindMailsResponse); is && len(m.Mails) > 0 {
+					id = m.Mails[0].Id
+				}
+			}
+			if x.effect != nil && x.args[0] != "raw" { // which writes a file
+				x.effect(t)
+			}
+		})
+	}
+	r.t = t
+}
+
+// tasks hands over some mail and says what is wanted of it.
+func (r *rig) tasks() []task {
+	t := r.t
 	refused := r.mail("main", "INV-1", maildispatchv1.Kind_KIND_INVOICE, "nobody@shop.example")
 	fine := r.mail("main", "INV-2", maildispatchv1.Kind_KIND_INVOICE, "ann@shop.example")
 	unknown := r.mail("main", "INV-3", maildispatchv1.Kind_KIND_INVOICE, "silent@shop.example")
@@ -64,7 +117,7 @@ func TestSupportTasks(t *testing.T) {
 			}
 		}
 	}
-	for _, x := range []task{
+	return []task{
 		{"why no INV-1", []string{"why", "INV-1"}, 0, []string{"INV-1: NOT DELIVERED", "nobody@shop.example: rejected", `Invoice INV-1\u{202e}gnp`, "no such mailbox", "maildispatch resend " + refused}, nil},
 		{"send it to the right address", []string{"resend", "INV-1", "--to", "somebody@shop.example", "--reason", "wrong address", "--yes"}, 0, []string{"goes to somebody@shop.example"}, func(t *testing.T) {
 			ms, err := r.c.FindMails(context.Background(), &maildispatchv1.FindMailsRequest{Text: "somebody@shop.example"})
@@ -104,64 +157,68 @@ func TestSupportTasks(t *testing.T) {
 		{"send a finished invoice", []string{"send", eml, "--reference", "INV-9"}, 0, []string{"is sent", "ann@shop.example: accepted"}, nil},
 		{"what waits", []string{"queue"}, 0, []string{"waiting", "main", "later"}, nil},
 		{"nothing is called so", []string{"why", "INV-77"}, 1, []string{"No mail is called INV-77"}, nil},
-	} {
-		t.Run(x.want, func(t *testing.T) {
-			r.t = t
-			code, lines, errs := r.run(context.Background(), "", append(x.args, "--grpcurl")...)
-			if n := strings.Count(lines, "\n"); code != 0 || n < 1 || n > 2 {
-				t.Errorf("with --grpcurl: got code %d, %d calls:\n%s%s", code, n, lines, errs)
-			}
-			for l := range strings.Lines(lines) {
-				checkGrpcurl(t, strings.TrimSpace(l), r.addr)
-			}
-			code, out, errs := r.run(context.Background(), "", x.args...)
-			if code != x.code {
-				t.Fatalf("got exit code %d, want %d\n%s%s", code, x.code, out, errs)
-			}
-			for _, part := range x.output {
-				if !strings.Contains(out, part) {
-					t.Errorf("got\n%s\nwant %q in it", out, part)
-				}
-			}
-			if strings.ContainsAny(out+errs, "\x1b\x07\u202e") {
-				t.Errorf("foreign text reaches the terminal: %q", out)
-			}
-			if x.effect != nil {
-				x.effect(t)
-			}
-		})
 	}
-	r.t = t
 }
 
 var grpcurlLine = regexp.MustCompile(`^grpcurl -plaintext -d '(.*)' (\S+) (maildispatch\.v1\.\w+)/(\w+)$`)
 
-// checkGrpcurl holds a printed call against the schema.
-func checkGrpcurl(t *testing.T, text, addr string) {
+// grpcurl makes a printed call, and returns its first answer.
+func (r *rig) grpcurl(text string) proto.Message {
+	t := r.t
 	t.Helper()
 	m := grpcurlLine.FindStringSubmatch(text)
-	if m == nil || m[2] != addr {
-		t.Errorf("is no call of grpcurl: %s", text)
-		return
+	if m == nil || m[2] != r.addr {
+		t.Fatalf("is no call of grpcurl: %s", text)
 	}
 	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(m[3] + "." + m[4]))
 	if err != nil {
-		t.Error(err)
-		return
+		t.Fatal(err)
 	}
+	method := d.(protoreflect.MethodDescriptor)
 	var fields map[string]any
 	if err := json.Unmarshal([]byte(strings.ReplaceAll(m[1], `'\''`, "'")), &fields); err != nil {
-		t.Errorf("%v: %s", err, m[1])
+		t.Fatalf("%v: %s", err, m[1])
 	}
 	if mask, is := fields["update_mask"].(map[string]any); is { // grpcurl takes it as a message
 		var paths []string
 		for _, p := range mask["paths"].([]any) {
-			paths = append(paths, p.(string))
+			parts := strings.Split(p.(string), "_")
+			for i := range parts[1:] {
+				parts[i+1] = strings.ToUpper(parts[i+1][:1]) + parts[i+1][1:]
+			}
+			paths = append(paths, strings.Join(parts, ""))
 		}
 		fields["update_mask"] = strings.Join(paths, ",")
 	}
-	b, _ := json.Marshal(fields) // it was JSON
-	if err := protojson.Unmarshal(b, dynamicpb.NewMessage(d.(protoreflect.MethodDescriptor).Input())); err != nil && !strings.Contains(err.Error(), "FieldMask") {
-		t.Errorf("%s: %v", text, err)
+	b, err := json.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
 	}
+	message := func(d protoreflect.MessageDescriptor) proto.Message {
+		typ, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return typ.New().Interface()
+	}
+	in, out := message(method.Input()), message(method.Output())
+	if err := protojson.Unmarshal(b, in); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	s, err := r.c.Conn().NewStream(ctx, &grpc.StreamDesc{ServerStreams: method.IsStreamingServer()}, "/"+m[3]+"/"+m[4])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err = s.SendMsg(in); err == nil {
+		err = s.CloseSend()
+	}
+	if err == nil {
+		err = s.RecvMsg(out)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return out
 }
