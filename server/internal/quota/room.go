@@ -31,7 +31,7 @@ func (q *Quota) room(ms []*store.NewMail, queued bool) *apierr.Error {
 	}
 	q.roomMu.Lock()
 	defer q.roomMu.Unlock()
-	if q.diskFull {
+	if q.diskFull && q.low() {
 		return q.noDisk()
 	}
 	if n := q.limits.Queue; n > 0 && q.depths[ms[0].Team]+q.since[ms[0].Team]+int64(len(ms)) > int64(n) {
@@ -51,10 +51,19 @@ func (q *Quota) Disk() error {
 	}
 	q.roomMu.Lock()
 	defer q.roomMu.Unlock()
-	if q.diskFull {
+	if q.diskFull && q.low() {
 		return q.noDisk()
 	}
 	return nil
+}
+
+// low looks at the disk. Who is refused is so by what is there now, not by the last sample.
+func (q *Quota) low() bool {
+	if q.limits.DiskMiB == 0 || q.disk == nil {
+		return false
+	}
+	free, size, ok := q.disk()
+	return ok && free < min(int64(q.limits.DiskMiB)<<20, size/20)
 }
 
 // accepted counts what comes in between two samples.
@@ -69,12 +78,7 @@ func (q *Quota) accepted(ms []*store.NewMail, queued bool) {
 
 // Sample counts the queues and looks at the disk.
 func (q *Quota) Sample(ctx context.Context) error {
-	full := false
-	if q.limits.DiskMiB > 0 && q.disk != nil {
-		if free, size, ok := q.disk(); ok {
-			full = free < min(int64(q.limits.DiskMiB)<<20, size/20)
-		}
-	}
+	full := q.low()
 	q.roomMu.Lock()
 	was := q.diskFull
 	q.diskFull = full

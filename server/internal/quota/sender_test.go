@@ -543,6 +543,9 @@ func TestRoom(t *testing.T) {
 		t.Errorf("php mode with a full disk: %v", err)
 	}
 	free = 1 << 30
+	if err := errors.Join(o.send(later("t2")), o.Disk()); err != nil {
+		t.Errorf("as soon as there is room again: %v", err)
+	}
 	if err := o.Sample(t.Context()); err != nil {
 		t.Fatal(err)
 	}
