@@ -113,9 +113,10 @@
 //	Engine.looking            a channel, for as long as the database takes
 //	drains.mu                 which drains run; drain.more and drain.stale
 //	drain.mu                  a drain's counts, workers and fault
-//	work.mu                   and the locks of fairqueue, ledger, fairmemory and relay, see there
+//	work.mu                   leaf of the drain. The locks of relay are taken here too, see there
+//	fairqueue's, ledger's     leaves: what they call back is called with none held
 //	passes.mu, then pass.mu   who waits for a batch
-//	the locks of brake and live, see there
+//	fairmemory's, brake's, live's
 //
 // The last line are leaves: nothing is called with one of them held that takes another lock. No
 // lock is held during a statement or a command to a relay. What is called back when a result is
