@@ -150,15 +150,15 @@ select w.id from (select id from f union all select id from x union all select i
 where not exists (select 1 from (select id from mk union all select id from up union all select id from ar) d where d.id = w.id);
 
 -- name: upload_get (look)
--- primary key
+-- primary key; case: not by upload_expire, which holds nearly all that is asked for
 -- takes: ids, team, expire_time
 select id, team, filename, content_type, sha256, size_bytes, hash, content_size, expire_time
-from upload where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and team = :team and expire_time > :expire_time;
+from upload where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and team = :team and case when expire_time > :expire_time then true else false end;
 
 -- name: upload_use
--- primary key
+-- primary key; case as in upload_get
 -- takes: until, ids
-update upload set expire_time = :until where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and expire_time < :until;
+update upload set expire_time = :until where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and case when expire_time < :until then true else false end;
 
 -- name: modify_servers (read)
 -- primary key
