@@ -1477,7 +1477,7 @@ type ResealSecretsResponse_Lost struct {
 	// Whose it is; deleted mail servers are among them.
 	MailServer string `protobuf:"bytes,1,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
 	// Which: "password", "oauth2 client secret", "oauth2 grant" or "dkim key".
-	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	What          string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1519,9 +1519,9 @@ func (x *ResealSecretsResponse_Lost) GetMailServer() string {
 	return ""
 }
 
-func (x *ResealSecretsResponse_Lost) GetSecret() string {
+func (x *ResealSecretsResponse_Lost) GetWhat() string {
 	if x != nil {
-		return x.Secret
+		return x.What
 	}
 	return ""
 }
@@ -1627,17 +1627,17 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\x04hash\x18\t \x01(\tR\x04hash\"S\n" +
 	"\x14ResealSecretsRequest\x12#\n" +
 	"\rvalidate_only\x18\x01 \x01(\bR\fvalidateOnly\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xee\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xea\x01\n" +
 	"\x15ResealSecretsResponse\x12\x1a\n" +
 	"\bresealed\x18\x01 \x01(\x05R\bresealed\x12\x18\n" +
 	"\acurrent\x18\x02 \x01(\x05R\acurrent\x12?\n" +
 	"\x04lost\x18\x03 \x03(\v2+.maildispatch.v1.ResealSecretsResponse.LostR\x04lost\x12\x1d\n" +
 	"\n" +
-	"lost_count\x18\x04 \x01(\x05R\tlostCount\x1a?\n" +
+	"lost_count\x18\x04 \x01(\x05R\tlostCount\x1a;\n" +
 	"\x04Lost\x12\x1f\n" +
 	"\vmail_server\x18\x01 \x01(\tR\n" +
-	"mailServer\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\tR\x06secret\"\x0f\n" +
+	"mailServer\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\"\x0f\n" +
 	"\rWhoAmIRequest\"\x8e\x02\n" +
 	"\x0eWhoAmIResponse\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +

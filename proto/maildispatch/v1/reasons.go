@@ -7,8 +7,8 @@ const ErrorDomain = "maildispatch"
 // not read that: the reason of google.rpc.ErrorInfo, and the milliseconds of
 // google.rpc.RetryInfo.
 const (
-	ReasonTrailer     = "maildispatch-reason"
-	RetryAfterTrailer = "maildispatch-retry-after-ms"
+	TrailerReason     = "maildispatch-reason"
+	TrailerRetryAfter = "maildispatch-retry-after-ms"
 )
 
 // Reasons of google.rpc.ErrorInfo, and of MailFailure. They are part of the API: more may come,

@@ -66,7 +66,7 @@ func reseal(ctx context.Context, args []string) error {
 	}
 	fmt.Printf("%d secrets %s, %d were already\n", r.Resealed, verb, r.Current)
 	for _, l := range r.Lost {
-		fmt.Printf("%s: the %s does not open: give it again, or put the key that sealed it into the key file\n", l.MailServer, l.Secret)
+		fmt.Printf("%s: the %s does not open: give it again, or put the key that sealed it into the key file\n", l.MailServer, l.What)
 	}
 	if r.LostCount > 0 {
 		return failed{fmt.Errorf("key: %d secrets do not open; keep all keys in the file until they do", r.LostCount)}

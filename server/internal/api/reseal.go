@@ -26,7 +26,7 @@ func (a *AccessAdmin) ResealSecrets(ctx context.Context, r *pb.ResealSecretsRequ
 		out.Current += int32(in.Current)
 		out.LostCount += int32(len(in.Lost))
 		for _, name := range in.Lost[:min(len(in.Lost), maxLost-len(out.Lost))] {
-			out.Lost = append(out.Lost, &pb.ResealSecretsResponse_Lost{MailServer: s.Name, Secret: name})
+			out.Lost = append(out.Lost, &pb.ResealSecretsResponse_Lost{MailServer: s.Name, What: name})
 		}
 		n := in.Older
 		if n > 0 && !r.ValidateOnly {

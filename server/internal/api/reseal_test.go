@@ -177,7 +177,7 @@ func TestEverySecretIsSealedAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := admin.ResealSecrets(ctx(t), &pb.ResealSecretsRequest{})
-		if err != nil || got.LostCount != 3 || len(got.Lost) != 3 || got.Current != 1 || got.Lost[0].MailServer != "main" || got.Lost[0].Secret != "password" {
+		if err != nil || got.LostCount != 3 || len(got.Lost) != 3 || got.Current != 1 || got.Lost[0].MailServer != "main" || got.Lost[0].What != "password" {
 			t.Errorf("%v %v", got, err)
 		}
 	})

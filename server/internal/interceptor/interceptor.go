@@ -113,9 +113,9 @@ func call(ctx context.Context, log *slog.Logger, observe Observer, method string
 // plain is what an error's details say, as trailers that every language can read:
 // grpc-status-details-bin takes a library that many of them lack.
 func plain(e *apierr.Error) metadata.MD {
-	md := metadata.Pairs(pb.ReasonTrailer, e.Reason)
+	md := metadata.Pairs(pb.TrailerReason, e.Reason)
 	if e.RetryAfter > 0 {
-		md.Set(pb.RetryAfterTrailer, strconv.FormatInt(e.RetryAfter.Milliseconds(), 10))
+		md.Set(pb.TrailerRetryAfter, strconv.FormatInt(e.RetryAfter.Milliseconds(), 10))
 	}
 	return md
 }
