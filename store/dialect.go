@@ -34,6 +34,8 @@ type dialect interface {
 	lockRow() string
 	// joinMail joins mail to a journal; narrow: the filter names few mails of that table.
 	joinMail(narrow bool) string
+	// lookUp joins the row of a table that has the id of c, one by one; left: or none.
+	lookUp(table, alias string, left bool) string
 	// fence is the end of a subquery that is read by itself, in its order.
 	fence(end string) string
 	// textOf is a column as a text that LIKE compares without case, in the letters of ASCII.

@@ -56,6 +56,14 @@ func (onPostgres) lockRow() string { return " for update" }
 
 func (onPostgres) joinMail(bool) string { return "join" }
 
+func (onPostgres) lookUp(table, alias string, left bool) string {
+	join := " join"
+	if left {
+		join = " left join"
+	}
+	return join + " lateral (select * from " + table + " x where x.id = c.id offset 0) " + alias + " on true"
+}
+
 func (onPostgres) fence(end string) string { return end }
 
 func (onPostgres) textOf(column string) string { return "lower((" + column + ")::text)" }

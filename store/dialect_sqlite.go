@@ -48,6 +48,14 @@ func (onSQLite) lockRow() string { return "" }
 
 // SQLite takes its order of tables from a cross join; left to itself it would read all mail
 // where only that can tell what is wanted.
+func (onSQLite) lookUp(table, alias string, left bool) string {
+	join := " cross join "
+	if left {
+		join = " left join "
+	}
+	return join + table + " " + alias + " on " + alias + ".id = c.id"
+}
+
 // fence: a cross join keeps the order.
 func (onSQLite) fence(string) string { return "" }
 

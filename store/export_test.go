@@ -73,14 +73,14 @@ func (s *Store) JournalQuery(archive bool, sc Scope, f MailFilter, after Cursor,
 }
 
 // FindQueries are what a page of FindMails asks the database.
-func (s *Store) FindQueries(ctx context.Context, sc Scope, f FindFilter, after uuid.UUID, n int) (texts []string, args [][]any, err error) {
+func (s *Store) FindQueries(ctx context.Context, sc Scope, f FindFilter, after, low uuid.UUID, n int) (texts []string, args [][]any, err error) {
 	src, err := s.findSource(ctx, &f)
 	if err != nil {
 		return nil, nil, err
 	}
 	cond, _ := s.findCond(sc, &f, src)
 	end, ends := src.narrowed(after, uuid.Nil)
-	page, pages := s.findPage(src, cond, after, uuid.Max, n)
+	page, pages := s.findPage(src, cond, after, low, n)
 	return []string{end + " order by " + src.id + " desc limit 1 offset 50", page}, [][]any{ends, pages}, nil
 }
 

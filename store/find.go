@@ -247,14 +247,14 @@ const foundColumns = mailColumns + `, coalesce(d.status, a.status) as status, d.
   coalesce(d.possible_duplicate, a.possible_duplicate) as possible_duplicate, coalesce(d.progress, a.result) as progress,
   coalesce(d.last_error, a.last_error) as last_error, d.data_at is not null as marked`
 
-// findPage selects mails between two ids. The source comes first, in its order, so that
-// nothing tempts the database to walk through another table until the page is full.
+// findPage selects mails between two ids. The source comes first, in its order, and each of its
+// mails is looked up by itself: a condition that seems to let few through tempts PostgreSQL to
+// read the whole of mail by it, or to compare the whole source before the limit.
 func (s *Store) findPage(src *source, cond *where, from, low uuid.UUID, n int) (string, []any) {
 	q, args := src.narrowed(from, low)
 	w := &where{s: s, parts: slices.Clone(cond.parts), args: slices.Concat(args, cond.args)}
 	w.add("(d.id is not null or a.id is not null)")
-	return "select " + foundColumns + " from (" + q + s.dialect.fence(" order by "+src.id+" desc offset 0") + ") c " + s.dialect.joinMail(false) +
-		" mail m on m.id = c.id left join due d on d.id = c.id left join archive a on a.id = c.id where " + w.sql() + " order by c.id desc limit ?", append(w.args, n)
+	return "select " + foundColumns + " from (" + q + s.dialect.fence(" order by "+src.id+" desc offset 0") + ") c" + s.dialect.lookUp("mail", "m", false) + s.dialect.lookUp("due", "d", true) + s.dialect.lookUp("archive", "a", true) + " where " + w.sql() + " order by c.id desc limit ?", append(w.args, n)
 }
 
 // Takes reports whether f takes a mail, as far as the mail shows it: all but its caller.

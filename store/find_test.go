@@ -115,7 +115,8 @@ func TestFindMails(t *testing.T) {
 	})
 }
 
-// plansOfFind: what FindMails asks reads no large table from end to end.
+// plansOfFind: what FindMails asks reads no large table from end to end, also where a condition
+// seems to let so few mails through that PostgreSQL would rather begin with it.
 func plansOfFind(t *testing.T, s *store.Store) {
 	team := "t4"
 	at := time.Unix(1700000000+seeded, 0)
@@ -132,7 +133,7 @@ func plansOfFind(t *testing.T, s *store.Store) {
 	for scope, sc := range map[string]store.Scope{"all": store.Everything, "two teams": {Teams: []string{"t4", "t5"}}} {
 		for name, f := range filters {
 			for page, after := range map[string]uuid.UUID{"first": {}, "next": seededID(seeded / 2)} {
-				texts, args, err := s.FindQueries(ctx, sc, f, after, 51)
+				texts, args, err := s.FindQueries(ctx, sc, f, after, seededID(seeded/2-store.MaxCompared), 51)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -141,7 +142,8 @@ func plansOfFind(t *testing.T, s *store.Store) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					if scan := fullScan(s.Dialect(), texts[i], plan, true); scan != "" {
+					// the second reads between two ids, whatever its limit
+					if scan := fullScan(s.Dialect(), texts[i], plan, i == 0); scan != "" {
 						t.Errorf("%s, filter %s, %s page: %s\n%s\n%s", scope, name, page, scan, texts[i], plan)
 					}
 				}
