@@ -265,6 +265,7 @@ func (c *Config) logger() *slog.Logger {
 	_ = l.UnmarshalText([]byte(c.LogLevel)) // checked by Validate
 	opt := &slog.HandlerOptions{Level: l}
 	if c.LogFormat == "json" {
+		opt.ReplaceAttr = jsonAttr
 		return slog.New(slog.NewJSONHandler(w, opt))
 	}
 	return slog.New(slog.NewTextHandler(w, opt))

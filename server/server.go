@@ -79,6 +79,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, log: log, outbound: out, health: health.NewServer(), transport: creds}
 	s.metrics = s.newMetrics()
+	if creds.refusals != nil {
+		creds.refusals.count = s.metrics.Refused
+	}
 	if s.ports, err = openPorts(&cfg); err != nil {
 		return nil, err
 	}
@@ -189,6 +192,7 @@ func (s *Server) Addr() net.Addr { return s.ports[0].listener.Addr() }
 // is under way finishes or is cut before its dot, results are recorded, the lease is given
 // back, the database is closed. It returns nil on a requested stop.
 func (s *Server) Run(ctx context.Context) error {
+	s.tellBuild(ctx)
 	ectx, stopEngine := context.WithCancel(context.Background())
 	defer stopEngine()
 	engineDone := make(chan error, 1)

@@ -18,7 +18,8 @@ import (
 // transport is TLS when a certificate is configured, else plaintext.
 type transport struct {
 	credentials.TransportCredentials
-	pair *onDisk[*tls.Certificate] // nil = plaintext
+	pair     *onDisk[*tls.Certificate] // nil = plaintext
+	refusals *refusals
 }
 
 // newTransport reads the files that the configuration names.
@@ -35,7 +36,7 @@ func newTransport(cfg *Config, log *slog.Logger) (*transport, error) {
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.get() }}
 	if cfg.ClientCA == "" {
-		return &transport{credentials.NewTLS(t), pair}, nil
+		return &transport{credentials.NewTLS(t), pair, &refusals{log: log}}, nil
 	}
 	authorities := &onDisk[*x509.CertPool]{name: "client-ca", files: []string{cfg.ClientCA}, log: log, parse: func(b [][]byte) (*x509.CertPool, error) {
 		p := x509.NewCertPool()
@@ -61,7 +62,7 @@ func newTransport(cfg *Config, log *slog.Logger) (*transport, error) {
 		c.ClientCAs = p
 		return c, nil
 	}
-	return &transport{credentials.NewTLS(outer), pair}, nil
+	return &transport{credentials.NewTLS(outer), pair, &refusals{log: log}}, nil
 }
 
 // expiry is when the certificate in use ends, zero without one.

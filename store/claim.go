@@ -12,7 +12,7 @@ import (
 
 // claimedColumns is the beginning of claimedRow, from mail m and the row q of due.
 const claimedColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes`
+  m.expire_time, m.reference, m.caller, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes`
 
 // claimedRow is a claimed mail as the statements return it.
 type claimedRow struct {
@@ -29,6 +29,8 @@ type claimedRow struct {
 	Recipients        []byte
 	CreateTime        dbTime `db:"create_time"`
 	ExpireTime        dbTime `db:"expire_time"`
+	Reference         string
+	Caller            *string
 	Raw               []byte
 	Layout            []byte
 	Claim             int64
@@ -47,6 +49,10 @@ func (r *claimedRow) claimed() (*Claimed, error) {
 		MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Attempts: r.Attempts, Crashes: r.Crashes, Begun: r.Begun, CreateTime: r.CreateTime.Time,
 		RunAt: r.RunAt.Time, ExpireTime: r.ExpireTime.ptr(), PossibleDuplicate: r.PossibleDuplicate, HoldUnknown: r.HoldUnknown, Marked: !r.DataAt.IsZero(), Raw: r.Raw, Layout: r.Layout,
 		Claim: r.Claim}
+	c.Reference = r.Reference
+	if r.Caller != nil {
+		c.Caller = *r.Caller
+	}
 	if err := json.Unmarshal(r.Recipients, &c.Recipients); err != nil {
 		return nil, err
 	}

@@ -154,7 +154,7 @@ func (m *NewMail) Claimed(holdUnknown bool) *Claimed {
 	m.pack()
 	return &Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
 		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
-		ExpireTime: m.ExpireTime, HoldUnknown: holdUnknown, Raw: m.inline, Layout: m.layout, Claim: BornClaim}
+		ExpireTime: m.ExpireTime, Reference: m.Reference, Caller: m.Caller, HoldUnknown: holdUnknown, Raw: m.inline, Layout: m.layout, Claim: BornClaim}
 }
 
 // BornClaim is the token of a mail that is born owned.
@@ -189,6 +189,8 @@ type Claimed struct {
 	CreateTime time.Time
 	RunAt      time.Time
 	ExpireTime *time.Time
+	Reference  string
+	Caller     string // see NewMail
 
 	PossibleDuplicate bool
 	HoldUnknown       bool // its mail server holds mail of every kind whose outcome is unknown

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"context"
+	"log/slog"
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/lifecycle"
@@ -29,6 +31,10 @@ func (deaf) DotAnswered(string, time.Duration)                  {}
 // attempted tells of an attempt that has ended.
 func (e *Engine) attempted(m *store.Claimed, v lifecycle.Verdict) {
 	e.cfg.Observer.Attempted(m.MailServer, v.Outcome, v.Failure)
+	if e.log.Enabled(context.Background(), slog.LevelDebug) {
+		e.write(slog.LevelDebug, "attempt", slog.String("mail_id", m.ID.String()), slog.String("mail_server", m.MailServer),
+			slog.String("outcome", string(v.Outcome)), slog.String("failure", string(v.Failure)), slog.String("ended", v.End.String()))
+	}
 }
 
 // ended tells of a mail whose result is durable, when sending is done with it.
@@ -37,6 +43,48 @@ func (e *Engine) ended(m *store.Claimed, v lifecycle.Verdict) {
 		return
 	}
 	e.cfg.Observer.Ended(m.MailServer, m.Kind, v.Status)
+	if e.log.Enabled(context.Background(), slog.LevelInfo) {
+		var room [12]slog.Attr
+		e.write(slog.LevelInfo, "mail", mailLine(room[:0], m, v, e.now())...)
+	}
+}
+
+// write writes a line. Unlike the methods of the logger it does not look up who calls, which no
+// line shows and every line would pay for.
+func (e *Engine) write(level slog.Level, text string, attrs ...slog.Attr) {
+	r := slog.NewRecord(time.Now(), level, text, 0)
+	r.AddAttrs(attrs...)
+	// A log that cannot be written has no place to say so.
+	_ = e.log.Handler().Handle(context.Background(), r)
+}
+
+// mailLine is what the log says of a mail that sending is done with: neither addresses nor the
+// subject. took_ms counts from its acceptance.
+func mailLine(to []slog.Attr, m *store.Claimed, v lifecycle.Verdict, now time.Time) []slog.Attr {
+	to = append(to, slog.String("mail_id", m.ID.String()), slog.String("reference", m.Reference), slog.String("kind", string(m.Kind)),
+		slog.String("mail_server", m.MailServer), slog.String("status", string(v.Status)))
+	var accepted, rejected, deferred, unknown int
+	for i := range v.Progress.Results {
+		switch v.Progress.Results[i].Status {
+		case store.RecipientAccepted:
+			accepted++
+		case store.RecipientRejected:
+			rejected++
+		case store.RecipientDeferred:
+			deferred++
+		case store.RecipientUnknown:
+			unknown++
+		}
+	}
+	for _, n := range [...]struct {
+		name string
+		n    int
+	}{{"accepted", accepted}, {"rejected", rejected}, {"deferred", deferred}, {"unknown", unknown}} {
+		if n.n > 0 {
+			to = append(to, slog.Int(n.name, n.n))
+		}
+	}
+	return append(to, slog.Int64("took_ms", now.Sub(m.CreateTime).Milliseconds()), slog.String("caller", m.Caller))
 }
 
 // dotAnswered tells how long the relay took to reply to the dot, if it did.
