@@ -1,11 +1,13 @@
 package api_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -118,7 +120,31 @@ func TestFindMailsOverBothJournals(t *testing.T) {
 }
 
 // TestSendMail: one answer has what Send tells in a stream, and the same request_id in the
-// other call finds the same mail.
+// other call finds the same mail. TestSendMailTakesLargeMail: SendMail takes what Send takes,
+// though other unary requests have a megabyte at most.
+func TestSendMailTakesLargeMail(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.server("now", pb.Mode_MODE_PHP)
+	for _, size := range []int{700 << 10, 3 << 20} {
+		m := message("a@y.example")
+		m.Attachments = []*pb.Attachment{{Filename: "a.pdf", Content: make([]byte, size)}}
+		got, err := r.dispatch.SendMail(ctx(t), &pb.SendMailRequest{Options: &pb.SendOptions{MailServer: "now"}, Message: m})
+		if err != nil || got.Mail.GetStatus() != pb.MailStatus_MAIL_STATUS_SENT || got.Mail.SizeBytes < int64(size) {
+			t.Errorf("%d bytes: %v %v", size, got, err)
+		}
+	}
+	if _, err := r.dispatch.GetMail(ctx(t), &pb.GetMailRequest{Id: strings.Repeat("x", 1<<20)}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("another unary request of a megabyte: %v", err)
+	}
+	short, cancel := context.WithTimeout(ctx(t), 60*time.Millisecond)
+	defer cancel()
+	m := message("a@y.example")
+	m.Attachments = []*pb.Attachment{{Filename: "a.pdf", Content: make([]byte, 2<<20)}}
+	if _, err := r.dispatch.SendMail(short, &pb.SendMailRequest{Options: &pb.SendOptions{MailServer: "now"}, Message: m}); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a call without time: %v", err)
+	}
+}
+
 func TestSendMail(t *testing.T) {
 	eachRefusing(t, func(t *testing.T, r *rig) {
 		r.server("now", pb.Mode_MODE_PHP)

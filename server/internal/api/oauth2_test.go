@@ -12,10 +12,13 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
+	"github.com/maildispatch/maildispatch/server/internal/seal"
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
@@ -28,12 +31,16 @@ type tokenEndpoint struct {
 	down    bool
 	given   int
 	refresh int
+	during  func() // called by each request; nil = nothing
 }
 
 func newTokenEndpoint(t *testing.T) *tokenEndpoint {
 	e := &tokenEndpoint{refresh: 1}
 	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_ = r.ParseForm()
+		if e.during != nil {
+			e.during()
+		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		w.Header().Set("Content-Type", "application/json")
@@ -371,6 +378,35 @@ func TestRotatedRefreshToken(t *testing.T) {
 		}
 		if err := r.delivered("main"); err != nil || e.refresh != 5 {
 			t.Errorf("%v after %d refresh tokens", err, e.refresh)
+		}
+	})
+}
+
+// TestSealedAnewWhileItRotates: secrets are sealed by another key between the request for a
+// token and its answer. The refresh token that the answer brings is stored all the same: the
+// one that it replaces is used up, and a person would have to consent again.
+func TestSealedAnewWhileItRotates(t *testing.T) {
+	each(t, func(t *testing.T, r *rig) {
+		admin := pb.NewAccessAdminClient(r.serve(access.As(access.Local()), func(g *grpc.Server) {
+			pb.RegisterAccessAdminServer(g, r.api.AccessAdmin(r.store, nil, func() bool { return true }))
+		}))
+		e := newTokenEndpoint(t)
+		r.server("main", pb.Mode_MODE_PHP, withOAuth(e, &pb.OAuth2{Grant: pb.OAuth2_GRANT_REFRESH_TOKEN, RefreshToken: "r1"}), func(m *pb.MailServer) {
+			m.Smtp.Port = int32(takes(func(int, string) bool { return true }, nil).Start(t).Port())
+		})
+		e.during = func() {
+			if _, err := seal.Rotate(r.keyFile); err != nil {
+				t.Error(err)
+			}
+			if got, err := admin.ResealSecrets(ctx(t), &pb.ResealSecretsRequest{}); err != nil || got.Resealed != 1 {
+				t.Errorf("%v %v", got, err)
+			}
+		}
+		for range 3 {
+			res, err := r.admin.TestMailServer(ctx(t), &pb.TestMailServerRequest{Name: "main"})
+			if err != nil || !res.Success {
+				t.Fatalf("%v %v", res, err)
+			}
 		}
 	})
 }

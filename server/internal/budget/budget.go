@@ -30,7 +30,7 @@ const (
 	// estimated heap for each byte of a message; measured: 6 to 8 at its peak, and as much
 	// again until it is collected
 	factor  = 16
-	unary   = 1 << 20   // of a unary request: none has content
+	unary   = 1 << 20   // of a unary request without a mail in it
 	small   = 256 << 10 // messages below are not counted
 	patient = 5 * time.Second
 	retry   = 2 * time.Second
@@ -197,6 +197,11 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return nil
 	}
 	err := error(nil)
+	if data.Len() > unary && holdsMail(v) {
+		data.Ref()
+		c.faults.Store(v, waiting(data)) // until there is room for it
+		return nil
+	}
 	if data.Len() > unary {
 		err = apierr.New(codes.InvalidArgument, pb.ReasonValidationFailed, "the request has %d bytes; at most %d are taken where there is no content", data.Len(), unary)
 	} else {
@@ -226,6 +231,52 @@ func decode(data mem.BufferSlice, v any) error {
 	return nil
 }
 
+// waiting is a large unary request as it came.
+type waiting mem.BufferSlice
+
+// holdsMail says whether a request has a mail in it, with its content.
+func holdsMail(v any) bool {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return false
+	}
+	fields := m.ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		if of := fields.Get(i).Message(); of != nil && of.FullName() == mailMessage {
+			return true
+		}
+	}
+	return false
+}
+
+var mailMessage = (*pb.MailMessage)(nil).ProtoReflect().Descriptor().FullName()
+
+// Admit lets a large unary request wait for room and decodes it, which comes before anybody
+// looks at it. Others pass. The room is kept until release is called.
+func (b *Budget) Admit(ctx context.Context, req any) (release func(), err error) {
+	kept, _ := b.faults.Load(req)
+	w, is := kept.(waiting)
+	if !is {
+		return func() {}, nil
+	}
+	b.faults.Delete(req)
+	data := mem.BufferSlice(w)
+	defer data.Free()
+	n := min(int64(data.Len())*factor, heap)
+	patience, cancel := context.WithTimeout(ctx, b.patient)
+	defer cancel()
+	if err := b.heap.Acquire(patience, n); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, overloaded()
+	}
+	if err := decode(data, req); err != nil {
+		b.faults.Store(req, err)
+	}
+	return func() { b.heap.Release(n) }, nil
+}
+
 // Unary refuses requests that could not be decoded.
 func (b *Budget) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 	if c := callOf(ctx); c != nil {
@@ -238,4 +289,10 @@ func (b *Budget) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h 
 }
 
 // Forget drops what is known of a unary request that was refused before Unary saw it.
-func (b *Budget) Forget(req any) { b.faults.Delete(req) }
+func (b *Budget) Forget(req any) {
+	if kept, _ := b.faults.LoadAndDelete(req); kept != nil {
+		if w, is := kept.(waiting); is {
+			mem.BufferSlice(w).Free()
+		}
+	}
+}

@@ -221,12 +221,21 @@ func Options(log *slog.Logger, guard *access.Guard, creds credentials.TransportC
 		}
 		return large.Tap(ctx, info.FullMethodName, access.Actor(ctx)), nil
 	}
-	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	// outermost: also of a call that has no time left
+	forget := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 		defer large.Forget(req)
+		return h(ctx, req)
+	}
+	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+		release, err := large.Admit(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 		return guard.Unary(ctx, req, info, h)
 	}
 	return append(large.Options(), grpc.MaxHeaderListSize(headerList), grpc.InTapHandle(tap), grpc.Creds(large.Credentials(creds)),
-		grpc.ChainUnaryInterceptor(Unary(log, observe), unary, large.Unary), grpc.ChainStreamInterceptor(Stream(log, observe), large.Stream, guard.Stream))
+		grpc.ChainUnaryInterceptor(forget, Unary(log, observe), unary, large.Unary), grpc.ChainStreamInterceptor(Stream(log, observe), large.Stream, guard.Stream))
 }
 
 // Unary wraps unary calls.

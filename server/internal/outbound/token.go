@@ -1,6 +1,7 @@
 package outbound
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -155,13 +156,33 @@ func (o *Outbound) source(s *store.MailServer, given Secrets) *oauth.Source {
 		return have, err
 	}
 	if given.Grant == "" && stored && o.tokens.servers != nil {
-		conf.Rotated = func(ctx context.Context, _, token string) error {
-			// not ok: a person or another replica has stored another, which is used next time
-			_, err := o.tokens.servers.ReplaceGrant(ctx, s.Name, sealed, o.keys.Seal(token, oauthPlace("grant", s)))
-			return err
+		conf.Rotated = func(ctx context.Context, was, token string) error {
+			return o.replaceGrant(ctx, s, sealed, was, token)
 		}
 	}
 	return oauth.New(conf)
+}
+
+// replaceGrant stores a refresh token in the place of the one that was used, which lay sealed.
+// One that was only sealed anew meanwhile is still the one that was used. Another is a person's
+// or another replica's, which stays and is used next time.
+func (o *Outbound) replaceGrant(ctx context.Context, s *store.MailServer, sealed []byte, was, token string) error {
+	place := oauthPlace("grant", s)
+	for {
+		ok, err := o.tokens.servers.ReplaceGrant(ctx, s.Name, sealed, o.keys.Seal(token, place))
+		if ok || err != nil {
+			return err
+		}
+		now, err := o.tokens.servers.Server(ctx, store.Everything, s.Name)
+		if err != nil {
+			return err
+		}
+		stored := now.SealedGrant()
+		if text, err := o.keys.Open(stored, place, place); err != nil || text != was || bytes.Equal(stored, sealed) {
+			return nil
+		}
+		sealed = stored
+	}
 }
 
 // fault is a fault of the secrets. It is a fault of the token.
