@@ -30,6 +30,7 @@ type Config struct {
 	AllowUnsafe   bool          // of store.Options
 	BatchInterval time.Duration // 0 = the batch never rests
 	KeyFile       string        // seals passwords
+	LostSecrets   bool          // start although the key file opens none of the stored secrets
 	LocalhostSMTP string        // where TYPE_LOCALHOST servers hand over
 	// what may be dialled; "" = the default of smtpx.ParseDestinations
 	Destinations string
@@ -67,6 +68,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.BoolVar(&c.AllowUnsafe, "allow-unsafe-database", false, "use a PostgreSQL server with fsync or full_page_writes off, or a database that a newer version has migrated")
 	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
+	fs.BoolVar(&c.LostSecrets, "lost-secrets", false, "start although the key file opens none of the stored secrets, which have to be given again")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
 	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses and loopback, on ports 25 465 587 2525")
 	fs.StringVar(&c.TokenDestinations, "token-destinations", defaultTokenDestinations, "what may be called for access tokens of AUTH_XOAUTH2, such as public:443,10.1.0.0/16:8443; loopback, and http, only where loopback:PORTS is named")
@@ -248,7 +250,7 @@ func (c *Config) String() string {
 	var b strings.Builder
 	for _, kv := range [][2]any{{"listen", c.Listen}, {"admin-listen", c.AdminListen}, {"database", store.RedactDSN(c.Database)}, {"database-mail-connections", c.Connections.Mail},
 		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read},
-		{"allow-unsafe-database", c.AllowUnsafe}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()},
+		{"allow-unsafe-database", c.AllowUnsafe}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()}, {"lost-secrets", c.LostSecrets},
 		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"token-destinations", c.TokenDestinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
 		{"client-ca", c.ClientCA}, {"client-names", c.ClientNames}, {"auth", c.Auth}, {"admin-socket", c.Socket()}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])

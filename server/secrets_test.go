@@ -20,12 +20,12 @@ import (
 func TestKeyFileOfTheDatabase(t *testing.T) {
 	dir := t.TempDir()
 	dsn, key := "sqlite:"+filepath.Join(dir, "mail.db"), filepath.Join(dir, "maildispatch.key")
-	start := func() error {
+	start := func(more ...string) error {
 		var c Config
 		fs := flag.NewFlagSet("serve", flag.ContinueOnError)
 		err := c.Flags(fs)
 		if err == nil {
-			err = fs.Parse([]string{"-listen=127.0.0.1:0", "-database=" + dsn})
+			err = fs.Parse(append([]string{"-listen=127.0.0.1:0", "-database=" + dsn}, more...))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -87,6 +87,9 @@ func TestKeyFileOfTheDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("with another key file", "opens none")
+	if err := start("-lost-secrets"); err != nil {
+		t.Errorf("with another key file, and told so: %v", err)
+	}
 	seals("two")
 	if err := start(); err != nil {
 		t.Errorf("with a key file that opens a part: %v", err)

@@ -93,7 +93,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.closePorts())
 	}
 	s.store = st
-	if err := checkSecrets(ctx, &cfg, st, out, made, log); err != nil {
+	if err := checkSecrets(ctx, &cfg, st, out, keys, made, log); err != nil {
 		return nil, errors.Join(err, s.closePorts(), st.Close())
 	}
 	out.UseTokens(st, tokens.Check, log)

@@ -12,12 +12,12 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/seal"
 )
 
-const keyUse = "key: write `maildispatchd key create FILE`, `key rotate FILE` or `key reseal --database=... --key-file=...`"
+const keyUse = "key: write `maildispatchd key create FILE`, `key rotate FILE`, `key add FILE`, `key use FILE` or `key reseal --database=... --key-file=...`"
 
 // key makes and changes the keys that seal secrets. A rotation takes no downtime: `rotate` adds
-// a key to the file, which a running service reads again by itself; with several replicas the
-// file goes to all of them; then `reseal` seals the stored secrets by it, after which the older
-// lines may go.
+// a key to the file, which a running service reads again by itself, and `reseal` seals the
+// stored secrets by it. Where replicas have a copy of the file each, `add` adds a key that only
+// opens, and `use` lets it seal once all of them have it.
 func key(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		return errors.New(keyUse)
@@ -33,7 +33,20 @@ func key(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("key %d seals from now on; give the file to every replica, then run `maildispatchd key reseal`\n", id)
+		fmt.Printf("key %d seals from now on; `maildispatchd key reseal` seals by it what is stored\n", id)
+		return nil
+	case verb == "add" && len(args) == 1:
+		id, err := seal.Add(args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Printf("key %d opens from now on; when every replica has the file: `maildispatchd key use`\n", id)
+		return nil
+	case verb == "use" && len(args) == 1:
+		if err := seal.Use(args[0]); err != nil {
+			return err
+		}
+		fmt.Println("the newest key seals from now on; when every replica has the file: `maildispatchd key reseal`")
 		return nil
 	case verb == "reseal":
 		return reseal(ctx, args)

@@ -30,7 +30,7 @@ var commands = []command{
 	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
 	{"health", "health [--target host:port] [--service liveness|adopted]", "ask a running service whether it is well", healthCheck},
 	{"token", "token create|list|revoke", "make, list and revoke the tokens by which callers are known", token},
-	{"key", "key create|rotate FILE, key reseal", "make a key file, add a new key to it, seal stored secrets by it", key},
+	{"key", "key create|rotate|add|use FILE, key reseal", "make a key file, add a new key to it, seal stored secrets by it", key},
 }
 
 // Exit codes: 0 done, 1 the work failed, 2 it could not begin (flags, database, port, key

@@ -3,10 +3,12 @@
 // ciphertext moved to another row, or a row pointed at another host, opens to nothing.
 //
 // The key file holds one key a line, "ID BASE64", the newest last; the newest seals, any opens,
-// so keys can be rotated without a break. Ids are drawn by chance, so that a key file of
-// another service is told from a damaged secret. Lines beginning with # are comments. The file
-// must not be readable by others, nor by its group, unless another user owns it and the group
-// may only read: so it is when an orchestrator mounts a secret.
+// so keys can be rotated without a break. A line that ends with the word "next" opens already
+// and does not seal yet: so a key reaches every replica before one of them uses it. Ids are
+// drawn by chance, so that a key file of another service is told from a damaged secret. Lines
+// beginning with # are comments. The file must not be readable by others, nor by its group,
+// unless another user owns it and the group may only read: so it is when an orchestrator mounts
+// a secret.
 //
 // A running service reads its key file again when it changes: before it seals, and when it
 // meets a secret of a key that it does not know. No line is needed twice, and what cannot be
@@ -61,10 +63,15 @@ type Ring struct {
 // keys are a key file's.
 type keys struct {
 	newest byte
+	seals  bool // there is a newest one
+	next   int  // how many do not seal yet
 	by     map[byte]cipher.AEAD
 	first  []byte
 	text   []byte // the file's
 }
+
+// nextWord is behind a key that does not seal yet.
+const nextWord = " next"
 
 // lookAgain is how often a file is read again that looks the same.
 const lookAgain = time.Second
@@ -209,6 +216,7 @@ func readKeyFile(path string) (*keys, error) {
 		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
+		line, next := strings.CutSuffix(line, nextWord)
 		id, key, err := parseLine(line)
 		if err != nil {
 			// never the line itself
@@ -220,13 +228,17 @@ func readKeyFile(path string) (*keys, error) {
 		if k.by[id], err = chacha20poly1305.NewX(key); err != nil {
 			return nil, fmt.Errorf("key file %s, line %d: %w", path, n, err)
 		}
-		k.newest = id
+		if next {
+			k.next++
+		} else {
+			k.newest, k.seals = id, true
+		}
 		if k.first == nil {
 			k.first = key
 		}
 	}
-	if len(k.by) == 0 {
-		return nil, fmt.Errorf("key file %s holds no key", path)
+	if !k.seals {
+		return nil, fmt.Errorf("key file %s holds no key that seals", path)
 	}
 	return k, nil
 }
@@ -281,45 +293,90 @@ func CreateKeyFile(path string) error {
 // maxKeys is how many keys a file may hold before another is refused: ids are one octet.
 const maxKeys = 200
 
-// Rotate adds a new key to a key file, which seals from then on, and gives its id. The file is
-// replaced as a whole, so that nobody reads half of it; owner, group and mode stay.
-func Rotate(path string) (byte, error) {
+// Rotate adds a new key to a key file, which seals from then on, and gives its id. It is for a
+// file that all replicas share. The file is replaced as a whole, so that nobody reads half of
+// it; owner, group and mode stay.
+func Rotate(path string) (byte, error) { return add(path, "") }
+
+// Add adds a new key to a key file, which opens and does not seal until Use, and gives its id.
+func Add(path string) (byte, error) { return add(path, nextWord) }
+
+func add(path, mark string) (id byte, err error) {
+	err = rewrite(path, func(k *keys) (string, error) {
+		if len(k.by) >= maxKeys {
+			return "", fmt.Errorf("it holds %d keys: take out those that seal nothing any more", len(k.by))
+		}
+		text := string(k.text)
+		if !strings.HasSuffix(text, "\n") {
+			text += "\n"
+		}
+		var line string
+		id, line = newKey(k.by)
+		return text + strings.TrimSuffix(line, "\n") + mark + "\n", nil
+	})
+	return id, err
+}
+
+// Use lets the keys that Add added seal.
+func Use(path string) error {
+	return rewrite(path, func(k *keys) (string, error) {
+		if k.next == 0 {
+			return "", errors.New("every key in it seals already, or did")
+		}
+		var b strings.Builder
+		for line := range strings.Lines(string(k.text)) {
+			text := strings.TrimSpace(line)
+			if cut, next := strings.CutSuffix(text, nextWord); next && !strings.HasPrefix(text, "#") {
+				line = cut + "\n"
+			}
+			b.WriteString(line)
+		}
+		return b.String(), nil
+	})
+}
+
+// rewrite puts another text in the place of a key file's.
+func rewrite(path string, text func(*keys) (string, error)) error {
 	k, err := readKeyFile(path)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if len(k.by) >= maxKeys {
-		return 0, fmt.Errorf("key file %s holds %d keys: take out those that seal nothing any more", path, len(k.by))
+	now, err := text(k)
+	if err != nil {
+		return fmt.Errorf("key file %s: %w", path, err)
 	}
 	// what a link points to is replaced, not the link
 	if path, err = filepath.EvalSymlinks(path); err != nil {
-		return 0, fmt.Errorf("key file: %w", err)
+		return fmt.Errorf("key file: %w", err)
 	}
 	st, err := os.Stat(path)
 	if err != nil {
-		return 0, fmt.Errorf("key file: %w", err)
+		return fmt.Errorf("key file: %w", err)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
-		return 0, fmt.Errorf("key file: %w", err)
-	}
-	id, line := newKey(k.by)
-	text := string(k.text)
-	if !strings.HasSuffix(text, "\n") {
-		text += "\n"
+		return fmt.Errorf("key file: %w", err)
 	}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		err = f.Chown(int(sys.Uid), int(sys.Gid))
 	}
-	err = errors.Join(err, f.Chmod(st.Mode().Perm()), written(f, text+line))
+	err = errors.Join(err, f.Chmod(st.Mode().Perm()), written(f, now))
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return 0, fmt.Errorf("key file: %w", err)
+		return fmt.Errorf("key file: %w", err)
 	}
-	return id, nil
+	return nil
+}
+
+// Unmake removes the key file that the ring was read from, if it still holds what it held: a
+// file that was put in its place meanwhile stays.
+func (r *Ring) Unmake() {
+	if now, err := os.ReadFile(r.path); err == nil && bytes.Equal(now, r.keys.Load().text) {
+		_ = os.Remove(r.path)
+	}
 }
 
 // written writes and closes a new file. Half a key file is worse than none.

@@ -204,3 +204,73 @@ func TestKeysOfTwoFiles(t *testing.T) {
 		t.Error("eight key files name their keys alike")
 	}
 }
+
+// TestAddedBeforeItSeals: a key that was added opens at once, also in a ring that is in use,
+// and seals from Use on.
+func TestAddedBeforeItSeals(t *testing.T) {
+	r, path := ring(t)
+	place := Place("one")
+	before := r.keys.Load().newest
+	if err := Use(path); err == nil {
+		t.Error("there is no key to use, and it was used")
+	}
+	id, err := Add(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sealed := r.Seal("geheim", place); sealed[1] != before {
+		t.Errorf("sealed by key %d, which other replicas may not have", sealed[1])
+	}
+	// another replica, which was given the file with the key in use
+	copied := filepath.Join(t.TempDir(), "copy")
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(copied, text, 0o600)
+	}
+	if err == nil {
+		err = Use(copied)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := LoadKeyFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := other.Seal("neu", place)
+	if got, err := r.Open(sealed, place, ""); err != nil || got != "neu" || sealed[1] != id {
+		t.Errorf("sealed by key %d, want %d: %q %v", sealed[1], id, got, err)
+	}
+	if err := Use(path); err != nil {
+		t.Fatal(err)
+	}
+	if sealed := r.Seal("geheim", place); sealed[1] != id {
+		t.Errorf("sealed by key %d, want %d", sealed[1], id)
+	}
+}
+
+// TestUnmake: only the file that was read goes.
+func TestUnmake(t *testing.T) {
+	r, path := ring(t)
+	kept, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(path, append(kept, '\n'), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Unmake(); !there(path) {
+		t.Error("another file was removed")
+	}
+	if err := os.WriteFile(path, kept, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r.Unmake(); there(path) {
+		t.Error("the file is still there")
+	}
+}
+
+func there(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
