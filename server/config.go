@@ -51,7 +51,9 @@ type Config struct {
 	PrintConfig       bool
 	Limits            quota.Limits // of callers, teams and addresses; zero = none
 
-	MetricsListen string // "" = no metrics
+	MetricsListen string        // "" = no metrics
+	HealthListen  string        // "" = no port of its own for health
+	DrainDelay    time.Duration // between NOT_SERVING and the end of the ports
 
 	LogOutput io.Writer // nil = standard error
 }

@@ -70,7 +70,10 @@ func openHTTP(flag, address, line string) (*httpPort, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
-	return &httpPort{Listener: l, line: line, server: &http.Server{ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}}, nil
+	var both http.Protocols // HTTP/2 is what gRPC probes speak
+	both.SetHTTP1(true)
+	both.SetUnencryptedHTTP2(true)
+	return &httpPort{Listener: l, line: line, server: &http.Server{Protocols: &both, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}}, nil
 }
 
 // serve ends with stop.

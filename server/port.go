@@ -61,6 +61,7 @@ func (s *Server) closePorts() error {
 		errs = append(errs, p.listener.Close())
 	}
 	s.metricsPort.stop()
+	s.healthPort.stop()
 	return errors.Join(errs...)
 }
 

@@ -20,6 +20,13 @@ import (
 // serve runs a service over a database of its own until the test ends.
 func serve(t *testing.T, args ...string) *Server {
 	t.Helper()
+	s, _ := serveUntil(t, args...)
+	return s
+}
+
+// serveUntil is the same, and asks for the end when the test wants.
+func serveUntil(t *testing.T, args ...string) (*Server, context.CancelFunc) {
+	t.Helper()
 	var c Config
 	fs := flag.NewFlagSet("serve", flag.ContinueOnError)
 	err := c.Flags(fs)
@@ -43,7 +50,7 @@ func serve(t *testing.T, args ...string) *Server {
 			t.Error(err)
 		}
 	})
-	return s
+	return s, stop
 }
 
 // TestPortOfAdministrators: where administrators have an address of their own, their services

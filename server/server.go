@@ -47,6 +47,7 @@ type Server struct {
 	transport   *transport
 	metrics     *observe.Metrics // nil = nobody is offered them
 	metricsPort *httpPort        // nil = none
+	healthPort  *httpPort        // nil = none
 }
 
 // New opens everything that can fail: configuration, keys, database, port. Errors are one line
@@ -86,6 +87,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	if s.metricsPort, err = openHTTP("metrics-listen", cfg.MetricsListen, "metrics"); err != nil {
+		return nil, errors.Join(err, s.closePorts())
+	}
+	if s.healthPort, err = openHTTP("health-listen", cfg.HealthListen, "health probes"); err != nil {
 		return nil, errors.Join(err, s.closePorts())
 	}
 	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe, Observer: s.metrics})
@@ -221,6 +225,9 @@ func (s *Server) Run(ctx context.Context) error {
 		go s.metrics.Sample(hctx, s.store)
 		go s.metricsPort.serve(s, metricsPages(s.metrics))
 	}
+	if s.healthPort != nil {
+		go s.healthPort.serve(s, s.healthPages())
+	}
 	go s.local.serve()
 	// Calls that are under way when the service stops still end with their token.
 	bctx, stopBook := context.WithCancel(context.Background())
@@ -234,6 +241,13 @@ func (s *Server) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		s.log.Info("stopping")
+		s.health.Shutdown()
+		select { // callers go elsewhere meanwhile
+		case <-time.After(s.cfg.DrainDelay):
+		case err = <-served:
+		case err = <-engineDone:
+			engineOver = true
+		}
 	case err = <-served:
 	case err = <-engineDone:
 		engineOver = true
@@ -254,6 +268,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.local.stop()
 	s.metricsPort.stop()
+	s.healthPort.stop()
 	stopBook()
 	<-bookDone
 	<-limitsDone

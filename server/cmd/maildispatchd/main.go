@@ -28,7 +28,7 @@ var commands = []command{
 	{"doctor", "doctor [flags]", "look whether the database keeps the promise, and at what a person should do; changes nothing", doctor},
 	{"adopt", "adopt [flags]", "go on with a database that was restored or copied: let go what was held for it", adopt},
 	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
-	{"health", "health [--target host:port] [--service liveness|adopted]", "ask a running service whether it is well", healthCheck},
+	{"health", "health [--target host:port] [--service liveness|adopted] [--ca FILE] [--cert FILE --key FILE]", "ask a running service whether it is well", healthCheck},
 	{"token", "token create|list|revoke", "make, list and revoke the tokens by which callers are known", token},
 	{"key", "key create|rotate|add|use FILE, key reseal", "make a key file, add a new key to it, seal stored secrets by it", key},
 }

@@ -98,6 +98,10 @@ func healthCheck(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("health", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	service := fs.String("service", "", "what to ask after: empty, whether mail is accepted and sent; liveness, whether the process answers; adopted, whether a restored or copied database waits for `maildispatchd adopt`")
+	ca := fs.String("ca", "", "PEM authorities of the service's certificate; asks over TLS")
+	useTLS := fs.Bool("tls", false, "ask over TLS, with the system's authorities where --ca is not given")
+	cert := fs.String("cert", "", "PEM certificate to show, where the service asks for one (--client-ca)")
+	key := fs.String("key", "", "PEM key of --cert")
 	target := fs.String("target", "127.0.0.1:50051", "address of the service")
 	err := fs.Parse(args)
 	switch {
@@ -111,7 +115,13 @@ func healthCheck(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	conn, err := grpc.NewClient(*target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds := insecure.NewCredentials()
+	if *useTLS || *ca != "" || *cert != "" || *key != "" {
+		if creds, err = probeTLS(*ca, *cert, *key); err != nil {
+			return err
+		}
+	}
+	conn, err := grpc.NewClient(*target, grpc.WithTransportCredentials(creds))
 	if err != nil {
 		return err
 	}
