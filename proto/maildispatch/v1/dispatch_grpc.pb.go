@@ -82,8 +82,10 @@ type DispatchClient interface {
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
 	// Items are made durable in groups while the stream goes on, and a slow service slows the
 	// stream. When the stream breaks, some items are durable: the same items with the same
-	// request_ids are sent again and none is doubled. Items beyond a limit of mails wait for up
-	// to a minute; then the call ends with QUOTA_EXCEEDED, and what was taken before stays taken.
+	// request_ids are sent again and none is doubled. Items beyond a limit wait for up to a
+	// minute. Then they are rejected with QUOTA_EXCEEDED, and so is every item after them; the
+	// summary counts what was taken before. Where nothing was taken, the call fails with
+	// QUOTA_EXCEEDED and RetryInfo.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken unless with strict; with
@@ -95,7 +97,8 @@ type DispatchClient interface {
 	// which items are done. The service takes up to 2000 items whose answers are open (in php
 	// mode 16), then waits. Items that were taken go on when the stream breaks, but a php-mode
 	// item whose mail has not begun to leave is ended as in Send; sent again with the same
-	// request_id none is doubled. Items beyond a limit of mails wait as in SendBatch.
+	// request_id none is doubled. Items beyond a limit wait as in SendBatch, and
+	// then each is answered with its rejection.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken.
@@ -490,8 +493,10 @@ type DispatchServer interface {
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
 	// Items are made durable in groups while the stream goes on, and a slow service slows the
 	// stream. When the stream breaks, some items are durable: the same items with the same
-	// request_ids are sent again and none is doubled. Items beyond a limit of mails wait for up
-	// to a minute; then the call ends with QUOTA_EXCEEDED, and what was taken before stays taken.
+	// request_ids are sent again and none is doubled. Items beyond a limit wait for up to a
+	// minute. Then they are rejected with QUOTA_EXCEEDED, and so is every item after them; the
+	// summary counts what was taken before. Where nothing was taken, the call fails with
+	// QUOTA_EXCEEDED and RetryInfo.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken unless with strict; with
@@ -503,7 +508,8 @@ type DispatchServer interface {
 	// which items are done. The service takes up to 2000 items whose answers are open (in php
 	// mode 16), then waits. Items that were taken go on when the stream breaks, but a php-mode
 	// item whose mail has not begun to leave is ended as in Send; sent again with the same
-	// request_id none is doubled. Items beyond a limit of mails wait as in SendBatch.
+	// request_id none is doubled. Items beyond a limit wait as in SendBatch, and
+	// then each is answered with its rejection.
 	//
 	// Errors: as for Send, before the first item is taken; INVALID_ARGUMENT (VALIDATION_FAILED,
 	// `items`) where there are too many, of which those before are taken.

@@ -340,6 +340,89 @@ func TestStreamWaits(t *testing.T) {
 	}
 }
 
+// few grants so many, and afterwards nothing for long. mu guards left.
+type few struct {
+	*store.Store
+	mu   sync.Mutex
+	left int64
+}
+
+func (s *few) TakeAllowances(_ context.Context, takes []store.AllowanceTake) ([]store.AllowanceGrant, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]store.AllowanceGrant, len(takes))
+	for i, t := range takes {
+		s.left += t.Back
+		out[i] = store.AllowanceGrant{Granted: min(t.Want, s.left), Next: time.Hour}
+		s.left -= out[i].Granted
+	}
+	return out, nil
+}
+
+// TestLimitInTheMiddle: what was taken before a limit is answered, and the rest is rejected
+// with its reason. A batch of which nothing was taken fails.
+func TestLimitInTheMiddle(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.server("later", pb.Mode_MODE_DAEMON)
+	r.server("now", pb.Mode_MODE_PHP)
+	items := make([]*pb.BatchItem, 40)
+	for i := range items {
+		items[i] = &pb.BatchItem{Message: message("a@y.example")}
+	}
+	options := func(server string) *pb.BatchOptions {
+		return &pb.BatchOptions{Options: &pb.SendOptions{MailServer: server}}
+	}
+	grant := func(n int64) {
+		q := quota.New(quota.Config{Limits: quota.Limits{TeamMails: 100}, Store: &few{Store: r.store, left: n}, Secret: []byte("s")})
+		r.api.Sender = q.Sender(r.commits)
+	}
+	batch := func() (*pb.SendBatchResponse, error) {
+		st, err := r.dispatch.SendBatch(ctx(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = st.Send(&pb.SendBatchRequest{Options: options("later"), Items: items})
+		return st.CloseAndRecv()
+	}
+	grant(25)
+	sum, err := batch()
+	if err != nil || sum.Received != 40 || sum.Accepted != 25 || sum.Rejected != 15 || sum.Rejections[0].Position != 25 || sum.Rejections[0].Reason != pb.ReasonQuotaExceeded {
+		t.Errorf("a batch: got %v, %v; want 25 accepted and 15 rejected", sum, err)
+	}
+	grant(0)
+	if sum, err := batch(); err == nil {
+		t.Errorf("a batch of which nothing is taken: got %v", sum)
+	} else if limit, after := overQuota(t, "a batch of which nothing is taken", err); limit != "team_mails_per_minute" || after <= 0 {
+		t.Errorf("a batch of which nothing is taken: got %s, %v", limit, after)
+	}
+	for _, server := range []string{"later", "now"} {
+		grant(25)
+		st, err := r.dispatch.SendStream(ctx(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = st.Send(&pb.SendStreamRequest{Options: options(server), Items: items})
+		_ = st.CloseSend()
+		taken, refused := 0, 0
+		for range items {
+			ans, err := st.Recv()
+			if err != nil {
+				t.Fatalf("%s: %v", server, err)
+			}
+			switch {
+			case ans.Rejection == nil && ans.MailId != "":
+				taken++
+			case ans.Rejection.GetReason() == pb.ReasonQuotaExceeded && ans.MailId == "":
+				refused++
+			}
+		}
+		if taken != 25 || refused != 15 {
+			t.Errorf("a stream through %s: got %d taken and %d refused, want 25 and 15", server, taken, refused)
+		}
+	}
+}
+
 // turns refuses every second question, and says that it is over at once.
 type turns struct {
 	*store.Store

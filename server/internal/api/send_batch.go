@@ -47,8 +47,10 @@ type batch struct {
 	held    *quota.Held // strict: the larger of bytes and request
 	holds   int64       // what is in held
 
-	mu  sync.Mutex
+	mu  sync.Mutex // guards what follows; commits write it, and end reads it after them
 	sum *pb.SendBatchResponse
+	// a limit has refused mail with it, and refuses all that come later
+	refusal error
 }
 
 // SendBatch implements the service.
@@ -242,8 +244,18 @@ func (b *batch) commit() error {
 	return b.route(b.ctx)
 }
 
-// write makes mails durable and counts the answers.
+// write makes mails durable and counts the answers. Where a limit refuses mail, it is rejected,
+// and so is all mail of the batch after it: the caller hears what was taken before.
 func (b *batch) write(ms []*store.NewMail, places []int64, all bool) error {
+	b.mu.Lock()
+	refusal := b.refusal
+	b.mu.Unlock()
+	if refusal != nil {
+		for i, m := range ms {
+			b.reject(b.a.refused(places[i], m.RequestID, refusal))
+		}
+		return nil
+	}
 	res, err := b.a.Sender.Queue(b.ctx, ms, all)
 	if err != nil {
 		return b.a.fault(err)
@@ -252,6 +264,9 @@ func (b *batch) write(ms []*store.NewMail, places []int64, all bool) error {
 	for i, r := range res {
 		switch {
 		case r.Err != nil:
+			if quota.Refused(r.Err) {
+				refusal = r.Err
+			}
 			b.reject(b.a.refused(places[i], ms[i].RequestID, r.Err))
 		case r.Duplicate:
 			duplicates++
@@ -262,6 +277,9 @@ func (b *batch) write(ms []*store.NewMail, places []int64, all bool) error {
 	b.mu.Lock()
 	b.sum.Accepted += accepted
 	b.sum.Duplicates += duplicates
+	if refusal != nil {
+		b.refusal = refusal
+	}
 	b.mu.Unlock()
 	return nil
 }
@@ -300,5 +318,8 @@ func (b *batch) end() error {
 		return nil
 	}
 	err := b.commit()
-	return firstOf(b.group.Wait(), err)
+	if err = firstOf(b.group.Wait(), err); err == nil && b.sum.Accepted+b.sum.Duplicates == 0 {
+		err = b.a.fault(b.refusal) // nothing was taken: the error says when to come again
+	}
+	return err
 }

@@ -188,12 +188,12 @@ func (s *itemStream) commit() {
 	s.mails, s.places, s.bytes = nil, nil, 0
 	s.group.Go(func() error {
 		res, err := s.a.Sender.Queue(s.ctx, ms, false)
-		if err != nil {
-			s.open.Release(int64(len(ms)))
-			return s.a.fault(err)
-		}
-		for i, r := range res {
+		for i, r := range res { // also where the rest has failed
 			s.answer(s.queued(ms[i], places[i], r))
+		}
+		if err != nil {
+			s.open.Release(int64(len(ms) - len(res)))
+			return s.a.fault(err)
 		}
 		return nil
 	})
@@ -244,7 +244,7 @@ func (s *itemStream) fly(m *store.NewMail, at int64) error {
 		})
 		switch {
 		case err == nil:
-		case errors.Is(err, store.ErrRequestIDReused):
+		case errors.Is(err, store.ErrRequestIDReused), quota.Refused(err):
 			out.MailId, out.Rejection = "", s.a.refused(at, m.RequestID, err)
 		default: // the stream ends with it, and the same request_id finds out
 			s.end(err)

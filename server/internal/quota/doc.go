@@ -9,8 +9,9 @@
 //     process ([Quota.Hold]).
 //   - Mails and recipients of a caller and of a team keep to their limits over all replicas:
 //     any minute sees at most 105 % of the limit, and a caller who asks for more gets at least
-//     85 % of it. [Sender] charges a mail when it is accepted. A request_id that is known
-//     already costs nothing, and is answered although nothing is left.
+//     85 % of it. [Sender] charges a mail when it is accepted. A limit that is reached among
+//     many mails refuses those after it one by one. A request_id that is known already costs
+//     nothing, and is answered although nothing is left.
 //   - The guard's budgets are kept in the same way. A mail beyond one of them is accepted and
 //     held, with the reason, and only somebody else than its caller can release it. The address
 //     comes first: a mail that is held because of its recipient counts in no other budget.

@@ -39,9 +39,9 @@ type meterKey struct{ name, whose string }
 type meter struct {
 	want // of it only what does not change: name, whose, limit, period
 
-	left    int64 // granted and not taken
+	left    int64 // granted and not taken; 0 as soon as it is given back
 	slot    int64 // of the grant
-	taken   int64 // since the last answer
+	taken   int64 // since the last question; below 0 where more came back
 	rest    int64 // what the database had then
 	answer  time.Time
 	last    time.Time     // when anything was taken or wanted
@@ -68,7 +68,7 @@ func (q *Quota) take(ctx context.Context, ws []want) (short *want, after time.Du
 		now := q.now()
 		var asking chan struct{}
 		var ms []*meter
-		var takes []store.AllowanceTake
+		var wanted []*want // of ms
 		for i := range ws {
 			w := &ws[i]
 			m := q.meterOf(w, now)
@@ -85,14 +85,11 @@ func (q *Quota) take(ctx context.Context, ws []want) (short *want, after time.Du
 				q.mu.Unlock()
 				return w, next, nil
 			default:
-				ms, takes = append(ms, m), append(takes, q.ask(m, w, now))
+				ms, wanted = append(ms, m), append(wanted, w)
 			}
 		}
 		switch {
 		case asking != nil:
-			for _, m := range ms {
-				m.asking = nil
-			}
 			q.mu.Unlock()
 			select {
 			case <-asking:
@@ -100,7 +97,7 @@ func (q *Quota) take(ctx context.Context, ws []want) (short *want, after time.Du
 				return nil, 0, ctx.Err()
 			}
 			continue
-		case len(takes) == 0:
+		case len(ms) == 0:
 			for i := range ws {
 				m := q.meters[meterKey{ws[i].name, ws[i].whose}]
 				m.left -= ws[i].n
@@ -111,7 +108,9 @@ func (q *Quota) take(ctx context.Context, ws []want) (short *want, after time.Du
 			return nil, 0, nil
 		}
 		done := make(chan struct{})
-		for _, m := range ms {
+		takes := make([]store.AllowanceTake, len(ms))
+		for i, m := range ms {
+			takes[i] = q.ask(m, wanted[i], now)
 			m.asking = done
 		}
 		q.mu.Unlock()
@@ -136,18 +135,28 @@ func (q *Quota) meterOf(w *want, now time.Time) *meter {
 // ask is what the database is asked for: what is needed and a slice more. What was not used of
 // the last one goes back.
 func (q *Quota) ask(m *meter, w *want, now time.Time) store.AllowanceTake {
-	t := store.AllowanceTake{Key: q.key(m.name, m.whose), Limit: m.limit, Period: m.period, Back: m.left, BackSlot: m.slot, Need: w.n}
+	taken := m.taken
+	t := q.handOver(m)
+	t.Need = w.n
 	if !m.told {
 		t.Used = w.used
 	}
 	ahead := int64(0)
 	if since := now.Sub(m.answer); since > 0 {
-		ahead = int64(float64(m.taken) * float64(slice) / float64(max(since, time.Millisecond)))
+		ahead = int64(float64(max(0, taken)) * float64(slice) / float64(max(since, time.Millisecond)))
 	}
 	if m.told && m.period >= time.Hour { // many addresses get little each
 		ahead = max(ahead, m.limit/100)
 	}
 	t.Want = w.n + min(ahead, m.limit/sliceFrac)
+	return t
+}
+
+// handOver gives back what is left, in a question to the database. From here on nobody takes
+// it, whatever the answer: it may be another's already. q.mu is held.
+func (q *Quota) handOver(m *meter) store.AllowanceTake {
+	t := store.AllowanceTake{Key: q.key(m.name, m.whose), Limit: m.limit, Period: m.period, Back: m.left, BackSlot: m.slot}
+	m.left, m.taken = 0, 0
 	return t
 }
 
@@ -171,7 +180,8 @@ func (q *Quota) asked(ms []*meter, takes []store.AllowanceTake, done chan struct
 			continue
 		}
 		g := gs[i]
-		m.left, m.slot, m.taken, m.rest, m.answer, m.told = g.Granted, g.Slot, 0, g.Left, now, true
+		m.left += g.Granted // to what came back meanwhile
+		m.slot, m.rest, m.answer, m.told = g.Slot, g.Left, now, true
 		if g.Granted < takes[i].Need {
 			m.nothing, m.next = now.Add(denied), g.Next
 		}
@@ -209,7 +219,7 @@ func (q *Quota) giveBack(all bool) error {
 		case m.left > 0 && (all || now.Sub(m.answer) >= m.keeps()):
 			m.asking = done
 			ms = append(ms, m)
-			takes = append(takes, store.AllowanceTake{Key: q.key(m.name, m.whose), Limit: m.limit, Period: m.period, Back: m.left, BackSlot: m.slot})
+			takes = append(takes, q.handOver(m))
 		case now.Sub(m.last) > m.period+m.period/store.AllowanceSlots:
 			delete(q.meters, k)
 		}

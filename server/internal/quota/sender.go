@@ -3,8 +3,11 @@ package quota
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/apierr"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -20,8 +23,11 @@ type Sender interface {
 // for is accepted and held. A mail whose request_id is known costs nothing.
 //
 // Send refuses what is over a limit, unless the submission waits. Queue waits for up to
-// patience and then refuses the rest: what it has taken before stays taken, and the same
-// request_ids find it. The mails of one Queue are of one team and one caller.
+// patience. Then it refuses the rest: each of these mails is answered with an error that
+// [Refused] knows, and the mails before them with what became of them. Where something else
+// fails, the answers stand for the first mails, and the error for those after them. Only where
+// all or nothing is asked for, the refusal is the call's. The mails of one Queue are of one
+// team and one caller.
 func (q *Quota) Sender(s Sender) Sender { return &sender{Sender: s, q: q} }
 
 type sender struct {
@@ -64,14 +70,27 @@ func (s *sender) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 	}
 	// Each commit is one charge. Where there is not enough for all, there is for a part.
 	out := make([]store.Enqueued, 0, len(ms))
-	for size := min(len(ms), s.q.limits.most()); len(out) < len(ms); {
-		res, err := s.some(ctx, ms[len(out):min(len(ms), len(out)+size)], false)
-		if err != nil {
-			return nil, err
+	for len(out) < len(ms) {
+		rest := ms[len(out):]
+		res, err := s.some(ctx, rest[:s.q.limits.piece(rest)], false)
+		switch {
+		case err == nil:
+			out = append(out, res...)
+		case Refused(err):
+			for range rest {
+				out = append(out, store.Enqueued{Err: err})
+			}
+		default:
+			return out, err
 		}
-		out = append(out, res...)
 	}
 	return out, nil
+}
+
+// Refused says whether a limit has refused the mail that has got this error: nothing was taken.
+func Refused(err error) bool {
+	e, is := apierr.As(err)
+	return is && e.Reason == pb.ReasonQuotaExceeded
 }
 
 // some is Queue of mails that are charged at once.
@@ -225,13 +244,24 @@ func (l *Limits) mails() bool {
 	return l.CallerMails+l.CallerRecipients+l.TeamMails+l.TeamRecipients+l.Queue+g.Address+g.Caller+g.Team+g.Batch+len(g.Kinds)+l.DiskMiB > 0
 }
 
-// most is how many mails are charged at once: few enough that a small limit lets them through
-// one part after the other.
-func (l *Limits) most() int {
-	n := 500
-	for _, limit := range []int{l.CallerMails, l.TeamMails, l.CallerRecipients, l.TeamRecipients} {
-		if limit > 0 {
-			n = min(n, max(1, limit/sliceFrac))
+// piece is how many of the mails are charged at once, from the first on: few enough mails and
+// recipients that a small limit lets them through one part after the other; one at least.
+func (l *Limits) piece(ms []*store.NewMail) int {
+	mails, rcpts := int64(500), int64(math.MaxInt64)
+	share := func(most *int64, limits ...int) {
+		for _, limit := range limits {
+			if limit > 0 {
+				*most = min(*most, int64(limit)/sliceFrac)
+			}
+		}
+	}
+	share(&mails, l.CallerMails, l.TeamMails)
+	share(&rcpts, l.CallerRecipients, l.TeamRecipients)
+	n := 0
+	for sum := int64(0); n < len(ms); n++ {
+		sum += int64(len(ms[n].Recipients))
+		if n > 0 && (int64(n) >= mails || sum > rcpts) {
+			break
 		}
 	}
 	return n

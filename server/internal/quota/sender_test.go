@@ -276,8 +276,11 @@ func (m *minutes) TakeAllowances(_ context.Context, takes []store.AllowanceTake)
 		m.minute, m.used = at, 0
 	}
 	t := takes[0]
-	m.used -= t.Back
+	m.used = max(0, m.used-t.Back)
 	g := store.AllowanceGrant{Granted: min(t.Want, t.Limit-m.used), Next: now.Truncate(time.Minute).Add(time.Minute).Sub(now)}
+	if t.Need > t.Limit {
+		g.Next = 0
+	}
 	m.used += g.Granted
 	return []store.AllowanceGrant{g}, nil
 }
@@ -304,9 +307,12 @@ func TestBulkWaits(t *testing.T) {
 			close(stop)
 		}()
 		began = time.Now()
-		_, err = to.Queue(t.Context(), ms, false)
-		if no, _ := over(t, err); !no || time.Since(began) != time.Second {
-			t.Errorf("stopped after a second: got %v after %v", err, time.Since(began))
+		res, err = to.Queue(t.Context(), ms, false)
+		if err != nil || len(res) != 250 {
+			t.Fatalf("got %d answers, %v", len(res), err)
+		}
+		if no, _ := over(t, res[249].Err); !no || time.Since(began) != time.Second {
+			t.Errorf("stopped after a second: got %v after %v", res[249].Err, time.Since(began))
 		}
 	})
 }
