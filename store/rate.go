@@ -17,6 +17,8 @@ type RateUse struct {
 	Call int64
 	Used int64 // mails that have left, or were refused for themselves, since this process began
 	Held int   // mails that were granted and may still leave
+	// how long ago the last one left
+	Quiet time.Duration
 }
 
 // TakeRate takes up to want mails out of a mail server's limits over all replicas, 0 = no
@@ -103,9 +105,15 @@ func (q *rateRow) take(now time.Time, mine rateShare, use RateUse, others, want,
 	q.DayUsed = max(0, q.DayUsed-back)
 	granted = max(0, want)
 	if perMinute > 0 {
-		fill := max(0, now.Sub(q.RefilledAt.Time).Seconds()) * float64(perMinute) / 60
-		room := max(0, rateRoom(perMinute)-float64(use.Held+others))
-		q.Tokens = max(0, min(room, q.Tokens+fill+float64(back)))
+		// Until the last one left the bucket had only the room beside what was held before:
+		// what a hanging relay lets go at once is not followed by what would have filled
+		// meanwhile.
+		since := max(0, now.Sub(q.RefilledAt.Time))
+		quiet := min(since, max(0, use.Quiet))
+		room := func(held int) float64 { return max(0, rateRoom(perMinute)-float64(held+others)) }
+		fill := func(d time.Duration) float64 { return d.Seconds() * float64(perMinute) / 60 }
+		q.Tokens = max(q.Tokens, min(room(mine.Held), q.Tokens+fill(since-quiet)))
+		q.Tokens = max(0, min(room(use.Held), q.Tokens+fill(quiet)+float64(back)))
 		q.RefilledAt.Time = now
 		if float64(granted) > q.Tokens {
 			granted = int(q.Tokens)

@@ -17,19 +17,30 @@ func TestRateOfAnyMinute(t *testing.T) {
 		type replica struct {
 			share rateShare
 			use   RateUse
+			left  time.Time // when the last one left
 		}
 		rs := make([]replica, 1+rnd.IntN(3))
+		quick := seed%2 == 0
 		var left []time.Time
 		for range 3000 {
 			now = now.Add(time.Duration(rnd.IntN(400)) * time.Millisecond)
+			if rnd.IntN(100) == 0 { // the relay hangs, and nobody asks
+				now = now.Add(time.Duration(rnd.IntN(40)) * time.Second)
+			}
 			r := &rs[rnd.IntN(len(rs))]
 			switch n := rnd.IntN(r.use.Held + 1); rnd.IntN(4) {
 			case 0: // some leave
-				if rnd.IntN(3) > 0 {
+				switch {
+				case quick: // but for the hang
+					n = r.use.Held
+				case rnd.IntN(3) > 0:
 					n = 0 // the relay is slow
 				}
 				r.use.Held -= n
 				r.use.Used += int64(n)
+				if n > 0 {
+					r.left = now
+				}
 				for range n {
 					left = append(left, now)
 				}
@@ -44,6 +55,7 @@ func TestRateOfAnyMinute(t *testing.T) {
 				}
 			}
 			want := rnd.IntN(50)
+			r.use.Quiet = now.Sub(r.left)
 			granted, _ := q.take(now, r.share, r.use, others, want, perMinute, 0)
 			if granted < 0 || granted > want {
 				t.Fatalf("seed %d: got %d of %d", seed, granted, want)

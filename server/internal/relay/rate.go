@@ -16,9 +16,10 @@ type rate struct {
 	turn chan struct{}
 
 	mu   sync.Mutex
-	use  store.RateUse
+	use  store.RateUse // Quiet is not kept: it is told from left
 	told store.RateUse // what the database knows
 	at   time.Time     // when it was told
+	left time.Time     // when the last mail left
 }
 
 // Limited reports whether a mail server has a limit per minute or per day.
@@ -38,8 +39,10 @@ func (r *Relay) TakeRate(ctx context.Context, s *store.MailServer, want int) (gr
 	r.rate.mu.Lock()
 	r.rate.use.Call++
 	use := r.rate.use
+	tells := use
+	tells.Quiet = time.Since(r.rate.left)
 	r.rate.mu.Unlock()
-	granted, next, err = r.rs.cfg.Journal.TakeRate(ctx, r.rs.cfg.Replica(), s.Name, use, want, int(s.Limits.MailsPerMinute), int(s.Limits.MailsPerDay))
+	granted, next, err = r.rs.cfg.Journal.TakeRate(ctx, r.rs.cfg.Replica(), s.Name, tells, want, int(s.Limits.MailsPerMinute), int(s.Limits.MailsPerDay))
 	r.rate.mu.Lock()
 	defer r.rate.mu.Unlock()
 	r.rate.at = time.Now()
@@ -58,6 +61,7 @@ func (r *Relay) Spend(n int) {
 	defer r.rate.mu.Unlock()
 	r.rate.use.Held -= n
 	r.rate.use.Used += int64(n)
+	r.rate.left = time.Now()
 }
 
 // GiveBack says that n of the mails that were taken will not leave now.

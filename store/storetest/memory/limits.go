@@ -172,8 +172,12 @@ func (s *Store) TakeRate(_ context.Context, r store.ReplicaID, server string, us
 	q.used = max(0, q.used-back)
 	granted = max(0, want)
 	if perMinute > 0 {
-		fill := max(0, now.Sub(q.refilled).Seconds()) * float64(perMinute) / 60
-		q.tokens = max(0, min(max(0, bucket-float64(use.Held+others)), q.tokens+fill+float64(back)))
+		since := max(0, now.Sub(q.refilled))
+		quiet := min(since, max(0, use.Quiet))
+		room := func(held int) float64 { return max(0, bucket-float64(held+others)) }
+		fill := func(d time.Duration) float64 { return d.Seconds() * float64(perMinute) / 60 }
+		q.tokens = max(q.tokens, min(room(mine.held), q.tokens+fill(since-quiet)))
+		q.tokens = max(0, min(room(use.Held), q.tokens+fill(quiet)+float64(back)))
 		q.refilled = now
 		if float64(granted) > q.tokens {
 			granted = int(q.tokens)
