@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
@@ -77,6 +79,77 @@ func TestAllowancesAreForgotten(t *testing.T) {
 				t.Fatalf("got %d rows, want that of the hour alone", count())
 			}
 		}
+	})
+}
+
+// TestAllowanceWhileItIsForgotten: an allowance that is taken of while its row is being deleted
+// begins anew.
+func TestAllowanceWhileItIsForgotten(t *testing.T) {
+	t.Parallel()
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	ctx := context.Background()
+	take := []store.AllowanceTake{{Key: allowanceKey(1), Limit: 5, Period: time.Minute, Want: 1}}
+	if _, err := s.TakeAllowances(ctx, take); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := s.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }() // committed usually
+	if _, err := tx.Exec("select from allowance for update"); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		gs, err := s.TakeAllowances(ctx, take)
+		if err == nil && gs[0].Granted != 1 {
+			err = fmt.Errorf("got %+v", gs)
+		}
+		done <- err
+	}()
+	for end, n := time.Now().Add(time.Minute), 0; n == 0; time.Sleep(time.Millisecond) {
+		if err := tx.Get(&n, "select count(*) from pg_locks where not granted and transactionid = pg_current_xact_id()::xid"); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(end) {
+			t.Fatal("nobody waits for the row")
+		}
+	}
+	if _, err := tx.Exec("delete from allowance"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUnguard: a mail that is let go is the guard's no more; another change leaves it be.
+func TestUnguard(t *testing.T) {
+	t.Parallel()
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
+			t.Fatal(err)
+		}
+		m := newMail("ss", func(m *store.NewMail) { m.Held, m.Guard, m.Caller = "held: much", "team", "billing" })
+		enqueue(t, s, m)
+		change := func(c store.Change, want string) {
+			t.Helper()
+			if _, changed, _, err := s.Modify(ctx, store.Everything, []uuid.UUID{m.ID}, nil, false, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+				return &c, nil
+			}); err != nil || changed != 1 {
+				t.Fatal(changed, err)
+			}
+			if got, err := s.Mail(ctx, store.Everything, m.ID); err != nil || got.Guard != want || got.Status != c.Status {
+				t.Errorf("got guard %q and %s, %v; want %q", got.Guard, got.Status, err, want)
+			}
+		}
+		change(store.Change{Kind: store.SettlePark, Status: store.MailHeld}, "team")
+		change(store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: time.Now(), Unguards: true}, "")
+		change(store.Change{Kind: store.SettlePark, Status: store.MailHeld}, "")
 	})
 }
 

@@ -131,6 +131,7 @@ type NewMail struct {
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
 	Held  string    // not "": born held, and why
 	Guard string    // with Held: the budget that has held it; Caller must not release it
+	Added int       // with ResentFrom: so many recipients, the last ones, did not get that mail
 	Audit *Audit    // a row of the audit log in the same transaction; only EnqueueAll writes it
 
 	// ServerVersion, when it is not 0, is the version of the mail server that the mail was
@@ -287,7 +288,7 @@ type Mail struct {
 	FinishTime        *time.Time
 	Archived          bool
 	Caller            string    // whose it is; "" = of a caller that nobody asked
-	Guard             string    // the budget that has held it; "" = none
+	Guard             string    // the budget that has held it; "" = none, or it was released
 	Owner             ReplicaID // 0 = nobody
 	// a part of its row cannot be read, and is missing here: nobody may write the mail anew
 	Unreadable error
@@ -330,6 +331,8 @@ type Change struct {
 	Detail            map[string]any // for the audit row; only ModifyMail writes it
 	// also a mail that a replica has and has not marked: it is taken from it
 	Stops bool
+	// the guard has held the mail, and a second person lets it go: Guard is empty from then on
+	Unguards bool
 }
 
 // ModifyFailure says why one selected mail was not changed.

@@ -341,7 +341,29 @@ func (s *Store) applyChanges(ctx context.Context, tx *sqlx.Tx, changes []change)
 	if err := s.dialect.writeChanges(ctx, tx, changes); err != nil {
 		return err
 	}
+	if err := s.unguard(ctx, tx, changes); err != nil {
+		return err
+	}
 	return s.applyMoves(ctx, tx, changes)
+}
+
+// unguard forgets that the guard has held mails which are let go.
+func (s *Store) unguard(ctx context.Context, tx *sqlx.Tx, changes []change) error {
+	var ids []uuid.UUID
+	for _, x := range changes {
+		if x.c.Unguards {
+			ids = append(ids, x.m.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	b, err := json.Marshal(ids)
+	if err != nil {
+		return err
+	}
+	_, err = s.q.in(ctx, tx, "unguard").ExecContext(ctx, string(b))
+	return err
 }
 
 // applyMoves lets mails go on through other mail servers.

@@ -160,9 +160,9 @@ insert into quota (mail_server, tokens, refilled_at, day, day_used) values (:mai
 update quota set tokens = :tokens, refilled_at = :refilled_at, day = :day, day_used = :day_used where mail_server = :mail_server;
 
 -- name: allowance_make
--- primary key
+-- primary key; it changes the row to lock it: allowance_forget may be deleting it just now
 -- takes: key, expire_time
-insert into allowance (key, used, expire_time) values (:key, '[]', :expire_time) on conflict do nothing;
+insert into allowance (key, used, expire_time) values (:key, '[]', :expire_time) on conflict (key) do update set expire_time = excluded.expire_time;
 
 -- name: allowance_write
 -- primary key

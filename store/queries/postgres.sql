@@ -491,6 +491,11 @@ update due set mail_server = :server where id = any (array(select value::uuid fr
 -- takes: server, ids
 update mail set mail_server = :server where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
 
+-- name: unguard
+-- primary key
+-- takes: ids
+update mail set guard = null where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
+
 -- name: audit_rows (look)
 -- primary key, read backwards; the log is as long as people's acts are many
 -- takes: before, all, teams, any_team, team, actor, action, target, since, until, max

@@ -347,6 +347,11 @@ update due set mail_server = :server where id in (select value from json_each(:i
 -- takes: server, ids
 update mail set mail_server = :server where id in (select value from json_each(:ids));
 
+-- name: unguard
+-- primary key
+-- takes: ids
+update mail set guard = null where id in (select value from json_each(:ids));
+
 -- name: audit_rows (look)
 -- primary key, read backwards; the log is as long as people's acts are many
 -- takes: before, all, teams, any_team, team, actor, action, target, since, until, max

@@ -191,7 +191,8 @@ type DispatchClient interface {
 	// corrected on the way.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
-	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED; OWN_RELEASE where the guard has held the
+	// mail, nobody has released it, and the caller has handed it over).
 	ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in
 	// order for each mail, over all replicas, until the caller ends the call. The end of an
@@ -602,7 +603,8 @@ type DispatchServer interface {
 	// corrected on the way.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
-	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED).
+	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED; OWN_RELEASE where the guard has held the
+	// mail, nobody has released it, and the caller has handed it over).
 	ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in
 	// order for each mail, over all replicas, until the caller ends the call. The end of an

@@ -85,11 +85,14 @@ func usable(name string, s *store.MailServer) error {
 
 // anothers says whether somebody else has handed over a mail that the guard holds. Where nobody
 // was asked who calls, that is not known, and everybody may release it.
+//
+// A release clears Guard: a mail that has it was never released, and where it is cancelled, the
+// word of a second person is missing as well.
 func anothers(ctx context.Context, m *store.Mail) error {
-	if m.Status != store.MailHeld || m.Guard == "" || m.Caller == "" || m.Caller != access.From(ctx).Name {
+	if m.Status != store.MailHeld && m.Status != store.MailCancelled || m.Guard == "" || m.Caller == "" || m.Caller != access.From(ctx).Name {
 		return nil
 	}
-	return apierr.Precondition(pb.ReasonOwnRelease, m.ID.String(), "the guard holds it, and you have handed it over: somebody else has to release it")
+	return apierr.Precondition(pb.ReasonOwnRelease, m.ID.String(), "the guard has held it, and you have handed it over: somebody else has to release it or send it again")
 }
 
 // RetryMails implements the service.

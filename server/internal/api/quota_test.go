@@ -280,8 +280,29 @@ func TestGuardedMail(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = batch.Send(&pb.SendBatchRequest{Options: &pb.BatchOptions{BatchId: "b1", Options: &pb.SendOptions{MailServer: "later"}}, Items: []*pb.BatchItem{{Message: message("a@y.example")}}})
-		if sum, err := batch.CloseAndRecv(); err != nil || sum.Accepted != 1 {
+		sum, err := batch.CloseAndRecv()
+		if err != nil || sum.Accepted != 1 {
 			t.Fatalf("a batch: got %v, %v", sum, err)
+		}
+		resend := func(secret, id string) error {
+			_, err := d.ResendMail(with(ctx(t), secret), &pb.ResendMailRequest{Id: id, Reason: "r"})
+			return err
+		}
+		for _, id := range ids {
+			if err := resend(own, id); reason(err) != pb.ReasonOwnRelease {
+				t.Errorf("ResendMail of a held one by its caller: got %v", err)
+			}
+		}
+		gone := send("later").Id
+		if res, err := d.CancelMails(with(ctx(t), own), &pb.CancelMailsRequest{Ids: []string{gone}, Reason: "r"}); err != nil || res.Changed != 1 {
+			t.Fatalf("got %v, %v", res, err)
+		}
+		if err := resend(own, gone); reason(err) != pb.ReasonOwnRelease {
+			t.Errorf("ResendMail of a cancelled one by its caller: got %v", err)
+		}
+		if err := resend(other, gone); err != nil {
+			// held by the team's budget, and the other's now
+			t.Errorf("ResendMail by another: got %v", err)
 		}
 		for name, release := range map[string]func(secret string) ([]*pb.MailFailure, int32, error){
 			"ReleaseMails": func(secret string) ([]*pb.MailFailure, int32, error) {
@@ -303,6 +324,13 @@ func TestGuardedMail(t *testing.T) {
 			if failures, changed, err := release(other); err != nil || len(failures) != 0 || changed != 1 {
 				t.Errorf("%s by another: got %v, %d changed, %v", name, failures, changed, err)
 			}
+		}
+		// the second person has spoken: what holds it later is no affair of the guard
+		if res, err := d.HoldMails(with(ctx(t), own), &pb.HoldMailsRequest{Ids: ids, Reason: "r"}); err != nil || res.Changed != 2 {
+			t.Fatalf("got %v, %v", res, err)
+		}
+		if res, err := d.ReleaseMails(with(ctx(t), own), &pb.ReleaseMailsRequest{Ids: ids, Reason: "r"}); err != nil || res.Changed != 2 {
+			t.Errorf("held once more, its caller releases it: got %v, %v", res, err)
 		}
 		if _, err := r.commits.RunBatch(ctx(t), "", true); err != nil {
 			t.Fatal(err)

@@ -37,6 +37,13 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 	if err != nil {
 		return nil, a.mailFault(err, r.Id)
 	}
+	had, err := a.Store.Mail(ctx, a.scope(ctx), id)
+	if err != nil {
+		return nil, a.mailFault(err, r.Id)
+	}
+	if err := anothers(ctx, had); err != nil {
+		return nil, err
+	}
 	if len(only) > 0 {
 		m.Recipients = pick(&c, m.Recipients, only)
 		if err := c.Err(); err != nil {
@@ -134,6 +141,7 @@ func redirect(m *store.NewMail, instead message.Address, more []message.Address)
 	for _, to := range more {
 		if !slices.ContainsFunc(m.Recipients, func(r store.Recipient) bool { return message.Address{Mailbox: r.Mailbox}.Key() == to.Key() }) {
 			m.Recipients = append(m.Recipients, store.Recipient{Mailbox: to.Mailbox, Kind: "bcc"})
+			m.Added++
 		}
 	}
 	if len(m.Recipients) > message.MaxPerMail {

@@ -40,7 +40,8 @@ func Retry(m *store.Mail, named bool, now time.Time) (*store.Change, error) {
 	if Expired(m.ExpireTime, now) {
 		return nil, Refusal("its expire_time has passed")
 	}
-	c := &store.Change{Kind: store.SettleRetry, RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError}
+	c := &store.Change{Kind: store.SettleRetry, RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError,
+		Unguards: m.Status == store.MailHeld && m.Guard != ""}
 	p := store.Progress{Attempts: m.Progress.Attempts, Results: append([]store.RecipientResult(nil), m.Progress.Results...)}
 	for i := range p.Results {
 		switch r := &p.Results[i]; r.Status {
@@ -87,7 +88,7 @@ func Release(m *store.Mail, now time.Time) (*store.Change, error) {
 	if m.Status != store.MailHeld {
 		return nil, Refusal("it is not held")
 	}
-	c := &store.Change{Kind: store.SettleRetry, Status: waiting(m.Attempts, m.Progress.Results), RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate}
+	c := &store.Change{Kind: store.SettleRetry, Status: waiting(m.Attempts, m.Progress.Results), RunAt: now, Attempts: m.Attempts, PossibleDuplicate: m.PossibleDuplicate, Unguards: m.Guard != ""}
 	if m.ResumeTime != nil {
 		c.RunAt = *m.ResumeTime
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,7 +61,8 @@ func (q *Quota) guard(ctx context.Context, m *store.NewMail) ([]want, error) {
 }
 
 // addresses are what a mail wants of the budgets of its recipients. Copies that nobody sees
-// (bcc) are for archives, which get all there is.
+// (bcc) are for archives, which get all there is: beside recipients in to or cc they do not
+// count, unless a resend has added them.
 func (q *Quota) addresses(m *store.NewMail) []want {
 	limit := q.limits.Guard.Address
 	if limit == 0 {
@@ -68,9 +70,11 @@ func (q *Quota) addresses(m *store.NewMail) []want {
 	}
 	few := min(limit/sliceFrac, sketchMost)
 	now := q.now()
+	seen := func(r store.Recipient) bool { return r.Kind != "bcc" }
+	blind := !slices.ContainsFunc(m.Recipients, seen)
 	var ws []want
-	for _, r := range m.Recipients {
-		if r.Kind == "bcc" {
+	for i, r := range m.Recipients {
+		if !seen(r) && !blind && i < len(m.Recipients)-m.Added {
 			continue
 		}
 		to := strings.ToLower(r.Mailbox)

@@ -34,7 +34,9 @@ type Limits struct {
 
 // Guard is what may leave without a second person's word. 0 = everything.
 type Guard struct {
-	Address int // mails of a team to one address in to or cc, in an hour
+	// mails of a team to one address in an hour: in to or cc, in bcc where there is neither,
+	// and as an additional recipient of a resend
+	Address int
 	Caller  int // mails of a caller, in an hour
 	Team    int // mails of a team, in an hour
 	Kinds   Kinds

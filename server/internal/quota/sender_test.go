@@ -336,6 +336,16 @@ func TestGuard(t *testing.T) {
 			m.Recipients[1].Kind = "bcc"
 			return m
 		}, 100},
+		"address, in bcc alone": {Guard{Address: 40}, func(int) *store.NewMail {
+			m := mail("a@y.example")
+			m.Recipients[0].Kind = "bcc"
+			return m
+		}, 40},
+		"address, added by a resend": {Guard{Address: 40}, func(i int) *store.NewMail {
+			m := mail(fmt.Sprintf("u%d@y.example", i), "archive@x.example", "a@y.example")
+			m.Recipients[1].Kind, m.Recipients[2].Kind, m.Added = "bcc", "bcc", 1
+			return m
+		}, 40},
 		"addresses": {Guard{Address: 40}, func(i int) *store.NewMail { return mail(fmt.Sprintf("u%d@y.example", i)) }, 100},
 		"caller":    {Guard{Caller: 40}, one, 40},
 		"team":      {Guard{Team: 40}, one, 40},

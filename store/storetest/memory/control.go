@@ -114,6 +114,9 @@ func (s *Store) apply(r *row, c *store.Change) {
 		r.claim += 1000 // as the databases do
 	}
 	r.owner, r.dataAt, r.begun = 0, time.Time{}, false
+	if c.Unguards {
+		r.m.Guard = ""
+	}
 	if c.Progress != nil {
 		r.progress = copyProgress(*c.Progress)
 	}
