@@ -174,10 +174,10 @@ func claimsBesideChanges(t *testing.T, s *store.Store, r store.ReplicaID, ids []
 			}
 		}
 	})
-	for k := range 3 {
+	for range 3 {
 		wg.Go(func() {
-			for i := k; !over.Load(); i += 3 {
-				_, n, _, err := s.Modify(ctx, store.Everything, []uuid.UUID{ids[i%len(ids)]}, nil, false, store.Audit{},
+			for !over.Load() {
+				_, n, _, err := s.Modify(ctx, store.Everything, ids, nil, false, store.Audit{},
 					func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 						return &store.Change{Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: *m.DueTime, Attempts: m.Attempts}, nil
 					})
