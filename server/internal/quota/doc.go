@@ -15,6 +15,10 @@
 //   - The guard's budgets are kept in the same way. A mail beyond one of them is accepted and
 //     held, with the reason, and only somebody else than its caller can release it. The address
 //     comes first: a mail that is held because of its recipient counts in no other budget.
+//     Each replica lets the first mails to an address through without asking: a twentieth of
+//     its budget, at most 250, and the same again once it has forgotten them, which is after
+//     half an hour at the earliest. So an hour sees at most the budget and for each replica a
+//     tenth of it more.
 //   - A team whose queue is full, and everybody while the disk is nearly full, hears
 //     RESOURCE_EXHAUSTED for daemon mode and uploads. Mail in php mode goes on.
 //

@@ -22,57 +22,81 @@ const (
 
 const release = "; somebody else than its sender has to release it"
 
+// charge is what one mail has cost the guard. Nothing of it lasts where the mail turns out to
+// be known already, or is not accepted.
+type charge struct {
+	wants  []want
+	sights []sight
+	limit  int // of the budget that holds the mail
+}
+
 // guard takes a mail out of the guard's budgets, or holds it. It returns what it took.
 //
 // The address comes first, and a mail that is held for it is taken out of nothing: one address
 // that gets mail again and again does not stop its team.
-func (q *Quota) guard(ctx context.Context, m *store.NewMail) ([]want, error) {
+func (q *Quota) guard(ctx context.Context, m *store.NewMail) (c charge, err error) {
 	g := &q.limits.Guard
-	took := q.addresses(m)
+	var took []want
+	took, c.sights = q.addresses(m)
 	if len(took) > 0 {
 		short, _, err := q.take(ctx, took)
 		if err != nil {
-			return nil, err
+			q.undo(c)
+			return charge{}, err
 		}
 		if short != nil {
 			to := short.whose[strings.IndexByte(short.whose, 0)+1:]
-			q.hold(m, BudgetAddress, g.Address, fmt.Sprintf("held: more than %d mails an hour to %s", g.Address, to))
-			return nil, nil
+			c.limit = g.Address
+			hold(m, BudgetAddress, fmt.Sprintf("held: more than %d mails an hour to %s", g.Address, to))
+			return c, nil
 		}
 	}
 	budgets := q.budgets(m)
 	if len(budgets) == 0 {
-		return took, nil
+		c.wants = took
+		return c, nil
 	}
 	short, _, err := q.take(ctx, budgets)
 	if err != nil {
-		q.back(took)
-		return nil, err
+		c.wants = took
+		q.undo(c)
+		return charge{}, err
 	}
 	if short == nil {
-		return append(took, budgets...), nil
+		c.wants = append(took, budgets...)
+		return c, nil
 	}
 	q.back(took)
 	limit := int(short.limit)
 	what := map[string]string{BudgetBatch: fmt.Sprintf("more than %d mails in one batch", limit), BudgetCaller: fmt.Sprintf("more than %d mails an hour from %s", limit, m.Caller),
 		BudgetKind: fmt.Sprintf("more than %d mails an hour of kind %s", limit, m.Kind), BudgetTeam: fmt.Sprintf("more than %d mails an hour from team %q", limit, m.Team)}
-	q.hold(m, short.name, limit, "held: "+what[short.name])
-	return nil, nil
+	c.limit = limit
+	hold(m, short.name, "held: "+what[short.name])
+	return c, nil
+}
+
+// undo takes back what a mail has cost.
+func (q *Quota) undo(c charge) {
+	q.back(c.wants)
+	q.sketchMu.Lock()
+	defer q.sketchMu.Unlock()
+	for _, x := range c.sights {
+		q.sketch.unseen(x)
+	}
 }
 
 // addresses are what a mail wants of the budgets of its recipients. Copies that nobody sees
 // (bcc) are for archives, which get all there is: beside recipients in to or cc they do not
 // count, unless a resend has added them.
-func (q *Quota) addresses(m *store.NewMail) []want {
+func (q *Quota) addresses(m *store.NewMail) (ws []want, sights []sight) {
 	limit := q.limits.Guard.Address
 	if limit == 0 {
-		return nil
+		return nil, nil
 	}
 	few := min(limit/sliceFrac, sketchMost)
 	now := q.now()
 	seen := func(r store.Recipient) bool { return r.Kind != "bcc" }
 	blind := !slices.ContainsFunc(m.Recipients, seen)
-	var ws []want
 	for i, r := range m.Recipients {
 		if !seen(r) && !blind && i < len(m.Recipients)-m.Added {
 			continue
@@ -85,15 +109,16 @@ func (q *Quota) addresses(m *store.NewMail) []want {
 			_ = h.WriteByte(0)
 			_, _ = h.WriteString(to)
 			q.sketchMu.Lock()
-			n := q.sketch.seen(now, h.Sum64(), few)
+			n, c := q.sketch.seen(now, h.Sum64(), few)
 			q.sketchMu.Unlock()
 			if n < few {
+				sights = append(sights, c)
 				continue
 			}
 		}
 		ws = append(ws, want{name: BudgetAddress, whose: m.Team + "\x00" + to, limit: int64(limit), period: time.Hour, n: 1, used: int64(few)})
 	}
-	return ws
+	return ws, sights
 }
 
 // budgets are what a mail wants of the others.
@@ -116,9 +141,12 @@ func (q *Quota) budgets(m *store.NewMail) []want {
 	return ws
 }
 
-// hold makes a mail one that is held, and raises the alarm.
-func (q *Quota) hold(m *store.NewMail, budget string, limit int, why string) {
-	m.Held, m.Guard = why+release, budget
+// hold makes a mail one that is held.
+func hold(m *store.NewMail, budget, why string) { m.Held, m.Guard = why+release, budget }
+
+// alarm tells the log of a mail that was accepted and is held.
+func (q *Quota) alarm(m *store.NewMail, limit int) {
+	budget := m.Guard
 	k := alarmKey{budget, m.Team, m.Caller}
 	q.alarmMu.Lock()
 	defer q.alarmMu.Unlock()

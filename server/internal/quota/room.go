@@ -2,6 +2,7 @@ package quota
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
@@ -66,13 +67,14 @@ func (q *Quota) low() bool {
 	return ok && free < min(int64(q.limits.DiskMiB)<<20, size/20)
 }
 
-// accepted counts what comes in between two samples.
-func (q *Quota) accepted(ms []*store.NewMail, queued bool) {
-	if q.limits.Queue == 0 || !queued {
+// accepted counts what comes in between two samples, and with n below 0 what did not come in
+// after all.
+func (q *Quota) accepted(team string, n int64) {
+	if q.limits.Queue == 0 || n == 0 {
 		return
 	}
 	q.roomMu.Lock()
-	q.since[ms[0].Team] += int64(len(ms))
+	q.since[team] = max(0, q.since[team]+n) // a sample may have begun anew meanwhile
 	q.roomMu.Unlock()
 }
 
@@ -121,12 +123,11 @@ func (q *Quota) Run(ctx context.Context) {
 		began := time.Now()
 		err := q.Sample(ctx)
 		pause := max(sampleEvery, sampleShare*time.Since(began))
-		if err == nil {
-			err = q.giveBack(false)
-		}
-		if err == nil && time.Since(forgot) >= forgetEvery {
+		// each for itself: a queue that cannot be counted keeps nothing from others
+		err = errors.Join(err, q.giveBack(false))
+		if time.Since(forgot) >= forgetEvery {
 			forgot = time.Now()
-			err = q.store.ForgetAllowances(ctx)
+			err = errors.Join(err, q.store.ForgetAllowances(ctx))
 		}
 		note(err)
 		t := time.NewTimer(pause)

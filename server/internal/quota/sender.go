@@ -54,10 +54,7 @@ func (s *sender) Send(ctx context.Context, sub *delivery.Submission, observe fun
 		}
 		return observe(ev)
 	})
-	if !fresh {
-		s.q.back(took.all)
-		s.q.back(took.each[0])
-	}
+	s.q.settle([]*store.NewMail{sub.Mail}, took, func(int) bool { return fresh })
 	return err
 }
 
@@ -100,31 +97,46 @@ func (s *sender) some(ctx context.Context, ms []*store.NewMail, all bool) ([]sto
 		return nil, err
 	}
 	res, err := s.Sender.Queue(ctx, ms, all)
+	s.q.settle(ms, took, func(i int) bool { return err == nil && !res[i].Duplicate && res[i].Err == nil })
+	return res, err
+}
+
+// settle takes back what the mails were charged that are not fresh, which are those that were
+// known already or not accepted. The log hears of those that the guard holds.
+func (q *Quota) settle(ms []*store.NewMail, took taken, fresh func(i int) bool) {
 	n, rcpts := int64(0), int64(0)
 	for i, m := range ms {
-		if err == nil && !res[i].Duplicate && res[i].Err == nil {
-			continue
+		switch c := took.each[i]; {
+		case !fresh(i):
+			n, rcpts = n+1, rcpts+int64(len(m.Recipients))
+			q.undo(c)
+		case c.limit > 0:
+			q.alarm(m, c.limit)
 		}
-		n, rcpts = n+1, rcpts+int64(len(m.Recipients))
-		s.q.back(took.each[i])
 	}
-	if n > 0 && len(took.all) > 0 {
-		s.q.back(s.q.quotas(ms[0], n, rcpts))
+	if n == 0 {
+		return
 	}
-	return res, err
+	if len(took.all) > 0 {
+		q.back(q.quotas(ms[0], n, rcpts))
+	}
+	if took.queued {
+		q.accepted(ms[0].Team, -n)
+	}
 }
 
 // taken is what mails were charged.
 type taken struct {
-	all  []want   // of the limits that refuse, for all mails together
-	each [][]want // of the guard's budgets, by mail
+	all    []want   // of the limits that refuse, for all mails together
+	each   []charge // of the guard's budgets, by mail
+	queued bool     // they count as mails that stand in the queue
 }
 
 // admit charges mails, and has the guard look at them. It returns what was taken, nothing for
 // mails that are all known where that had to be asked. queued: they will stand in the queue;
 // waits: for what is not there.
 func (q *Quota) admit(ctx context.Context, ms []*store.NewMail, queued, waits bool) (took taken, err error) {
-	took.each = make([][]want, len(ms))
+	took.each = make([]charge, len(ms))
 	rcpts := int64(0)
 	for _, m := range ms {
 		rcpts += int64(len(m.Recipients))
@@ -167,13 +179,15 @@ func (q *Quota) admit(ctx context.Context, ms []*store.NewMail, queued, waits bo
 	for i, m := range ms {
 		if took.each[i], err = q.guard(ctx, m); err != nil {
 			q.back(took.all)
-			for _, ws := range took.each {
-				q.back(ws)
+			for _, c := range took.each {
+				q.undo(c)
 			}
 			return took, err
 		}
 	}
-	q.accepted(ms, queued)
+	if took.queued = queued; queued {
+		q.accepted(ms[0].Team, int64(len(ms)))
+	}
 	return took, nil
 }
 

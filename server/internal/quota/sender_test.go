@@ -582,7 +582,7 @@ func TestSketch(t *testing.T) {
 	at := func(i uint64) uint64 { return i * 0x9E3779B97F4A7C15 }
 	high := 0
 	for i := range uint64(100_000) {
-		if s.seen(clock.Now(), at(i), 250) > 0 {
+		if n, _ := s.seen(clock.Now(), at(i), 250); n > 0 {
 			high++
 		}
 	}
@@ -590,16 +590,16 @@ func TestSketch(t *testing.T) {
 		t.Errorf("got %d of 100,000 new things that were seen before", high)
 	}
 	for i := range 250 {
-		if n := s.seen(clock.Now(), at(7), 200); n < min(i+1, 200) || n > 200 {
+		if n, _ := s.seen(clock.Now(), at(7), 200); n < min(i+1, 200) || n > 200 {
 			t.Fatalf("got %d after %d times", n, i+1)
 		}
 	}
 	clock.pass(sketchHalf)
-	if n := s.seen(clock.Now(), at(7), 200); n < 200 {
+	if n, _ := s.seen(clock.Now(), at(7), 200); n < 200 {
 		t.Errorf("got %d half an hour later", n)
 	}
 	clock.pass(3 * sketchHalf)
-	if n := s.seen(clock.Now(), at(7), 200); n != 0 {
+	if n, _ := s.seen(clock.Now(), at(7), 200); n != 0 {
 		t.Errorf("got %d two hours later, want 0", n)
 	}
 }
