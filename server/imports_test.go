@@ -73,6 +73,7 @@ var importRules = []importRule{
 	{pkg: "server/e2e/simulation",
 		may: []string{"server/internal/delivery", "server/internal/engine", "server/internal/lifecycle", "smtpx", "store", "store/storetest/memory"},
 		why: "runs the engine itself, over a store and a network of its own"},
+	{pkg: "server/deploy", tests: []string{"proto/...", "server"}, why: "files for those who run it; its tests compare them with the service"},
 	// Helpers of tests are code of their own. They lie beside what they help to test.
 	{pkg: "store/storetest", may: []string{"store", "store/storetest/memory"}, why: "gives any test a database"},
 	{pkg: "store/storetest/memory", may: []string{"store"}, why: "a store for simulations; no service runs on it"},
