@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"path/filepath"
 	"reflect"
@@ -86,6 +87,23 @@ func TestOneConnection(t *testing.T) {
 			{"CountDue", func() error { return second(s.CountDue(c, "ss")) }},
 			{"CountBatch", func() error { s.CountBatch(c, store.Everything, "sales", "b"); return nil }},
 			{"CountQueue", func() error { return second(s.CountQueue(c, store.Everything, nil, "")) }},
+			{"FindMails", func() error {
+				_, _, err := s.FindMails(c, store.Everything, store.FindFilter{Text: "a@x.example"}, uuid.Nil, 5)
+				return err
+			}},
+			{"KnownRequests", func() error { return second(s.KnownRequests(c, "sales", []string{"a", "b"})) }},
+			{"QueueDepths", func() error { return second(s.QueueDepths(c)) }},
+			{"TakeAllowances", func() error {
+				return second(s.TakeAllowances(c, []store.AllowanceTake{{Key: make([]byte, 16), Limit: 10, Period: time.Minute, Want: 1}}))
+			}},
+			{"ForgetAllowances", func() error { return s.ForgetAllowances(c) }},
+			{"Disk", func() error { s.Disk(c); return nil }},
+			{"Content", func() error {
+				if _, err := s.Content(c, [32]byte{1}); err == nil {
+					return errors.New("content that nobody stored was found")
+				}
+				return nil
+			}},
 			{"Breakers", func() error { return second(s.Breakers(c)) }},
 			{"ChangeBreaker", func() error {
 				return second(s.ChangeBreaker(c, "ss", func(_ time.Time, b *store.Breaker) bool { b.Failures++; return true }))
@@ -139,9 +157,10 @@ func TestOneConnection(t *testing.T) {
 		}
 		called := map[string]bool{
 			// ask nothing
-			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "WentBack": true,
+			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "WentBack": true, "PoolStats": true, "Waiting": true,
 			// of tests
 			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "AllTransaction": true, "Begin": true, "DamageWait": true, "InteractiveWork": true, "HoldAuditLock": true,
+			"FindQueries": true, "LoggedChanges": true,
 		}
 		for _, x := range calls {
 			called[x.name] = true
