@@ -22,7 +22,6 @@ type changed interface {
 // act is an act on selected mails.
 type act struct {
 	name, short, would, did string
-	admin                   bool
 	call                    func(ctx context.Context, c *client.Client, ids []string, f *maildispatchv1.MailFilter, dry bool, reason string) (changed, error)
 }
 

@@ -74,7 +74,7 @@ func (b *Budget) Options() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto"), &b.faults}), experimental.BufferPool(buffers),
 		// What comes and nobody reads is bounded by these. A message that is waited for gets
 		// the window that it needs.
-		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connectionWindow), grpc.SharedWriteBuffer(true)}
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connectionWindow)}
 }
 
 // Stream makes the messages of a stream wait for room. What a message takes is given back when
