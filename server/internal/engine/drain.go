@@ -186,7 +186,7 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 	}
 	d.e.drains.looks(d)
 	asked := d.asked()
-	claimed, err := d.claim(ctx, want, store.AnyPriority)
+	claimed, next, err := d.claim(ctx, want, store.AnyPriority)
 	if err != nil {
 		d.e.log.Error("batch: cannot claim", "mail_server", d.Server.Name, "error", err)
 		select {
@@ -195,7 +195,7 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 		}
 		return page, false // the next pass tries again
 	}
-	all := len(claimed) < want
+	all := claimed < want
 	d.jobs.Looked(all)
 	if all {
 		d.fed.Store(time.Now().UnixNano())
@@ -204,21 +204,23 @@ func (d *drain) look(ctx context.Context, page int) (int, bool) {
 	if d.Probe {
 		return page, false // hasOtherWay says how it goes on
 	}
-	if len(claimed) > 0 {
-		page = min(d.nextPage(claimed), d.e.journal.BulkItems())
+	if claimed > 0 {
+		page = min(next, d.e.journal.BulkItems())
 	}
 	return page, true
 }
 
-// claim claims up to want mails that are above a priority and puts them into the line.
-func (d *drain) claim(ctx context.Context, want int, above int16) ([]*store.Claimed, error) {
+// claim claims up to want mails that are above a priority and puts them into the line. It tells
+// how many, and how many to claim next.
+func (d *drain) claim(ctx context.Context, want int, above int16) (n, next int, err error) {
 	owner := d.e.lease.Replica()
 	claimed, err := d.e.journal.Claim(ctx, owner, d.Server.Name, want, above)
 	d.giveBack(want - len(claimed))
 	if len(claimed) > 0 {
+		next = nextPage(claimed) // before they are in the line, and with that the workers'
 		d.accept(claimed, owner)
 	}
-	return claimed, err
+	return len(claimed), next, err
 }
 
 func (d *drain) linger() time.Duration {
@@ -298,7 +300,7 @@ func (d *drain) express(ctx context.Context) {
 		return
 	}
 	if want, ok := d.takeRate(ctx, firstPage); ok && want > 0 {
-		_, _ = d.claim(ctx, want, lowest) // the next look meets the same fault and tells
+		_, _, _ = d.claim(ctx, want, lowest) // the next look meets the same fault and tells
 	}
 }
 
@@ -451,7 +453,7 @@ func (d *drain) giveBack(n int) {
 }
 
 // nextPage sizes the next claim so that a page of large mails does not fill the memory.
-func (d *drain) nextPage(last []*store.Claimed) int {
+func nextPage(last []*store.Claimed) int {
 	var sum int64
 	for _, c := range last {
 		sum += int64(len(c.Raw)) + 256
