@@ -460,3 +460,20 @@ func TestSecondProcessIsRefused(t *testing.T) {
 		t.Fatalf("second open: %v", err)
 	}
 }
+
+// TestLongTextIsReadInPieces: the part of a message that lies in its row is read in pieces,
+// none of them twice and none left out.
+func TestLongTextIsReadInPieces(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		long := make([]byte, 300<<10)
+		for i := range long {
+			long[i] = byte('a' + i*i%23)
+		}
+		m := newMail("ss", func(m *store.NewMail) { m.Raw[0].Data = long })
+		enqueue(t, s, m)
+		var b bytes.Buffer
+		if n, err := s.RawMail(ctx, store.Everything, m.ID, &b); err != nil || n != int64(len(long)) || !bytes.Equal(b.Bytes(), long) {
+			t.Errorf("got %d bytes, %v, want %d", n, err, len(long))
+		}
+	})
+}
