@@ -51,7 +51,8 @@ async function main() {
   const { values: args } = parseArgs({
     options: {
       address: { type: 'string', default: '127.0.0.1:50051' },
-      ca: { type: 'string' }, // file with the certificate authority; without it the connection is plain
+      // file with the certificate authority; without it the connection is plain
+      ca: { type: 'string' },
       'token-file': { type: 'string' },
       team: { type: 'string', default: '' },
       to: { type: 'string', multiple: true },
