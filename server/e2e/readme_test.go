@@ -36,7 +36,7 @@ const (
 	readmeRelay   = `"port": 2525`
 	readmeUnknown = "01980000-0000-7000-8000-000000000000" // the mail to resolve
 	// the change that is tried before it is saved
-	readmeDeadPort = `"port": 2526`
+	readmeDeadPort = `"port": 587`
 )
 
 // TestREADME runs each grpcurl command of the README, in its order, against a service that was
