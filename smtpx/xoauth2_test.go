@@ -96,11 +96,7 @@ func TestXOAUTH2Again(t *testing.T) {
 		opens        bool
 		conns, asked int
 	}{"the second is taken": {"new", true, 2, 2}, "neither is": {"other", false, 2, 2}} {
-		conns := 0
-		srv := (&smtpxtest.Server{Username: "shop@x.example", Password: c.right, Mechanisms: []string{"XOAUTH2"}, On: func(cmd smtpxtest.Command) *smtpxtest.Action {
-			conns = max(conns, cmd.Conn)
-			return nil
-		}}).Start(t)
+		srv := (&smtpxtest.Server{Username: "shop@x.example", Password: c.right, Mechanisms: []string{"XOAUTH2"}}).Start(t)
 		k := &tokens{have: []smtpx.Token{{Access: "old"}, {Access: "new"}}}
 		s, err := new(smtpx.Dialer).Dial(context.Background(), xoauth2(srv, k))
 		if (err == nil) != c.opens || k.asked != c.asked {
@@ -110,8 +106,8 @@ func TestXOAUTH2Again(t *testing.T) {
 			_ = s.Close()
 		}
 		srv.Close()
-		if conns != c.conns {
-			t.Errorf("%s: got %d connections, want %d", name, conns, c.conns)
+		if got := srv.Conns(); got != c.conns {
+			t.Errorf("%s: got %d connections, want %d", name, got, c.conns)
 		}
 	}
 }
@@ -125,9 +121,7 @@ func (noToken) Hint() string  { return "make a new client secret" }
 // TestNoToken: while no token can be had the mail server is not connected to, and no login of
 // another kind is tried.
 func TestNoToken(t *testing.T) {
-	touched := false
-	srv := (&smtpxtest.Server{Username: "shop@x.example", Password: "p", Mechanisms: []string{"PLAIN", "XOAUTH2"},
-		On: func(smtpxtest.Command) *smtpxtest.Action { touched = true; return nil }}).Start(t)
+	srv := (&smtpxtest.Server{Username: "shop@x.example", Password: "p", Mechanisms: []string{"PLAIN", "XOAUTH2"}}).Start(t)
 	r := xoauth2(srv, &tokens{err: noToken{}})
 	r.Password = "p"
 	e := fault(t, r)
@@ -140,7 +134,7 @@ func TestNoToken(t *testing.T) {
 		t.Errorf("%+v", res.Steps)
 	}
 	srv.Close()
-	if touched {
+	if srv.Conns() != 0 {
 		t.Error("the mail server was connected to")
 	}
 }

@@ -37,7 +37,8 @@ type Action struct {
 
 // Server is one scripted server. Set the fields before Start.
 type Server struct {
-	// On is asked before each answer; nil = the ordinary one.
+	// On is asked before each answer; nil = the ordinary one. Connections ask it at the same
+	// time, so what it writes needs a lock.
 	On func(Command) *Action
 	// Extensions offered after EHLO; nil = PIPELINING, 8BITMIME, ENHANCEDSTATUSCODES,
 	// SIZE 10485760.
