@@ -140,7 +140,7 @@ type providerHint struct {
 }
 
 const (
-	needsOAuth = "the provider takes OAuth 2 logins only: set auth to AUTH_XOAUTH2 and give oauth2 (the README shows it for Exchange Online and Gmail)"
+	needsOAuth = "the provider takes OAuth 2 logins only: set auth to AUTH_XOAUTH2 and give oauth2 (server/OPERATING.md shows it for Exchange Online and Gmail)"
 	noRight    = "the account has no right on the sender's mailbox: give it one (Exchange Online: Add-MailboxPermission with FullAccess, or Add-RecipientPermission with SendAs)"
 )
 

@@ -20,12 +20,12 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// networkCommands are the commands of the README's page, but for the program's name.
+// networkCommands are the commands of CONFIGURATION.md's page, but for the program's name.
 func networkCommands(t *testing.T) [][]string {
 	t.Helper()
-	_, section, ok := strings.Cut(readme(t), "\n## Open it to the network\n")
+	_, section, ok := strings.Cut(document(t, configuration), "\n## Open it to the network\n")
 	if !ok {
-		t.Fatal("the README has no section \"Open it to the network\"")
+		t.Fatal("CONFIGURATION.md has no section \"Open it to the network\"")
 	}
 	parts := strings.Split(section, "```")
 	commands, err := shellWords(strings.TrimPrefix(parts[1], "sh\n"))
@@ -41,8 +41,8 @@ func networkCommands(t *testing.T) [][]string {
 	return commands
 }
 
-// TestOpenToTheNetwork does what the README's page says, word by word but for the address: a
-// token before the service runs, one while it does, and nobody without one.
+// TestOpenToTheNetwork does what CONFIGURATION.md's page says, word by word but for the
+// address: a token before the service runs, one while it does, and nobody without one.
 func TestOpenToTheNetwork(t *testing.T) {
 	t.Parallel()
 	commands := networkCommands(t)

@@ -39,13 +39,13 @@ func helpOptions(t *testing.T) map[string]option {
 	return out
 }
 
-// readmeOptions reads the README's table. A row may hold several flags, with one default each
-// or one for all.
+// readmeOptions reads the table of CONFIGURATION.md. A row may hold several flags, with one
+// default each or one for all.
 func readmeOptions(t *testing.T) map[string]option {
 	t.Helper()
-	_, section, ok := strings.Cut(readme(t), "\n## Configuration\n")
+	_, section, ok := strings.Cut(document(t, configuration), "\n## Flags\n")
 	if !ok {
-		t.Fatal("the README has no section Configuration")
+		t.Fatal("CONFIGURATION.md has no section Flags")
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
 	out := map[string]option{}
@@ -90,13 +90,13 @@ func readmeOptions(t *testing.T) map[string]option {
 func TestREADMEConfiguration(t *testing.T) {
 	help, table := helpOptions(t), readmeOptions(t)
 	if h, r := slices.Sorted(maps.Keys(help)), slices.Sorted(maps.Keys(table)); !slices.Equal(h, r) {
-		t.Fatalf("serve --help has %q,\nthe README          %q", h, r)
+		t.Fatalf("serve --help has %q,\nthe table           %q", h, r)
 	}
 	for name, h := range help {
 		r := table[name]
 		if d, err := time.ParseDuration(h.value); err == nil {
 			if rd, err := time.ParseDuration(r.value); err != nil || rd != d {
-				t.Errorf("--%s: the README says %q, the flag %q", name, r.value, h.value)
+				t.Errorf("--%s: the table says %q, the flag %q", name, r.value, h.value)
 			}
 			continue
 		}
@@ -104,7 +104,7 @@ func TestREADMEConfiguration(t *testing.T) {
 			r.value = "false"
 		}
 		if r != h {
-			t.Errorf("--%s: the README says %+v, the flag %+v", name, r, h)
+			t.Errorf("--%s: the table says %+v, the flag %+v", name, r, h)
 		}
 	}
 }

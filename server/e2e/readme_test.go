@@ -30,7 +30,7 @@ import (
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
-// Where the README talks to.
+// Where the guide for callers talks to.
 const (
 	readmeService = "127.0.0.1:50051"
 	readmeRelay   = `"port": 2525`
@@ -39,9 +39,9 @@ const (
 	readmeDeadPort = `"port": 587`
 )
 
-// TestREADME runs each grpcurl command of the README, in its order, against a service that was
-// just started, and wants what the README promises. Like grpcurl it knows nothing of the schema
-// but what server reflection tells.
+// TestREADME runs each grpcurl command of client/README.md, in its order, against a service
+// that was just started, and wants what that guide promises. Like grpcurl it knows nothing of
+// the schema but what server reflection tells.
 func TestREADME(t *testing.T) {
 	commands := grpcurlCommands(t)
 	s := start(t, storetest.SQLiteDSN(t))
@@ -77,7 +77,7 @@ func TestREADME(t *testing.T) {
 		}
 		check := promised[name]
 		if check == nil {
-			t.Errorf("the README calls %s and this test does not know what it promises: say so in readmePromises", name)
+			t.Errorf("the guide calls %s and this test does not know what it promises: say so in readmePromises", name)
 			continue
 		}
 		check(t, answers)
@@ -97,7 +97,7 @@ func TestREADME(t *testing.T) {
 		}
 	}
 	for name := range promised {
-		t.Errorf("the README does not show %s any more", name)
+		t.Errorf("the guide does not show %s any more", name)
 	}
 	for _, symbol := range describedSymbols(t) {
 		if _, err := r.file(timeout(t), symbol).FindDescriptorByName(protoreflect.FullName(symbol)); err != nil {
@@ -106,7 +106,7 @@ func TestREADME(t *testing.T) {
 	}
 }
 
-// readmePromises says what the answer to each command of the README has to be, beyond OK.
+// readmePromises says what the answer to each command of the guide has to be, beyond OK.
 func readmePromises(relay *smtpxtest.Server) map[string]func(*testing.T, []map[string]any) {
 	want := func(value any, path ...any) func(*testing.T, []map[string]any) {
 		return func(t *testing.T, answers []map[string]any) {
@@ -218,12 +218,18 @@ func deadPort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// grpcurl is one command of the README.
+// grpcurl is one command of the guide.
 type grpcurl struct{ method, body string }
 
-func readme(t *testing.T) string {
+// The documents that show commands, from this folder.
+const (
+	callersGuide  = "../../client/README.md"
+	configuration = "../CONFIGURATION.md"
+)
+
+func document(t *testing.T, path string) string {
 	t.Helper()
-	b, err := os.ReadFile("../../README.md")
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +240,7 @@ func readme(t *testing.T) string {
 func grpcurlCommands(t *testing.T) []grpcurl {
 	t.Helper()
 	var out []grpcurl
-	parts := strings.Split(readme(t), "```")
+	parts := strings.Split(document(t, callersGuide), "```")
 	if len(parts)%2 == 0 {
 		t.Fatal("a code block does not end")
 	}
@@ -267,7 +273,7 @@ func grpcurlCommands(t *testing.T) []grpcurl {
 		}
 	}
 	if len(out) == 0 {
-		t.Fatal("the README shows no grpcurl command")
+		t.Fatal("the guide shows no grpcurl command")
 	}
 	return out
 }
@@ -357,14 +363,14 @@ func shellWords(script string) ([][]string, error) {
 	return all, nil
 }
 
-// describedSymbols are those the README's prose shows with `grpcurl ... describe SYMBOL`.
+// describedSymbols are those the guide's prose shows with `grpcurl ... describe SYMBOL`.
 func describedSymbols(t *testing.T) []string {
 	t.Helper()
 	var out []string
-	for _, m := range regexp.MustCompile("`grpcurl [^`]* describe ([a-zA-Z0-9_.]+)`").FindAllStringSubmatch(readme(t), -1) {
+	for _, m := range regexp.MustCompile("`grpcurl [^`]* describe ([a-zA-Z0-9_.]+)`").FindAllStringSubmatch(document(t, callersGuide), -1) {
 		out = append(out, m[1])
 	}
-	if n := strings.Count(readme(t), "`grpcurl "); n != len(out) {
+	if n := strings.Count(document(t, callersGuide), "`grpcurl "); n != len(out) {
 		t.Errorf("the prose shows %d grpcurl commands, %d of them describe something", n, len(out))
 	}
 	return out
