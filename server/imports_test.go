@@ -22,6 +22,7 @@ type importRule struct {
 // importRules has a row for every package. The most specific row counts.
 var importRules = []importRule{
 	{pkg: "proto/...", may: []string{"proto/..."}, why: "the schema knows nobody"},
+	{pkg: "proto/plain", may: []string{"proto/maildispatch/v1"}, why: "the schema as people read it; the command line and the web page share it"},
 	{pkg: "store/...", may: []string{"store/..."}, tests: []string{"store/storetest", "store/storetest/memory"}, why: "a database knows neither SMTP nor gRPC"},
 	{pkg: "smtpx", may: []string{"smtpx/internal/..."}, tests: []string{"smtpx/message", "smtpx/smtpxtest"}, why: "an SMTP client, of use without the rest; what it sends is bytes"},
 	{pkg: "smtpx/message/dkim", why: "signs bytes; knows neither how they were composed nor where keys are kept"},

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
 // token is the command of that name.
@@ -63,7 +64,7 @@ func (a *app) token() *cobra.Command {
 			req.Kinds = append(req.Kinds, maildispatchv1.Kind(n))
 		}
 		if ttl != "" {
-			d, err := span(ttl)
+			d, err := plain.Span(ttl)
 			if err != nil {
 				return usage("--ttl is a time such as 12h or 30d")
 			}

@@ -5,14 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
 // printer prints calls instead of making them. A call that is printed is answered with an empty
@@ -38,30 +37,13 @@ func (p *printer) call(method string, req any) {
 	if !is {
 		return
 	}
-	words := []string{"grpcurl"}
 	host, _, err := net.SplitHostPort(p.profile.Address)
 	ip := net.ParseIP(host)
 	here := err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
-	switch {
-	case p.profile.CA != "" || p.profile.Cert != "":
-		if p.profile.CA != "" {
-			words = append(words, "-cacert", quote(p.profile.CA))
-		}
-		if p.profile.Cert != "" {
-			words = append(words, "-cert", quote(p.profile.Cert), "-key", quote(p.profile.Key))
-		}
-	case here || p.profile.Plaintext:
-		words = append(words, "-plaintext")
-	}
-	if p.profile.TokenFile != "" {
-		words = append(words, "-H", `"authorization: Bearer $(cat `+quote(p.profile.TokenFile)+`)"`)
-	}
-	words = append(words, "-d", quote(grpcurlJSON(m)), p.profile.Address, strings.TrimPrefix(method, "/"))
-	fmt.Fprintln(p.out, strings.Join(words, " "))
+	secured := p.profile.CA != "" || p.profile.Cert != ""
+	t := plain.Target{Address: p.profile.Address, CA: p.profile.CA, Cert: p.profile.Cert, Key: p.profile.Key, TokenFile: p.profile.TokenFile, Plaintext: !secured && (here || p.profile.Plaintext)}
+	fmt.Fprintln(p.out, t.Line(method, m))
 }
-
-// quote makes one word of a shell.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // printed is a stream whose first request is printed and that has no answer.
 type printed struct {
@@ -84,21 +66,4 @@ func (s *printed) SendMsg(m any) error {
 	}
 	s.sent = true
 	return nil
-}
-
-// grpcurlJSON is a request as grpcurl reads it: a field mask is a message like any other there.
-func grpcurlJSON(m proto.Message) string {
-	text := jsonText(m)
-	u, is := m.(*maildispatchv1.UpdateMailServerRequest)
-	if !is || u.GetUpdateMask() == nil {
-		return text
-	}
-	rest := proto.CloneOf(u)
-	rest.UpdateMask = nil
-	text = jsonText(rest)
-	paths := make([]string, len(u.UpdateMask.Paths))
-	for i, p := range u.UpdateMask.Paths {
-		paths[i] = fmt.Sprintf("%q", p)
-	}
-	return strings.TrimSuffix(text, "}") + `,"update_mask":{"paths":[` + strings.Join(paths, ",") + "]}}"
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
 // optionFlags are the flags that say for whom, through what and when.
@@ -144,7 +145,7 @@ func (a *app) sent(res *maildispatchv1.SendMailResponse) {
 	}
 	a.printf("Mail %s is %s%s; %s.\n", safe(m.Id), word(m.Status), before, safe(res.GetAccepted().GetRouteDetail()))
 	for _, r := range m.Recipients {
-		a.printf("  %s: %s %s\n", safe(r.Address), word(r.Status), reply(r))
+		a.printf("  %s: %s %s\n", safe(r.Address), word(r.Status), safe(plain.Reply(r)))
 	}
 	if m.Status != maildispatchv1.MailStatus_MAIL_STATUS_SENT {
 		a.printf("Look with: maildispatch why %s\n", safe(m.Id))

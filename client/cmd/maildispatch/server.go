@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
 // server is the command of that name.
@@ -290,7 +291,7 @@ func (a *app) serverPause() *cobra.Command {
 			}
 			m.PauseUntil = t
 		} else {
-			d, err := span(forTime)
+			d, err := plain.Span(forTime)
 			if err != nil {
 				return usage("--for is a time such as 90m or 2d")
 			}

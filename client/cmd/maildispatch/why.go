@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
 // why is the command of that name.
@@ -62,25 +63,6 @@ func (a *app) acts(ctx context.Context, id string) ([]*maildispatchv1.AuditRow, 
 	return rows, err
 }
 
-// headlines say in one sentence where a mail is.
-var headlines = map[maildispatchv1.MailStatus]string{
-	maildispatchv1.MailStatus_MAIL_STATUS_QUEUED:         "WAITS for its first attempt.",
-	maildispatchv1.MailStatus_MAIL_STATUS_SENDING:        "IS BEING SENT just now.",
-	maildispatchv1.MailStatus_MAIL_STATUS_DEFERRED:       "NOT DELIVERED YET. The service tries again by itself.",
-	maildispatchv1.MailStatus_MAIL_STATUS_HELD:           "HELD. It is not sent until somebody releases it.",
-	maildispatchv1.MailStatus_MAIL_STATUS_FAILED:         "NOT DELIVERED. No recipient has it, and nobody tries again by itself.",
-	maildispatchv1.MailStatus_MAIL_STATUS_UNKNOWN:        "NOBODY KNOWS. The mail server did not answer after the message was handed over; it may have arrived.",
-	maildispatchv1.MailStatus_MAIL_STATUS_PARTIALLY_SENT: "DELIVERED TO SOME of its recipients.",
-	maildispatchv1.MailStatus_MAIL_STATUS_SENT:           "HANDED OVER. The mail server has taken it for every recipient.",
-	maildispatchv1.MailStatus_MAIL_STATUS_CANCELLED:      "CANCELLED. It is not sent any more.",
-}
-
-// outcomes say how an attempt ended.
-var outcomes = map[string]string{
-	"sent": "every recipient was accepted", "partial": "some recipients were accepted", "deferred": "put off", "failed": "refused",
-	"unknown": "no answer after the message was handed over", "server": "the mail server could not be used; that costs the mail no attempt", "": "under way",
-}
-
 // story is a mail's in plain words.
 func story(m *maildispatchv1.Mail, acts []*maildispatchv1.AuditRow) string {
 	var b strings.Builder
@@ -89,7 +71,7 @@ func story(m *maildispatchv1.Mail, acts []*maildispatchv1.AuditRow) string {
 	if name == "" {
 		name = m.Id
 	}
-	p("%s: %s\n\n", safe(name), headlines[m.Status])
+	p("%s: %s\n\n", safe(name), plain.Headlines[m.Status])
 	p("  %s \"%s\"\n  from %s through %s, id %s\n", strings.ReplaceAll(word(m.Kind), "-", " "), safe(m.Subject), safe(m.From), safe(m.MailServer), m.Id)
 	if m.BatchId != "" {
 		p("  of batch %s\n", safe(m.BatchId))
@@ -107,11 +89,7 @@ func story(m *maildispatchv1.Mail, acts []*maildispatchv1.AuditRow) string {
 		if i > 0 && x.Number > m.Attempts[i-1].Number+1 {
 			p("  ...                  %s left out\n", plural(x.Number-m.Attempts[i-1].Number-1, "attempt"))
 		}
-		words, known := outcomes[x.Outcome]
-		if !known {
-			words = safe(x.Outcome)
-		}
-		p("  %s  attempt %d through %s: %s\n", clock(x.StartTime), x.Number, safe(x.MailServer), words)
+		p("  %s  attempt %d through %s: %s\n", clock(x.StartTime), x.Number, safe(x.MailServer), safe(plain.Outcome(x.Outcome)))
 		if x.Detail != "" && x.Outcome != "sent" {
 			p("  %19s  %s\n", "", safe(x.Detail))
 		}
@@ -137,7 +115,7 @@ func story(m *maildispatchv1.Mail, acts []*maildispatchv1.AuditRow) string {
 	p("\nRecipients\n")
 	for _, r := range m.Recipients {
 		p("  %s: %s", safe(r.Address), word(r.Status))
-		if reply := reply(r); reply != "" {
+		if reply := safe(plain.Reply(r)); reply != "" {
 			p(", \"%s\"", reply)
 		}
 		p("\n")
@@ -156,21 +134,6 @@ func story(m *maildispatchv1.Mail, acts []*maildispatchv1.AuditRow) string {
 		}
 	}
 	return b.String()
-}
-
-// reply is what the mail server said to a recipient.
-func reply(r *maildispatchv1.RecipientResult) string {
-	if r.Detail == "" && r.SmtpCode == 0 {
-		return ""
-	}
-	var words []string
-	if r.SmtpCode != 0 && !strings.HasPrefix(r.Detail, fmt.Sprint(r.SmtpCode)) {
-		words = append(words, fmt.Sprint(r.SmtpCode))
-		if r.EnhancedCode != "" && !strings.Contains(r.Detail, r.EnhancedCode) {
-			words = append(words, safe(r.EnhancedCode))
-		}
-	}
-	return strings.Join(append(words, safe(r.Detail)), " ")
 }
 
 // nextSteps are what a person can do about a mail as it is.

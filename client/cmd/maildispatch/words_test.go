@@ -15,6 +15,7 @@ import (
 	"github.com/maildispatch/maildispatch/client"
 	"github.com/maildispatch/maildispatch/client/clienttest"
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
 // TestSafe: what a terminal would act on is shown as its number.
@@ -142,7 +143,7 @@ What to do
 	}
 	for n, word := range maildispatchv1.MailStatus_name { // every state has its words
 		m := mail(func(m *maildispatchv1.Mail) { m.Status = maildispatchv1.MailStatus(n) })
-		if n > 0 && (headlines[m.Status] == "" || n != int32(maildispatchv1.MailStatus_MAIL_STATUS_CANCELLED) && n != int32(maildispatchv1.MailStatus_MAIL_STATUS_SENDING) && len(nextSteps(m)) == 0) {
+		if n > 0 && (plain.Headlines[m.Status] == "" || n != int32(maildispatchv1.MailStatus_MAIL_STATUS_CANCELLED) && n != int32(maildispatchv1.MailStatus_MAIL_STATUS_SENDING) && len(nextSteps(m)) == 0) {
 			t.Errorf("%s has no words", word)
 		}
 	}
