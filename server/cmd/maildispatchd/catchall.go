@@ -33,6 +33,7 @@ func runCatchAll(ctx context.Context, out io.Writer, args []string) error {
 	fs.StringVar(&srv.Password, "password", "", "its password, or its access token with XOAUTH2")
 	fs.DurationVar(&srv.Slow, "slow", 10*time.Second, "how long a mail to slow@ waits for its answer")
 	dir := fs.String("dir", "", "folder to save mails in, as .eml; default: they are told of and dropped")
+	show := fs.Bool("show", false, "print each mail as its reader sees it")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprintln(out, "maildispatchd catchall [flags]: an SMTP server that takes every mail and sends none on")
@@ -47,7 +48,7 @@ func runCatchAll(ctx context.Context, out io.Writer, args []string) error {
 	case (srv.Username == "") != (srv.Password == ""):
 		return errors.New("catchall: --username and --password belong together")
 	}
-	c := &collector{dir: *dir, out: out}
+	c := &collector{dir: *dir, show: *show, out: out}
 	if c.dir != "" {
 		if err := os.MkdirAll(c.dir, 0o700); err != nil {
 			return err
@@ -73,7 +74,8 @@ func tellFaults(out io.Writer) {
 // collector tells of what comes, a line each, and saves it where a folder is given. Sessions
 // call it at once.
 type collector struct {
-	dir string
+	dir  string
+	show bool
 
 	mu  sync.Mutex // guards out and n
 	out io.Writer
@@ -105,7 +107,17 @@ func (c *collector) took(m catchall.Mail) error {
 		saved = " in " + saved
 	}
 	c.say("took %d octets from <%s> for <%s>: %q%s", len(m.Raw), m.From, strings.Join(m.To, ">, <"), subject, saved)
+	if c.show {
+		printLetter(c.out, m.Raw)
+	}
 	return nil
+}
+
+// printLetter prints a message as its reader sees it. What is foreign in it is made printable.
+func printLetter(out io.Writer, raw []byte) {
+	for _, l := range catchall.Letter(raw) {
+		fmt.Fprintln(out, strings.TrimRight("   | "+smtpx.Clean(l, 2000), " "))
+	}
 }
 
 func (c *collector) refused(address, reply string) {

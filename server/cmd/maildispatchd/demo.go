@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -16,6 +19,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server"
 	"github.com/maildispatch/maildispatch/server/internal/catchall"
+	"github.com/maildispatch/maildispatch/smtpx"
 )
 
 const demoBulk = 200
@@ -23,21 +27,43 @@ const demoBulk = 200
 // demo runs the whole main job: the real service on SQLite in a temporary folder, a catch-all
 // SMTP server, and a client. Every step checks that it did what it says.
 func demo(ctx context.Context, args []string) error {
-	if len(args) > 0 {
-		return errors.New("demo takes no arguments")
+	return runDemo(ctx, os.Stdout, args)
+}
+
+func runDemo(ctx context.Context, out io.Writer, args []string) error {
+	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // an error is one line, printed by main
+	listen := fs.String("listen", "127.0.0.1:0", "where the service listens; port 0 picks one")
+	keep := fs.Bool("keep", false, "stay up until Ctrl-C, and print lines to go on with")
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(out, "maildispatchd demo [flags]: the whole main job on this machine, self-contained")
+		fs.SetOutput(out)
+		fs.PrintDefaults()
+		return err
+	case err != nil:
+		return err
+	case fs.NArg() > 0:
+		return fmt.Errorf("demo: %q is not a flag", fs.Arg(0))
 	}
 	dir, err := os.MkdirTemp("", "maildispatch-demo-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	sink := &catchall.Server{Username: "billing", Password: "correct horse"}
-	if err := sink.Start(); err != nil {
+	d := &demonstration{out: out}
+	d.sink = &catchall.Server{Username: "billing", Password: "correct horse", Took: d.took}
+	if err := d.sink.Start(); err != nil {
 		return err
 	}
-	defer sink.Close()
-	var cfg server.Config
-	if cfg, err = configOf("demo", []string{"-listen=127.0.0.1:0", "-database=sqlite:" + filepath.Join(dir, "demo.db"), "-batch-interval=1h", "-log-level=error", "-smtp-destinations=loopback:*"}); err != nil {
+	defer d.sink.Close()
+	interval := "1h" // the steps say when
+	if *keep {
+		interval = "1m"
+	}
+	cfg, err := configOf("demo", []string{"-listen=" + *listen, "-database=sqlite:" + filepath.Join(dir, "demo.db"),
+		"-batch-interval=" + interval, "-log-level=error", "-smtp-destinations=loopback:*"})
+	if err != nil {
 		return err
 	}
 	s, err := server.New(ctx, cfg)
@@ -47,8 +73,15 @@ func demo(ctx context.Context, args []string) error {
 	rctx, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- s.Run(rctx) }()
-	d := &demonstration{sink: sink, out: os.Stdout}
 	err = d.run(ctx, s.Addr().String())
+	if err == nil && *keep {
+		d.goOn(s.Addr().String())
+		select {
+		case <-ctx.Done():
+		case err = <-done:
+			done <- err
+		}
+	}
 	stop()
 	if rerr := <-done; err == nil {
 		err = rerr
@@ -60,15 +93,60 @@ func demo(ctx context.Context, args []string) error {
 	return nil
 }
 
+// goOn says how to go on by hand. From then on the catch-all shows what it takes.
+func (d *demonstration) goOn(addr string) {
+	d.say(`
+The service stays up until Ctrl-C, and shows here what the SMTP server takes. In another terminal:
+
+  maildispatch --address %[1]s why INV-4711
+  maildispatch --address %[1]s resend INV-4711 --only nobody@customer.example --to ann@customer.example --reason "a wrong address"
+  maildispatch --address %[1]s send --team finance --to you@example.com --subject Hello --text "The first mail"
+  maildispatch --address %[1]s server test newsletter
+  grpcurl -plaintext %[1]s maildispatch.v1.Dispatch/GetQueueStats
+  grpcurl -plaintext -d '{"message": {"to": ["you@example.com"], "subject": "Hello", "text": "Queued, and sent within a minute"}}' %[1]s maildispatch.v1.Dispatch/SendMail
+`, addr)
+	d.mu.Lock()
+	d.shows = true
+	d.mu.Unlock()
+}
+
 type demonstration struct {
 	sink     *catchall.Server
-	out      io.Writer
 	admin    pb.MailServerAdminClient
 	dispatch pb.DispatchClient
 	step     int
+
+	mu    sync.Mutex // guards the rest, which sessions of the catch-all use as well
+	out   io.Writer
+	mails []catchall.Mail // what it took during the steps
+	shows bool            // the steps are over: what it takes is shown, and not kept
 }
 
-func (d *demonstration) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
+func (d *demonstration) say(format string, args ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fmt.Fprintf(d.out, format+"\n", args...)
+}
+
+// took keeps a mail that the catch-all took, or shows it.
+func (d *demonstration) took(m catchall.Mail) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.shows {
+		d.mails = append(d.mails, m)
+		return nil
+	}
+	fmt.Fprintf(d.out, "\nthe SMTP server took a mail for %s:\n", smtpx.Clean(strings.Join(m.To, ", "), 2000))
+	printLetter(d.out, m.Raw)
+	return nil
+}
+
+// received are the mails that the catch-all took so far.
+func (d *demonstration) received() []catchall.Mail {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.mails)
+}
 
 func (d *demonstration) title(format string, args ...any) {
 	d.step++
@@ -207,10 +285,14 @@ func (d *demonstration) invoice(ctx context.Context) error {
 	if accepted != 2 || refused != 1 || mail.GetStatus() != pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT {
 		return fmt.Errorf("%d accepted, %d refused, %s", accepted, refused, mail.GetStatus())
 	}
-	got := d.sink.Mails()
+	got := d.received()
 	if len(got) != 1 || len(got[0].To) != 2 || strings.Contains(string(got[0].Raw), "archive@shop.example") {
 		return errors.New("the SMTP server received something else")
 	}
+	d.say("   What 王小明 reads:")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	printLetter(d.out, got[0].Raw)
 	return nil
 }
 
@@ -267,8 +349,8 @@ func (d *demonstration) runBatch(ctx context.Context) error {
 		return err
 	}
 	d.say("   claimed %d: sent %d, deferred %d, failed %d, unknown %d", r.Claimed, r.Sent, r.Deferred, r.Failed, r.Unknown)
-	if r.Sent != demoBulk || len(d.sink.Mails()) != demoBulk+1 {
-		return fmt.Errorf("sent %d, and the SMTP server received %d mails in all", r.Sent, len(d.sink.Mails()))
+	if r.Sent != demoBulk || len(d.received()) != demoBulk+1 {
+		return fmt.Errorf("sent %d, and the SMTP server received %d mails in all", r.Sent, len(d.received()))
 	}
 	return nil
 }

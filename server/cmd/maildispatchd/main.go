@@ -22,8 +22,8 @@ type command struct {
 
 var commands = []command{
 	{"serve", "serve [flags]", "the service", serve},
-	{"demo", "demo", "the whole main job on this machine, self-contained; exits 0 if every step did what it says", demo},
-	{"catchall", "catchall [--listen host:port] [--dir FOLDER]", "an SMTP server that takes every mail and sends none on; some addresses are answered with faults", catchAll},
+	{"demo", "demo [--keep]", "the whole main job on this machine, self-contained; exits 0 if every step did what it says", demo},
+	{"catchall", "catchall [--listen host:port] [--show] [--dir FOLDER]", "an SMTP server that takes every mail and sends none on; some addresses are answered with faults", catchAll},
 	{"migrate", "migrate [flags]", "bring the database's schema up to date and end", migrate},
 	{"doctor", "doctor [flags]", "look whether the database keeps the promise, and at what a person should do; changes nothing", doctor},
 	{"adopt", "adopt [flags]", "go on with a database that was restored or copied: let go what was held for it", adopt},
