@@ -188,6 +188,8 @@ func (t *trace) warnCertificate(s *Session) {
 	}
 }
 
+const earlierFailed = "an earlier step failed"
+
 // complete gives the steps in the order of a session, those that were not reached as skipped,
 // the second EHLO behind STARTTLS folded into the first.
 func (t *trace) complete(r Relay) []Step {
@@ -218,7 +220,7 @@ func (t *trace) complete(r Relay) []Step {
 			out = append(out, *found)
 			failed = failed || found.Outcome == StepFailed
 		case failed:
-			out = append(out, Step{Kind: k, Outcome: StepSkipped, Detail: "an earlier step failed"})
+			out = append(out, Step{Kind: k, Outcome: StepSkipped, Detail: earlierFailed})
 		default:
 			out = append(out, Step{Kind: k, Outcome: StepSkipped, Detail: "not needed"})
 		}

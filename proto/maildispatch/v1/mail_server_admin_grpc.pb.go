@@ -76,8 +76,10 @@ type MailServerAdminClient interface {
 	SetDefaultMailServer(ctx context.Context, in *SetDefaultMailServerRequest, opts ...grpc.CallOption) (*SetDefaultMailServerResponse, error)
 	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid
 	// with changes, on the path a mail takes. A failed test is an answer, not an error. No mail
-	// leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND).
+	// leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Whatever happens between
+	// the connection and the greeting reads the same, here and in the journals, unless the caller
+	// is a system administrator: the service's network is none of a team's business. Errors:
+	// NOT_FOUND (MAIL_SERVER_NOT_FOUND).
 	TestMailServer(ctx context.Context, in *TestMailServerRequest, opts ...grpc.CallOption) (*TestMailServerResponse, error)
 	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is
 	// running: it joins it. Only the replica that is asked makes this pass; the others go on with
@@ -231,8 +233,10 @@ type MailServerAdminServer interface {
 	SetDefaultMailServer(context.Context, *SetDefaultMailServerRequest) (*SetDefaultMailServerResponse, error)
 	// TestMailServer tries a saved configuration, one that is not saved, or a saved one overlaid
 	// with changes, on the path a mail takes. A failed test is an answer, not an error. No mail
-	// leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Errors: NOT_FOUND
-	// (MAIL_SERVER_NOT_FOUND).
+	// leaves; MAIL FROM and RCPT TO are tried only for probe_recipient. Whatever happens between
+	// the connection and the greeting reads the same, here and in the journals, unless the caller
+	// is a system administrator: the service's network is none of a team's business. Errors:
+	// NOT_FOUND (MAIL_SERVER_NOT_FOUND).
 	TestMailServer(context.Context, *TestMailServerRequest) (*TestMailServerResponse, error)
 	// RunBatch is the batch of every minute, now. It never doubles a mail of a pass that is
 	// running: it joins it. Only the replica that is asked makes this pass; the others go on with

@@ -96,9 +96,13 @@ func notYours(team string) error {
 // Admin reports whether the caller is an administrator of what it sees.
 func (c Caller) Admin() bool { return slices.Contains(c.Roles, pb.Role_ROLE_ADMIN) }
 
+// SeesNetwork reports whether the caller may read what happened between the service and the
+// host of a mail server, which tells what listens there.
+func (c Caller) SeesNetwork() bool { return c.System && c.Admin() }
+
 // SystemAdmin is nil for a system administrator. what names the thing that only one may do.
 func (c Caller) SystemAdmin(what string) error {
-	if c.System && c.Admin() {
+	if c.SeesNetwork() {
 		return nil
 	}
 	return apierr.New(codes.PermissionDenied, pb.ReasonRoleMissing, "%s: only system administrators may", what)

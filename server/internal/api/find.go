@@ -86,7 +86,7 @@ func (a *API) FindMails(ctx context.Context, r *pb.FindMailsRequest) (*pb.FindMa
 	}
 	out := &pb.FindMailsResponse{Mails: make([]*pb.Mail, len(ms))}
 	for i, m := range ms {
-		out.Mails[i] = mail(m)
+		out.Mails[i] = viewerOf(ctx).mail(m)
 	}
 	if next != uuid.Nil {
 		out.NextPageToken = a.pageToken("find", same, cursorBytes(nil, next))

@@ -45,7 +45,7 @@ func (a *API) GetMail(ctx context.Context, r *pb.GetMailRequest) (*pb.GetMailRes
 	if err != nil {
 		return nil, a.mailFault(err, r.Id)
 	}
-	return &pb.GetMailResponse{Mail: mail(m)}, nil
+	return &pb.GetMailResponse{Mail: viewerOf(ctx).mail(m)}, nil
 }
 
 const downloadChunk = 64 << 10
@@ -190,7 +190,7 @@ func (a *API) list(ctx context.Context, kind string, f *pb.MailFilter, size int3
 	}
 	out := make([]*pb.Mail, len(ms))
 	for i, m := range ms {
-		out[i] = mail(m)
+		out[i] = viewerOf(ctx).mail(m)
 	}
 	return out, next, nil
 }

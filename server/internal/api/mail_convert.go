@@ -1,12 +1,14 @@
 package api
 
 import (
+	"context"
 	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/delivery"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
@@ -44,7 +46,32 @@ var (
 
 func stampOf(t time.Time) *timestamppb.Timestamp { return stamp(&t) }
 
-func recipientResult(r store.Recipient, res store.RecipientResult) *pb.RecipientResult {
+// viewer is who reads what became of mail.
+type viewer struct {
+	// Reads one text for every fault of connecting and greeting. A system administrator reads
+	// what happened: a mail server's host and port are a team's to set, and would else tell
+	// what listens in the service's network.
+	hidesConnect bool
+}
+
+func viewerOf(ctx context.Context) viewer {
+	return viewer{hidesConnect: !access.From(ctx).SeesNetwork()}
+}
+
+// fault is the text of a fault as the viewer reads it, and whether it says less than it did.
+func (v viewer) fault(text string) (string, bool) {
+	if !v.hidesConnect {
+		return text, false
+	}
+	return smtpx.HideUnreached(text)
+}
+
+func (v viewer) recipientResult(r store.Recipient, res store.RecipientResult) *pb.RecipientResult {
+	if res.Code == 0 {
+		if text, hidden := v.fault(res.Detail); hidden {
+			res.Detail, res.Failure = text, string(smtpx.FailUnreachable)
+		}
+	}
 	out := &pb.RecipientResult{Address: r.Mailbox, Kind: pb.RecipientResult_KIND_TO, Status: recipientStatusName[res.Status], SmtpCode: int32(res.Code),
 		EnhancedCode: res.Enhanced, Detail: res.Detail, RemoteId: res.RemoteID, Attempt: int32(res.Attempt), Time: stampOf(res.Time),
 		NextAttemptTime: stampOf(res.NextAttempt), Failure: failureName[smtpx.Failure(res.Failure)], Hint: smtpx.Failure(res.Failure).Hint(res.Detail)}
@@ -60,15 +87,17 @@ func recipientResult(r store.Recipient, res store.RecipientResult) *pb.Recipient
 	return out
 }
 
-func attempt(a store.Attempt) *pb.Attempt {
+func (v viewer) attempt(a store.Attempt) *pb.Attempt {
+	detail, _ := v.fault(a.Detail)
 	return &pb.Attempt{Number: int32(a.Number), MailServer: a.Server, StartTime: stampOf(a.Start), EndTime: stampOf(a.End), Outcome: a.Outcome,
-		Detail: a.Detail, RemoteId: a.RemoteID}
+		Detail: detail, RemoteId: a.RemoteID}
 }
 
-func mail(m *store.Mail) *pb.Mail {
+func (v viewer) mail(m *store.Mail) *pb.Mail {
+	lastError, _ := v.fault(m.LastError)
 	out := &pb.Mail{Id: m.ID.String(), Team: m.Team, MailServer: m.MailServer, Mode: modeName[m.Mode], Kind: kindName[m.Kind], Reference: m.Reference,
 		Status: mailStatusName[m.Status], From: m.From, Subject: m.Subject, MessageId: "<" + m.MessageID + ">", SizeBytes: m.SizeBytes, Labels: m.Labels,
-		RequestId: m.RequestID, PossibleDuplicate: m.PossibleDuplicate, LastError: m.LastError, CreateTime: stampOf(m.CreateTime), DueTime: stamp(m.DueTime),
+		RequestId: m.RequestID, PossibleDuplicate: m.PossibleDuplicate, LastError: lastError, CreateTime: stampOf(m.CreateTime), DueTime: stamp(m.DueTime),
 		FinishTime: stamp(m.FinishTime), ExpireTime: stamp(m.ExpireTime), AttemptCount: int32(m.Attempts), Route: routeName[m.Route], Priority: priority(m.Priority),
 		BatchId: m.BatchID, ResendReason: m.ResendReason}
 	if m.ResentFrom != uuid.Nil {
@@ -82,10 +111,10 @@ func mail(m *store.Mail) *pb.Mail {
 		if m.DueTime == nil { // held or parked since
 			res.NextAttempt = time.Time{}
 		}
-		out.Recipients = append(out.Recipients, recipientResult(r, res))
+		out.Recipients = append(out.Recipients, v.recipientResult(r, res))
 	}
 	for _, a := range m.Progress.Attempts {
-		out.Attempts = append(out.Attempts, attempt(a))
+		out.Attempts = append(out.Attempts, v.attempt(a))
 	}
 	return out
 }
@@ -103,7 +132,7 @@ func priority(p int16) pb.Priority {
 	return pb.Priority_PRIORITY_LOW
 }
 
-func event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
+func (v viewer) event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
 	out := &pb.SendResponse{MailId: ev.MailID.String(), Time: stampOf(ev.Time)}
 	switch {
 	case ev.Accepted != nil:
@@ -111,11 +140,11 @@ func event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
 		out.Event = &pb.SendResponse_Accepted_{Accepted: &pb.SendResponse_Accepted{MailServer: x.Server, Mode: modeName[x.Mode], Route: routeName[x.Route],
 			RouteDetail: routeText(x.Route, x.Server) + pauseText(x.PausedUntil), Duplicate: x.Duplicate, SizeBytes: sizeBytes}}
 	case ev.Attempt != nil:
-		out.Event = &pb.SendResponse_Attempt{Attempt: attempt(*ev.Attempt)}
+		out.Event = &pb.SendResponse_Attempt{Attempt: v.attempt(*ev.Attempt)}
 	case ev.Recipient != nil:
-		out.Event = &pb.SendResponse_Recipient{Recipient: recipientResult(ev.Recipient.Recipient, ev.Recipient.Result)}
+		out.Event = &pb.SendResponse_Recipient{Recipient: v.recipientResult(ev.Recipient.Recipient, ev.Recipient.Result)}
 	case ev.Completed != nil:
-		out.Event = &pb.SendResponse_Completed_{Completed: &pb.SendResponse_Completed{Mail: mail(ev.Completed)}}
+		out.Event = &pb.SendResponse_Completed_{Completed: &pb.SendResponse_Completed{Mail: v.mail(ev.Completed)}}
 	}
 	return out
 }

@@ -21,12 +21,12 @@ func TestFailureIsShown(t *testing.T) {
 		if got := string(failureOf[f]); got != word {
 			t.Errorf("%s is %q, want %q", name, got, word)
 		}
-		got := recipientResult(store.Recipient{Mailbox: "a@x.example"}, store.RecipientResult{Status: store.RecipientRejected, Failure: word, Detail: "no"})
+		got := viewer{}.recipientResult(store.Recipient{Mailbox: "a@x.example"}, store.RecipientResult{Status: store.RecipientRejected, Failure: word, Detail: "no"})
 		if got.Failure != f || (got.Hint != "") != (word != "") {
 			t.Errorf("%q is shown as %v with the hint %q", word, got.Failure, got.Hint)
 		}
 	}
-	got := recipientResult(store.Recipient{Mailbox: "a@x.example"}, store.RecipientResult{Failure: string(smtpx.FailRecipientPolicy), Detail: "Greylisted"})
+	got := viewer{}.recipientResult(store.Recipient{Mailbox: "a@x.example"}, store.RecipientResult{Failure: string(smtpx.FailRecipientPolicy), Detail: "Greylisted"})
 	if !strings.Contains(got.Hint, "greylisting") {
 		t.Errorf("greylisting has the hint %q", got.Hint)
 	}

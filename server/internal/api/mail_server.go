@@ -53,7 +53,7 @@ func (a *API) ListMailServers(ctx context.Context, r *pb.ListMailServersRequest)
 	}
 	for _, m := range ms {
 		x := mailServer(m)
-		x.Health = health(m, bs[m.Name])
+		x.Health = viewerOf(ctx).health(m, bs[m.Name])
 		out.MailServers = append(out.MailServers, x)
 	}
 	return out, nil
@@ -70,7 +70,7 @@ func (a *API) GetMailServer(ctx context.Context, r *pb.GetMailServerRequest) (*p
 		return nil, a.fault(err)
 	}
 	out := mailServer(m)
-	out.Health = health(m, bs[m.Name])
+	out.Health = viewerOf(ctx).health(m, bs[m.Name])
 	return &pb.GetMailServerResponse{MailServer: out}, nil
 }
 

@@ -161,13 +161,15 @@ func certificates(text string) string {
 
 // health is what all replicas know of a mail server; nil where nothing was sent through it as
 // it is configured now.
-func health(m *store.MailServer, b *store.Breaker) *pb.Health {
+func (v viewer) health(m *store.MailServer, b *store.Breaker) *pb.Health {
 	if b == nil || b.Version != m.Version && b.SuccessAt.IsZero() && b.FailureAt.IsZero() {
 		return nil
 	}
 	h := &pb.Health{State: pb.Health_STATE_OK, LastSuccessTime: stamp(&b.SuccessAt), LastFailureTime: stamp(&b.FailureAt), LastFailure: b.LastFailure}
+	h.LastFailure, _ = v.fault(h.LastFailure)
 	if b.Failures > 0 && b.Version == m.Version {
 		h.State, h.SuspendedReason, h.RetryTime = pb.Health_STATE_SUSPENDED, b.Reason, stamp(&b.RetryAt)
+		h.SuspendedReason, _ = v.fault(h.SuspendedReason)
 	}
 	return h
 }

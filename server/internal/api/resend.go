@@ -96,7 +96,7 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 	if err != nil {
 		return nil, a.mailFault(err, r.Id)
 	}
-	return &pb.ResendMailResponse{Mail: mail(got), Duplicate: res[0].Duplicate}, nil
+	return &pb.ResendMailResponse{Mail: viewerOf(ctx).mail(got), Duplicate: res[0].Duplicate}, nil
 }
 
 // corrections reads who is to get the mail that did not get it before.

@@ -61,7 +61,7 @@ func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.Re
 	case err != nil:
 		return nil, a.mailFault(err, r.Id)
 	}
-	return &pb.ResolveMailResponse{Mail: mail(m)}, nil
+	return &pb.ResolveMailResponse{Mail: viewerOf(ctx).mail(m)}, nil
 }
 
 // addresses reads addresses to be compared without case.

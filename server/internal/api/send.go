@@ -65,11 +65,11 @@ func (a *API) send(ctx context.Context, r *pb.SendRequest, tell func(*pb.SendRes
 		}
 		m := sub.Mail
 		if r.ValidateOnly {
-			ev := event(delivery.Event{Time: m.CreateTime, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}, m.SizeBytes)
+			ev := viewerOf(ctx).event(delivery.Event{Time: m.CreateTime, Accepted: &delivery.Accepted{Server: m.MailServer, Mode: m.Mode, Route: m.Route}}, m.SizeBytes)
 			ev.MailId = ""
 			return tell(ev)
 		}
-		err = a.Sender.Send(ctx, sub, func(ev delivery.Event) error { return tell(event(ev, m.SizeBytes)) })
+		err = a.Sender.Send(ctx, sub, func(ev delivery.Event) error { return tell(viewerOf(ctx).event(ev, m.SizeBytes)) })
 		if errors.Is(err, store.ErrServerChanged) && try < routeTries {
 			a.servers.drop(m.MailServer)
 			continue // nothing was stored and nothing told

@@ -237,7 +237,7 @@ func (s *itemStream) fly(m *store.NewMail, at int64) error {
 				out.MailId, out.Duplicate = ev.MailID.String(), ev.Accepted.Duplicate
 			}
 			if ev.Completed != nil {
-				out.Mail = mail(ev.Completed)
+				out.Mail = viewerOf(s.ctx).mail(ev.Completed)
 				out.Status = out.Mail.Status
 			}
 			return nil

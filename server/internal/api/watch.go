@@ -95,7 +95,7 @@ func (a *API) WatchMails(r *pb.WatchMailsRequest, stream grpc.ServerStreamingSer
 				if i == len(changes)-1 {
 					cursor = next
 				}
-				if err := stream.Send(&pb.WatchMailsResponse{Mail: mail(ch.Mail), Status: mailStatusName[ch.Status], ChangeTime: timestamppb.New(ch.Time), Cursor: token(cursor)}); err != nil {
+				if err := stream.Send(&pb.WatchMailsResponse{Mail: viewerOf(ctx).mail(ch.Mail), Status: mailStatusName[ch.Status], ChangeTime: timestamppb.New(ch.Time), Cursor: token(cursor)}); err != nil {
 					return err
 				}
 				told = time.Now()
