@@ -53,6 +53,7 @@ type Config struct {
 
 	MetricsListen string        // "" = no metrics
 	HealthListen  string        // "" = no port of its own for health
+	WebListen     string        // "" = no page for people
 	DrainDelay    time.Duration // between NOT_SERVING and the end of the ports
 
 	LogOutput io.Writer // nil = standard error
@@ -110,14 +111,19 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("admin-listen: %q is not host:port", c.AdminListen)
 	}
 	open := c.Listen // what can be reached from elsewhere, if anything can
-	if onLoopback(open) {
+	if onLoopback(open) && c.AdminListen != "" {
 		open = c.AdminListen
+	}
+	if onLoopback(open) {
+		open = c.WebListen
 	}
 	switch {
 	case c.Auth != string(access.Auto) && c.Auth != string(access.Required) && c.Auth != string(access.None):
 		return fmt.Errorf("auth: %q is none of auto, required, none", c.Auth)
 	case !c.OnLoopback() && c.Auth == string(access.None):
 		return fmt.Errorf("auth: none is for loopback only, and %q is not: anybody who reaches it could send mail and change mail servers", open)
+	case c.WebListen != "" && !onLoopback(c.WebListen) && c.TLSCert == "":
+		return fmt.Errorf("web-listen: %q is not loopback, and tokens would travel in plaintext: give --tls-cert and --tls-key", c.WebListen)
 	case !c.OnLoopback() && c.TLSCert == "" && !c.Insecure:
 		return fmt.Errorf("listen: %q is not loopback, and tokens would travel in plaintext: give --tls-cert and --tls-key, or --insecure where something else encrypts", open)
 	case c.Reflection != "auto" && c.Reflection != "true" && c.Reflection != "false":
@@ -196,7 +202,7 @@ const defaultTokenDestinations = "public:443"
 
 // OnLoopback reports whether the service can be reached from this machine only.
 func (c *Config) OnLoopback() bool {
-	return onLoopback(c.Listen) && (c.AdminListen == "" || onLoopback(c.AdminListen))
+	return onLoopback(c.Listen) && (c.AdminListen == "" || onLoopback(c.AdminListen)) && (c.WebListen == "" || onLoopback(c.WebListen))
 }
 
 // reflect reports whether the schema is told at an address.

@@ -11,12 +11,13 @@ import (
 func (c *Config) declareWatch(fs *flag.FlagSet) {
 	fs.StringVar(&c.MetricsListen, "metrics-listen", "", "address for Prometheus, such as 127.0.0.1:9090: /metrics over plain HTTP, without a login; empty: none")
 	fs.StringVar(&c.HealthListen, "health-listen", "", "address for probes such as Kubernetes' in plaintext, without a login: /healthz, /readyz and the gRPC health service; empty: none")
+	fs.StringVar(&c.WebListen, "web-listen", "", "address of a page for people, such as 127.0.0.1:8080: mail servers, journals, queues, audit; it asks for a token where callers are asked; beyond loopback only with --tls-cert; empty: none")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", 0, "how long the service goes on after SIGTERM while health says NOT_SERVING, so that callers go elsewhere; --shutdown-grace begins after it")
 }
 
 // checkWatch finds what cannot work of them.
 func (c *Config) checkWatch() error {
-	for _, a := range [][2]string{{"metrics-listen", c.MetricsListen}, {"health-listen", c.HealthListen}} {
+	for _, a := range [][2]string{{"metrics-listen", c.MetricsListen}, {"health-listen", c.HealthListen}, {"web-listen", c.WebListen}} {
 		if _, _, err := net.SplitHostPort(a[1]); err != nil && a[1] != "" {
 			return fmt.Errorf("%s: %q is not host:port", a[0], a[1])
 		}
@@ -29,5 +30,5 @@ func (c *Config) checkWatch() error {
 
 // watchLines is what --print-config says of them.
 func (c *Config) watchLines() string {
-	return fmt.Sprintf("metrics-listen=%s\nhealth-listen=%s\ndrain-delay=%v\n", c.MetricsListen, c.HealthListen, c.DrainDelay)
+	return fmt.Sprintf("metrics-listen=%s\nhealth-listen=%s\nweb-listen=%s\ndrain-delay=%v\n", c.MetricsListen, c.HealthListen, c.WebListen, c.DrainDelay)
 }

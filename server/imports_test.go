@@ -66,6 +66,9 @@ var importRules = []importRule{
 		tests: []string{"client/clienttest", "server/internal/engine", "server/internal/interceptor", "server/internal/seal", "smtpx/smtpxtest", "store/storetest"},
 		why:   "check, convert, answer; neither engine nor connections"},
 
+	{pkg: "server/internal/web", may: []string{"proto/..."}, tests: []string{"server", "smtpx/smtpxtest"},
+		why: "a caller like any other, by connections inside the process; its tests run the real service"},
+
 	{pkg: "server", may: []string{"proto/...", "server/internal/...", "smtpx/...", "store"}, why: "wires the parts together"},
 	{pkg: "server/cmd/...", may: []string{"proto/...", "server", "server/internal/...", "smtpx/...", "store"}, why: "one file a command"},
 	{pkg: "server/e2e/...",

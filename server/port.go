@@ -62,6 +62,8 @@ func (s *Server) closePorts() error {
 	}
 	s.metricsPort.stop()
 	s.healthPort.stop()
+	s.webPort.stop()
+	s.web.stop()
 	return errors.Join(errs...)
 }
 

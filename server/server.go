@@ -48,6 +48,8 @@ type Server struct {
 	metrics     *observe.Metrics // nil = nobody is offered them
 	metricsPort *httpPort        // nil = none
 	healthPort  *httpPort        // nil = none
+	webPort     *httpPort        // nil = none; web serves it
+	web         *webPort
 }
 
 // New opens everything that can fail: configuration, keys, database, port. Errors are one line
@@ -90,6 +92,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, errors.Join(err, s.closePorts())
 	}
 	if s.healthPort, err = openHTTP("health-listen", cfg.HealthListen, "health probes"); err != nil {
+		return nil, errors.Join(err, s.closePorts())
+	}
+	if s.webPort, err = openHTTP("web-listen", cfg.WebListen, "web page"); err != nil {
 		return nil, errors.Join(err, s.closePorts())
 	}
 	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe, Observer: s.metrics})
@@ -143,6 +148,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err = s.offer(a, admin, guard, creds); err == nil {
 		s.local, err = openSocket(&cfg, log, s.metrics, admin)
 	}
+	if err == nil {
+		s.web, err = s.openWeb(a, admin, guard, creds)
+	}
 	if err != nil {
 		return nil, errors.Join(err, s.closePorts(), st.Close())
 	}
@@ -192,6 +200,14 @@ func (m *missingKey) Unwrap() error { return fs.ErrNotExist }
 // Addr is the address the service listens on.
 func (s *Server) Addr() net.Addr { return s.ports[0].listener.Addr() }
 
+// WebAddr is the address of the web page, nil without one.
+func (s *Server) WebAddr() net.Addr {
+	if s.webPort == nil {
+		return nil
+	}
+	return s.webPort.Addr()
+}
+
 // Run serves until ctx ends and then stops in order: health says no, nothing new begins, what
 // is under way finishes or is cut before its dot, results are recorded, the lease is given
 // back, the database is closed. It returns nil on a requested stop.
@@ -229,6 +245,7 @@ func (s *Server) Run(ctx context.Context) error {
 		go s.healthPort.serve(s, s.healthPages())
 	}
 	go s.local.serve()
+	go s.web.serve(hctx, s)
 	// Calls that are under way when the service stops still end with their token.
 	bctx, stopBook := context.WithCancel(context.Background())
 	bookDone := make(chan struct{})
@@ -267,6 +284,7 @@ func (s *Server) Run(ctx context.Context) error {
 		<-graceful
 	}
 	s.local.stop()
+	s.web.stop()
 	s.metricsPort.stop()
 	s.healthPort.stop()
 	stopBook()

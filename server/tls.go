@@ -19,6 +19,7 @@ import (
 type transport struct {
 	credentials.TransportCredentials
 	pair     *onDisk[*tls.Certificate] // nil = plaintext
+	clients  *onDisk[*x509.CertPool]   // nil = nobody is asked for a certificate
 	refusals *refusals
 }
 
@@ -34,35 +35,53 @@ func newTransport(cfg *Config, log *slog.Logger) (*transport, error) {
 	if _, err := pair.get(); err != nil {
 		return nil, fmt.Errorf("tls-cert: %w", err)
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.get() }}
+	t := &transport{pair: pair, refusals: &refusals{log: log}}
 	if cfg.ClientCA == "" {
-		return &transport{credentials.NewTLS(t), pair, &refusals{log: log}}, nil
+		t.TransportCredentials = credentials.NewTLS(t.config())
+		return t, nil
 	}
-	authorities := &onDisk[*x509.CertPool]{name: "client-ca", files: []string{cfg.ClientCA}, log: log, parse: func(b [][]byte) (*x509.CertPool, error) {
+	t.clients = &onDisk[*x509.CertPool]{name: "client-ca", files: []string{cfg.ClientCA}, log: log, parse: func(b [][]byte) (*x509.CertPool, error) {
 		p := x509.NewCertPool()
 		if !p.AppendCertsFromPEM(b[0]) {
 			return nil, errors.New("holds no PEM certificate")
 		}
 		return p, nil
 	}}
-	if _, err := authorities.get(); err != nil {
+	if _, err := t.clients.get(); err != nil {
 		return nil, fmt.Errorf("client-ca: %w", err)
 	}
-	t.ClientAuth = tls.RequireAndVerifyClientCert
-	t.NextProtos = []string{"h2"}
+	t.TransportCredentials = credentials.NewTLS(t.config("h2"))
+	return t, nil
+}
+
+// config is that of connections, which speak the protocols.
+func (t *transport) config(protocols ...string) *tls.Config {
+	inner := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return t.pair.get() }}
+	if t.clients == nil {
+		return inner
+	}
+	inner.ClientAuth = tls.RequireAndVerifyClientCert
 	// A resumed session brings a certificate that was checked against earlier authorities.
-	t.SessionTicketsDisabled = true
-	outer := t.Clone()
+	inner.SessionTicketsDisabled = true
+	outer := inner.Clone()
 	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		p, err := authorities.get()
+		p, err := t.clients.get()
 		if err != nil {
 			return nil, err
 		}
-		c := t.Clone()
+		c := inner.Clone()
 		c.ClientCAs = p
 		return c, nil
 	}
-	return &transport{credentials.NewTLS(outer), pair, &refusals{log: log}}, nil
+	return outer
+}
+
+// web is the configuration for browsers, nil for plaintext.
+func (t *transport) web() *tls.Config {
+	if t.pair == nil {
+		return nil
+	}
+	return t.config("http/1.1")
 }
 
 // expiry is when the certificate in use ends, zero without one.

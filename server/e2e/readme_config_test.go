@@ -119,7 +119,7 @@ func TestEnvironmentTwins(t *testing.T) {
 		"listen":       {"127.0.0.2:1234", "127.0.0.3:1234"}, "database": {"sqlite:a.db", "sqlite:b.db"}, "batch-interval": {"2m0s", "3m0s"}, "key-file": {"a.key", "b.key"},
 		"localhost-smtp": {"127.0.0.1:26", "127.0.0.1:27"}, "smtp-destinations": {"public:25", "private:25"}, "token-destinations": {"public:443", "public:8443"}, "helo-name": {"a.example", "b.example"},
 		"tls-cert": {cert, cert + ".2"}, "tls-key": {key, key + ".2"}, "client-ca": {cert, cert + ".2"}, "client-names": {"a.names", "b.names"}, "auth": {"required", "none"}, "admin-socket": {"a.sock", "b.sock"}, "insecure": {"true", "false"}, "reflection": {"false", "true"},
-		"shutdown-grace": {"5s", "6s"}, "log-format": {"json", "text"}, "log-level": {"debug", "warn"}, "print-config": {"true", "true"}, "health-listen": {"127.0.0.2:8080", "127.0.0.3:8080"}, "drain-delay": {"1s", "2s"}, "metrics-listen": {"127.0.0.2:9090", "127.0.0.3:9090"},
+		"shutdown-grace": {"5s", "6s"}, "log-format": {"json", "text"}, "log-level": {"debug", "warn"}, "print-config": {"true", "true"}, "health-listen": {"127.0.0.2:8080", "127.0.0.3:8080"}, "drain-delay": {"1s", "2s"}, "metrics-listen": {"127.0.0.2:9090", "127.0.0.3:9090"}, "web-listen": {"127.0.0.2:8081", "127.0.0.3:8081"},
 		"lost-secrets": {"true", "false"}, "allow-unsafe-database": {"true", "false"}, "database-mail-connections": {"13", "14"}, "database-work-connections": {"5", "6"},
 		"database-read-connections": {"9", "10"}, "caller-mails-per-minute": {"1", "2"}, "caller-recipients-per-minute": {"1", "2"},
 		"team-mails-per-minute": {"1", "2"}, "team-recipients-per-minute": {"1", "2"}, "queue-depth": {"1", "2"}, "disk-floor-mib": {"1", "2"}, "guard-address-per-hour": {"1", "2"},
