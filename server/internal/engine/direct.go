@@ -51,6 +51,7 @@ func (p *reservation) fill(m *store.NewMail) {
 	j.direct = p.weight
 	j.take(d.Way, "", d.e.now())
 	d.note(delivery.Counts{Claimed: 1})
+	d.direct.Add(1)
 	if !d.jobs.Fill(j) {
 		d.release(j)
 	}

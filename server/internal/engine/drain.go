@@ -29,9 +29,11 @@ const (
 	// never rests: the next mail is not far.
 	lingers = 2 * time.Second
 	// maxPace is how long a group of bulk may wait for a relay that takes twice as much in the
-	// time; paceFor for how long groups wait for a backlog to go.
-	maxPace = time.Second
-	paceFor = 10 * time.Second
+	// time; unjudged for how long a drain runs before that is known, and the relay is taken for
+	// one that does; paceFor for how long groups wait for a backlog to go.
+	maxPace  = time.Second
+	unjudged = 2 * time.Second
+	paceFor  = 30 * time.Second
 )
 
 // drain sends everything that is due at one mail server, through itself or through its
@@ -45,7 +47,10 @@ type drain struct {
 	done  chan struct{} // closed when the drain is over
 	ended chan struct{} // closed when no mail may leave any more
 	left  chan struct{} // closed when followers are begun for what a broken drain left behind
-	rate  atomic.Int64  // recent mails a second
+	began time.Time
+	rate  atomic.Int64 // recent mails a second
+	// mails that came in memory, without a claim
+	direct atomic.Int64
 	// when the last claim found nothing more, or the drain began: unix nanoseconds
 	fed atomic.Int64
 
@@ -73,7 +78,8 @@ type drain struct {
 
 func newDrain(e *Engine, w brake.Way) *drain {
 	d := &drain{e: e, Way: w, relay: e.relays.Of(w.Via), jobs: fairqueue.New[*job](lineLength(e, w.Via)), done: make(chan struct{}), ended: make(chan struct{}), left: make(chan struct{}), probed: make(chan struct{}), isolate: make(chan bool, 1), wake: make(chan struct{}, 1)}
-	d.fed.Store(time.Now().UnixNano())
+	d.began = time.Now()
+	d.fed.Store(d.began.UnixNano())
 	return d
 }
 
@@ -119,7 +125,6 @@ func (d *drain) run(ctx context.Context) {
 	defer close(d.done)
 	left := sync.OnceFunc(func() { close(d.left) })
 	defer left()
-	began := time.Now()
 	fed, over := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(over)
@@ -145,8 +150,8 @@ func (d *drain) run(ctx context.Context) {
 	d.e.drains.over(d)
 	d.beginAnew(ctx)
 	if t := d.total(); t.Claimed > 0 {
-		d.e.log.Info("batch", "mail_server", d.Server.Name, "through", d.Via.Name, "claimed", t.Claimed, "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
-			"failed", t.Failed, "unknown", t.Unknown, "expired", t.Expired, "released", t.Released, "took", time.Since(began).Round(time.Millisecond))
+		d.e.log.Info("batch", "mail_server", d.Server.Name, "through", d.Via.Name, "claimed", t.Claimed, "in_memory", d.direct.Load(), "sent", t.Sent, "partial", t.Partial, "deferred", t.Deferred,
+			"failed", t.Failed, "unknown", t.Unknown, "expired", t.Expired, "released", t.Released, "took", time.Since(d.began).Round(time.Millisecond))
 	}
 }
 
@@ -232,11 +237,19 @@ func (d *drain) linger() time.Duration {
 
 // pace holds up a group of bulk a little while the relay is quick enough to take it soon, so
 // that it goes there in memory and not through a backlog in the database: faster for all of it
-// together. A slow relay, or one with a long backlog, holds up nobody.
+// together. A slow relay, or one with a long backlog, holds up nobody. What comes before the
+// connections stand would be a backlog that takes many seconds to go.
 func (d *drain) pace(ctx context.Context, n int) {
-	if d.rate.Load() >= 2*int64(n)*int64(time.Second/maxPace) && time.Since(time.Unix(0, d.fed.Load())) < paceFor {
+	if paces(d.rate.Load(), n, time.Since(d.began), time.Since(time.Unix(0, d.fed.Load()))) {
 		d.jobs.AwaitSpace(ctx, maxPace)
 	}
+}
+
+// paces says whether a group of n waits for a drain that runs for age, sends rate mails a
+// second, and has had a backlog in the database for behind.
+func paces(rate int64, n int, age, behind time.Duration) bool {
+	quick := age < unjudged || rate >= 2*int64(n)*int64(time.Second/maxPace)
+	return quick && behind < paceFor
 }
 
 // asked is how many wait for a look at what is due.

@@ -24,3 +24,6 @@ func MailLine(log *slog.Logger) func() {
 		Progress: &store.Progress{Results: []store.RecipientResult{{Status: store.RecipientAccepted}}}}}
 	return func() { e.ended(m, v) }
 }
+
+// Paces tells whether a group of bulk waits for a drain.
+var Paces = paces
