@@ -34,7 +34,8 @@ func Adopt(ctx context.Context, cfg Config) (a Adoption, err error) {
 		// most likely another key file than the service's, with another state file
 		return a, err
 	}
-	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: cfg.logger(), Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe})
+	log, _ := cfg.logger()
+	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe})
 	if errors.Is(err, store.ErrLocked) {
 		return a, fmt.Errorf("%w: stop the service first", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/access"
+	"github.com/maildispatch/maildispatch/server/internal/logwriter"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/smtpx"
@@ -266,17 +267,18 @@ func (c *Config) String() string {
 	return b.String() + c.limitLines() + c.watchLines()
 }
 
-func (c *Config) logger() *slog.Logger {
-	w := c.LogOutput
-	if w == nil {
-		w = os.Stderr
+// logger returns the log and its end, which the service has write in groups while it runs.
+func (c *Config) logger() (*slog.Logger, *logwriter.Writer) {
+	w := logwriter.New(os.Stderr)
+	if c.LogOutput != nil {
+		w = logwriter.New(c.LogOutput)
 	}
 	var l slog.Level
 	_ = l.UnmarshalText([]byte(c.LogLevel)) // checked by Validate
 	opt := &slog.HandlerOptions{Level: l}
 	if c.LogFormat == "json" {
 		opt.ReplaceAttr = jsonAttr
-		return slog.New(slog.NewJSONHandler(w, opt))
+		return slog.New(w.Handler(slog.NewJSONHandler(w, opt))), w
 	}
-	return slog.New(slog.NewTextHandler(w, opt))
+	return slog.New(w.Handler(slog.NewTextHandler(w, opt))), w
 }

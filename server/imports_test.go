@@ -40,6 +40,7 @@ var importRules = []importRule{
 	{pkg: "server/internal/quota", may: []string{"proto/...", "server/internal/apierr", "server/internal/delivery", "store"}, tests: []string{"store/storetest"},
 		why: "counts what is taken; callers are names to it"},
 	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/access", "server/internal/apierr", "server/internal/budget"}, why: "what every call passes, in its order"},
+	{pkg: "server/internal/logwriter", why: "the log's lines in groups"},
 	{pkg: "server/internal/observe", may: []string{"server/internal/lifecycle", "smtpx", "store"}, why: "metrics; nobody else knows Prometheus"},
 	{pkg: "server/internal/seal", why: "cryptography and nothing else"},
 	{pkg: "server/internal/catchall", why: "a relay for the demo; it shares nothing with the client it receives from"},

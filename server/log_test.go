@@ -17,7 +17,8 @@ import (
 func TestJSONTimes(t *testing.T) {
 	var b bytes.Buffer
 	c := Config{LogFormat: "json", LogLevel: "info", LogOutput: &b}
-	c.logger().Info("x", "took", 1500*time.Microsecond)
+	log, _ := c.logger()
+	log.Info("x", "took", 1500*time.Microsecond)
 	var line map[string]any
 	if err := json.Unmarshal(b.Bytes(), &line); err != nil {
 		t.Fatal(err)

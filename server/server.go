@@ -23,6 +23,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/api"
 	"github.com/maildispatch/maildispatch/server/internal/engine"
+	"github.com/maildispatch/maildispatch/server/internal/logwriter"
 	"github.com/maildispatch/maildispatch/server/internal/observe"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/server/internal/quota"
@@ -37,6 +38,7 @@ type Server struct {
 	log      *slog.Logger
 	store    *store.Store
 	outbound *outbound.Outbound
+	lines    *logwriter.Writer
 	engine   *engine.Engine
 	ports    []*port
 	health   *health.Server
@@ -58,7 +60,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	log := cfg.logger()
+	log, lines := cfg.logger()
 	keys, made, err := loadKeys(&cfg)
 	if err != nil {
 		return nil, err
@@ -80,7 +82,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: log, outbound: out, health: health.NewServer(), transport: creds}
+	s := &Server{cfg: cfg, log: log, lines: lines, outbound: out, health: health.NewServer(), transport: creds}
 	s.metrics = s.newMetrics()
 	if creds.refusals != nil {
 		creds.refusals.count = s.metrics.Refused
@@ -212,6 +214,8 @@ func (s *Server) WebAddr() net.Addr {
 // is under way finishes or is cut before its dot, results are recorded, the lease is given
 // back, the database is closed. It returns nil on a requested stop.
 func (s *Server) Run(ctx context.Context) error {
+	s.lines.Group()
+	defer s.lines.Close()
 	s.tellBuild(ctx)
 	ectx, stopEngine := context.WithCancel(context.Background())
 	defer stopEngine()
