@@ -51,6 +51,9 @@ type Config struct {
 	LogLevel          string // debug, info, warn, error
 	PrintConfig       bool
 	Limits            quota.Limits // of callers, teams and addresses; zero = none
+	// connections of callers at one address that is listened on, in all and from one address
+	// of theirs; 0 = no bound
+	MaxConnections, MaxConnectionsEach int
 
 	MetricsListen string        // "" = no metrics
 	HealthListen  string        // "" = no port of its own for health
@@ -143,6 +146,9 @@ func (c *Config) Validate() error {
 		return errors.New("shutdown-grace: is negative")
 	case c.LogFormat != "text" && c.LogFormat != "json":
 		return fmt.Errorf("log-format: %q is neither text nor json", c.LogFormat)
+	}
+	if c.MaxConnections < 0 || c.MaxConnectionsEach < 0 {
+		return errors.New("connections: is negative: 0 means none")
 	}
 	if err := errors.Join(c.Limits.Check(), c.checkWatch()); err != nil {
 		return err

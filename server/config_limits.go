@@ -17,10 +17,13 @@ type limitFlag struct {
 func (c *Config) limitFlags() []limitFlag {
 	l := &c.Limits
 	return []limitFlag{
-		{"calls-per-second", "calls of one caller a second in this process; 0 = no limit, as with all that follow", &l.CallsPerSecond},
+		{"connections", "connections of callers at one listening address; 0 = no limit, as with all that follow", &c.MaxConnections},
+		{"connections-per-address", "the same from one address of theirs; an IPv6 network of 64 bits is one", &c.MaxConnectionsEach},
+		{"calls-per-second", "calls of one caller a second in this process", &l.CallsPerSecond},
 		{"php-streams", "SendStream calls in php mode that one caller may have open in this process", &l.Streams},
 		{"tests-per-minute", "TestMailServer calls of one caller a minute in this process; two at once", &l.TestsPerMinute},
 		{"watchers", "WatchMails calls that one caller may have open in this process", &l.Watchers},
+		{"uploads", "UploadAttachment calls that one caller may have open in this process", &l.Uploads},
 		{"caller-mails-per-minute", "mails of one caller a minute, over all replicas", &l.CallerMails},
 		{"caller-recipients-per-minute", "recipients of one caller's mails a minute, over all replicas", &l.CallerRecipients},
 		{"team-mails-per-minute", "mails of one team a minute, over all replicas", &l.TeamMails},
@@ -36,6 +39,7 @@ func (c *Config) limitFlags() []limitFlag {
 
 func (c *Config) declareLimits(fs *flag.FlagSet) {
 	c.Limits = quota.Defaults()
+	c.MaxConnections, c.MaxConnectionsEach = 10_000, 1000
 	for _, f := range c.limitFlags() {
 		fs.IntVar(f.value, f.name, *f.value, f.usage)
 	}

@@ -90,6 +90,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if s.ports, err = openPorts(&cfg); err != nil {
 		return nil, err
 	}
+	for _, p := range s.ports {
+		p.listener = newCrowd(p.listener, cfg.MaxConnections, cfg.MaxConnectionsEach, log, s.metrics.Crowded)
+	}
 	if s.metricsPort, err = openHTTP("metrics-listen", cfg.MetricsListen, "metrics"); err != nil {
 		return nil, errors.Join(err, s.closePorts())
 	}

@@ -106,7 +106,8 @@ type DispatchClient interface {
 	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is
 	// stored once, also when others upload the same. An upload that no mail uses is forgotten
 	// when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED
-	// (MAIL_TOO_LARGE, QUOTA_EXCEEDED).
+	// (MAIL_TOO_LARGE, QUOTA_EXCEEDED), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: the upload is too
+	// slow, less than 16 KiB a second and 30 s behind that).
 	UploadAttachment(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[UploadAttachmentRequest, UploadAttachmentResponse], error)
 	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails,
 	// ReleaseMails, CancelMails and RetryMails take a batch by `filter.batch_id`. Errors:
@@ -518,7 +519,8 @@ type DispatchServer interface {
 	// UploadAttachment takes a file once, so that many mails can carry it by its upload_id. It is
 	// stored once, also when others upload the same. An upload that no mail uses is forgotten
 	// when it expires. Errors: ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED
-	// (MAIL_TOO_LARGE, QUOTA_EXCEEDED).
+	// (MAIL_TOO_LARGE, QUOTA_EXCEEDED), DEADLINE_EXCEEDED (DEADLINE_TOO_SHORT: the upload is too
+	// slow, less than 16 KiB a second and 30 s behind that).
 	UploadAttachment(grpc.ClientStreamingServer[UploadAttachmentRequest, UploadAttachmentResponse]) error
 	// GetBatch counts the mails of a batch by what became of them, exactly. HoldMails,
 	// ReleaseMails, CancelMails and RetryMails take a batch by `filter.batch_id`. Errors:

@@ -93,6 +93,10 @@ type Config struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Quota    *quota.Quota // of what callers hold open; nil = no limits
+	// how long a strict batch keeps what it has without hearing of more; 0 = 5 minutes
+	StrictIdle time.Duration
+	// how far an upload may be behind its least rate; 0 = 30 seconds
+	UploadPatience time.Duration
 }
 
 // API implements both services.
@@ -115,6 +119,12 @@ func New(c Config) *API {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.StrictIdle == 0 {
+		c.StrictIdle = strictIdle
+	}
+	if c.UploadPatience == 0 {
+		c.UploadPatience = uploadPatience
 	}
 	m := hmac.New(sha256.New, c.TokenKey)
 	m.Write([]byte("sealed"))

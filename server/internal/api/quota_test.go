@@ -114,7 +114,6 @@ func TestTestsAreFew(t *testing.T) {
 func TestOpenCallsAreBounded(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
-	r.api.Quota = quota.New(quota.Config{Limits: quota.Limits{Streams: 1, Watchers: 1, UploadBytes: 1000, StrictBytes: 3000}})
 	r.server("main", pb.Mode_MODE_PHP)
 	r.server("later", pb.Mode_MODE_DAEMON)
 	text := func(n int) *pb.BatchItem {
@@ -135,12 +134,21 @@ func TestOpenCallsAreBounded(t *testing.T) {
 			return s.RecvMsg, firstErr(err, s.Send(&pb.UploadAttachmentRequest{Part: &pb.UploadAttachmentRequest_Header_{Header: &pb.UploadAttachmentRequest_Header{}}}),
 				s.Send(&pb.UploadAttachmentRequest{Part: &pb.UploadAttachmentRequest_Chunk{Chunk: make([]byte, 600)}}))
 		},
+		quota.Uploads: func(c context.Context) (func(any) error, error) {
+			s, err := r.dispatch.UploadAttachment(c)
+			return s.RecvMsg, firstErr(err, s.Send(&pb.UploadAttachmentRequest{Part: &pb.UploadAttachmentRequest_Header_{Header: &pb.UploadAttachmentRequest_Header{}}}))
+		},
 		quota.StrictBytes: func(c context.Context) (func(any) error, error) {
 			s, err := r.dispatch.SendBatch(c)
 			return s.RecvMsg, firstErr(err, s.Send(&pb.SendBatchRequest{Options: &pb.BatchOptions{Strict: true, Options: &pb.SendOptions{MailServer: "later"}}, Items: []*pb.BatchItem{text(1600)}}))
 		},
 	} {
 		t.Run(string(name), func(t *testing.T) {
+			limits := quota.Limits{Streams: 1, Watchers: 1, Uploads: 1, UploadBytes: 1000, StrictBytes: 3000}
+			if name == quota.UploadBytes {
+				limits.Uploads = 2
+			}
+			r.api.Quota = quota.New(quota.Config{Limits: limits})
 			first, end := context.WithCancel(ctx(t))
 			defer end()
 			if _, err := open(first); err != nil {

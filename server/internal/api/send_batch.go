@@ -29,7 +29,7 @@ const (
 
 	strictItems = 10000
 	strictBytes = 64 << 20        // of requests, and of what is kept of them
-	strictIdle  = 5 * time.Minute // how long what is kept waits for the next message
+	strictIdle  = 5 * time.Minute // of Config.StrictIdle
 	mostItems   = 1_000_000
 )
 
@@ -109,8 +109,8 @@ func (a *API) SendBatch(stream grpc.ClientStreamingServer[pb.SendBatchRequest, p
 				if err := b.commit(); err != nil {
 					return b.fail(err)
 				}
-			case time.Since(heard) > strictIdle:
-				return apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "a strict batch keeps its items for at most %v without hearing of more", strictIdle)
+			case time.Since(heard) > a.StrictIdle:
+				return apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "a strict batch keeps its items for at most %v without hearing of more", a.StrictIdle)
 			}
 			flush.Reset(chunkWait)
 		case <-ctx.Done(): // the reader may say nothing of it

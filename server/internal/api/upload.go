@@ -1,12 +1,12 @@
 package api
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"hash"
-	"io"
 	"os"
+	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
@@ -22,6 +22,64 @@ import (
 
 // mostUpload is what fits into the largest mail once it is base64.
 const mostUpload = 18 << 20
+
+const (
+	// uploadRate is how many bytes a second an upload brings at least, over the time that the
+	// service waits for them.
+	uploadRate     = 16 << 10
+	uploadPatience = 30 * time.Second // of Config.UploadPatience
+)
+
+// pace is how long a caller may still take. What comes faster than the least rate earns time,
+// up to the patience that there was at the beginning.
+type pace struct{ left, most time.Duration }
+
+func newPace(patience time.Duration) pace { return pace{patience, patience} }
+
+// came notes n bytes after a wait.
+func (p *pace) came(n int64, waited time.Duration) {
+	earned := time.Duration(n) * time.Second / uploadRate
+	p.left = min(p.most, p.left-waited+earned)
+}
+
+// paced gives the messages of an upload one by one. It ends one that is too slow: each holds a
+// file and its place among the caller's uploads for as long as it lasts.
+func (a *API) paced(ctx context.Context, recv func() (*pb.UploadAttachmentRequest, error)) func() (*pb.UploadAttachmentRequest, error) {
+	in := make(chan received[*pb.UploadAttachmentRequest])
+	go func() { // ends with the call
+		for {
+			m, err := recv()
+			select {
+			case in <- received[*pb.UploadAttachmentRequest]{msg: m, size: int64(len(m.GetChunk())), err: err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	p := newPace(a.UploadPatience)
+	caller := access.From(ctx)
+	return func() (*pb.UploadAttachmentRequest, error) {
+		began := time.Now()
+		t := time.NewTimer(p.left)
+		defer t.Stop()
+		select {
+		case r := <-in:
+			p.came(r.size, time.Since(began))
+			return r.msg, r.err
+		case <-t.C:
+			return nil, apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "an upload brings at least %d bytes a second; this one is %v behind", uploadRate, p.most)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-a.Draining:
+			return nil, a.fault(a.Stopping)
+		case <-caller.Ended():
+			return nil, caller.Err()
+		}
+	}
+}
 
 // spool keeps an upload in a file of its own, encoded as it will stand in mails, and sums up
 // both forms: what it is stored by is known only at its end.
@@ -63,9 +121,11 @@ func (s *spool) close() { _ = s.file.Close() } // it was only read since
 
 // UploadAttachment implements the service.
 func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttachmentRequest, pb.UploadAttachmentResponse]) error {
-	ctx := stream.Context()
-	first, err := stream.Recv()
-	if err != nil && !errors.Is(err, io.EOF) {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	next := a.paced(ctx, stream.Recv)
+	first, err := next()
+	if err != nil && !over(err) {
 		return err
 	}
 	h := first.GetHeader()
@@ -91,6 +151,11 @@ func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttach
 	if err := a.Quota.Disk(); err != nil {
 		return err
 	}
+	open, err := a.Quota.Hold(access.From(ctx).Name, quota.Uploads, 1)
+	if err != nil {
+		return err
+	}
+	defer open.Give()
 	held, err := a.Quota.Hold(access.From(ctx).Name, quota.UploadBytes, 0)
 	if err != nil {
 		return err
@@ -102,8 +167,8 @@ func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttach
 	}
 	defer sp.close()
 	for {
-		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
+		r, err := next()
+		if over(err) {
 			break
 		}
 		if err != nil {

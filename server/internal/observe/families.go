@@ -64,6 +64,7 @@ var families = []family{
 	{name: "rpcs_total", kind: counter, labels: []string{"method", "code"}, help: "Calls that ended, by the gRPC code that the caller got."},
 	{name: "rpc_seconds", kind: histogram, labels: []string{"method"}, help: "How long calls took; streams are as long as their caller wants.", buckets: quick},
 	{name: "rpcs_in_flight", kind: gauge, labels: []string{"method"}, help: "Calls under way."},
+	{name: "connections_refused_total", kind: counter, help: "Connections of callers that were refused because there were as many as may be."},
 	{name: "tls_refused_total", kind: counter, help: "TLS handshakes of callers that failed."},
 
 	{name: "oauth_token_age_seconds", kind: gauge, labels: []string{"mail_server"}, help: "Age of the access token that logs in to the mail server."},

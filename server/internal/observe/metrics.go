@@ -32,6 +32,7 @@ type Metrics struct {
 	rpcs      series[rpcKey, rpcEnd]
 	inFlight  series[string, prometheus.Gauge]
 	refused   prometheus.Counter
+	crowded   prometheus.Counter
 
 	servers names
 	sample  atomic.Pointer[sampled] // Sample writes it, a scrape reads it; nil before the first
@@ -89,6 +90,7 @@ func New(s State) *Metrics {
 		return rpcEnd{rpcs.WithLabelValues(k.method, k.code), took.WithLabelValues(k.method), inFlight.WithLabelValues(k.method)}
 	}
 	m.inFlight.make = func(method string) prometheus.Gauge { return inFlight.WithLabelValues(method) }
+	m.crowded = m.counters("connections_refused_total").WithLabelValues()
 	m.refused = m.counters("tls_refused_total").WithLabelValues()
 	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newStateCollector(m, s))
 	return m
@@ -180,6 +182,14 @@ func (m *Metrics) Called(method, code string, took time.Duration) {
 	end.calls.Inc()
 	end.took.Observe(took.Seconds())
 	end.inFlight.Dec()
+}
+
+// Crowded counts a connection for which there was no room.
+func (m *Metrics) Crowded() {
+	if m == nil {
+		return
+	}
+	m.crowded.Inc()
 }
 
 // Refused counts a TLS handshake that failed.

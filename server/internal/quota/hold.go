@@ -11,6 +11,7 @@ const (
 	Streams     Thing = "php_streams"
 	Tests       Thing = "tests"
 	Watchers    Thing = "watchers"
+	Uploads     Thing = "uploads"
 	UploadBytes Thing = "upload_bytes"
 	StrictBytes Thing = "strict_bytes"
 )
@@ -25,6 +26,7 @@ var things = map[Thing]struct {
 	Streams:     {func(l *Limits) int64 { return int64(l.Streams) }, "SendStream calls in php mode at once", 2 * time.Second},
 	Tests:       {func(l *Limits) int64 { return int64(l.Tests) }, "TestMailServer calls at once", 2 * time.Second},
 	Watchers:    {func(l *Limits) int64 { return int64(l.Watchers) }, "watchers at once", 15 * time.Second},
+	Uploads:     {func(l *Limits) int64 { return int64(l.Uploads) }, "uploads at once", 2 * time.Second},
 	UploadBytes: {func(l *Limits) int64 { return l.UploadBytes }, "bytes of uploads at once", 2 * time.Second},
 	StrictBytes: {func(l *Limits) int64 { return l.StrictBytes }, "bytes of strict batches at once", 2 * time.Second},
 }

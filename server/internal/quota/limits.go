@@ -18,6 +18,7 @@ type Limits struct {
 	Tests          int // TestMailServer at once
 	TestsPerMinute int
 	Watchers       int   // WatchMails, open at once
+	Uploads        int   // UploadAttachment, open at once
 	UploadBytes    int64 // of uploads that are not finished
 	StrictBytes    int64 // of strict SendBatch calls that are not finished
 
@@ -49,13 +50,13 @@ type Kinds map[store.Kind]int
 // Defaults are what no honest caller meets. Large providers refuse more than 3,600 mails an
 // hour to one mailbox, so that what the guard holds back there would not arrive either.
 func Defaults() Limits {
-	return Limits{CallsPerSecond: 10_000, Streams: 16, Tests: 2, TestsPerMinute: 10, Watchers: 100, UploadBytes: 256 << 20, StrictBytes: 256 << 20,
+	return Limits{CallsPerSecond: 10_000, Streams: 16, Tests: 2, TestsPerMinute: 10, Watchers: 100, Uploads: 16, UploadBytes: 256 << 20, StrictBytes: 256 << 20,
 		Queue: 1_000_000, DiskMiB: 1024, Guard: Guard{Address: 3600}}
 }
 
 // Check says what cannot be meant.
 func (l Limits) Check() error {
-	ns := []int64{int64(l.CallsPerSecond), int64(l.Streams), int64(l.Tests), int64(l.TestsPerMinute), int64(l.Watchers), l.UploadBytes, l.StrictBytes,
+	ns := []int64{int64(l.CallsPerSecond), int64(l.Streams), int64(l.Tests), int64(l.TestsPerMinute), int64(l.Watchers), int64(l.Uploads), l.UploadBytes, l.StrictBytes,
 		int64(l.CallerMails), int64(l.CallerRecipients), int64(l.TeamMails), int64(l.TeamRecipients), int64(l.Queue), int64(l.DiskMiB),
 		int64(l.Guard.Address), int64(l.Guard.Caller), int64(l.Guard.Team), int64(l.Guard.Batch)}
 	if slices.Min(ns) < 0 {
