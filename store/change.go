@@ -104,7 +104,7 @@ func (s *Store) Changes(ctx context.Context, sc Scope, f MailFilter, after Posit
 		wanted[st] = true
 	}
 	for _, r := range rows {
-		if r.Status == MailSending { // a claim, logged by SQLite's trigger or an older version
+		if r.Status == MailSending { // a claim, logged by an older version
 			continue
 		}
 		if m := mails[r.MailID]; m != nil && (len(wanted) == 0 || wanted[r.Status]) {
@@ -144,8 +144,13 @@ func (s *Store) filtered(ctx context.Context, sc Scope, f MailFilter, ids map[uu
 
 const forgetPage = 5000
 
-// ForgetChanges forgets changes older than age, a page in each transaction.
+// ForgetChanges forgets changes older than age, a page in each transaction, and damage that
+// nobody has met for an hour.
 func (s *Store) ForgetChanges(ctx context.Context, age time.Duration) (int, error) {
+	before := s.now().Add(-damageTold)
+	if _, err := s.q.get("damage_forget").ExecContext(ctx, s.t(&before)); err != nil {
+		return 0, s.fault(err)
+	}
 	total := 0
 	for {
 		n, err := s.dialect.forgetChanges(ctx, age)

@@ -120,7 +120,7 @@ func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, 
 	defer s.interactive.bulkTurn(ctx)()
 	var out []*Claimed
 	for want := max; want > 0; {
-		rows, err := s.dialect.claimPage(ctx, r, server, want, above)
+		rows, err := s.claimPage(ctx, r, claimPage{server, want, above, s.damage.list(s.now())})
 		if err != nil && len(out) == 0 {
 			return nil, err
 		}
@@ -132,6 +132,34 @@ func (s *Store) Claim(ctx context.Context, r ReplicaID, server string, max int, 
 	}
 	inOrder(out)
 	return out, nil
+}
+
+// claimPage is what a claim is asked for: up to max mails of a mail server of a priority above
+// the given one, without those in except.
+type claimPage struct {
+	server string
+	max    int
+	above  int16
+	except []uuid.UUID
+}
+
+// claimPage is one page of a claim. After an error the rows that it returns are r's.
+func (s *Store) claimPage(ctx context.Context, r ReplicaID, p claimPage) ([]claimedRow, error) {
+	rows, err := s.dialect.claimPage(ctx, r, p)
+	if !rowFault(err) {
+		return rows, err
+	}
+	ids, err := s.dialect.claimable(ctx, r, p)
+	if err != nil {
+		return nil, s.fault(err)
+	}
+	rows = nil
+	_, err = s.past(ctx, ids, func(ids []uuid.UUID) error {
+		got, err := s.dialect.claimThese(ctx, r, p.server, ids)
+		rows = append(rows, got...)
+		return err
+	})
+	return rows, err
 }
 
 // moreWaits says whether a page that is not full may have left something: a team had more than

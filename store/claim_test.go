@@ -194,3 +194,65 @@ func claimsBesideChanges(t *testing.T, s *store.Store, r store.ReplicaID, ids []
 	wg.Wait()
 	return int(words.Load())
 }
+
+// TestPersonBehindAYoungerChange: a person's change that locks its mails before somebody
+// younger changes one of them has to begin again with that one, or its change would be told
+// before the one that it overwrites.
+func TestPersonBehindAYoungerChange(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	ms := []*store.NewMail{newMail("ss"), newMail("ss"), newMail("ss")} // their ids rise
+	enqueue(t, s, ms...)
+	at, err := s.LastChange(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	become := func(status store.MailStatus, ms ...*store.NewMail) error {
+		var ids []uuid.UUID
+		for _, m := range ms {
+			ids = append(ids, m.ID)
+		}
+		_, n, failures, err := s.Modify(ctx, store.Everything, ids, nil, false, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+			return &store.Change{Kind: store.SettleRetry, Status: status, RunAt: time.Now(), Attempts: m.Attempts}, nil
+		})
+		if err == nil && n != len(ms) {
+			err = fmt.Errorf("%d of %d changed, %v", n, len(ms), failures)
+		}
+		return err
+	}
+	between, err := s.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := between.Exec("select 1 from due where id = $1 for update", ms[1].ID); err != nil {
+		t.Fatal(err)
+	}
+	older := make(chan error, 1)
+	go func() { older <- become(store.MailDeferred, ms...) }()
+	until(t, "the older one has the first and waits for the second", func() bool {
+		var n int
+		err := s.Get(&n, "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
+		return err == nil && n > 0
+	})
+	if err := become(store.MailQueued, ms[2]); err != nil {
+		t.Fatal(err)
+	}
+	if err := between.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-older; err != nil {
+		t.Fatal(err)
+	}
+	cs, _, _, err := s.Changes(ctx, store.Everything, store.MailFilter{}, at, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var heard []store.MailStatus
+	for _, c := range cs {
+		if c.Mail.ID == ms[2].ID {
+			heard = append(heard, c.Status)
+		}
+	}
+	if fmt.Sprint(heard) != fmt.Sprint([]store.MailStatus{store.MailQueued, store.MailDeferred}) {
+		t.Errorf("heard %v, want what the younger one did, then what became of it", heard)
+	}
+}

@@ -49,8 +49,12 @@ type dialect interface {
 	insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (map[uuid.UUID]bool, error)
 	// dueServers names the mail servers that have claimable mail.
 	dueServers(ctx context.Context) ([]string, error)
-	// claimPage is one claim statement.
-	claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) ([]claimedRow, error)
+	// claimPage is one claim statement, claimable its first half: what it would take. except is
+	// left out.
+	claimPage(ctx context.Context, r ReplicaID, p claimPage) ([]claimedRow, error)
+	claimable(ctx context.Context, r ReplicaID, p claimPage) ([]uuid.UUID, error)
+	// claimThese makes those of the mails r's that are still due at the mail server.
+	claimThese(ctx context.Context, r ReplicaID, server string, ids []uuid.UUID) ([]claimedRow, error)
 	// writeResults is one transaction of settlements of one owner, each of another mail. mine
 	// are those that counted.
 	writeResults(ctx context.Context, ops []*settleOp) (mine map[uuid.UUID]bool, err error)
@@ -65,8 +69,9 @@ type dialect interface {
 	leaseEnd(ttl time.Duration) any
 	// bury ends the leases that have run out but me's.
 	bury(ctx context.Context, tx *sqlx.Tx, me ReplicaID) error
-	// adoptMarked makes me's what may have left, or was suspect, of owners that are gone.
-	adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) ([]claimedRow, error)
+	// adoptMarked makes me's what may have left, or was suspect, of the mails with ids, where
+	// the owner is one of those that are gone.
+	adoptMarked(ctx context.Context, tx *sqlx.Tx, ids, gone string, me ReplicaID, max int) ([]claimedRow, error)
 	// takeBackMarked makes r's anew what it has and cannot just be let go.
 	takeBackMarked(ctx context.Context, tx *sqlx.Tx, lost string, r ReplicaID) ([]claimedRow, error)
 

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -73,12 +74,41 @@ func (s onPostgres) dueServers(ctx context.Context) (names []string, err error) 
 	return names, err
 }
 
-func (s onPostgres) claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) (rows []claimedRow, err error) {
+func (s onPostgres) claimPage(ctx context.Context, r ReplicaID, p claimPage) (rows []claimedRow, err error) {
 	err = s.repeated(func() error {
 		rows = nil
-		return s.q.get("claim").SelectContext(ctx, &rows, server, above, int64(r), max)
+		return s.q.get("claim").SelectContext(ctx, &rows, p.server, p.above, int64(r), p.max, idArray(p.except))
 	})
 	return rows, err
+}
+
+func (s onPostgres) claimable(ctx context.Context, r ReplicaID, p claimPage) (ids []uuid.UUID, err error) {
+	err = s.q.get("claimable").SelectContext(ctx, &ids, p.server, p.above, int64(r), p.max, idArray(p.except))
+	return ids, err
+}
+
+func (s onPostgres) claimThese(ctx context.Context, r ReplicaID, server string, ids []uuid.UUID) (rows []claimedRow, err error) {
+	list, err := idsJSON(ids)
+	if err != nil {
+		return nil, err
+	}
+	err = s.repeated(func() error {
+		rows = nil
+		return s.q.get("claim_these").SelectContext(ctx, &rows, list, server, int64(r))
+	})
+	return rows, err
+}
+
+// idArray is ids as PostgreSQL writes an array.
+func idArray(ids []uuid.UUID) string {
+	b := append(make([]byte, 0, 2+37*len(ids)), '{')
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, id.String()...)
+	}
+	return string(append(b, '}'))
 }
 
 func (s onPostgres) written(st *Settlement) {
@@ -100,8 +130,8 @@ func (s onPostgres) bury(ctx context.Context, tx *sqlx.Tx, me ReplicaID) error {
 	return err
 }
 
-func (s onPostgres) adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) (rows []claimedRow, err error) {
-	err = s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &rows, gone, int64(me), max)
+func (s onPostgres) adoptMarked(ctx context.Context, tx *sqlx.Tx, ids, gone string, me ReplicaID, max int) (rows []claimedRow, err error) {
+	err = s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &rows, ids, gone, int64(me), max)
 	return rows, err
 }
 

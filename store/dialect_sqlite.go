@@ -74,16 +74,42 @@ func (s onSQLite) dueServers(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-func (s onSQLite) claimPage(ctx context.Context, r ReplicaID, server string, max int, above int16) (rows []claimedRow, err error) {
+func (s onSQLite) claimPage(ctx context.Context, r ReplicaID, p claimPage) ([]claimedRow, error) {
+	except, err := idsJSON(p.except)
+	if err != nil {
+		return nil, err
+	}
+	return s.claim(ctx, "claim", p.server, p.max, s.nowArg(), p.above, int64(r), except)
+}
+
+// claim runs a statement that returns the ids of what it has claimed.
+func (s onSQLite) claim(ctx context.Context, statement string, args ...any) (rows []claimedRow, err error) {
 	err = s.tx(ctx, func(tx *sqlx.Tx) (err error) {
 		var ids []uuid.UUID
-		if err := s.q.in(ctx, tx, "claim").SelectContext(ctx, &ids, server, max, s.nowArg(), above, int64(r)); err != nil {
+		if err := s.q.in(ctx, tx, statement).SelectContext(ctx, &ids, args...); err != nil {
 			return err
 		}
 		rows, err = s.claimedByID(ctx, tx, ids)
 		return err
 	})
 	return rows, err
+}
+
+func (s onSQLite) claimable(ctx context.Context, r ReplicaID, p claimPage) (ids []uuid.UUID, err error) {
+	except, err := idsJSON(p.except)
+	if err != nil {
+		return nil, err
+	}
+	err = s.q.get("claimable").SelectContext(ctx, &ids, p.server, p.max, s.nowArg(), p.above, int64(r), except)
+	return ids, err
+}
+
+func (s onSQLite) claimThese(ctx context.Context, r ReplicaID, server string, ids []uuid.UUID) ([]claimedRow, error) {
+	list, err := idsJSON(ids)
+	if err != nil {
+		return nil, err
+	}
+	return s.claim(ctx, "claim_these", list, server, s.nowArg(), int64(r))
 }
 
 func (s onSQLite) claimedByID(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (rows []claimedRow, err error) {
@@ -117,12 +143,12 @@ func (s onSQLite) leaseEnd(ttl time.Duration) any { return s.time(s.now().Add(tt
 // Nobody is buried by time: this machine's clock may jump, and there is nobody else.
 func (onSQLite) bury(context.Context, *sqlx.Tx, ReplicaID) error { return nil }
 
-func (s onSQLite) adoptMarked(ctx context.Context, tx *sqlx.Tx, gone string, me ReplicaID, max int) ([]claimedRow, error) {
-	var ids []uuid.UUID
-	if err := s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &ids, int64(me), gone, max); err != nil {
+func (s onSQLite) adoptMarked(ctx context.Context, tx *sqlx.Tx, ids, gone string, me ReplicaID, max int) ([]claimedRow, error) {
+	var adopted []uuid.UUID
+	if err := s.q.in(ctx, tx, "recover_marked").SelectContext(ctx, &adopted, int64(me), ids, gone, max); err != nil {
 		return nil, err
 	}
-	return s.claimedByID(ctx, tx, ids)
+	return s.claimedByID(ctx, tx, adopted)
 }
 
 func (s onSQLite) takeBackMarked(ctx context.Context, tx *sqlx.Tx, lost string, r ReplicaID) ([]claimedRow, error) {

@@ -16,8 +16,7 @@ import (
 
 // What the tests outside see of the inside: outside, because storetest imports this package.
 
-// LoggedChanges is how many rows the log of changes has: SQLite's has those of claims too,
-// which nobody is told.
+// LoggedChanges is how many rows the log of changes has.
 func (s *Store) LoggedChanges() (n int, err error) {
 	err = s.read.Get(&n, "select count(*) from change")
 	return n, err
@@ -222,6 +221,13 @@ func (s *Store) AllTransaction(d time.Duration) { s.allTransaction = d }
 
 // DamageWait sets how long a write that meets damage is repeated. Nothing may be going on.
 func (s *Store) DamageWait(d time.Duration) { s.damageWait = d }
+
+// ForgetDamage lets damaged mails be tried again at once.
+func (s *Store) ForgetDamage() {
+	s.damage.mu.Lock()
+	defer s.damage.mu.Unlock()
+	clear(s.damage.known)
+}
 
 // RecipientTerm is what term holds of a recipient.
 func RecipientTerm(mailbox string) string { return recipientTerm(mailbox) }

@@ -40,6 +40,7 @@ import (
 //	    (team, request_id)
 //	I8  the audit log is whole: its rows are numbered without a gap, and each is linked
 //	    to the one before it
+//	I9  the database can read and write every mail
 //
 // I1 to I5, I7 and I8 look at every row; so does I6 at lengths. Its hashes and its reading of
 // whole messages are limited, see [InspectOptions].
@@ -52,6 +53,7 @@ var invariants = []struct{ name, says string }{
 	{"I6", "messages are whole"},
 	{"I7", "defaults and request_ids are unique"},
 	{"I8", "the audit log is whole"},
+	{"I9", "the database can read and write every mail"},
 }
 
 // rescueGrace is how long after a replica was taken for dead its mail may still wait for its
@@ -137,7 +139,7 @@ type InspectOptions struct {
 	AuditHead AuditHead
 }
 
-// Invariant is what became of one of I1 to I8.
+// Invariant is what became of one of I1 to I9.
 type Invariant struct {
 	Name, Says string
 	Breaches   []Breach // at most 1000 a statement
@@ -269,29 +271,26 @@ func (l *look) all(opt InspectOptions) error {
 	t := func(d time.Duration) any { at := l.now.Add(-d); return l.in.s.t(&at) }
 	for _, i := range invariants {
 		inv := Invariant{Name: i.name, Says: i.says}
-		if i.name == "I8" {
-			if err := l.auditChain(opt.AuditHead, &inv); err != nil {
+		if err := l.pastDamage(&inv, func() error {
+			if i.name == "I8" {
+				return l.auditChain(opt.AuditHead, &inv)
+			}
+			if err := l.get(&inv.Breaches, i.name); err != nil || i.name != "I3" {
 				return err
 			}
-			l.r.Invariants = append(l.r.Invariants, inv)
-			continue
-		}
-		if err := l.get(&inv.Breaches, i.name); err != nil {
-			return err
-		}
-		if i.name == "I3" {
 			var late []Breach
-			if err := l.get(&late, "I3_unrescued", t(rescueGrace), t(0)); err != nil {
-				return err
-			}
+			err := l.get(&late, "I3_unrescued", t(rescueGrace), t(0))
 			inv.Breaches, l.r.Unrescued = append(inv.Breaches, late...), len(late)
+			return err
+		}); err != nil {
+			return err
 		}
 		l.r.Invariants = append(l.r.Invariants, inv)
 	}
 	whole := &l.r.Invariants[5]
 	for _, f := range []func() error{
-		func() error { return l.contents(opt.ContentBytes, whole) },
-		func() error { return l.messages(opt.Messages, whole) },
+		func() error { return l.pastDamage(whole, func() error { return l.contents(opt.ContentBytes, whole) }) },
+		func() error { return l.pastDamage(whole, func() error { return l.messages(opt.Messages, whole) }) },
 		func() error {
 			return l.tx.QueryRowxContext(l.ctx, l.in.st["totals"]).Scan(&l.r.Mails, &l.r.Bytes)
 		},
@@ -308,6 +307,21 @@ func (l *look) all(opt InspectOptions) error {
 		}
 	}
 	return nil
+}
+
+// pastDamage looks at an invariant. Where the database cannot read what that needs, this is a
+// breach of it, and the others are looked at all the same.
+func (l *look) pastDamage(inv *Invariant, f func() error) error {
+	if _, err := l.tx.ExecContext(l.ctx, "savepoint look"); err != nil {
+		return err
+	}
+	err := f()
+	if !rowFault(err) {
+		return err
+	}
+	inv.Breaches = append(inv.Breaches, Breach{"the database", "cannot read what this needs: " + err.Error()})
+	_, err = l.tx.ExecContext(l.ctx, "rollback to savepoint look")
+	return err
 }
 
 func (l *look) get(into any, name string, args ...any) error {

@@ -31,27 +31,42 @@ func (s *Store) ServerVersions(ctx context.Context, names []string) (map[string]
 // HoldDeleted holds what waits at a mail server that is deleted, and returns how many mails
 // that were. Deleting it has held what waited then; this is for what was being sent.
 func (s *Store) HoldDeleted(ctx context.Context, server string) (held int, err error) {
+	blocked := false
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		held = 0
+		held, blocked = 0, false
 		m, err := s.lockServer(ctx, tx, Everything, server, 0)
 		if err != nil || m.DeleteTime == nil {
 			return err
 		}
-		held, err = s.holdWaiting(ctx, tx, server)
+		held, blocked, err = s.holdWaiting(ctx, tx, server)
 		return err
 	})
+	if err == nil && blocked {
+		var taken DeletedMail
+		taken, err = s.takeDeleted(ctx, server, Audit{Actor: "maildispatchd", Action: "HoldDeleted", Reason: deletedText})
+		held = taken.Held
+	}
 	return held, err
 }
 
 // holdWaiting holds what waits at a mail server, inside tx, and tells who watches in the same
-// statement. On PostgreSQL what a younger transaction wrote is left to the next hold.
-func (s *Store) holdWaiting(ctx context.Context, tx *sqlx.Tx, server string) (int, error) {
+// statement. On PostgreSQL what a younger transaction wrote is left to the next hold. blocked:
+// one of the mails is damaged, and none is held; takeDeleted, which goes past it, has to do
+// that.
+func (s *Store) holdWaiting(ctx context.Context, tx *sqlx.Tx, server string) (held int, blocked bool, err error) {
+	if _, err := tx.ExecContext(ctx, "savepoint hold"); err != nil {
+		return 0, false, err
+	}
 	res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, server, deletedText)
+	if rowFault(err) {
+		_, err = tx.ExecContext(ctx, "rollback to savepoint hold")
+		return 0, true, err
+	}
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	n, err := res.RowsAffected()
-	return int(n), err
+	return int(n), false, err
 }
 
 const deletedText = "held: its mail server was deleted"

@@ -370,7 +370,7 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 			return &PendingError{Count: pending}
 		}
 		if pending > 0 {
-			if n.Held, err = s.holdWaiting(ctx, tx, name); err != nil {
+			if n.Held, _, err = s.holdWaiting(ctx, tx, name); err != nil {
 				return err
 			}
 		}

@@ -42,8 +42,8 @@ type Decide func(m *Mail, server *MailServer) (*Change, error)
 // only, in the same way. When ctx ends, the chunks before stay changed, and the same call again
 // goes on where decide or f leaves alone what has been changed.
 //
-// failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound, or
-// decide's error.
+// failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound,
+// ErrDamaged, or decide's error.
 func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide Decide) (matched, changed int, failures []ModifyFailure, err error) {
 	fail := func(id uuid.UUID, err error) {
 		if len(failures) < modifyFailures {
@@ -52,10 +52,16 @@ func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFi
 	}
 	all := func(ids []uuid.UUID) error {
 		for chunk := range slices.Chunk(ids, modifyChunk) {
-			n, fs, err := s.modifyChunk(ctx, chunk, dryRun, a, decide)
-			changed += n
-			for _, x := range fs {
-				fail(x.ID, x.Err)
+			bad, err := s.past(ctx, chunk, func(ids []uuid.UUID) error {
+				n, fs, err := s.modifyChunk(ctx, ids, dryRun, a, decide)
+				changed += n
+				for _, x := range fs {
+					fail(x.ID, x.Err)
+				}
+				return err
+			})
+			for _, id := range bad {
+				fail(id, ErrDamaged)
 			}
 			if err != nil {
 				return err
@@ -115,9 +121,12 @@ func set(ids []uuid.UUID) map[uuid.UUID]bool {
 func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changed int, failures []ModifyFailure, err error) {
 	for pause := time.Duration(0); ; pause = min(2*pause+time.Millisecond, modifyPause) {
 		n, fs, left, err := s.modifyOnce(ctx, ids, dryRun, a, decide)
+		if err != nil {
+			return changed, failures, err // it was rolled back
+		}
 		changed, failures = changed+n, append(failures, fs...)
-		if err != nil || len(left) == 0 {
-			return changed, failures, err
+		if len(left) == 0 {
+			return changed, failures, nil
 		}
 		now, err := s.filtered(ctx, Everything, MailFilter{}, set(left))
 		if err != nil {
@@ -235,7 +244,7 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, dryRun bool, a 
 
 // ModifyMail changes one due mail by a person's word and returns it as that left it; the audit
 // row in the same transaction names it. Errors: ErrNotFound, also outside the scope,
-// ErrSending, ErrFinished, or decide's own. Nothing is written then.
+// ErrSending, ErrFinished, ErrDamaged, or decide's own. Nothing is written then.
 func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit, decide Decide) (*Mail, error) {
 	had, err := s.Mail(ctx, sc, id)
 	switch {
@@ -274,6 +283,10 @@ func (s *Store) ModifyMail(ctx context.Context, sc Scope, id uuid.UUID, a Audit,
 		out, err = s.mailFrom(ctx, tx, Everything, id)
 		return err
 	})
+	if damaged(err) {
+		s.foundDamage(ctx, id, err)
+		return nil, ErrDamaged
+	}
 	return out, err
 }
 

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -39,10 +40,29 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 	if err := s.beat(ctx); err != nil {
 		s.log.Warn("the last beat was not written", "error", err)
 	}
-	return s.tx(ctx, func(tx *sqlx.Tx) error {
-		if _, err := s.q.in(ctx, tx, "replica_release").ExecContext(ctx, int64(r)); err != nil {
+	had, err := s.Owned(ctx, r)
+	if err != nil {
+		return err
+	}
+	ids := make([]uuid.UUID, len(had))
+	for i, o := range had {
+		ids[i] = o.ID
+	}
+	for chunk := range slices.Chunk(s.damage.without(ids, s.now()), ownedChunk) {
+		if _, err := s.past(ctx, chunk, func(ids []uuid.UUID) error {
+			list, err := idsJSON(ids)
+			if err != nil {
+				return err
+			}
+			return s.repeated(func() error {
+				_, err := s.q.get("replica_release").ExecContext(ctx, list, int64(r))
+				return err
+			})
+		}); err != nil {
 			return err
 		}
+	}
+	return s.tx(ctx, func(tx *sqlx.Tx) error {
 		res, err := s.q.in(ctx, tx, "replica_unregister").ExecContext(ctx, int64(r))
 		if err != nil {
 			return err
@@ -62,48 +82,85 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 // say what becomes of them. Nobody buries itself. On SQLite nobody is buried by time: whoever
 // was there before is dead when its successor registers.
 //
-// After an error mails may be me's that it does not know of: see Owned.
+// A mail that the database cannot read or write stays as it is and holds up no other. After an
+// error, or where an answer was lost, mails may be me's that it does not know of: see Owned.
 func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released int, adopted []*Claimed, err error) {
-	var rows []claimedRow
+	var gone string
+	var ids []uuid.UUID
 	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		rows, released = nil, 0
+		ids = nil
 		if err := s.dialect.bury(ctx, tx, me); err != nil {
 			return err
 		}
-		var gone []int64
-		if err := s.q.in(ctx, tx, "owners_gone").SelectContext(ctx, &gone); err != nil {
+		var owners []int64
+		if err := s.q.in(ctx, tx, "owners_gone").SelectContext(ctx, &owners); err != nil || len(owners) == 0 {
 			return err
 		}
-		if len(gone) > 0 {
-			if err := s.recoverFrom(ctx, tx, gone, me, max, &released, &rows); err != nil {
-				return err
-			}
+		b, err := json.Marshal(owners)
+		if err != nil {
+			return err
 		}
-		_, err = s.q.in(ctx, tx, "replica_forget").ExecContext(ctx)
+		gone = string(b)
+		return s.q.in(ctx, tx, "owned_by").SelectContext(ctx, &ids, gone)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	var rows []claimedRow
+	for chunk := range slices.Chunk(s.damage.without(ids, s.now()), ownedChunk) {
+		_, err = s.past(ctx, chunk, func(ids []uuid.UUID) error {
+			n, got, err := s.recoverThese(ctx, ids, gone, me, max-len(rows))
+			released, rows = released+n, append(rows, got...)
+			return err
+		})
+		if err != nil {
+			break
+		}
+	}
+	if err == nil {
+		_, err = s.q.get("replica_forget").ExecContext(ctx)
+	}
+	if err != nil && released+len(rows) == 0 {
+		return 0, nil, s.fault(err)
+	}
+	return released, s.claimedOf(me, rows), nil
+}
+
+// ownedChunk is how many mails change their owner in one transaction, where they are found
+// first.
+const ownedChunk = 5000
+
+// recoverThese is one transaction of a recovery.
+func (s *Store) recoverThese(ctx context.Context, ids []uuid.UUID, gone string, me ReplicaID, max int) (released int, rows []claimedRow, err error) {
+	list, err := idsJSON(ids)
+	if err != nil {
+		return 0, nil, err
+	}
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		rows = nil
+		res, err := s.q.in(ctx, tx, "recover_unmarked").ExecContext(ctx, list, gone)
+		if err != nil {
+			return err
+		}
+		n, err := res.RowsAffected()
+		if released = int(n); err != nil {
+			return err
+		}
+		rows, err = s.dialect.adoptMarked(ctx, tx, list, gone, me, max)
 		return err
 	})
 	if err != nil {
 		return 0, nil, err
 	}
-	return released, s.claimedOf(me, rows), nil
+	return released, rows, nil
 }
 
-func (s *Store) recoverFrom(ctx context.Context, tx *sqlx.Tx, gone []int64, me ReplicaID, max int, released *int, rows *[]claimedRow) error {
-	b, err := json.Marshal(gone)
-	if err != nil {
-		return err
+func idsJSON(ids []uuid.UUID) (string, error) {
+	if len(ids) == 0 {
+		return "[]", nil
 	}
-	res, err := s.q.in(ctx, tx, "recover_unmarked").ExecContext(ctx, string(b))
-	if err != nil {
-		return err
-	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return err
-	}
-	*released = int(n)
-	*rows, err = s.dialect.adoptMarked(ctx, tx, string(b), me, max)
-	return err
+	b, err := json.Marshal(ids)
+	return string(b), err
 }
 
 // Ownership is one mail that a replica has, and under which token.
@@ -122,36 +179,27 @@ func (s *Store) Owned(ctx context.Context, r ReplicaID) ([]Ownership, error) {
 
 // TakeBack ends what r has and does not know of, where it still has it under that token:
 // unmarked mails become claimable as they were. Those that may have left (Marked), or that
-// somebody died of (Begun), become r's anew. A mail that the database cannot read or write,
-// because it is damaged at that place, stays as it is and holds up no other; the error is its
-// own when there is no other.
+// somebody died of (Begun), become r's anew. A mail that the database cannot read or write
+// stays as it is and holds up no other.
 func (s *Store) TakeBack(ctx context.Context, r ReplicaID, lost []Ownership) (released int, adopted []*Claimed, err error) {
-	if len(lost) == 0 {
-		return 0, nil, nil
+	claims, ids := make(map[uuid.UUID]int64, len(lost)), make([]uuid.UUID, len(lost))
+	for i, o := range lost {
+		claims[o.ID], ids[i] = o.Claim, o.ID
 	}
-	released, rows, err := s.takeBack(ctx, r, lost)
-	if err == nil {
-		return released, s.claimedOf(r, rows), nil
-	}
-	n := len(lost)
-	if n == 1 || !damaged(err) && !dataFault(err) {
+	var rows []claimedRow
+	_, err = s.past(ctx, s.damage.without(ids, s.now()), func(ids []uuid.UUID) error {
+		these := make([]Ownership, len(ids))
+		for i, id := range ids {
+			these[i] = Ownership{id, claims[id]}
+		}
+		n, got, err := s.takeBack(ctx, r, these)
+		released, rows = released+n, append(rows, got...)
+		return err
+	})
+	if err != nil && released+len(rows) == 0 {
 		return 0, nil, err
 	}
-	done := false // for one half at least
-	for _, half := range [][]Ownership{lost[:n/2], lost[n/2:]} {
-		k, cs, fault := s.TakeBack(ctx, r, half)
-		released, adopted = released+k, append(adopted, cs...)
-		switch {
-		case fault == nil:
-			done = true
-		case len(half) == 1:
-			s.log.Error("a mail cannot be given back", "mail_id", half[0].ID, "error", fault)
-		}
-	}
-	if done {
-		err = nil
-	}
-	return released, adopted, err
+	return released, s.claimedOf(r, rows), nil
 }
 
 // takeBack is one transaction.

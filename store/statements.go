@@ -19,8 +19,10 @@ var queries embed.FS
 
 // statement is a named statement as its file has it.
 type statement struct {
-	name  string
-	pool  string   // where it runs outside of transactions: "" (write), read, look or lease
+	name string
+	// where it runs outside of transactions: "" (write), read, look or lease; part: it is no
+	// statement, and stands in others where they have its name in braces
+	pool  string
 	index string   // the line under the name: which index serves it
 	takes []string // its parameters, in the order in which callers give them
 	text  string   // with :name for its parameters
@@ -69,9 +71,16 @@ func readStatements(kind string, d dialect) ([]statement, error) {
 		}
 		all = append(all, sts...)
 	}
+	parts := []string{}
+	for _, st := range all {
+		if st.pool == "part" {
+			parts = append(parts, "{"+st.name+"}", st.text)
+		}
+	}
+	all = slices.DeleteFunc(all, func(st statement) bool { return st.pool == "part" })
 	for i := range all {
 		var err error
-		all[i].text = columnLists.Replace(all[i].text)
+		all[i].text = columnLists.Replace(strings.NewReplacer(parts...).Replace(all[i].text))
 		if all[i].text, err = all[i].numbered(d.mark()); err != nil {
 			return nil, err
 		}

@@ -64,6 +64,7 @@ type Store struct {
 	reading singleflight.Group // of shared content
 
 	interactive *interactive // bulk yields to callers
+	damage      damage       // mails that the database cannot read or write
 	// how long the transaction of EnqueueAll may take; only tests set it
 	allTransaction time.Duration
 	// how long a write that meets damage is repeated; only tests set it

@@ -195,6 +195,9 @@ func (w *writer) apart(ops []*settleOp, err error) {
 // giveUp answers a write that the database takes in no way, so that the others go on.
 func (w *writer) giveUp(op *settleOp, err error) {
 	w.s.log.Error("a result cannot be stored", "mail_id", op.s.ID, "status", op.s.Status, "error", err)
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	w.s.foundDamage(ctx, op.s.ID, err)
 	op.answer(Settled{Err: fmt.Errorf("store result: %w", err)})
 }
 

@@ -270,3 +270,19 @@ update installation set access_on = :access_on;
 -- a handful of rows
 -- takes: alive_until
 select name from replica where alive_until > :alive_until and asks = 0;
+
+-- name: damage_control
+-- primary keys; it changes nothing, because there is no such mail
+-- takes: id
+update due set claim = claim where id = :id and exists (select 1 from mail where id = :id);
+
+-- name: damage_note
+-- primary key
+-- takes: mail_id, found_at, problem
+insert into damage (mail_id, found_at, problem) values (:mail_id, :found_at, :problem)
+on conflict (mail_id) do update set found_at = excluded.found_at, problem = excluded.problem;
+
+-- name: damage_forget
+-- a handful of rows
+-- takes: found_at
+delete from damage where found_at < :found_at;

@@ -76,3 +76,7 @@ limit 1000;
 -- primary key of term
 -- takes: list, mail_id
 select count(*) from json_array_elements_text(:list::json) x where not exists (select 1 from term t where t.term = x.value::bigint and t.mail_id = :mail_id);
+
+-- name: I9
+-- a handful of rows
+select mail_id::text as subject, 'cannot be read or written, as somebody found at ' || to_char(found_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ': ' || problem as problem from damage order by mail_id limit 1000;

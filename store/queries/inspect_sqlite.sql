@@ -72,3 +72,7 @@ limit 1000;
 -- primary key of term
 -- takes: list, mail_id
 select count(*) from json_each(:list) x where not exists (select 1 from term t where t.term = cast(x.value as integer) and t.mail_id = :mail_id);
+
+-- name: I9
+-- a handful of rows
+select mail_id as subject, 'cannot be read or written, as somebody found at ' || datetime(found_at / 1000000, 'unixepoch') || ': ' || problem as problem from damage order by mail_id limit 1000;

@@ -73,8 +73,19 @@ select name, version from mail_server where name in (select n from json_array_el
 -- mail's changes keep their order. The locking CTE is materialized because a limit with skip
 -- locked must not be evaluated twice. any (array): never by a join that reads the table,
 -- whatever the statistics said when the plan was made. Nobody claims for a replica that is
--- taken for dead.
--- takes: server, above, replica, max
+-- taken for dead. except: what is damaged.
+-- takes: server, above, replica, max, except
+{pick}, q as (
+  update due set owner = :replica, claim = due.claim + 1 where due.id = any (array(select id from c))
+  returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
+)
+select {claimed}, q.possible_duplicate, q.progress, q.data_at,
+  coalesce(s.hold_unknown, false) as hold_unknown
+from q join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server
+where m.id = any (array(select id from q));
+
+-- name: pick (part)
+-- of claim and of claimable
 with recursive p as (
   (select team, priority, run_at from due where mail_server = :server and owner is null and run_at is not null order by team, priority, run_at limit 1)
   union all
@@ -93,13 +104,30 @@ with recursive p as (
   select x.id, x.team, x.priority, x.run_at, x.lead from w cross join lateral (
     select d.id, d.team, d.priority, d.run_at, age(d.xmin) as lead from due d
     where d.mail_server = :server and d.team = w.team and d.priority = w.priority and d.owner is null and d.run_at is not null and d.run_at <= now()
+      and d.id <> all (:except::uuid[])
     order by d.run_at limit (select n from share) for update skip locked) x
   where w.team in (select team from t)
 ), c as (
   select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l where lead >= 0) r
   where rank <= (select n from share) order by rank, random() limit :max
+);
+
+-- name: claimable
+-- due_ready, as claim, of which it is the first half
+-- takes: server, above, replica, max, except
+{pick}
+select id from c;
+
+-- name: claim_these
+-- due's primary key; lead and any (array) as in claim, case as in settle
+-- takes: ids, server, replica
+with l as materialized (
+  select d.id, age(d.xmin) as lead from due d
+  where d.id = any (array(select value::uuid from json_array_elements_text(:ids::json)))
+    and case when d.mail_server = :server and d.owner is null and d.run_at <= now() and exists (select 1 from replica where id = :replica and alive_until > 'epoch') then true else false end
+  for update skip locked
 ), q as (
-  update due set owner = :replica, claim = due.claim + 1 where due.id = any (array(select id from c))
+  update due set owner = :replica, claim = due.claim + 1 where due.id = any (array(select id from l where lead >= 0))
   returning due.id, due.claim, due.run_at, due.attempts, due.crashes, due.possible_duplicate, due.progress, due.data_at
 )
 select {claimed}, q.possible_duplicate, q.progress, q.data_at,
@@ -259,21 +287,29 @@ with recursive o as (
 )
 select owner from o where owner is not null and not exists (select 1 from replica r where r.id = o.owner and r.alive_until > 'epoch');
 
--- name: recover_unmarked
+-- name: owned_by
 -- due_owner
--- takes: gone
+-- takes: owners
+select id from due where owner = any (array(select value::bigint from json_array_elements_text(:owners::json))) order by id;
+
+-- name: recover_unmarked
+-- due's primary key; case as in settle
+-- takes: ids, gone
 with r as (
   update due set owner = null, claim = claim + 1, crashes = greatest(crashes, 1)
-  where data_at is null and crashes < 2 and owner = any (array(select value::bigint from json_array_elements_text(:gone::json)))
+  where id = any (array(select value::uuid from json_array_elements_text(:ids::json)))
+    and case when data_at is null and crashes < 2 and owner = any (array(select value::bigint from json_array_elements_text(:gone::json))) then true else false end
   returning id, status
 )
 insert into change (mail_id, status) select id, status from r;
 
 -- name: recover_marked
--- due_owner; suspects as well: when they are tried again is the engine's rule
--- takes: gone, me, max
+-- due's primary key; suspects as well: when they are tried again is the engine's rule; case as
+-- in settle
+-- takes: ids, gone, me, max
 with c as materialized (
-  select id from due where (data_at is not null or crashes > 1) and owner = any (array(select value::bigint from json_array_elements_text(:gone::json)))
+  select id from due where id = any (array(select value::uuid from json_array_elements_text(:ids::json)))
+    and case when (data_at is not null or crashes > 1) and owner = any (array(select value::bigint from json_array_elements_text(:gone::json))) then true else false end
     and exists (select 1 from replica where id = :me and alive_until > 'epoch')
   limit :max for update skip locked
 ), q as (
@@ -394,13 +430,14 @@ where c.replica <> excluded.replica and not exists (select 1 from replica r wher
 select mail_server, n, token from connection_slot where replica = :replica;
 
 -- name: replica_release
--- due_owner; an end in good order is no death: what was counted when a suspect was begun is
--- taken back
--- takes: owner
+-- due's primary key; an end in good order is no death: what was counted when a suspect was
+-- begun is taken back; case as in settle
+-- takes: ids, owner
 with r as (
   update due set owner = null, claim = claim + 1,
     crashes = crashes - case when begun then 1 else 0 end, begun = false
-  where owner = :owner and data_at is null returning id, status
+  where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and case when owner = :owner and data_at is null then true else false end
+  returning id, status
 )
 insert into change (mail_id, status) select id, status from r;
 

@@ -62,8 +62,31 @@ select name, version from mail_server where name in (select value from json_each
 -- due_ready: a loose scan finds the first mail of each (team, priority) that waits, one probe
 -- each. Of the teams that have something due, no more than mails are wanted take part, others
 -- each time. Every team gets its share of the page by priority, and the page is filled by rank.
--- Nobody claims for a replica that is taken for dead.
--- takes: server, max, now, above, replica
+-- Nobody claims for a replica that is taken for dead. except: what is damaged.
+-- takes: server, max, now, above, replica, except
+{pick}
+update due set owner = :replica, claim = claim + 1 where id in (
+  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l)
+  where rank <= (select n from share) order by rank, random() limit :max)
+returning id;
+
+-- name: claimable
+-- due_ready, as claim, of which it is the first half
+-- takes: server, max, now, above, replica, except
+{pick}
+select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l)
+where rank <= (select n from share) order by rank, random() limit :max;
+
+-- name: claim_these
+-- primary key
+-- takes: ids, server, now, replica
+update due set owner = :replica, claim = claim + 1
+where id in (select value from json_each(:ids)) and mail_server = :server and owner is null and run_at <= :now
+  and exists (select 1 from replica where id = :replica and alive_until > 0)
+returning id;
+
+-- name: pick (part)
+-- of claim and of claimable
 with recursive p(id, team, priority, run_at) as (
   select * from (select id, team, priority, run_at from due where mail_server = :server and owner is null and run_at is not null
     order by team, priority, run_at limit 1)
@@ -85,13 +108,10 @@ with recursive p(id, team, priority, run_at) as (
   select d.id, d.team, d.priority, d.run_at from w join due d on d.id in (
     select x.id from due x
     where x.mail_server = :server and x.team = w.team and x.priority = w.priority and x.owner is null and x.run_at is not null and x.run_at <= :now
+      and x.id not in (select value from json_each(:except))
     order by x.run_at limit (select n from share))
   where w.team in (select team from t)
-)
-update due set owner = :replica, claim = claim + 1 where id in (
-  select id from (select id, row_number() over (partition by team order by priority desc, run_at) as rank from l)
-  where rank <= (select n from share) order by rank, random() limit :max)
-returning id;
+);
 
 -- name: claimed
 -- primary keys
@@ -218,17 +238,22 @@ update replica set alive_until = :alive_until where id = :id and alive_until > 0
 -- due_owner: whoever is not known to live is gone
 select distinct owner from due where owner is not null and not exists (select 1 from replica r where r.id = due.owner and r.alive_until > 0);
 
--- name: recover_unmarked
+-- name: owned_by
 -- due_owner
--- takes: gone
+-- takes: owners
+select id from due where owner in (select value from json_each(:owners)) order by id;
+
+-- name: recover_unmarked
+-- primary key
+-- takes: ids, gone
 update due set owner = null, claim = claim + 1, crashes = max(crashes, 1)
-where data_at is null and crashes < 2 and owner in (select value from json_each(:gone));
+where id in (select value from json_each(:ids)) and data_at is null and crashes < 2 and +owner in (select value from json_each(:gone));
 
 -- name: recover_marked
--- due_owner; suspects as well: when they are tried again is the engine's rule
--- takes: me, gone, max
+-- primary key; suspects as well: when they are tried again is the engine's rule
+-- takes: me, ids, gone, max
 update due set owner = :me, claim = claim + 1, crashes = max(crashes, 1) where id in (
-  select id from due where (data_at is not null or crashes > 1) and owner in (select value from json_each(:gone))
+  select id from due where id in (select value from json_each(:ids)) and (data_at is not null or crashes > 1) and +owner in (select value from json_each(:gone))
     and exists (select 1 from replica where id = :me and alive_until > 0) limit :max)
 returning id;
 
@@ -246,12 +271,12 @@ where (id, claim) in (select value ->> 'id', value ->> 'c' from json_each(:lost)
 returning id;
 
 -- name: replica_release
--- due_owner; an end in good order is no death: what was counted when a suspect was begun is
+-- primary key; an end in good order is no death: what was counted when a suspect was begun is
 -- taken back
--- takes: owner
+-- takes: ids, owner
 update due set owner = null, claim = claim + 1,
   crashes = crashes - case when begun then 1 else 0 end, begun = false
-where owner = :owner and data_at is null;
+where id in (select value from json_each(:ids)) and +owner = :owner and data_at is null;
 
 -- name: server_hold
 -- one of two: due_ready, or due_server where most of the mail server's mail waits

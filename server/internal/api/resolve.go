@@ -55,7 +55,7 @@ func (a *API) ResolveMail(ctx context.Context, r *pb.ResolveMailRequest) (*pb.Re
 	switch {
 	case errors.As(err, &refused):
 		return nil, apierr.Precondition(pb.ReasonWrongState, r.Id, "%s", refused)
-	case errors.Is(err, store.ErrSending), errors.Is(err, store.ErrFinished):
+	case errors.Is(err, store.ErrSending), errors.Is(err, store.ErrFinished), errors.Is(err, store.ErrDamaged):
 		reason, text := failureText(err)
 		return nil, apierr.Precondition(reason, r.Id, "%s", text)
 	case err != nil:

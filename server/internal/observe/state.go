@@ -20,6 +20,8 @@ type State struct {
 	Serving   func() bool
 	// Writers is how many writes wait, by line.
 	Writers func() map[string]int
+	// Damaged is how many mails are left out because the database cannot read or write them.
+	Damaged func() int
 	// Pools are the connections to the database.
 	Pools func() map[string]sql.DBStats
 	// OAuth are the access tokens that this process holds, by mail server.
@@ -60,7 +62,7 @@ type stateCollector struct {
 var fromState = []string{
 	"due_mails", "due_oldest_age_seconds", "scheduled_mails", "journal_mails", "watch_lag_seconds", "sample_age_seconds",
 	"mail_server_suspended", "connections", "connections_limit", "connections_waiters", "connections_slots",
-	"batch_late_seconds", "serving", "writer_queue", "database_connections", "database_connections_max", "database_waits_total", "database_wait_seconds_total",
+	"batch_late_seconds", "serving", "writer_queue", "damaged_mails", "database_connections", "database_connections_max", "database_waits_total", "database_wait_seconds_total",
 	"oauth_token_age_seconds", "oauth_token_expiry_timestamp_seconds", "certificate_expiry_timestamp_seconds", "token_expiry_timestamp_seconds", "build_info",
 }
 
@@ -103,6 +105,9 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		for line, n := range c.s.Writers() {
 			put("writer_queue", float64(n), line)
 		}
+	}
+	if c.s.Damaged != nil {
+		put("damaged_mails", float64(c.s.Damaged()))
 	}
 	if c.s.Pools != nil {
 		for pool, s := range c.s.Pools() {
