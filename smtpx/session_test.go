@@ -486,6 +486,7 @@ func TestT7e_RepliesAreBounded(t *testing.T) {
 // TestT2b_OutcomeBeforeQUIT: the outcome is there when the reply is read, whatever happens at
 // QUIT.
 func TestT2b_OutcomeBeforeQUIT(t *testing.T) {
+	t.Parallel()
 	srv := (&smtpxtest.Server{On: on("QUIT", 1, smtpxtest.Action{Hang: true})}).Start(t)
 	s := dial(t, relay(srv))
 	if o := s.Send(context.Background(), tx(1)); statuses(o) != "A" {
