@@ -27,8 +27,9 @@ func networkCommands(t *testing.T) [][]string {
 	if !ok {
 		t.Fatal("CONFIGURATION.md has no section \"Open it to the network\"")
 	}
-	parts := strings.Split(section, "```")
-	commands, err := shellWords(strings.TrimPrefix(parts[1], "sh\n"))
+	_, block, _ := strings.Cut(section, "```sh\n")
+	block, _, _ = strings.Cut(block, "```")
+	commands, err := shellWords(block)
 	if err != nil || len(commands) != 4 || len(commands) > 10 {
 		t.Fatalf("got %d commands, %v, want 4", len(commands), err)
 	}
