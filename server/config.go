@@ -17,6 +17,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/logwriter"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/server/internal/quota"
+	"github.com/maildispatch/maildispatch/server/internal/retention"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
@@ -32,6 +33,7 @@ type Config struct {
 	BatchInterval time.Duration // 0 = the batch never rests
 	KeyFile       string        // seals passwords
 	LostSecrets   bool          // start although the key file opens none of the stored secrets
+	Keep          string        // for how long finished mail is kept; "" = for ever
 	LocalhostSMTP string        // where TYPE_LOCALHOST servers hand over
 	// what may be dialled; "" = the default of smtpx.ParseDestinations
 	Destinations string
@@ -76,6 +78,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.BoolVar(&c.LostSecrets, "lost-secrets", false, "start although the key file opens none of the stored secrets, which have to be given again")
+	fs.StringVar(&c.Keep, "keep", "", "for how long finished mail is kept, by kind: metadata/body/attachments, such as invoice:10y/2y/2y,bulk:90d/7d/0,all:5y; empty: for ever")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
 	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses and loopback, on ports 25 465 587 2525")
 	fs.StringVar(&c.TokenDestinations, "token-destinations", defaultTokenDestinations, "what may be called for access tokens of AUTH_XOAUTH2, such as public:443,10.1.0.0/16:8443; loopback, and http, only where loopback:PORTS is named")
@@ -163,6 +166,9 @@ func (c *Config) Validate() error {
 	if _, err := c.tokenDestinations(); err != nil {
 		return err
 	}
+	if _, err := c.KeepRules(); err != nil {
+		return err
+	}
 	if _, err := outbound.New(nil, c.LocalhostSMTP, c.HeloName); err != nil {
 		return err
 	}
@@ -188,6 +194,15 @@ func (c *Config) Check() error {
 		return nil // will be made
 	}
 	return err
+}
+
+// KeepRules are the rules of --keep.
+func (c *Config) KeepRules() ([]store.KeepRule, error) {
+	rules, err := retention.Parse(c.Keep)
+	if err != nil {
+		return nil, fmt.Errorf("keep: %w", err)
+	}
+	return rules, nil
 }
 
 // tokenDestinations is where access tokens may be asked for.
@@ -266,7 +281,7 @@ func (c *Config) String() string {
 	for _, kv := range [][2]any{{"listen", c.Listen}, {"admin-listen", c.AdminListen}, {"database", store.RedactDSN(c.Database)}, {"database-mail-connections", c.Connections.Mail},
 		{"database-work-connections", c.Connections.Work}, {"database-read-connections", c.Connections.Read},
 		{"allow-unsafe-database", c.AllowUnsafe}, {"batch-interval", c.BatchInterval}, {"key-file", c.keyFile()}, {"lost-secrets", c.LostSecrets},
-		{"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"token-destinations", c.TokenDestinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
+		{"keep", c.Keep}, {"localhost-smtp", c.LocalhostSMTP}, {"smtp-destinations", c.Destinations}, {"token-destinations", c.TokenDestinations}, {"helo-name", c.HeloName}, {"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey},
 		{"client-ca", c.ClientCA}, {"client-names", c.ClientNames}, {"auth", c.Auth}, {"admin-socket", c.Socket()}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])
 	}

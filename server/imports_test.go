@@ -42,6 +42,7 @@ var importRules = []importRule{
 	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/access", "server/internal/apierr", "server/internal/budget"}, why: "what every call passes, in its order"},
 	{pkg: "server/internal/logwriter", why: "the log's lines in groups"},
 	{pkg: "server/internal/observe", may: []string{"server/internal/lifecycle", "smtpx", "store"}, why: "metrics; nobody else knows Prometheus"},
+	{pkg: "server/internal/retention", may: []string{"store"}, tests: []string{"store/storetest"}, why: "when what is removed; the store knows how"},
 	{pkg: "server/internal/seal", why: "cryptography and nothing else"},
 	{pkg: "server/internal/catchall", why: "a relay for the demo; it shares nothing with the client it receives from"},
 	{pkg: "server/internal/delivery", may: []string{"store"}, why: "the words that api and engine share; no behaviour"},

@@ -27,6 +27,7 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/observe"
 	"github.com/maildispatch/maildispatch/server/internal/outbound"
 	"github.com/maildispatch/maildispatch/server/internal/quota"
+	"github.com/maildispatch/maildispatch/server/internal/retention"
 	"github.com/maildispatch/maildispatch/server/internal/seal"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
@@ -45,6 +46,7 @@ type Server struct {
 	book     *access.Book
 	local    *localSocket // nil = none
 	limits   *quota.Quota
+	remover  *retention.Remover
 
 	transport   *transport
 	metrics     *observe.Metrics // nil = nobody is offered them
@@ -61,6 +63,10 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	log, lines := cfg.logger()
+	rules, err := cfg.KeepRules()
+	if err != nil {
+		return nil, err
+	}
 	keys, made, err := loadKeys(&cfg)
 	if err != nil {
 		return nil, err
@@ -135,7 +141,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		}})
 	limits := quota.New(quota.Config{Limits: cfg.Limits, Store: st, Secret: keys.Derive("allowances"), Logger: log, Disk: st.Disk(ctx), Stopping: eng.Stopping()})
 	s.limits = limits
-	a := api.New(api.Config{Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
+	s.remover = retention.New(retention.Config{Store: st, Rules: rules, Logger: log, Observer: s.metrics})
+	a := api.New(api.Config{Keeping: st, Rules: rules, Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
 		TokenKey:  keys.Derive("page tokens"),
 		LookupTXT: net.DefaultResolver.LookupTXT,
 		Now:       eng.Now,
@@ -244,6 +251,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stopHealth()
 	go s.watchHealth(hctx)
 	go s.tellAuditHead(hctx)
+	removerDone := make(chan struct{})
+	go func() { s.remover.Run(hctx); close(removerDone) }()
 	if s.metrics != nil {
 		go s.metrics.Sample(hctx, s.store)
 		go s.metricsPort.serve(s, metricsPages(s.metrics))
@@ -297,6 +306,8 @@ func (s *Server) Run(ctx context.Context) error {
 	stopBook()
 	<-bookDone
 	<-limitsDone
+	stopHealth()
+	<-removerDone
 	s.outbound.Wait()
 	err = errors.Join(err, s.store.Close())
 	if err == nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type segment struct {
 	// of the content; "=" is that of the last segment that had one
 	Hash   string `json:"h,omitempty"`
 	Offset int    `json:"o,omitempty"`
+	File   bool   `json:"f,omitempty"` // an attachment
 }
 
 const sameContent = "="
@@ -52,7 +54,7 @@ func (m *NewMail) pack() {
 			inline = append(inline, p.Data...)
 			continue
 		}
-		segs[i] = segment{p.Length, sameContent, p.Offset}
+		segs[i] = segment{p.Length, sameContent, p.Offset, p.Shared.File}
 		if p.Shared != last {
 			segs[i].Hash = hex.EncodeToString(p.Shared.Sum[:])
 			last = p.Shared
@@ -88,7 +90,7 @@ func unpack(inline, layout []byte) ([]Piece, error) {
 			if err != nil || len(b) != 32 {
 				return nil, fmt.Errorf("bad content hash %q", sg.Hash)
 			}
-			last = &Content{Sum: [32]byte(b)}
+			last = &Content{Sum: [32]byte(b), File: sg.File}
 		}
 		ps[i] = Piece{Shared: last, Offset: sg.Offset, Length: sg.Bytes}
 	}
@@ -292,6 +294,16 @@ func (c *contentCache) put(k [32]byte, d []byte) {
 		c.bytes -= len(c.data[c.order[0]])
 		delete(c.data, c.order[0])
 	}
+}
+
+// drop forgets one content, which is stored no longer.
+func (c *contentCache) drop(k [32]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bytes -= len(c.data[k])
+	delete(c.data, k)
+	delete(c.touched, k)
+	c.order = slices.DeleteFunc(c.order, func(o [32]byte) bool { return o == k })
 }
 
 // forget is for a database that may not have what it had.

@@ -18,6 +18,7 @@ var (
 	ErrUnreadable        = errors.New("mail cannot be read")
 	ErrSending           = errors.New("mail is being sent")
 	ErrFinished          = errors.New("mail is finished")
+	ErrContentRemoved    = errors.New("content of the mail was removed")
 	// wraps connection faults: the outcome of a write may be unknown
 	ErrUnavailable = errors.New("database is unavailable")
 	ErrFull        = errors.New("database is full")

@@ -135,6 +135,8 @@ type InspectOptions struct {
 	ContentBytes int64
 	// Late is how long mail may be due without being taken before it is reported.
 	Late time.Duration
+	// Keep are the rules of retention whose work is looked at.
+	Keep []KeepRule
 	// AuditHead is one that the service's log remembers; the zero value is none.
 	AuditHead AuditHead
 }
@@ -167,6 +169,8 @@ type Inspection struct {
 	Replicas  []ReplicaState
 	WentBack  WentBack // of which Held still waits
 	AuditHead AuditHead
+	// rules of retention, and for how long their first mail should have been removed
+	Overdue map[string]time.Duration
 
 	DefaultUnavailable []DefaultUnavailable
 }
@@ -301,6 +305,7 @@ func (l *look) all(opt InspectOptions) error {
 		func() error { return l.get(&l.r.DefaultUnavailable, "default_unavailable") },
 		func() error { return l.get(&l.r.Replicas, "replicas") },
 		l.wentBack,
+		func() error { return l.overdue(opt.Keep) },
 	} {
 		if err := f(); err != nil {
 			return err
@@ -343,6 +348,22 @@ func (l *look) wentBack() error {
 		l.r.WentBack = WentBack{Since: r.Since.Time, Why: r.Why, Held: r.Held}
 	}
 	return err
+}
+
+// overdue says which rules of retention are behind.
+func (l *look) overdue(rules []KeepRule) error {
+	l.r.Overdue = map[string]time.Duration{}
+	for _, r := range rules {
+		before := l.now.Add(-r.Age - purgeMargin)
+		var first []dbTime
+		if err := l.get(&first, "overdue", r.Name(), l.in.s.t(&before)); err != nil {
+			return err
+		}
+		if len(first) > 0 {
+			l.r.Overdue[r.Name()] = before.Sub(first[0].Time)
+		}
+	}
+	return nil
 }
 
 // contents hashes shared content, the newest first.
@@ -409,7 +430,10 @@ func (l *look) messages(most int, inv *Invariant) error {
 			return err
 		}
 		for i := range ms {
-			problem, err := l.message(&ms[i])
+			problem, err := "", error(nil)
+			if !ms[i].Removed {
+				problem, err = l.message(&ms[i])
+			}
 			if err != nil {
 				return err
 			}
@@ -434,6 +458,7 @@ type storedMessage struct {
 	MessageID  string `db:"message_id"`
 	SizeBytes  int64  `db:"size_bytes"`
 	Layout     []byte
+	Removed    bool // some of its content was, by retention or erasure
 }
 
 // message says what is wrong with one stored message, "" if nothing is.

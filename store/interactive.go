@@ -110,3 +110,13 @@ func (s *Store) BulkItems() int {
 	}
 	return batchItems
 }
+
+// Pressed says whether work that can wait should: mail whose caller waits is being handled, or
+// was within the last two seconds, or most connections for mail are in use.
+func (s *Store) Pressed() bool {
+	if s.interactive.open() {
+		return true
+	}
+	st := s.write.Stats()
+	return st.MaxOpenConnections > 1 && st.InUse*4 >= st.MaxOpenConnections*3
+}

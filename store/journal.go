@@ -140,7 +140,7 @@ func (w *where) statuses(sts []MailStatus) {
 }
 
 const mailColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.reference, m.sender, m.subject, m.message_id, m.size_bytes, m.recipients, m.labels,
-  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, m.caller, m.guard`
+  m.request_id, m.route, m.create_time, m.expire_time, m.batch_id, m.resent_from, m.resend_reason, m.caller, m.guard, m.removed`
 
 const dueColumns = mailColumns + `, d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error,
   d.data_at is not null as marked`
@@ -167,6 +167,7 @@ type mailViewRow struct {
 	ResendReason      sql.NullString `db:"resend_reason"`
 	Caller            sql.NullString
 	Guard             sql.NullString
+	Removed           sql.NullString
 	Route             string
 	CreateTime        dbTime `db:"create_time"`
 	ExpireTime        dbTime `db:"expire_time"`
@@ -190,7 +191,7 @@ func (r *mailViewRow) mail() (*Mail, error) {
 		ResentFrom: r.ResentFrom.UUID, ResendReason: r.ResendReason.String, Route: r.Route, CreateTime: r.CreateTime.Time,
 		ExpireTime: r.ExpireTime.ptr(), Status: r.Status, DueTime: r.RunAt.ptr(), FinishTime: r.DoneAt.ptr(), Archived: !r.DoneAt.IsZero(),
 		Attempts: r.Attempts, Owner: ReplicaID(r.Owner.Int64), PossibleDuplicate: r.PossibleDuplicate, LastError: r.LastError,
-		Caller: r.Caller.String, Guard: r.Guard.String}
+		Caller: r.Caller.String, Guard: r.Guard.String, Removed: Removed(r.Removed.String)}
 	if r.Owner.Valid && r.Marked {
 		m.Status, m.DueTime, m.Marked = MailSending, nil, true
 	}

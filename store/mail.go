@@ -87,6 +87,7 @@ type Progress struct {
 type Content struct {
 	Sum  [32]byte // SHA-256 of the bytes
 	Size int
+	File bool   // an attachment, which may be removed before the text around it
 	Data []byte // nil: stored already, known only by its sum
 }
 
@@ -292,7 +293,8 @@ type Mail struct {
 	Owner             ReplicaID // 0 = nobody
 	// a part of its row cannot be read, and is missing here: nobody may write the mail anew
 	Unreadable error
-	Marked     bool // with an owner: the dot may have left
+	Marked     bool    // with an owner: the dot may have left
+	Removed    Removed // what of its content was removed; "" = nothing
 }
 
 // MailFilter is an AND of its set fields.

@@ -87,6 +87,10 @@ func planArgs() map[string][]any {
 		"take_back": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`, 1}, "take_back_marked": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`, 1},
 		"slot_take": {"s1", 1, 1, "{}", 2, 4}, "slot_free": {"s1", 1, 1, "{}", 4}, "slot_give": {"s1", 1, 1, 1},
 		"modify_servers": {list}, "server_versions": {list}, "slot_drop": {1, 1, "{s1}", "{1}"}, "slot_mine": {1}, "rate_share": {"s1", 1}, "rate_share_forget": {"s1"}, "rate_others": {"s1", 1, at},
+		"purge_page": {at, id, at.AddDate(0, 0, 1), 1000, "bulk"}, "purge_free": {list}, "purge_archive": {list}, "purge_mail": {list}, "purge_body": {"body", list}, "purge_attachments": {"attachments", list},
+		"purge_terms": {`[["1","00000001-0000-7000-8000-000000000001"]]`}, "walk_page": {id, seededID(5000), 2000}, "loose_page": {"2022-01-09", 100}, "loose_content": {hash, 1, "2022-01-09"}, "loose_delete": {hash},
+		"rule_state": {"bulk/body"}, "rules_again": {}, "rules_done": {}, "rule_next": {at, id, at.AddDate(0, 0, 1)}, "holder_take": {"me", at, at}, "holder_lock": {},
+		"hold_lift": {"me", "over", at, id}, "hold_get": {id, false, `["t1"]`}, "hold_list": {id, false, `["t1"]`, false, "t1", false, 50},
 		"token_list": {"t1", true, at, 100}, "token_get": {"t1"}, "token_revoke": {at, "t1"}, "token_use": {at, "t1"}, "change_lag": {}, "change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4", ""},
 	}
 }

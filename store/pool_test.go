@@ -29,6 +29,8 @@ func TestOneConnection(t *testing.T) {
 			mails []*store.NewMail
 			r     store.ReplicaID
 			cs    []*store.Claimed
+			hold  = uuid.Must(uuid.NewV7())
+			keep  = store.KeepRule{Kind: store.KindBulk, Part: store.PartMetadata, Age: time.Hour}
 			up    = &store.Upload{ID: uuid.Must(uuid.NewV7()), Team: "sales", Filename: "f", ContentType: "text/plain", SizeBytes: 4}
 		)
 		sum := sha256.Sum256([]byte("file"))
@@ -78,6 +80,20 @@ func TestOneConnection(t *testing.T) {
 				return (<-s.Settle(&store.Settlement{ID: cs[0].ID, Owner: r, Kind: store.SettleRetry, Status: store.MailDeferred, RunAt: time.Now()})).Err
 			}},
 			{"RawMail", func() error { return second(s.RawMail(c, store.Everything, mails[0].ID, io.Discard)) }},
+			{"RemainingRaw", func() error {
+				return second(s.RemainingRaw(c, store.Everything, mails[0].ID, func(int64) {}, io.Discard))
+			}},
+			{"PlaceHold", func() error {
+				return s.PlaceHold(c, &store.LegalHold{ID: hold, Team: "sales", MailID: mails[0].ID}, audit)
+			}},
+			{"LegalHolds", func() error { return second(s.LegalHolds(c, store.Everything, nil, true, uuid.Nil, 5)) }},
+			{"LiftHold", func() error { return second(s.LiftHold(c, store.Everything, hold, audit)) }},
+			{"Purge", func() error { return second(s.Purge(c, "me", keep, 10)) }},
+			{"Overdue", func() error { return second(s.Overdue(c, keep)) }},
+			{"RetentionProgress", func() error { return second(s.RetentionProgress(c)) }},
+			{"WalkContents", func() error { return second(s.WalkContents(c, "me")) }},
+			{"CollectContents", func() error { _, _, _, err := s.CollectContents(c, "me", 5); return err }},
+			{"DatabaseBytes", func() error { return second(s.DatabaseBytes(c)) }},
 			{"CopyMail", func() error { return second(s.CopyMail(c, store.Everything, mails[0].ID)) }},
 			{"Mail", func() error { return second(s.Mail(c, store.Everything, mails[0].ID)) }},
 			{"ListDue", func() error { return second(s.ListDue(c, store.Everything, store.MailFilter{}, store.Cursor{}, 5)) }},
@@ -157,7 +173,7 @@ func TestOneConnection(t *testing.T) {
 		}
 		called := map[string]bool{
 			// ask nothing
-			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "DamagedMails": true, "WentBack": true, "PoolStats": true, "Waiting": true,
+			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "DamagedMails": true, "WentBack": true, "PoolStats": true, "Pressed": true, "Waiting": true,
 			// of tests
 			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "AllTransaction": true, "Begin": true, "DamageWait": true, "InteractiveWork": true, "HoldAuditLock": true,
 			"FindQueries": true, "LoggedChanges": true, "ForgetDamage": true,

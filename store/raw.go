@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -20,12 +21,24 @@ const (
 
 // RawMail writes a mail's raw message to w, a piece at a time, and holds neither a connection
 // nor a transaction while w takes it. Shared content is compared with its sum before the first
-// piece is written. ErrNotFound, also outside the scope.
+// piece is written. ErrNotFound, also outside the scope; ErrContentRemoved.
 func (s *Store) RawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer) (int64, error) {
+	return s.rawMail(ctx, sc, id, w, nil)
+}
+
+// RemainingRaw is RawMail for a mail whose attachments may have been removed: they are empty
+// files then. begin hears how many bytes will be written, before the first. ErrContentRemoved
+// where more was removed.
+func (s *Store) RemainingRaw(ctx context.Context, sc Scope, id uuid.UUID, begin func(bytes int64), w io.Writer) (int64, error) {
+	return s.rawMail(ctx, sc, id, w, begin)
+}
+
+func (s *Store) rawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer, begin func(bytes int64)) (int64, error) {
 	var row struct {
-		Size   int
-		First  []byte // of the inline part
-		Layout []byte
+		Size    int
+		First   []byte // of the inline part
+		Layout  []byte
+		Removed sql.NullString
 	}
 	all, teams := sc.args()
 	if err := s.q.get("mail_raw").GetContext(ctx, &row, rawPiece, id, all, teams, sc.Caller); err != nil {
@@ -38,6 +51,23 @@ func (s *Store) RawMail(ctx context.Context, sc Scope, id uuid.UUID, w io.Writer
 			return 0, err
 		}
 		row.Layout = nil
+	}
+	switch Removed(row.Removed.String) {
+	case RemovedNothing:
+	case RemovedAttachments:
+		if begin == nil {
+			return 0, ErrContentRemoved
+		}
+		segs = withoutFiles(segs)
+	default:
+		return 0, ErrContentRemoved
+	}
+	if begin != nil {
+		whole := int64(0)
+		for _, sg := range segs {
+			whole += int64(sg.Bytes)
+		}
+		begin(whole)
 	}
 	sums, err := s.checkContents(ctx, segs)
 	if err != nil {

@@ -252,7 +252,7 @@ func (s *Store) ForgetUploads(ctx context.Context) (uploads, contents int, err e
 }
 
 // CopyMail is a mail's content and options for a new mail, with the id, times, Message-ID and
-// request_id still to be set. ErrNotFound, also outside the scope.
+// request_id still to be set. ErrNotFound, also outside the scope; ErrContentRemoved.
 func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail, error) {
 	var r struct {
 		ID         uuid.UUID
@@ -272,10 +272,14 @@ func (s *Store) CopyMail(ctx context.Context, sc Scope, id uuid.UUID) (*NewMail,
 		Labels     []byte
 		Raw        []byte
 		Layout     []byte
+		Removed    sql.NullString
 	}
 	all, teams := sc.args()
 	if err := s.q.get("mail_copy").GetContext(ctx, &r, id, all, teams, sc.Caller); err != nil {
 		return nil, s.notFound(err)
+	}
+	if r.Removed.Valid {
+		return nil, ErrContentRemoved
 	}
 	m := &NewMail{Team: r.Team, MailServer: r.MailServer, Mode: r.Mode, Kind: r.Kind, Priority: r.Priority, Reference: r.Reference, From: r.Sender,
 		Subject: r.Subject, MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Route: r.Route, ResentFrom: r.ID}

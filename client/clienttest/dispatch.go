@@ -112,7 +112,7 @@ func (s *Server) take(req *maildispatchv1.SendRequest, how taking) (e *entry, du
 	now := time.Now()
 	e = &entry{request: proto.CloneOf(req), sum: sum}
 	id := s.nextID()
-	e.mail = &maildispatchv1.Mail{
+	e.mail = &maildispatchv1.Mail{StoredContent: maildispatchv1.StoredContent_STORED_CONTENT_COMPLETE,
 		Id: id, Team: o.GetTeam(), MailServer: server.Name, Mode: server.Mode, Kind: o.GetKind(), Reference: o.GetReference(), Labels: o.GetLabels(),
 		Status: maildispatchv1.MailStatus_MAIL_STATUS_QUEUED, From: bare(server.From), Subject: req.GetMessage().GetSubject(),
 		MessageId: "<" + id + "@example.com>", RequestId: req.GetRequestId(), Route: route, Priority: priority(o),

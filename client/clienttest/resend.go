@@ -44,7 +44,7 @@ func (d dispatch) ResendMail(_ context.Context, req *maildispatchv1.ResendMailRe
 	}
 	now := time.Now()
 	id := d.s.nextID()
-	e = &entry{request: first.request, sum: sum, mail: &maildispatchv1.Mail{
+	e = &entry{request: first.request, sum: sum, mail: &maildispatchv1.Mail{StoredContent: maildispatchv1.StoredContent_STORED_CONTENT_COMPLETE,
 		Id: id, Team: old.Team, MailServer: old.MailServer, Mode: old.Mode, Kind: old.Kind, Reference: old.Reference, Labels: old.Labels,
 		Status: maildispatchv1.MailStatus_MAIL_STATUS_QUEUED, From: old.From, Subject: old.Subject, MessageId: "<" + id + "@example.com>",
 		RequestId: req.GetRequestId(), Route: old.Route, Priority: old.Priority, CreateTime: stamp(now), DueTime: stamp(now),

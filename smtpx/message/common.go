@@ -29,7 +29,7 @@ func NewCommon(m *Message) *Common {
 		a := &m.Attachments[i]
 		switch {
 		case a.Stored != nil:
-			a.Stored.Common = true
+			a.Stored.Common, a.Stored.File = true, true
 		case EncodedSize(int64(len(a.Content))) >= commonFrom:
 			if a.ContentType == "" {
 				a.ContentType = guessType(a) // which looks at the bytes
@@ -38,7 +38,7 @@ func NewCommon(m *Message) *Common {
 			c.buf.Grow(int(EncodedSize(int64(len(a.Content)))))
 			c.base64(&c.buf, a.Content) // a buffer always takes it
 			a.Stored, a.Content = NewContent(c.buf.Bytes()), nil
-			a.Stored.Common = true
+			a.Stored.Common, a.Stored.File = true, true
 		}
 	}
 	return &Common{text: m.Text, html: m.HTML, bodies: map[commonKey]*commonBody{}}

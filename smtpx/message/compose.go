@@ -314,7 +314,9 @@ func (c *composer) attachment(a Attachment) part {
 		case size >= shareFrom:
 			encoded := bytes.NewBuffer(make([]byte, 0, size))
 			c.base64(encoded, a.Content)
-			c.share(NewContent(encoded.Bytes()))
+			file := NewContent(encoded.Bytes())
+			file.File = true
+			c.share(file)
 		default:
 			c.buf.Grow(int(size))
 			c.base64(&c.buf, a.Content)
@@ -322,7 +324,7 @@ func (c *composer) attachment(a Attachment) part {
 	}
 }
 
-// share puts shared content in.
+// share puts an attachment in that is shared content.
 func (c *composer) share(s *Content) {
 	if s.Size > 0 {
 		c.stops = append(c.stops, stop{at: c.buf.Len(), piece: s.whole()})

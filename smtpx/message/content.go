@@ -15,6 +15,7 @@ type Content struct {
 	Data []byte // nil: stored already (an upload), known only by sum and size
 	// the mails of a batch have it in common, so that it stays shared however small it is
 	Common bool
+	File   bool // an attachment
 }
 
 // NewContent is content at hand. The bytes must not change from here on.

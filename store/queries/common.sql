@@ -286,3 +286,69 @@ on conflict (mail_id) do update set found_at = excluded.found_at, problem = excl
 -- a handful of rows
 -- takes: found_at
 delete from damage where found_at < :found_at;
+
+-- name: walk_page (look)
+-- primary key
+-- takes: after, until, max
+select id, layout, coalesce(removed, '') as removed from mail where id > :after and id < :until order by id limit :max;
+
+-- name: loose_insert
+-- primary key
+-- takes: hash, since
+insert into content_loose (hash, since) values (:hash, :since) on conflict do nothing;
+
+-- name: loose_page (look)
+-- primary keys; content_loose has what was let go lately
+-- takes: touched, max
+select l.hash from content_loose l left join content c on c.hash = l.hash where c.hash is null or c.touched < :touched order by l.hash limit :max;
+
+-- name: loose_content
+-- primary keys of content and term, upload_hash
+-- takes: hash, term, touched
+delete from content where hash = :hash and touched < :touched and not exists (select 1 from term t where t.term = :term)
+  and not exists (select 1 from upload u where u.hash = content.hash) returning size;
+
+-- name: loose_delete
+-- primary key
+-- takes: hash
+delete from content_loose where hash = :hash;
+
+-- name: rule_state (look)
+-- primary key
+-- takes: name
+select at, mail_id from retention where name = :name;
+
+-- name: rule_moved
+-- primary key; a rule that was made to begin anew meanwhile does
+-- takes: name, at, mail_id, mails, was
+insert into retention (name, at, mail_id, mails) values (:name, :at, :mail_id, :mails)
+on conflict (name) do update set at = case when retention.mail_id is not distinct from :was then excluded.at else retention.at end,
+  mail_id = case when retention.mail_id is not distinct from :was then excluded.mail_id else retention.mail_id end, mails = retention.mails + excluded.mails;
+
+-- name: rule_through
+-- primary key
+-- takes: name, run_time
+insert into retention (name, run_time) values (:name, :run_time) on conflict (name) do update set run_time = excluded.run_time;
+
+-- name: rules_again
+-- a handful of rows
+update retention set at = null, mail_id = null where name not in ('holder', 'contents');
+
+-- name: rules_done (look)
+-- a handful of rows
+select name, mails, run_time from retention where name <> 'holder' order by name;
+
+-- name: holder_take
+-- primary key
+-- takes: holder, until, now
+update retention set holder = :holder, until = :until where name = 'holder' and (holder = :holder or until is null or until < :now);
+
+-- name: hold_insert
+-- primary key
+-- takes: id, team, mail_id, reference, reason, placed_by, place_time
+insert into legal_hold (id, team, mail_id, reference, reason, placed_by, place_time) values (:id, :team, :mail_id, :reference, :reason, :placed_by, :place_time);
+
+-- name: hold_lift
+-- primary key
+-- takes: lifted_by, lift_reason, lift_time, id
+update legal_hold set lifted_by = :lifted_by, lift_reason = :lift_reason, lift_time = :lift_time where id = :id and case when lift_time is null then true else false end;

@@ -82,7 +82,7 @@ select data from content_chunk where hash = :hash order by n;
 -- name: newest
 -- primary key, read backwards: ids are ordered by time
 -- takes: id, max
-select id, recipients, labels, reference, message_id, size_bytes, layout from mail where id < :id order by id desc limit :max;
+select id, recipients, labels, reference, message_id, size_bytes, layout, removed is not null as removed from mail where id < :id order by id desc limit :max;
 
 -- name: raw
 -- primary key
@@ -132,3 +132,9 @@ select r.id, r.name, r.alive_until, (select count(*) from due d where d.owner = 
 -- audit_seq, page by page
 -- takes: seq
 select id, seq, hash, time, actor, action, team, target, reason, cast(detail as text) as detail from audit where seq > :seq order by seq limit 1000;
+
+-- name: overdue
+-- archive_done, behind the place to which the rule has come
+-- takes: name, before
+select a.done_at from archive a left join retention r on r.name = :name
+where (r.at is null or a.done_at > r.at) and a.done_at < :before order by a.done_at limit 1;

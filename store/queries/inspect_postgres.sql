@@ -46,18 +46,18 @@ limit 1000;
 -- scans of mail; primary keys of content and content_chunk. "=" is the content that the piece
 -- before named
 with seg as materialized (
-  select m.id, coalesce((s.value ->> 'n')::bigint, 0) as n, coalesce((s.value ->> 'o')::bigint, 0) as o, s.value ->> 'h' as h from mail m, json_array_elements(m.layout) s where m.layout is not null
+  select m.id, coalesce((s.value ->> 'n')::bigint, 0) as n, coalesce((s.value ->> 'o')::bigint, 0) as o, s.value ->> 'h' as h from mail m, json_array_elements(m.layout) s where m.layout is not null and m.removed is null
 ), sizes as (
   select id, sum(n) as whole, coalesce(sum(n) filter (where h is null), 0) as inline from seg group by id
 )
 select id::text as subject, 'is said to have ' || size_bytes || ' bytes and has ' || octet_length(raw) as problem from mail
-where layout is null and octet_length(raw) <> size_bytes
+where layout is null and octet_length(raw) <> size_bytes and removed is null
 union all
 select m.id::text, 'is said to have ' || m.size_bytes || ' bytes, its layout ' || coalesce(z.whole, 0) from mail m left join sizes z on z.id = m.id
-where m.layout is not null and coalesce(z.whole, 0) <> m.size_bytes
+where m.layout is not null and m.removed is null and coalesce(z.whole, 0) <> m.size_bytes
 union all
 select m.id::text, 'has ' || octet_length(m.raw) || ' bytes of its own, by its layout ' || coalesce(z.inline, 0) from mail m left join sizes z on z.id = m.id
-where m.layout is not null and coalesce(z.inline, 0) <> octet_length(m.raw)
+where m.layout is not null and m.removed is null and coalesce(z.inline, 0) <> octet_length(m.raw)
 union all
 select x.id, 'has a piece up to byte ' || x.upto || ' of content ' || x.h || ', which is not stored or shorter'
 from (select h, max(o + n) as upto, min(id::text) as id from seg where h <> '=' group by h) x

@@ -505,12 +505,12 @@ delete from content c where not c.used and c.touched < :touched and not exists (
 -- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
 -- takes: bytes, id, all, teams, caller
-select length(m.raw) as size, substr(m.raw, 1, :bytes) as first, m.layout from mail m where m.id = :id and (:all::bool or m.team in (select value from json_array_elements_text(:teams::json))) and (:caller::text = '' or m.caller = :caller);
+select length(m.raw) as size, substr(m.raw, 1, :bytes) as first, m.layout, m.removed from mail m where m.id = :id and (:all::bool or m.team in (select value from json_array_elements_text(:teams::json))) and (:caller::text = '' or m.caller = :caller);
 
 -- name: mail_copy (look)
 -- primary key; as mail_raw
 -- takes: id, all, teams, caller
-select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
+select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout, removed
 from mail where id = :id and (:all::bool or team in (select value from json_array_elements_text(:teams::json))) and (:caller::text = '' or caller = :caller);
 
 -- name: move_target
@@ -553,3 +553,76 @@ select pg_try_advisory_xact_lock(4713226301);
 -- name: access_lock
 -- one row; two first tokens at once come one behind the other
 select access_on from installation for update;
+
+-- name: purge_page (look)
+-- archive_done, then the primary key of mail one by one; all but id and done_at is null for
+-- mail of another kind
+-- takes: at, id, before, max, kind
+select c.id, c.done_at, m.team, m.reference, m.message_id, m.recipients, m.labels, m.layout, m.removed, octet_length(m.raw) as bytes
+from (select id, done_at from archive where (done_at, id) > (:at, :id) and done_at < :before order by done_at, id limit :max) c
+left join lateral (select * from mail x where x.id = c.id and x.kind = :kind offset 0) m on true order by c.done_at, c.id;
+
+-- name: rule_next (look)
+-- archive_done
+-- takes: at, id, before
+select done_at from archive where (done_at, id) > (:at, :id) and done_at < :before order by done_at, id limit 1;
+
+-- name: purge_terms
+-- primary key, row by row
+-- takes: terms
+delete from term where ctid = any (array(
+  select z.place from (select (x.value ->> 0)::bigint as term, (x.value ->> 1)::uuid as id from json_array_elements(:terms::json) x) y
+  cross join lateral (select t.ctid as place from term t where t.term = y.term and t.mail_id = y.id offset 0) z));
+
+-- name: walk_terms
+-- none is looked up
+-- takes: terms
+insert into term (term, mail_id) select (x.value ->> 0)::bigint, (x.value ->> 1)::uuid from json_array_elements(:terms::json) x on conflict do nothing;
+
+-- name: database_bytes (look)
+-- none
+select pg_database_size(current_database());
+
+-- name: holder_lock
+-- primary key; what removes waits until this transaction has ended
+select name from retention where name = 'holder' for update;
+
+-- name: hold_get
+-- primary key
+-- takes: id, all, teams
+select id, team, mail_id, reference, reason, placed_by, place_time, lifted_by, lift_reason, lift_time from legal_hold
+where id = :id and (:all::bool or team in (select value from json_array_elements_text(:teams::json)));
+
+-- name: hold_list (look)
+-- a handful of rows
+-- takes: after, all, teams, any_team, team, lifted, max
+select id, team, mail_id, reference, reason, placed_by, place_time, lifted_by, lift_reason, lift_time from legal_hold
+where id > :after and (:all::bool or team in (select value from json_array_elements_text(:teams::json))) and (:any_team::bool or team = :team)
+  and (:lifted::bool or lift_time is null) order by id limit :max;
+
+-- name: purge_free
+-- primary key of mail, then legal_hold_open
+-- takes: ids
+select m.id from mail m where m.id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and not exists (
+  select 1 from legal_hold h where h.lift_time is null and h.team = m.team
+    and case when h.mail_id is not null then h.mail_id = m.id when h.reference is not null then h.reference = m.reference else true end);
+
+-- name: purge_archive
+-- primary key
+-- takes: ids
+delete from archive where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
+
+-- name: purge_mail
+-- primary key; nothing that is in the due-out journal, whatever the list says
+-- takes: ids
+delete from mail where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+
+-- name: purge_body
+-- primary key; as purge_mail
+-- takes: removed, ids
+update mail set removed = :removed, raw = '', layout = null where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+
+-- name: purge_attachments
+-- primary key; as purge_mail. The layout stays: it has the sums of what was removed
+-- takes: removed, ids
+update mail set removed = :removed where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and removed is null and case when exists (select 1 from due d where d.id = mail.id) then false else true end;

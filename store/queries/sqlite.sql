@@ -349,12 +349,12 @@ delete from content where not used and touched < :touched and not exists (select
 -- name: mail_raw (look)
 -- primary key; a mail of a team that the caller does not see is not read at all
 -- takes: bytes, id, all, teams, caller
-select length(m.raw) as size, substr(m.raw, 1, :bytes) as first, m.layout from mail m where m.id = :id and (:all or m.team in (select value from json_each(:teams))) and (:caller = '' or m.caller = :caller);
+select length(m.raw) as size, substr(m.raw, 1, :bytes) as first, m.layout, m.removed from mail m where m.id = :id and (:all or m.team in (select value from json_each(:teams))) and (:caller = '' or m.caller = :caller);
 
 -- name: mail_copy (look)
 -- primary key; as mail_raw
 -- takes: id, all, teams, caller
-select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout
+select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, utf8, route, recipients, labels, raw, layout, removed
 from mail where id = :id and (:all or team in (select value from json_each(:teams))) and (:caller = '' or caller = :caller);
 
 -- name: move_target
@@ -389,3 +389,74 @@ order by id desc limit :max;
 -- name: access_lock
 -- one row; the one writer has the database to itself
 select access_on from installation;
+
+-- name: purge_page (look)
+-- archive_done, then the primary key of mail one by one; all but id and done_at is null for
+-- mail of another kind
+-- takes: at, id, before, max, kind
+select c.id, c.done_at, m.team, m.reference, m.message_id, m.recipients, m.labels, m.layout, m.removed, length(m.raw) as bytes
+from (select id, done_at from archive where (done_at, id) > (:at, :id) and done_at < :before order by done_at, id limit :max) c
+left join mail m on m.id = c.id and m.kind = :kind order by c.done_at, c.id;
+
+-- name: rule_next (look)
+-- archive_done
+-- takes: at, id, before
+select done_at from archive where (done_at, id) > (:at, :id) and done_at < :before order by done_at, id limit 1;
+
+-- name: purge_terms
+-- primary key, row by row
+-- takes: terms
+delete from term where (term, mail_id) in (select cast(value ->> 0 as integer), value ->> 1 from json_each(:terms));
+
+-- name: walk_terms
+-- none is looked up
+-- takes: terms
+insert into term (term, mail_id) select cast(value ->> 0 as integer), value ->> 1 from json_each(:terms) where true on conflict do nothing;
+
+-- name: database_bytes (look)
+-- none
+select page_count * page_size from pragma_page_count, pragma_page_size;
+
+-- name: holder_lock
+-- primary key; the one writer is the lock
+select name from retention where name = 'holder';
+
+-- name: hold_get
+-- primary key
+-- takes: id, all, teams
+select id, team, mail_id, reference, reason, placed_by, place_time, lifted_by, lift_reason, lift_time from legal_hold
+where id = :id and (:all or team in (select value from json_each(:teams)));
+
+-- name: hold_list (look)
+-- a handful of rows
+-- takes: after, all, teams, any_team, team, lifted, max
+select id, team, mail_id, reference, reason, placed_by, place_time, lifted_by, lift_reason, lift_time from legal_hold
+where id > :after and (:all or team in (select value from json_each(:teams))) and (:any_team or team = :team)
+  and (:lifted or lift_time is null) order by id limit :max;
+
+-- name: purge_free
+-- primary key of mail, then legal_hold_open
+-- takes: ids
+select m.id from mail m where m.id in (select value from json_each(:ids)) and not exists (
+  select 1 from legal_hold h where h.lift_time is null and h.team = m.team
+    and case when h.mail_id is not null then h.mail_id = m.id when h.reference is not null then h.reference = m.reference else true end);
+
+-- name: purge_archive
+-- primary key
+-- takes: ids
+delete from archive where id in (select value from json_each(:ids));
+
+-- name: purge_mail
+-- primary key; nothing that is in the due-out journal, whatever the list says
+-- takes: ids
+delete from mail where id in (select value from json_each(:ids)) and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+
+-- name: purge_body
+-- primary key; as purge_mail
+-- takes: removed, ids
+update mail set removed = :removed, raw = '', layout = null where id in (select value from json_each(:ids)) and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+
+-- name: purge_attachments
+-- primary key; as purge_mail. The layout stays: it has the sums of what was removed
+-- takes: removed, ids
+update mail set removed = :removed where id in (select value from json_each(:ids)) and removed is null and case when exists (select 1 from due d where d.id = mail.id) then false else true end;

@@ -32,8 +32,9 @@ type SendRequest struct {
 	// REQUIRED. What to send, and to whom. The sender is the mail server's own `from`.
 	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	// 1 to 64 printable ASCII characters (a UUID is advised), unique per team, kept as long as
-	// the mail. The same id with the same content tells the first mail's story again, also while
-	// it runs; with other content it is ALREADY_EXISTS (REQUEST_ID_REUSED).
+	// the metadata of the mail (--keep). The same id with the same content tells the first mail's
+	// story again, also while it runs; with other content it is ALREADY_EXISTS
+	// (REQUEST_ID_REUSED).
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Check, route and compose, but write and send nothing: one accepted event without mail_id,
 	// and no completed.
@@ -667,9 +668,12 @@ func (x *GetMailResponse) GetMail() *Mail {
 type DownloadMailRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED. Id of the mail, in either journal.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Where the attachments were removed, give the rest, with empty files in their places.
+	// Without it such a mail is refused.
+	WithoutAttachments bool `protobuf:"varint,70,opt,name=without_attachments,json=withoutAttachments,proto3" json:"without_attachments,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *DownloadMailRequest) Reset() {
@@ -709,12 +713,20 @@ func (x *DownloadMailRequest) GetId() string {
 	return ""
 }
 
+func (x *DownloadMailRequest) GetWithoutAttachments() bool {
+	if x != nil {
+		return x.WithoutAttachments
+	}
+	return false
+}
+
 // DownloadMailResponse is a part of the raw message.
 type DownloadMailResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 64 KiB of it, in order.
 	Chunk []byte `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	// Size of the whole in bytes; in the first message only. Fewer bytes than this at the end of
+	// Size of all that is sent in bytes, without attachments where they are left out; in the
+	// first message only. Fewer bytes than this at the end of
 	// the stream = it broke.
 	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// A file name to save it under: the mail's id with ".eml"; in the first message only.
@@ -2655,9 +2667,10 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x0eGetMailRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"<\n" +
 	"\x0fGetMailResponse\x12)\n" +
-	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\"%\n" +
+	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\"V\n" +
 	"\x13DownloadMailRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"g\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
+	"\x13without_attachments\x18F \x01(\bR\x12withoutAttachments\"g\n" +
 	"\x14DownloadMailResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\x12\x1d\n" +
 	"\n" +

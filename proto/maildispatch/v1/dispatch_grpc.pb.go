@@ -118,7 +118,8 @@ type DispatchClient interface {
 	GetMail(ctx context.Context, in *GetMailRequest, opts ...grpc.CallOption) (*GetMailResponse, error)
 	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same
 	// bytes in every attempt; bcc is not in it. An empty stream is never a success: the first
-	// message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION
+	// (CONTENT_REMOVED).
 	DownloadMail(ctx context.Context, in *DownloadMailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DownloadMailResponse], error)
 	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and
 	// every failure a person may still have to look at. Oldest create_time first. Errors:
@@ -192,8 +193,8 @@ type DispatchClient interface {
 	// corrected on the way.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
-	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED; OWN_RELEASE where the guard has held the
-	// mail, nobody has released it, and the caller has handed it over).
+	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED, CONTENT_REMOVED; OWN_RELEASE where the guard
+	// has held the mail, nobody has released it, and the caller has handed it over).
 	ResendMail(ctx context.Context, in *ResendMailRequest, opts ...grpc.CallOption) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in
 	// order for each mail, over all replicas, until the caller ends the call. The end of an
@@ -531,7 +532,8 @@ type DispatchServer interface {
 	GetMail(context.Context, *GetMailRequest) (*GetMailResponse, error)
 	// DownloadMail streams the raw message (RFC 5322) as it was or will be handed over, the same
 	// bytes in every attempt; bcc is not in it. An empty stream is never a success: the first
-	// message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND).
+	// message always comes. Errors: NOT_FOUND (MAIL_NOT_FOUND), FAILED_PRECONDITION
+	// (CONTENT_REMOVED).
 	DownloadMail(*DownloadMailRequest, grpc.ServerStreamingServer[DownloadMailResponse]) error
 	// ListDueOutMails pages through the due-out journal: every mail that is not finished, and
 	// every failure a person may still have to look at. Oldest create_time first. Errors:
@@ -605,8 +607,8 @@ type DispatchServer interface {
 	// corrected on the way.
 	//
 	// Errors: NOT_FOUND (MAIL_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED), FAILED_PRECONDITION
-	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED; OWN_RELEASE where the guard has held the
-	// mail, nobody has released it, and the caller has handed it over).
+	// (MAIL_SERVER_UNAVAILABLE, MAIL_SERVER_DELETED, CONTENT_REMOVED; OWN_RELEASE where the guard
+	// has held the mail, nobody has released it, and the caller has handed it over).
 	ResendMail(context.Context, *ResendMailRequest) (*ResendMailResponse, error)
 	// WatchMails tells every change of a mail's status, of those mails that match, once and in
 	// order for each mail, over all replicas, until the caller ends the call. The end of an

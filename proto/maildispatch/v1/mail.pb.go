@@ -352,6 +352,67 @@ func (MailStatus) EnumDescriptor() ([]byte, []int) {
 	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{4}
 }
 
+// StoredContent says how much of a mail's content is still stored.
+type StoredContent int32
+
+const (
+	// Never returned.
+	StoredContent_STORED_CONTENT_UNSPECIFIED StoredContent = 0
+	// All of it.
+	StoredContent_STORED_CONTENT_COMPLETE StoredContent = 1
+	// Its attachments were removed, because their time was over (--keep).
+	StoredContent_STORED_CONTENT_WITHOUT_ATTACHMENTS StoredContent = 2
+	// None of it: its time was over (--keep).
+	StoredContent_STORED_CONTENT_NONE StoredContent = 3
+	// None of it: a recipient was erased (EraseRecipient).
+	StoredContent_STORED_CONTENT_ERASED StoredContent = 4
+)
+
+// Enum value maps for StoredContent.
+var (
+	StoredContent_name = map[int32]string{
+		0: "STORED_CONTENT_UNSPECIFIED",
+		1: "STORED_CONTENT_COMPLETE",
+		2: "STORED_CONTENT_WITHOUT_ATTACHMENTS",
+		3: "STORED_CONTENT_NONE",
+		4: "STORED_CONTENT_ERASED",
+	}
+	StoredContent_value = map[string]int32{
+		"STORED_CONTENT_UNSPECIFIED":         0,
+		"STORED_CONTENT_COMPLETE":            1,
+		"STORED_CONTENT_WITHOUT_ATTACHMENTS": 2,
+		"STORED_CONTENT_NONE":                3,
+		"STORED_CONTENT_ERASED":              4,
+	}
+)
+
+func (x StoredContent) Enum() *StoredContent {
+	p := new(StoredContent)
+	*p = x
+	return p
+}
+
+func (x StoredContent) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StoredContent) Descriptor() protoreflect.EnumDescriptor {
+	return file_maildispatch_v1_mail_proto_enumTypes[5].Descriptor()
+}
+
+func (StoredContent) Type() protoreflect.EnumType {
+	return &file_maildispatch_v1_mail_proto_enumTypes[5]
+}
+
+func (x StoredContent) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StoredContent.Descriptor instead.
+func (StoredContent) EnumDescriptor() ([]byte, []int) {
+	return file_maildispatch_v1_mail_proto_rawDescGZIP(), []int{5}
+}
+
 // Kind is the header the recipient was given in.
 type RecipientResult_Kind int32
 
@@ -393,11 +454,11 @@ func (x RecipientResult_Kind) String() string {
 }
 
 func (RecipientResult_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[5].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[6].Descriptor()
 }
 
 func (RecipientResult_Kind) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[5]
+	return &file_maildispatch_v1_mail_proto_enumTypes[6]
 }
 
 func (x RecipientResult_Kind) Number() protoreflect.EnumNumber {
@@ -458,11 +519,11 @@ func (x RecipientResult_Status) String() string {
 }
 
 func (RecipientResult_Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[6].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[7].Descriptor()
 }
 
 func (RecipientResult_Status) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[6]
+	return &file_maildispatch_v1_mail_proto_enumTypes[7]
 }
 
 func (x RecipientResult_Status) Number() protoreflect.EnumNumber {
@@ -557,11 +618,11 @@ func (x RecipientResult_Failure) String() string {
 }
 
 func (RecipientResult_Failure) Descriptor() protoreflect.EnumDescriptor {
-	return file_maildispatch_v1_mail_proto_enumTypes[7].Descriptor()
+	return file_maildispatch_v1_mail_proto_enumTypes[8].Descriptor()
 }
 
 func (RecipientResult_Failure) Type() protoreflect.EnumType {
-	return &file_maildispatch_v1_mail_proto_enumTypes[7]
+	return &file_maildispatch_v1_mail_proto_enumTypes[8]
 }
 
 func (x RecipientResult_Failure) Number() protoreflect.EnumNumber {
@@ -1358,7 +1419,9 @@ type Mail struct {
 	// Id of the mail that it sends once more; empty if there is none.
 	ResentFrom string `protobuf:"bytes,26,opt,name=resent_from,json=resentFrom,proto3" json:"resent_from,omitempty"`
 	// Why it was sent once more.
-	ResendReason  string `protobuf:"bytes,27,opt,name=resend_reason,json=resendReason,proto3" json:"resend_reason,omitempty"`
+	ResendReason string `protobuf:"bytes,27,opt,name=resend_reason,json=resendReason,proto3" json:"resend_reason,omitempty"`
+	// How much of its content is still stored.
+	StoredContent StoredContent `protobuf:"varint,70,opt,name=stored_content,json=storedContent,proto3,enum=maildispatch.v1.StoredContent" json:"stored_content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1580,6 +1643,13 @@ func (x *Mail) GetResendReason() string {
 		return x.ResendReason
 	}
 	return ""
+}
+
+func (x *Mail) GetStoredContent() StoredContent {
+	if x != nil {
+		return x.StoredContent
+	}
+	return StoredContent_STORED_CONTENT_UNSPECIFIED
 }
 
 // MailCounts counts mails by state. Zero = none.
@@ -1949,7 +2019,7 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\bend_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x18\n" +
 	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x1b\n" +
-	"\tremote_id\x18\a \x01(\tR\bremoteId\"\x94\t\n" +
+	"\tremote_id\x18\a \x01(\tR\bremoteId\"\xdb\t\n" +
 	"\x04Mail\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04team\x18\x02 \x01(\tR\x04team\x12\x1f\n" +
@@ -1989,7 +2059,8 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\bbatch_id\x18\x19 \x01(\tR\abatchId\x12\x1f\n" +
 	"\vresent_from\x18\x1a \x01(\tR\n" +
 	"resentFrom\x12#\n" +
-	"\rresend_reason\x18\x1b \x01(\tR\fresendReason\x1a9\n" +
+	"\rresend_reason\x18\x1b \x01(\tR\fresendReason\x12E\n" +
+	"\x0estored_content\x18F \x01(\x0e2\x1e.maildispatch.v1.StoredContentR\rstoredContent\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf9\x01\n" +
@@ -2062,7 +2133,13 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\x13MAIL_STATUS_UNKNOWN\x10\x06\x12\x1e\n" +
 	"\x1aMAIL_STATUS_PARTIALLY_SENT\x10\a\x12\x14\n" +
 	"\x10MAIL_STATUS_SENT\x10\b\x12\x19\n" +
-	"\x15MAIL_STATUS_CANCELLED\x10\tBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
+	"\x15MAIL_STATUS_CANCELLED\x10\t*\xa8\x01\n" +
+	"\rStoredContent\x12\x1e\n" +
+	"\x1aSTORED_CONTENT_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17STORED_CONTENT_COMPLETE\x10\x01\x12&\n" +
+	"\"STORED_CONTENT_WITHOUT_ATTACHMENTS\x10\x02\x12\x17\n" +
+	"\x13STORED_CONTENT_NONE\x10\x03\x12\x19\n" +
+	"\x15STORED_CONTENT_ERASED\x10\x04BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
 
 var (
 	file_maildispatch_v1_mail_proto_rawDescOnce sync.Once
@@ -2076,7 +2153,7 @@ func file_maildispatch_v1_mail_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_mail_proto_rawDescData
 }
 
-var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_maildispatch_v1_mail_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
 var file_maildispatch_v1_mail_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(Kind)(0),                     // 0: maildispatch.v1.Kind
@@ -2084,63 +2161,65 @@ var file_maildispatch_v1_mail_proto_goTypes = []any{
 	(Resolution)(0),               // 2: maildispatch.v1.Resolution
 	(Route)(0),                    // 3: maildispatch.v1.Route
 	(MailStatus)(0),               // 4: maildispatch.v1.MailStatus
-	(RecipientResult_Kind)(0),     // 5: maildispatch.v1.RecipientResult.Kind
-	(RecipientResult_Status)(0),   // 6: maildispatch.v1.RecipientResult.Status
-	(RecipientResult_Failure)(0),  // 7: maildispatch.v1.RecipientResult.Failure
-	(*MailMessage)(nil),           // 8: maildispatch.v1.MailMessage
-	(*Alternative)(nil),           // 9: maildispatch.v1.Alternative
-	(*Attachment)(nil),            // 10: maildispatch.v1.Attachment
-	(*SendOptions)(nil),           // 11: maildispatch.v1.SendOptions
-	(*RecipientResult)(nil),       // 12: maildispatch.v1.RecipientResult
-	(*Attempt)(nil),               // 13: maildispatch.v1.Attempt
-	(*Mail)(nil),                  // 14: maildispatch.v1.Mail
-	(*MailCounts)(nil),            // 15: maildispatch.v1.MailCounts
-	(*MailFilter)(nil),            // 16: maildispatch.v1.MailFilter
-	nil,                           // 17: maildispatch.v1.MailMessage.HeadersEntry
-	nil,                           // 18: maildispatch.v1.SendOptions.LabelsEntry
-	nil,                           // 19: maildispatch.v1.Mail.LabelsEntry
-	nil,                           // 20: maildispatch.v1.MailFilter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(Mode)(0),                     // 22: maildispatch.v1.Mode
+	(StoredContent)(0),            // 5: maildispatch.v1.StoredContent
+	(RecipientResult_Kind)(0),     // 6: maildispatch.v1.RecipientResult.Kind
+	(RecipientResult_Status)(0),   // 7: maildispatch.v1.RecipientResult.Status
+	(RecipientResult_Failure)(0),  // 8: maildispatch.v1.RecipientResult.Failure
+	(*MailMessage)(nil),           // 9: maildispatch.v1.MailMessage
+	(*Alternative)(nil),           // 10: maildispatch.v1.Alternative
+	(*Attachment)(nil),            // 11: maildispatch.v1.Attachment
+	(*SendOptions)(nil),           // 12: maildispatch.v1.SendOptions
+	(*RecipientResult)(nil),       // 13: maildispatch.v1.RecipientResult
+	(*Attempt)(nil),               // 14: maildispatch.v1.Attempt
+	(*Mail)(nil),                  // 15: maildispatch.v1.Mail
+	(*MailCounts)(nil),            // 16: maildispatch.v1.MailCounts
+	(*MailFilter)(nil),            // 17: maildispatch.v1.MailFilter
+	nil,                           // 18: maildispatch.v1.MailMessage.HeadersEntry
+	nil,                           // 19: maildispatch.v1.SendOptions.LabelsEntry
+	nil,                           // 20: maildispatch.v1.Mail.LabelsEntry
+	nil,                           // 21: maildispatch.v1.MailFilter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(Mode)(0),                     // 23: maildispatch.v1.Mode
 }
 var file_maildispatch_v1_mail_proto_depIdxs = []int32{
-	17, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
-	10, // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
-	9,  // 2: maildispatch.v1.MailMessage.alternatives:type_name -> maildispatch.v1.Alternative
+	18, // 0: maildispatch.v1.MailMessage.headers:type_name -> maildispatch.v1.MailMessage.HeadersEntry
+	11, // 1: maildispatch.v1.MailMessage.attachments:type_name -> maildispatch.v1.Attachment
+	10, // 2: maildispatch.v1.MailMessage.alternatives:type_name -> maildispatch.v1.Alternative
 	0,  // 3: maildispatch.v1.SendOptions.kind:type_name -> maildispatch.v1.Kind
-	18, // 4: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
-	21, // 5: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
-	21, // 6: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
+	19, // 4: maildispatch.v1.SendOptions.labels:type_name -> maildispatch.v1.SendOptions.LabelsEntry
+	22, // 5: maildispatch.v1.SendOptions.send_after:type_name -> google.protobuf.Timestamp
+	22, // 6: maildispatch.v1.SendOptions.expire_time:type_name -> google.protobuf.Timestamp
 	1,  // 7: maildispatch.v1.SendOptions.priority:type_name -> maildispatch.v1.Priority
-	5,  // 8: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
-	6,  // 9: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
-	21, // 10: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
-	21, // 11: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
-	7,  // 12: maildispatch.v1.RecipientResult.failure:type_name -> maildispatch.v1.RecipientResult.Failure
-	21, // 13: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
-	21, // 14: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
-	22, // 15: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
+	6,  // 8: maildispatch.v1.RecipientResult.kind:type_name -> maildispatch.v1.RecipientResult.Kind
+	7,  // 9: maildispatch.v1.RecipientResult.status:type_name -> maildispatch.v1.RecipientResult.Status
+	22, // 10: maildispatch.v1.RecipientResult.time:type_name -> google.protobuf.Timestamp
+	22, // 11: maildispatch.v1.RecipientResult.next_attempt_time:type_name -> google.protobuf.Timestamp
+	8,  // 12: maildispatch.v1.RecipientResult.failure:type_name -> maildispatch.v1.RecipientResult.Failure
+	22, // 13: maildispatch.v1.Attempt.start_time:type_name -> google.protobuf.Timestamp
+	22, // 14: maildispatch.v1.Attempt.end_time:type_name -> google.protobuf.Timestamp
+	23, // 15: maildispatch.v1.Mail.mode:type_name -> maildispatch.v1.Mode
 	0,  // 16: maildispatch.v1.Mail.kind:type_name -> maildispatch.v1.Kind
 	4,  // 17: maildispatch.v1.Mail.status:type_name -> maildispatch.v1.MailStatus
-	12, // 18: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
-	19, // 19: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
-	13, // 20: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
-	21, // 21: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
-	21, // 22: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
-	21, // 23: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
-	21, // 24: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
+	13, // 18: maildispatch.v1.Mail.recipients:type_name -> maildispatch.v1.RecipientResult
+	20, // 19: maildispatch.v1.Mail.labels:type_name -> maildispatch.v1.Mail.LabelsEntry
+	14, // 20: maildispatch.v1.Mail.attempts:type_name -> maildispatch.v1.Attempt
+	22, // 21: maildispatch.v1.Mail.create_time:type_name -> google.protobuf.Timestamp
+	22, // 22: maildispatch.v1.Mail.due_time:type_name -> google.protobuf.Timestamp
+	22, // 23: maildispatch.v1.Mail.finish_time:type_name -> google.protobuf.Timestamp
+	22, // 24: maildispatch.v1.Mail.expire_time:type_name -> google.protobuf.Timestamp
 	3,  // 25: maildispatch.v1.Mail.route:type_name -> maildispatch.v1.Route
 	1,  // 26: maildispatch.v1.Mail.priority:type_name -> maildispatch.v1.Priority
-	4,  // 27: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
-	0,  // 28: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
-	20, // 29: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
-	21, // 30: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
-	21, // 31: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	5,  // 27: maildispatch.v1.Mail.stored_content:type_name -> maildispatch.v1.StoredContent
+	4,  // 28: maildispatch.v1.MailFilter.statuses:type_name -> maildispatch.v1.MailStatus
+	0,  // 29: maildispatch.v1.MailFilter.kind:type_name -> maildispatch.v1.Kind
+	21, // 30: maildispatch.v1.MailFilter.labels:type_name -> maildispatch.v1.MailFilter.LabelsEntry
+	22, // 31: maildispatch.v1.MailFilter.since:type_name -> google.protobuf.Timestamp
+	22, // 32: maildispatch.v1.MailFilter.until:type_name -> google.protobuf.Timestamp
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_mail_proto_init() }
@@ -2155,7 +2234,7 @@ func file_maildispatch_v1_mail_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_mail_proto_rawDesc), len(file_maildispatch_v1_mail_proto_rawDesc)),
-			NumEnums:      8,
+			NumEnums:      9,
 			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,

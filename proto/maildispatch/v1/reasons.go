@@ -20,6 +20,8 @@ const (
 	ReasonCursorExpired         = "CURSOR_EXPIRED"
 	ReasonMailServerNotFound    = "MAIL_SERVER_NOT_FOUND"
 	ReasonMailNotFound          = "MAIL_NOT_FOUND"
+	ReasonLegalHoldNotFound     = "LEGAL_HOLD_NOT_FOUND"
+	ReasonContentRemoved        = "CONTENT_REMOVED"
 	ReasonBatchNotFound         = "BATCH_NOT_FOUND"
 	ReasonUploadNotFound        = "UPLOAD_NOT_FOUND"
 	ReasonMailServerExists      = "MAIL_SERVER_EXISTS"

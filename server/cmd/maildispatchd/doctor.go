@@ -6,7 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +45,9 @@ func doctor(ctx context.Context, args []string) error {
 	}
 	if full {
 		opt.Messages, opt.ContentBytes = -1, -1
+	}
+	if opt.Keep, err = c.KeepRules(); err != nil {
+		return err
 	}
 	in, err := store.OpenInspector(ctx, c.Database)
 	if err != nil {
@@ -116,6 +121,7 @@ func (d *diagnosis) print() {
 	}
 	d.noDefault()
 	d.defaultUnavailable()
+	d.retention()
 	if d.found == 0 {
 		fmt.Fprintln(d.out, "- nothing")
 	}
@@ -180,6 +186,18 @@ func (d *diagnosis) late(alive int) {
 			why = ": it is suspended, see there"
 		}
 		d.say(fmt.Sprintf("LATE: %d mails of mail server %s are due, the oldest since %s%s", l.N, l.MailServer, when(l.Since.Time), why), mend...)
+	}
+}
+
+// retentionLate is how far behind the rules of --keep may be: a first run over a large archive
+// takes hours.
+const retentionLate = 24 * time.Hour
+
+func (d *diagnosis) retention() {
+	for _, rule := range slices.Sorted(maps.Keys(d.r.Overdue)) {
+		if by := d.r.Overdue[rule]; by > retentionLate {
+			d.say(fmt.Sprintf("RETENTION: %s is behind: its first mail should have been removed %v ago", rule, by.Round(time.Hour)), d.call("Retention/GetRetention", object{}))
+		}
 	}
 }
 

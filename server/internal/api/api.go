@@ -59,6 +59,7 @@ type Store interface {
 	FindMails(ctx context.Context, sc store.Scope, f store.FindFilter, after uuid.UUID, n int) ([]*store.Mail, uuid.UUID, error)
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
 	RawMail(ctx context.Context, sc store.Scope, id uuid.UUID, w io.Writer) (int64, error)
+	RemainingRaw(ctx context.Context, sc store.Scope, id uuid.UUID, begin func(bytes int64), w io.Writer) (int64, error)
 	Content(ctx context.Context, sum [32]byte) ([]byte, error)
 	ModifyMail(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit, decide store.Decide) (*store.Mail, error)
 	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (int, int, []store.ModifyFailure, error)
@@ -97,12 +98,15 @@ type Config struct {
 	StrictIdle time.Duration
 	// how far an upload may be behind its least rate; 0 = 30 seconds
 	UploadPatience time.Duration
+	Keeping        Keeping // of finished mail; usually Store
+	Rules          []store.KeepRule
 }
 
-// API implements both services.
+// API implements the services but AccessAdmin.
 type API struct {
 	pb.UnimplementedMailServerAdminServer
 	pb.UnimplementedDispatchServer
+	pb.UnimplementedRetentionServer
 	Config
 	servers *servers
 	tokens  cipher.AEAD   // seals page tokens
@@ -138,14 +142,17 @@ func New(c Config) *API {
 	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers), tokens: tokens, tail: &tail{store: c.Store, poll: watchPoll, waiting: map[*waiter]bool{}}}
 }
 
-// Register offers both services.
+// Register offers all of them.
 func (a *API) Register(r grpc.ServiceRegistrar) {
 	a.RegisterAdmin(r)
 	a.RegisterDispatch(r)
 }
 
-// RegisterAdmin offers the service for administrators.
-func (a *API) RegisterAdmin(r grpc.ServiceRegistrar) { pb.RegisterMailServerAdminServer(r, a) }
+// RegisterAdmin offers the services for administrators.
+func (a *API) RegisterAdmin(r grpc.ServiceRegistrar) {
+	pb.RegisterMailServerAdminServer(r, a)
+	pb.RegisterRetentionServer(r, a)
+}
 
 // RegisterDispatch offers the service for those who send mail.
 func (a *API) RegisterDispatch(r grpc.ServiceRegistrar) { pb.RegisterDispatchServer(r, a) }

@@ -76,7 +76,7 @@ func carry(m *store.NewMail, pieces []message.Piece, shared contents, common fun
 		}
 		c := shared[p.Shared]
 		if c == nil {
-			c = &store.Content{Sum: p.Shared.Sum, Size: p.Shared.Size, Data: p.Shared.Data}
+			c = &store.Content{Sum: p.Shared.Sum, Size: p.Shared.Size, Data: p.Shared.Data, File: p.Shared.File}
 			if common(p.Shared) {
 				shared[p.Shared] = c
 			}

@@ -244,7 +244,7 @@ func (a *API) signAnew(ctx context.Context, s *store.MailServer, m *store.NewMai
 			continue
 		}
 		if shared[p.Shared] == nil {
-			shared[p.Shared] = &message.Content{Sum: p.Shared.Sum, Size: p.Shared.Size}
+			shared[p.Shared] = &message.Content{Sum: p.Shared.Sum, Size: p.Shared.Size, File: p.Shared.File}
 		}
 		pieces[i].Shared = shared[p.Shared]
 	}

@@ -31,6 +31,9 @@ func (a *API) mailFault(err error, id string) error {
 	if errors.Is(err, store.ErrNotFound) {
 		return apierr.NotFound(pb.ReasonMailNotFound, "mail", id)
 	}
+	if errors.Is(err, store.ErrContentRemoved) {
+		return contentRemoved(id)
+	}
 	return a.fault(err)
 }
 
@@ -62,12 +65,12 @@ func (a *API) DownloadMail(r *pb.DownloadMailRequest, stream grpc.ServerStreamin
 	if err != nil {
 		return a.mailFault(err, r.Id)
 	}
-	first := true
+	first, size := true, m.SizeBytes
 	w := writerFunc(func(b []byte) (int, error) {
 		for n := 0; n < len(b); {
 			msg := &pb.DownloadMailResponse{Chunk: b[n:min(n+downloadChunk, len(b))]}
 			if first {
-				msg.SizeBytes, msg.Filename = m.SizeBytes, m.ID.String()+".eml"
+				msg.SizeBytes, msg.Filename = size, m.ID.String()+".eml"
 				first = false
 			}
 			if err := stream.Send(msg); err != nil {
@@ -77,7 +80,13 @@ func (a *API) DownloadMail(r *pb.DownloadMailRequest, stream grpc.ServerStreamin
 		}
 		return len(b), nil
 	})
-	_, err = a.Store.RawMail(ctx, a.scope(ctx), id, w)
+	read := a.Store.RawMail
+	if r.WithoutAttachments {
+		read = func(ctx context.Context, sc store.Scope, id uuid.UUID, w io.Writer) (int64, error) {
+			return a.Store.RemainingRaw(ctx, sc, id, func(n int64) { size = n }, w)
+		}
+	}
+	_, err = read(ctx, a.scope(ctx), id, w)
 	return a.mailFault(err, r.Id)
 }
 

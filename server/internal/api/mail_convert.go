@@ -99,7 +99,7 @@ func (v viewer) mail(m *store.Mail) *pb.Mail {
 		Status: mailStatusName[m.Status], From: m.From, Subject: m.Subject, MessageId: "<" + m.MessageID + ">", SizeBytes: m.SizeBytes, Labels: m.Labels,
 		RequestId: m.RequestID, PossibleDuplicate: m.PossibleDuplicate, LastError: lastError, CreateTime: stampOf(m.CreateTime), DueTime: stamp(m.DueTime),
 		FinishTime: stamp(m.FinishTime), ExpireTime: stamp(m.ExpireTime), AttemptCount: int32(m.Attempts), Route: routeName[m.Route], Priority: priority(m.Priority),
-		BatchId: m.BatchID, ResendReason: m.ResendReason}
+		BatchId: m.BatchID, ResendReason: m.ResendReason, StoredContent: storedName[m.Removed]}
 	if m.ResentFrom != uuid.Nil {
 		out.ResentFrom = m.ResentFrom.String()
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -61,6 +62,10 @@ var requests = map[string]string{
 	"Dispatch/ResendMail":                   `{"id": "$mail", "reason": "r"}`,
 	"Dispatch/WatchMails":                   `{"filter": {"team": "t1"}}`,
 	"Dispatch/GetQueueStats":                `{"team": "t1"}`,
+	"Retention/PlaceLegalHold":              `{"team": "t1", "all_mail": true, "reason": "r"}`,
+	"Retention/LiftLegalHold":               `{"id": "$hold", "reason": "r"}`,
+	"Retention/ListLegalHolds":              `{"team": "t1"}`,
+	"Retention/GetRetention":                `{}`,
 	"AccessAdmin/CreateToken":               `{"name": "x", "roles": ["ROLE_SEND"], "teams": ["t1"]}`,
 	"AccessAdmin/ListTokens":                `{}`,
 	"AccessAdmin/ListAudit":                 `{"team": "t1"}`,
@@ -159,7 +164,11 @@ func TestMatrix(t *testing.T) {
 			r.server(name, pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { m.Team = "t1" })
 			mail, batch := r.held(tokens["t1 send"], name)
 			_, token := r.token("t1", store.RoleSend)
-			request = strings.NewReplacer("$server", name, "$mail", mail, "$batch", batch, "$token", token).Replace(request)
+			hold := uuid.Must(uuid.NewV7())
+			if err := r.store.PlaceHold(ctx(t), &store.LegalHold{ID: hold, Team: "t1"}, store.Audit{Actor: "test"}); err != nil {
+				t.Fatal(err)
+			}
+			request = strings.NewReplacer("$hold", hold.String(), "$server", name, "$mail", mail, "$batch", batch, "$token", token).Replace(request)
 			right, wrongRole, wrongTeam := callersOf(pol)
 			got := []string{verdict(r.call(method, "", request)), verdict(r.call(method, expired, request)), verdict(r.call(method, revoked, request)), "-", "-"}
 			if wrongRole != "" {

@@ -140,7 +140,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 		}})
 	r.commits = &commits{Engine: eng}
 	r.lookups = &lookups{Store: r.store}
-	a := api.New(api.Config{Store: r.lookups, Sender: r.commits, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
+	a := api.New(api.Config{Store: r.lookups, Keeping: r.store, Sender: r.commits, Batch: eng, Outbound: out, TokenKey: ring.Derive("page tokens"),
 		Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log, Now: eng.Now,
 		LookupTXT: func(_ context.Context, name string) ([]string, error) { return r.txt.Load().(lookupTXT)(name) },
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {

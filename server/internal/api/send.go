@@ -315,7 +315,7 @@ func (a *API) uploads(ctx context.Context, c *apierr.Check, prefix, team string,
 			at.Filename = cmp.Or(at.Filename, "upload") // as above
 			continue
 		}
-		at.Stored = &message.Content{Sum: u.Content.Sum, Size: u.Content.Size}
+		at.Stored = &message.Content{Sum: u.Content.Sum, Size: u.Content.Size, File: true}
 		at.Filename, at.ContentType = cmp.Or(at.Filename, u.Filename), cmp.Or(at.ContentType, u.ContentType)
 	}
 	return gone

@@ -68,6 +68,12 @@ var families = []family{
 	{name: "connections_refused_total", kind: counter, help: "Connections of callers that were refused because there were as many as may be."},
 	{name: "tls_refused_total", kind: counter, help: "TLS handshakes of callers that failed."},
 
+	{name: "retention_removed_total", kind: counter, labels: []string{"kind", "part"}, help: "Finished mails that this process has removed by --keep, or whose body or attachments it has."},
+	{name: "retention_removed_files_total", kind: counter, help: "Files that this process has removed because no mail needed them any more."},
+	{name: "retention_removed_file_bytes_total", kind: counter, help: "The bytes of these files."},
+	{name: "retention_overdue_seconds", kind: gauge, labels: []string{"kind", "part"}, help: "For how long the first mail that --keep has to remove should have been removed; 0 = there is none. Looked at every five minutes."},
+	{name: "retention_run_timestamp_seconds", kind: gauge, help: "When this process was last through with all that --keep has to remove. One process removes; of the others it is 0, or old."},
+
 	{name: "oauth_token_age_seconds", kind: gauge, labels: []string{"mail_server"}, help: "Age of the access token that logs in to the mail server."},
 	{name: "oauth_token_expiry_timestamp_seconds", kind: gauge, labels: []string{"mail_server"}, help: "When that access token ends. It is replaced after 80 % of its life."},
 	{name: "certificate_expiry_timestamp_seconds", kind: gauge, help: "When the service's certificate ends."},

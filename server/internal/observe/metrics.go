@@ -33,6 +33,7 @@ type Metrics struct {
 	inFlight  series[string, prometheus.Gauge]
 	refused   prometheus.Counter
 	crowded   prometheus.Counter
+	kept      retained
 
 	servers names
 	sample  atomic.Pointer[sampled] // Sample writes it, a scrape reads it; nil before the first
@@ -83,15 +84,14 @@ func New(s State) *Metrics {
 		return commitPair{mails.WithLabelValues(line), commit.WithLabelValues(line)}
 	}
 	rpcs, took := m.counters("rpcs_total"), m.histograms("rpc_seconds")
-	f := familyOf("rpcs_in_flight")
-	inFlight := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: f.name, Help: f.help}, f.labels)
-	m.reg.MustRegister(inFlight)
+	inFlight := m.gauges("rpcs_in_flight")
 	m.rpcs.make = func(k rpcKey) rpcEnd {
 		return rpcEnd{rpcs.WithLabelValues(k.method, k.code), took.WithLabelValues(k.method), inFlight.WithLabelValues(k.method)}
 	}
 	m.inFlight.make = func(method string) prometheus.Gauge { return inFlight.WithLabelValues(method) }
 	m.crowded = m.counters("connections_refused_total").WithLabelValues()
 	m.refused = m.counters("tls_refused_total").WithLabelValues()
+	m.kept = m.newRetained()
 	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), newStateCollector(m, s))
 	return m
 }
@@ -99,6 +99,13 @@ func New(s State) *Metrics {
 func (m *Metrics) counters(name string) *prometheus.CounterVec {
 	f := familyOf(name)
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: f.name, Help: f.help}, f.labels)
+	m.reg.MustRegister(v)
+	return v
+}
+
+func (m *Metrics) gauges(name string) *prometheus.GaugeVec {
+	f := familyOf(name)
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: f.name, Help: f.help}, f.labels)
 	m.reg.MustRegister(v)
 	return v
 }
