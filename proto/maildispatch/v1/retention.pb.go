@@ -217,7 +217,8 @@ func (x *LegalHold) GetLiftTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// PlaceLegalHoldRequest says what is to be kept: exactly one of mail_id, reference and all_mail.
+// PlaceLegalHoldRequest says what is to be kept: exactly one of mail_id, reference and
+// all_mail.
 type PlaceLegalHoldRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whose mail; empty = the system's. With mail_id it may be absent.

@@ -31,18 +31,18 @@ const (
 //
 // Retention says for how long finished mail is kept, and makes exceptions.
 //
-// By itself the service keeps everything. With `--keep` it removes metadata, body or attachments
-// of mail that was finished long enough ago, by kind. It never removes mail of the due-out
-// journal. A request_id lives as long as the metadata of its mail. What every rpc may answer is
-// listed at MailServerAdmin.
+// By itself the service keeps everything. With `--keep` it removes metadata, body or
+// attachments of mail that was finished long enough ago, by kind. It never removes mail of the
+// due-out journal. A request_id lives as long as the metadata of its mail. What every rpc may
+// answer is listed at MailServerAdmin.
 type RetentionClient interface {
 	// PlaceLegalHold keeps finished mail whatever the rules say, until the hold is lifted: one
 	// mail, the mail of a reference, or all mail of a team. When it returns, nothing of that mail
 	// is removed any more. What was removed before stays removed. It may be placed for mail that
 	// is not finished or not there yet. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	PlaceLegalHold(ctx context.Context, in *PlaceLegalHoldRequest, opts ...grpc.CallOption) (*PlaceLegalHoldResponse, error)
-	// LiftLegalHold ends a hold; one that was lifted stays as it is. The rules take the mail then,
-	// also where its time has passed meanwhile. Errors: NOT_FOUND (LEGAL_HOLD_NOT_FOUND).
+	// LiftLegalHold ends a hold; one that was lifted stays as it is. The rules take the mail
+	// then, also where its time has passed meanwhile. Errors: NOT_FOUND (LEGAL_HOLD_NOT_FOUND).
 	LiftLegalHold(ctx context.Context, in *LiftLegalHoldRequest, opts ...grpc.CallOption) (*LiftLegalHoldResponse, error)
 	// ListLegalHolds lists holds, the first placed first.
 	ListLegalHolds(ctx context.Context, in *ListLegalHoldsRequest, opts ...grpc.CallOption) (*ListLegalHoldsResponse, error)
@@ -104,18 +104,18 @@ func (c *retentionClient) GetRetention(ctx context.Context, in *GetRetentionRequ
 //
 // Retention says for how long finished mail is kept, and makes exceptions.
 //
-// By itself the service keeps everything. With `--keep` it removes metadata, body or attachments
-// of mail that was finished long enough ago, by kind. It never removes mail of the due-out
-// journal. A request_id lives as long as the metadata of its mail. What every rpc may answer is
-// listed at MailServerAdmin.
+// By itself the service keeps everything. With `--keep` it removes metadata, body or
+// attachments of mail that was finished long enough ago, by kind. It never removes mail of the
+// due-out journal. A request_id lives as long as the metadata of its mail. What every rpc may
+// answer is listed at MailServerAdmin.
 type RetentionServer interface {
 	// PlaceLegalHold keeps finished mail whatever the rules say, until the hold is lifted: one
 	// mail, the mail of a reference, or all mail of a team. When it returns, nothing of that mail
 	// is removed any more. What was removed before stays removed. It may be placed for mail that
 	// is not finished or not there yet. Errors: NOT_FOUND (MAIL_NOT_FOUND).
 	PlaceLegalHold(context.Context, *PlaceLegalHoldRequest) (*PlaceLegalHoldResponse, error)
-	// LiftLegalHold ends a hold; one that was lifted stays as it is. The rules take the mail then,
-	// also where its time has passed meanwhile. Errors: NOT_FOUND (LEGAL_HOLD_NOT_FOUND).
+	// LiftLegalHold ends a hold; one that was lifted stays as it is. The rules take the mail
+	// then, also where its time has passed meanwhile. Errors: NOT_FOUND (LEGAL_HOLD_NOT_FOUND).
 	LiftLegalHold(context.Context, *LiftLegalHoldRequest) (*LiftLegalHoldResponse, error)
 	// ListLegalHolds lists holds, the first placed first.
 	ListLegalHolds(context.Context, *ListLegalHoldsRequest) (*ListLegalHoldsResponse, error)
