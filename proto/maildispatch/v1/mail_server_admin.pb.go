@@ -554,7 +554,9 @@ type UpdateMailServerRequest struct {
 	// {"paths": ["smtp.port"]}.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	// Check everything, write nothing.
-	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Why, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,80,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -608,6 +610,13 @@ func (x *UpdateMailServerRequest) GetValidateOnly() bool {
 		return x.ValidateOnly
 	}
 	return false
+}
+
+func (x *UpdateMailServerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // UpdateMailServerResponse holds the mail server after the change.
@@ -665,7 +674,9 @@ type DeleteMailServerRequest struct {
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Delete although there is unfinished mail: it is held and stays in the due-out journal. Also
 	// although it is the fallback of others: they have none any more.
-	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	// Why, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,80,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -719,6 +730,13 @@ func (x *DeleteMailServerRequest) GetForce() bool {
 		return x.Force
 	}
 	return false
+}
+
+func (x *DeleteMailServerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // DeleteMailServerResponse holds the deleted mail server.
@@ -791,7 +809,9 @@ func (x *DeleteMailServerResponse) GetLeavingMails() int32 {
 type UndeleteMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED. Name of the deleted mail server.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,80,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -829,6 +849,13 @@ func (*UndeleteMailServerRequest) Descriptor() ([]byte, []int) {
 func (x *UndeleteMailServerRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *UndeleteMailServerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
@@ -883,7 +910,9 @@ func (x *UndeleteMailServerResponse) GetMailServer() *MailServer {
 type SetDefaultMailServerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// REQUIRED. Name of the mail server. The team it becomes the default of is its own.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,80,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -921,6 +950,13 @@ func (*SetDefaultMailServerRequest) Descriptor() ([]byte, []int) {
 func (x *SetDefaultMailServerRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *SetDefaultMailServerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
@@ -1419,33 +1455,37 @@ const file_maildispatch_v1_mail_server_admin_proto_rawDesc = "" +
 	"\x18CreateMailServerResponse\x12<\n" +
 	"\vmail_server\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailServerR\n" +
 	"mailServer\x12\x1c\n" +
-	"\tduplicate\x18\x02 \x01(\bR\tduplicate\"\xb9\x01\n" +
+	"\tduplicate\x18\x02 \x01(\bR\tduplicate\"\xd1\x01\n" +
 	"\x17UpdateMailServerRequest\x12<\n" +
 	"\vmail_server\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailServerR\n" +
 	"mailServer\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
 	"updateMask\x12#\n" +
-	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"X\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12\x16\n" +
+	"\x06reason\x18P \x01(\tR\x06reason\"X\n" +
 	"\x18UpdateMailServerResponse\x12<\n" +
 	"\vmail_server\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailServerR\n" +
-	"mailServer\"W\n" +
+	"mailServer\"o\n" +
 	"\x17DeleteMailServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force\"\x9c\x01\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x16\n" +
+	"\x06reason\x18P \x01(\tR\x06reason\"\x9c\x01\n" +
 	"\x18DeleteMailServerResponse\x12<\n" +
 	"\vmail_server\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailServerR\n" +
 	"mailServer\x12\x1d\n" +
 	"\n" +
 	"held_mails\x18\x02 \x01(\x05R\theldMails\x12#\n" +
-	"\rleaving_mails\x18\x03 \x01(\x05R\fleavingMails\"/\n" +
+	"\rleaving_mails\x18\x03 \x01(\x05R\fleavingMails\"G\n" +
 	"\x19UndeleteMailServerRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"Z\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18P \x01(\tR\x06reason\"Z\n" +
 	"\x1aUndeleteMailServerResponse\x12<\n" +
 	"\vmail_server\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailServerR\n" +
-	"mailServer\"1\n" +
+	"mailServer\"I\n" +
 	"\x1bSetDefaultMailServerRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xa4\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18P \x01(\tR\x06reason\"\xa4\x01\n" +
 	"\x1cSetDefaultMailServerResponse\x12<\n" +
 	"\vmail_server\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailServerR\n" +
 	"mailServer\x12F\n" +

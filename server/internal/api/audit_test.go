@@ -91,3 +91,52 @@ func TestListAudit(t *testing.T) {
 		})
 	}
 }
+
+// TestReasonOfChanges: why a mail server was changed stands in the audit log, and is no longer
+// than what people read.
+func TestReasonOfChanges(t *testing.T) {
+	for name, dsn := range storetest.DSNs(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newGuardedRig(t, dsn)
+			servers, audit := pb.NewMailServerAdminClient(r.conn), pb.NewAccessAdminClient(r.conn)
+			secret, _ := r.token("", store.RoleAdmin, system)
+			c := with(ctx(t), secret)
+			if _, err := servers.CreateMailServer(c, &pb.CreateMailServerRequest{MailServer: &pb.MailServer{Name: "m1", Type: pb.MailServer_TYPE_LOCALHOST, Mode: pb.Mode_MODE_DAEMON, From: "a@x.example"}}); err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range []struct {
+				action string
+				call   func(why string) error
+			}{
+				{"UpdateMailServer", func(why string) error {
+					_, err := servers.UpdateMailServer(c, &pb.UpdateMailServerRequest{MailServer: &pb.MailServer{Name: "m1", DisplayName: "x"}, Reason: why})
+					return err
+				}},
+				{"SetDefaultMailServer", func(why string) error {
+					_, err := servers.SetDefaultMailServer(c, &pb.SetDefaultMailServerRequest{Name: "m1", Reason: why})
+					return err
+				}},
+				{"DeleteMailServer", func(why string) error {
+					_, err := servers.DeleteMailServer(c, &pb.DeleteMailServerRequest{Name: "m1", Reason: why})
+					return err
+				}},
+				{"UndeleteMailServer", func(why string) error {
+					_, err := servers.UndeleteMailServer(c, &pb.UndeleteMailServerRequest{Name: "m1", Reason: why})
+					return err
+				}},
+			} {
+				if err := x.call(strings.Repeat("x", 501)); status.Code(err) != codes.InvalidArgument {
+					t.Errorf("%s with 501 characters: got %v", x.action, err)
+				}
+				if err := x.call("because of " + x.action); err != nil {
+					t.Fatal(err)
+				}
+				got, err := audit.ListAudit(c, &pb.ListAuditRequest{Action: x.action})
+				if err != nil || len(got.Rows) != 1 || got.Rows[0].Reason != "because of "+x.action {
+					t.Errorf("%s: got %v, %v", x.action, got, err)
+				}
+			}
+		})
+	}
+}

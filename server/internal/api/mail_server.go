@@ -188,6 +188,7 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 	} else {
 		checkServerName(&c, "mail_server.name", r.MailServer.Name)
 	}
+	line(&c, "reason", r.Reason, 500)
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
@@ -231,7 +232,7 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 		}
 		return a.completeKey(s, newKey)
 	}
-	s, err := a.Store.UpdateServer(ctx, a.scope(ctx), name, v, a.audit(ctx, "UpdateMailServer", ""), complete)
+	s, err := a.Store.UpdateServer(ctx, a.scope(ctx), name, v, a.audit(ctx, "UpdateMailServer", r.Reason), complete)
 	if err != nil {
 		return nil, a.serverFault(err, name)
 	}
@@ -258,6 +259,7 @@ func (a *API) change(s *store.MailServer, changes *pb.MailServer, mask *fieldmas
 func (a *API) DeleteMailServer(ctx context.Context, r *pb.DeleteMailServerRequest) (*pb.DeleteMailServerResponse, error) {
 	var c apierr.Check
 	checkServerName(&c, "name", r.Name)
+	line(&c, "reason", r.Reason, 500)
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
@@ -265,7 +267,7 @@ func (a *API) DeleteMailServer(ctx context.Context, r *pb.DeleteMailServerReques
 	if !ok {
 		return nil, a.fault(store.ErrVersion)
 	}
-	m, n, err := a.Store.DeleteServer(ctx, a.scope(ctx), r.Name, v, r.Force, a.audit(ctx, "DeleteMailServer", ""))
+	m, n, err := a.Store.DeleteServer(ctx, a.scope(ctx), r.Name, v, r.Force, a.audit(ctx, "DeleteMailServer", r.Reason))
 	if err != nil {
 		return nil, a.serverFault(err, r.Name)
 	}
@@ -274,10 +276,15 @@ func (a *API) DeleteMailServer(ctx context.Context, r *pb.DeleteMailServerReques
 
 // UndeleteMailServer implements the service.
 func (a *API) UndeleteMailServer(ctx context.Context, r *pb.UndeleteMailServerRequest) (*pb.UndeleteMailServerResponse, error) {
+	var c apierr.Check
+	line(&c, "reason", r.Reason, 500)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
 	if _, err := a.server(ctx, "name", r.Name); err != nil {
 		return nil, err
 	}
-	m, err := a.Store.UndeleteServer(ctx, a.scope(ctx), r.Name, a.audit(ctx, "UndeleteMailServer", ""))
+	m, err := a.Store.UndeleteServer(ctx, a.scope(ctx), r.Name, a.audit(ctx, "UndeleteMailServer", r.Reason))
 	if err != nil {
 		return nil, a.serverFault(err, r.Name)
 	}
@@ -286,10 +293,15 @@ func (a *API) UndeleteMailServer(ctx context.Context, r *pb.UndeleteMailServerRe
 
 // SetDefaultMailServer implements the service.
 func (a *API) SetDefaultMailServer(ctx context.Context, r *pb.SetDefaultMailServerRequest) (*pb.SetDefaultMailServerResponse, error) {
+	var c apierr.Check
+	line(&c, "reason", r.Reason, 500)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
 	if _, err := a.server(ctx, "name", r.Name); err != nil {
 		return nil, err
 	}
-	m, prev, err := a.Store.SetDefault(ctx, a.scope(ctx), r.Name, a.audit(ctx, "SetDefaultMailServer", ""))
+	m, prev, err := a.Store.SetDefault(ctx, a.scope(ctx), r.Name, a.audit(ctx, "SetDefaultMailServer", r.Reason))
 	if err != nil {
 		return nil, a.serverFault(err, r.Name)
 	}
