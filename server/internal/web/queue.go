@@ -63,7 +63,7 @@ func queue(v *view) error {
 	if l := b.Stats.WatchLag; l.AsDuration() > 0 {
 		b.Lag = l
 	}
-	list := &pb.ListMailServersRequest{PageSize: 50}
+	list := &pb.ListMailServersRequest{PageSize: pageSize}
 	if b.Team != "" {
 		list.Team = &b.Team
 	}

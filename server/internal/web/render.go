@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
@@ -38,7 +39,17 @@ var funcs = template.FuncMap{
 	"ago":     ago,
 	"span":    func(d *durationpb.Duration) string { return short(d.AsDuration()) },
 	"number":  number,
-	"paused":  func(t *timestamppb.Timestamp) bool { return t.AsTime().After(time.Now()) },
+	"reply":   plain.Reply,
+	"pem":     func(s string) exact { return exact(pemOnly(s)) },
+	"field": func(name, label, value, hint string) map[string]string {
+		return map[string]string{"Name": name, "Label": label, "Value": value, "Hint": hint}
+	},
+	"choice": func(name, label string, of []choice) map[string]any {
+		return map[string]any{"Name": name, "Label": label, "Choices": of}
+	},
+	"recipients": recipients,
+	"more":       func(r []*pb.RecipientResult) int { return len(r) - 1 },
+	"paused":     func(t *timestamppb.Timestamp) bool { return t.AsTime().After(time.Now()) },
 }
 
 // foreign is the last step of every value in a template.
@@ -182,4 +193,14 @@ func number(v any) exact {
 		s = s[:i] + "\u202f" + s[i:]
 	}
 	return exact(s)
+}
+
+// pemOnly is a text of certificates, which has no characters but these.
+func pemOnly(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == ' ' || strings.ContainsRune("+/=-", r) || r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' {
+			return r
+		}
+		return -1
+	}, s[:min(len(s), 64<<10)])
 }

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -101,11 +100,8 @@ func (r *rig) access() pb.AccessAdminClient      { return pb.NewAccessAdminClien
 // server saves a mail server that leads to the relay.
 func (r *rig) server(name string, mode pb.Mode) {
 	r.Helper()
-	_, port, _ := net.SplitHostPort(fmt.Sprint("x:", r.relay.Port())) // of our own making
-	var n int32
-	_, _ = fmt.Sscan(port, &n)
 	if _, err := r.servers().CreateMailServer(r.ctx(), &pb.CreateMailServerRequest{MailServer: &pb.MailServer{Name: name, Type: pb.MailServer_TYPE_SMTP, Mode: mode, From: "Shop <shop@x.example>",
-		Smtp: &pb.Smtp{Host: "127.0.0.1", Port: n, Encryption: pb.Smtp_ENCRYPTION_NONE}}}); err != nil {
+		Smtp: &pb.Smtp{Host: "127.0.0.1", Port: int32(r.relay.Port()), Encryption: pb.Smtp_ENCRYPTION_NONE}}}); err != nil {
 		r.Fatal(err)
 	}
 }
@@ -338,4 +334,76 @@ func (r *rig) signIn(secret string) *page {
 	f := r.get("/login?next=%2Fqueue").form(r, "/login")
 	f.Set("token", secret)
 	return r.post("/login", f)
+}
+
+// batch hands over n mails as one.
+func (r *rig) batch(id, server string, n int) {
+	r.Helper()
+	s, err := r.dispatch().SendBatch(r.ctx())
+	if err != nil {
+		r.Fatal(err)
+	}
+	req := &pb.SendBatchRequest{Options: &pb.BatchOptions{BatchId: id, Options: &pb.SendOptions{MailServer: server}, Message: &pb.MailMessage{Subject: "News", Text: "x"}}}
+	for i := range n {
+		req.Items = append(req.Items, &pb.BatchItem{Message: &pb.MailMessage{To: []string{fmt.Sprintf("n%d@many.example", i)}}})
+	}
+	if err = s.Send(req); err == nil {
+		_, err = s.CloseAndRecv()
+	}
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// status is a mail's as the journal has it.
+func (r *rig) status(id string) pb.MailStatus {
+	r.Helper()
+	res, err := r.dispatch().GetMail(r.ctx(), &pb.GetMailRequest{Id: id})
+	if err != nil {
+		r.Fatal(err)
+	}
+	return res.Mail.Status
+}
+
+// audit is what was done to a mail server or mail, the newest first.
+func (r *rig) audit(target string) []*pb.AuditRow {
+	r.Helper()
+	res, err := r.access().ListAudit(r.ctx(), &pb.ListAuditRequest{Target: target})
+	if err != nil {
+		r.Fatal(err)
+	}
+	return res.Rows
+}
+
+func (r *rig) port() string { return fmt.Sprint(r.relay.Port()) }
+
+func (p *page) has(words string) bool { return strings.Contains(p.words(), words) }
+
+// find is the text of the first element of a class, "" when there is none.
+func (p *page) find(element, class string) string {
+	for x := range p.root.Descendants() {
+		if x.Type == html.ElementNode && x.Data == element && attr(x, "class") == class {
+			return (&page{root: x}).words()
+		}
+	}
+	return ""
+}
+
+func body(t testing.TB, res *http.Response) string {
+	t.Helper()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// found is how many mails have a name.
+func (r *rig) found(text string) int {
+	r.Helper()
+	res, err := r.dispatch().FindMails(r.ctx(), &pb.FindMailsRequest{Text: text})
+	if err != nil {
+		r.Fatal(err)
+	}
+	return len(res.Mails)
 }

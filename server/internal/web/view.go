@@ -151,7 +151,8 @@ func (v *view) go_(path string) error {
 
 // inside is a path of this page that a form may lead to; anything else is "/".
 func inside(path string) string {
-	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || strings.ContainsAny(path, "\\\r\n\t") {
+	foreign := func(r rune) bool { return r <= ' ' || r > '~' || r == '\\' }
+	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || strings.ContainsFunc(path, foreign) {
 		return "/"
 	}
 	return path
@@ -171,9 +172,13 @@ type frame struct {
 	Body   any
 }
 
+// tabs are the views of the top line that the others belong to.
+var tabs = map[string]string{"queue": "queue", "mails": "mails", "mail": "mails", "message": "mails", "servers": "servers", "server": "servers", "serverform": "servers",
+	"batches": "batches", "batch": "batches", "audit": "audit"}
+
 // render answers with a view.
 func (v *view) render(name, title string, body any) error {
-	f := frame{Title: title, Active: name, Style: v.page.style.path, CSRF: v.page.csrf(v.cookie), Who: v.who, Signed: v.token != "", Lines: v.lines(), Body: body}
+	f := frame{Title: title, Active: tabs[name], Style: v.page.style.path, CSRF: v.page.csrf(v.cookie), Who: v.who, Signed: v.token != "", Lines: v.lines(), Body: body}
 	if v.who != nil {
 		f.Done = done(v.r.URL.Query())
 		if f.Name = v.who.Name; f.Name == "" {
@@ -213,9 +218,3 @@ func (v *view) lines() (out []string) {
 	}
 	return out
 }
-
-// dones are the words for what an act did. The address names one of them: what stands in an
-// address may come from anywhere, and is not shown itself.
-var dones = map[string]string{}
-
-func done(q url.Values) string { return dones[q.Get("done")] }

@@ -92,11 +92,30 @@ func (p *Page) routes() *http.ServeMux {
 	m.HandleFunc("POST /logout", p.anybody(p.signOut))
 	m.HandleFunc("GET /{$}", p.known(home))
 	m.HandleFunc("GET /queue", p.known(queue))
+	m.HandleFunc("GET /servers", p.known(servers))
+	m.HandleFunc("GET /servers/{name}", p.known(server))
+	m.HandleFunc("GET /server/add", p.known(addForm))
+	m.HandleFunc("GET /server/edit", p.known(editForm))
+	m.HandleFunc("POST /server/save", p.known(save))
+	m.HandleFunc("POST /server/test", p.known(test))
+	m.HandleFunc("GET /act", p.known(confirm))
+	m.HandleFunc("POST /act", p.known(perform))
+	m.HandleFunc("GET /batches", p.known(batches))
+	m.HandleFunc("GET /batch", p.known(batch))
+	m.HandleFunc("GET /audit", p.known(audit))
+	m.HandleFunc("GET /mails", p.known(mails))
+	m.HandleFunc("GET /mails/{id}", p.known(mail))
+	m.HandleFunc("GET /mails/{id}/message", p.known(showMessage))
+	m.HandleFunc("GET /mails/{id}/parts/{part}", p.known(showPart))
+	m.HandleFunc("GET /mails/{id}/raw", p.known(raw))
 	return m
 }
 
 // maxForm bounds what a form may send: a certificate is the largest of it.
 const maxForm = 256 << 10
+
+// maxQuery bounds an address: a view leads to others that repeat what it says.
+const maxQuery = 2500
 
 // ServeHTTP implements http.Handler.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -115,6 +134,10 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if !p.ours(r.Host) {
 		http.Error(w, "This name is not one of the page's.", http.StatusMisdirectedRequest)
+		return
+	}
+	if len(r.URL.RawQuery) > maxQuery {
+		http.Error(w, "The address is too long.", http.StatusRequestURITooLong)
 		return
 	}
 	if err := p.cross.Check(r); err != nil {

@@ -1,0 +1,134 @@
+package web
+
+import (
+	"net/url"
+	"sort"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+)
+
+// serversBody is what the list of mail servers shows.
+type serversBody struct {
+	Servers []*pb.MailServer
+	Deleted bool
+	Next    string
+	Admin   bool
+}
+
+// servers lists mail servers.
+func servers(v *view) error {
+	q := v.r.URL.Query()
+	req := &pb.ListMailServersRequest{ShowDeleted: q.Get("deleted") != "", PageSize: pageSize, PageToken: q.Get("page")}
+	if t := q.Get("team"); t != "" {
+		req.Team = &t
+	}
+	res, err := v.servers().ListMailServers(v.ctx(), req)
+	if err != nil {
+		return err
+	}
+	b := serversBody{Servers: res.MailServers, Deleted: req.ShowDeleted, Admin: v.can(pb.Role_ROLE_ADMIN)}
+	if res.NextPageToken != "" {
+		b.Next = with("/servers", q, "page", res.NextPageToken)
+	}
+	return v.render("servers", "Mail servers", b)
+}
+
+// serverBody is what the view of one mail server shows.
+type serverBody struct {
+	Server *pb.MailServer
+	Facts  []header // what is set, beyond the first lines
+	Admin  bool
+	Sends  bool
+	Acts   []link
+	Test   *testBody
+}
+
+// server shows one mail server.
+func server(v *view) error { return v.showServer(v.r.PathValue("name"), nil) }
+
+func (v *view) showServer(name string, test *testBody) error {
+	res, err := v.servers().GetMailServer(v.ctx(), &pb.GetMailServerRequest{Name: name})
+	if err != nil {
+		return err
+	}
+	m := res.MailServer
+	b := serverBody{Server: m, Admin: v.can(pb.Role_ROLE_ADMIN), Sends: v.can(pb.Role_ROLE_SEND), Test: test}
+	for _, f := range serverFields {
+		if text := f.text(m); text != "" && text != "0" && text != "false" && f.Kind != "area" && !f.head {
+			b.Facts = append(b.Facts, header{f.Label, text})
+		}
+	}
+	b.Acts = v.actsOnServer(m)
+	return v.render("server", m.Name, b)
+}
+
+// testBody is how a test went.
+type testBody struct {
+	*pb.TestMailServerResponse
+	Steps []step
+	Draft bool // of what is not saved
+}
+
+// step is a step of a test, with its facts in order.
+type step struct {
+	*pb.TestStep
+	Facts []header
+}
+
+// maxFacts is how many facts of a step are shown.
+const maxFacts = 6
+
+// testTime is what a test may take: less than a view.
+const testTime = viewTime - 5e9
+
+// test tries a mail server: a saved one, a form, or a saved one with what the form changes.
+func test(v *view) error {
+	form := v.r.PostForm
+	req := &pb.TestMailServerRequest{Name: form.Get("saved"), ProbeRecipient: form.Get("probe"), Timeout: durationpb.New(testTime)}
+	draft := form.Get("draft") != ""
+	if draft {
+		m, paths, err := v.formServer(form)
+		if err != nil {
+			return v.showForm(form, words_(err))
+		}
+		if req.Name == "" || len(paths) > 0 {
+			req.MailServer = m
+		}
+	}
+	res, err := v.servers().TestMailServer(v.ctx(), req)
+	if err != nil && draft && refused(err) {
+		return v.showForm(form, words_(err))
+	}
+	if err != nil {
+		return err
+	}
+	t := &testBody{TestMailServerResponse: res, Draft: draft}
+	for _, x := range res.Steps {
+		s := step{TestStep: x}
+		for k, f := range x.Facts {
+			if len(s.Facts) == maxFacts {
+				break
+			}
+			s.Facts = append(s.Facts, header{k, f})
+		}
+		sort.Slice(s.Facts, func(i, j int) bool { return s.Facts[i].Name < s.Facts[j].Name })
+		t.Steps = append(t.Steps, s)
+	}
+	if draft {
+		return v.showFormWith(form, nil, t)
+	}
+	return v.showServer(req.Name, t)
+}
+
+// pausedNow reports whether a mail server is paused.
+func (v *view) pausedNow(t *timestamppb.Timestamp) bool {
+	return t != nil && t.AsTime().After(v.page.cfg.Now())
+}
+
+// serverPath is the address of a mail server's view.
+func serverPath(name string, done string) string {
+	return with("/servers/"+url.PathEscape(name), nil, "done", done)
+}
