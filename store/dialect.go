@@ -27,6 +27,15 @@ type dialect interface {
 
 	// clock is the time that decides: of now, not of when a transaction began.
 	clock(ctx context.Context, tx *sqlx.Tx) (time.Time, error)
+	// clockIn is the same inside a transaction of any pool.
+	clockIn(ctx context.Context, tx *sqlx.Tx) (time.Time, error)
+	// unixSecond is the second of a column's time; null stays null.
+	unixSecond(column string) string
+	// foldCounts adds up one page of count_delta; n is how many rows that were. errCounting:
+	// another replica is at it.
+	foldCounts(ctx context.Context) (n int, err error)
+	// recount hands write what the counters lack, and the transaction that is to add it.
+	recount(ctx context.Context, write func(tx *sqlx.Tx, off *countsOff) error) error
 	// time and date bind a time as the database stores it.
 	time(t time.Time) any
 	date(t time.Time) any

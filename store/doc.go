@@ -21,7 +21,7 @@
 // unfinished mail; archive is the narrow row of a finished one; content holds shared bytes in
 // chunks; term is the narrow search table. A mail is in exactly one of due and archive.
 //
-// An [Inspector] reads a database beside the service and checks the invariants I1 to I9, which
+// An [Inspector] reads a database beside the service and checks the invariants I1 to I10, which
 // stand in inspect.go.
 //
 // SQL lives in store/queries as named statements, one file for both dialects and one per

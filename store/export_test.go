@@ -52,6 +52,10 @@ func RecordUse() func(dialectName, statement string) bool {
 	}
 }
 
+// ForgetCounted lets the next count look again whether the counters are complete. It is no
+// method of the store, of which TestOneConnection calls each.
+func ForgetCounted(s *Store) { s.hasCounted.Store(false) }
+
 // Exec runs SQL on the writing connection.
 func (s *Store) Exec(query string, args ...any) error {
 	_, err := s.write.Exec(query, args...)

@@ -41,9 +41,10 @@ import (
 //	I8  the audit log is whole: its rows are numbered without a gap, and each is linked
 //	    to the one before it
 //	I9  the database can read and write every mail
+//	I10 the counters of batches and of the queue say what a full count says
 //
-// I1 to I5, I7 and I8 look at every row; so does I6 at lengths. Its hashes and its reading of
-// whole messages are limited, see [InspectOptions].
+// I1 to I5 and I7 to I10 look at every row; so does I6 at lengths. Its hashes and its reading
+// of whole messages are limited, see [InspectOptions].
 var invariants = []struct{ name, says string }{
 	{"I1", "every mail is in exactly one journal"},
 	{"I2", "states and times agree"},
@@ -54,6 +55,7 @@ var invariants = []struct{ name, says string }{
 	{"I7", "defaults and request_ids are unique"},
 	{"I8", "the audit log is whole"},
 	{"I9", "the database can read and write every mail"},
+	{"I10", "the counters are right"},
 }
 
 // rescueGrace is how long after a replica was taken for dead its mail may still wait for its
@@ -141,7 +143,7 @@ type InspectOptions struct {
 	AuditHead AuditHead
 }
 
-// Invariant is what became of one of I1 to I9.
+// Invariant is what became of one of I1 to I10.
 type Invariant struct {
 	Name, Says string
 	Breaches   []Breach // at most 1000 a statement
@@ -278,6 +280,9 @@ func (l *look) all(opt InspectOptions) error {
 		if err := l.pastDamage(&inv, func() error {
 			if i.name == "I8" {
 				return l.auditChain(opt.AuditHead, &inv)
+			}
+			if i.name == "I10" {
+				return l.counters(&inv)
 			}
 			if err := l.get(&inv.Breaches, i.name); err != nil || i.name != "I3" {
 				return err

@@ -91,7 +91,9 @@ func planArgs() map[string][]any {
 		"purge_terms": {`[["1","00000001-0000-7000-8000-000000000001"]]`}, "walk_page": {id, seededID(5000), 2000}, "loose_page": {"2022-01-09", 100}, "loose_content": {hash, 1, "2022-01-09"}, "loose_delete": {hash},
 		"rule_state": {"bulk/body"}, "rules_again": {}, "rules_done": {}, "rule_next": {at, id, at.AddDate(0, 0, 1)}, "holder_take": {"me", at, at}, "holder_lock": {},
 		"hold_lift": {"me", "over", at, id}, "hold_get": {id, false, `["t1"]`}, "hold_list": {id, false, `["t1"]`, false, "t1", false, 50},
-		"token_list": {"t1", true, at, 100}, "token_get": {"t1"}, "token_revoke": {at, "t1"}, "token_use": {at, "t1"}, "change_lag": {}, "change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4", ""},
+		"token_list": {"t1", true, at, 100}, "token_get": {"t1"}, "token_revoke": {at, "t1"}, "token_use": {at, "t1"}, "change_lag": {}, "change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4", ""}, "batch_count_rows": {"b4", "t4", ""},
+
+		"count_fold": {1000}, "count_fold_batches": {`["b4"]`}, "lanes": {},
 	}
 }
 
@@ -170,7 +172,7 @@ func TestHundredThousand(t *testing.T) {
 			t.Run("statements on an empty database", func(t *testing.T) { plansOfStatements(t, s) })
 			seed(t, s, 50)
 			t.Run("statements on a small one", func(t *testing.T) { plansOfStatements(t, s) })
-			if err := s.Exec("truncate mail_server, breaker, quota, rate_share, replica, connection_slot, content, content_chunk, upload, mail, due, archive, term, change restart identity cascade"); err != nil {
+			if err := s.Exec("truncate mail_server, breaker, quota, rate_share, replica, connection_slot, content, content_chunk, upload, mail, due, archive, term, change, count_delta, count_queue, count_batch restart identity cascade"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -144,6 +144,8 @@ func TestOneConnection(t *testing.T) {
 				_, _, _, err := s.Changes(c, store.Everything, store.MailFilter{}, store.Position{}, 5)
 				return err
 			}},
+			{"KeepCounts", func() error { return s.KeepCounts(c) }},
+			{"Recount", func() error { return second(s.Recount(c)) }},
 			{"ForgetChanges", func() error { return second(s.ForgetChanges(c, time.Hour)) }},
 			{"ForgetUploads", func() error { _, _, err := s.ForgetUploads(c); return err }},
 			{"ServerVersions", func() error { return second(s.ServerVersions(c, []string{"ss"})) }},

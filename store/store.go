@@ -70,6 +70,8 @@ type Store struct {
 	// how long a write that meets damage is repeated; only tests set it
 	damageWait time.Duration
 
+	hasCounted atomic.Bool // the counters have counted what was there before them
+
 	// Remember sets it; nil = the past of the database is not looked at
 	lineage atomic.Pointer[lineage]
 }

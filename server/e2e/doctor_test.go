@@ -40,7 +40,7 @@ func (s *service) invariants(t *testing.T) {
 
 func invariants(t *testing.T, dsn string) {
 	t.Helper()
-	if r := run(t, nil, "doctor", "--full", "--database="+dsn); r.code != 0 || r.stderr != "" || strings.Count(r.stdout, "  ok  ") != 8 {
+	if r := run(t, nil, "doctor", "--full", "--database="+dsn); r.code != 0 || r.stderr != "" || strings.Count(r.stdout, "  ok  ") != 10 {
 		t.Errorf("the invariants do not hold: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 }

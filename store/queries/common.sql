@@ -352,3 +352,30 @@ insert into legal_hold (id, team, mail_id, reference, reason, placed_by, place_t
 -- primary key
 -- takes: lifted_by, lift_reason, lift_time, id
 update legal_hold set lifted_by = :lifted_by, lift_reason = :lift_reason, lift_time = :lift_time where id = :id and case when lift_time is null then true else false end;
+
+-- name: counted (look)
+-- one row
+select counted from count_state;
+
+-- name: counted_now
+-- one row
+-- takes: counted
+update count_state set counted = :counted;
+
+-- name: count_empty
+-- a handful of rows, as count_ripen
+delete from count_queue where n = 0;
+
+-- name: count_mend_queue
+-- primary key decides what is new
+-- takes: team, mail_server, priority, kind, status, second, n
+insert into count_queue as t (team, mail_server, priority, kind, status, second, n) values (:team, :mail_server, :priority, :kind, :status, :second, :n)
+on conflict (team, mail_server, priority, kind, status, second) do update set n = t.n + excluded.n;
+
+-- name: count_mend_batch
+-- primary key decides what is new
+-- takes: batch_id, team, caller, status, waiting, doubtful, n, first, last
+insert into count_batch as t (batch_id, team, caller, status, waiting, doubtful, n, first, last)
+values (:batch_id, :team, :caller, :status, :waiting, :doubtful, :n, :first, :last)
+on conflict (batch_id, team, caller, status, waiting, doubtful) do update
+  set n = t.n + excluded.n, first = coalesce(excluded.first, t.first), last = coalesce(excluded.last, t.last);

@@ -484,8 +484,28 @@ with old as materialized (
 select count(*) from gone;
 
 -- name: batch_count (look)
--- mail_batch, then the primary keys of due and archive; one statement, so that a mail that
--- moves meanwhile is counted once
+-- due_owner, and the primary key of count_batch; count_delta has a handful of rows. One
+-- statement, so that all of it is of one moment. What is marked is counted as what it would be
+-- without its owner, so it comes once more by itself.
+-- takes: batch_id, team, caller
+select status, sum(n)::bigint as mails, sum(case when waiting then n else 0 end)::bigint as waiting, sum(case when doubtful then n else 0 end)::bigint as doubtful,
+  min(first) as first, max(last) as last, false as marked
+from (
+  select status, waiting, doubtful, n, first, last from count_batch where batch_id = :batch_id and team = :team and (:caller::text = '' or caller = :caller)
+  union all
+  select status, second >= 0 and status not in ('sent', 'cancelled'), doubtful, n, first, last from count_delta
+  where batch_id = :batch_id and team = :team and (:caller::text = '' or caller = :caller)) x
+group by 1
+union all
+select d.status, count(*), 0, 0, null, null, true
+from due d cross join lateral (select batch_id, caller from mail where mail.id = d.id offset 0) m
+where d.owner is not null and case when d.data_at is not null and d.team = :team then true else false end and m.batch_id = :batch_id and (:caller::text = '' or m.caller = :caller)
+group by 1;
+
+-- name: batch_count_rows (look)
+-- mail_batch, then the primary keys of due and archive: while the counters have not counted
+-- what was there before them. One statement, so that a mail that moves meanwhile is counted
+-- once
 -- takes: batch_id, team, caller
 with b as (select id, create_time from mail where batch_id = :batch_id and team = :team and (:caller::text = '' or caller = :caller))
 select case when d.owner is not null and d.data_at is not null then 'sending' else d.status end as status, count(*) as mails,
@@ -495,6 +515,59 @@ from b join due d on d.id = b.id group by 1
 union all
 select a.status, count(*), 0, count(*) filter (where a.possible_duplicate), min(b.create_time), max(a.done_at)
 from b join archive a on a.id = b.id group by 1;
+
+-- name: count_lock
+-- none; one transaction at a time writes totals. The key is any number that nothing else locks.
+select pg_try_advisory_xact_lock(4713226302);
+
+-- name: count_fold
+-- primary keys of the totals; what is appended is read where it lies. What is past is all due,
+-- so the second in which it became due is not kept.
+-- takes: max
+with page as materialized (
+  select ctid as place from count_delta limit :max
+), gone as (
+  delete from count_delta where ctid = any (array(select place from page)) returning *
+), q as (
+  insert into count_queue as t (team, mail_server, priority, kind, status, second, n)
+  select team, mail_server, priority, kind, status, case when status <> 'sent' and second between 1 and extract(epoch from now()) then 0 else second end, sum(n)
+  from gone where status <> 'cancelled' and not (status = 'sent' and second = 0) group by 1, 2, 3, 4, 5, 6 having sum(n) <> 0 order by 1, 2, 3, 4, 5, 6
+  on conflict (team, mail_server, priority, kind, status, second) do update set n = t.n + excluded.n
+), b as (
+  insert into count_batch as t (batch_id, team, caller, status, waiting, doubtful, n, first, last)
+  select batch_id, team, caller, status, second >= 0 and status not in ('sent', 'cancelled'), doubtful, sum(n), min(first), max(last)
+  from gone where batch_id is not null group by 1, 2, 3, 4, 5, 6 order by 1, 2, 3, 4, 5, 6
+  on conflict (batch_id, team, caller, status, waiting, doubtful) do update
+    set n = t.n + excluded.n, first = least(t.first, excluded.first), last = greatest(t.last, excluded.last)
+)
+select count(*) as n, coalesce(json_agg(distinct batch_id) filter (where batch_id is not null), '[]')::text as batches from gone;
+
+-- name: count_fold_batches
+-- primary key; what a batch has none of any more
+-- takes: batches
+delete from count_batch where n = 0 and batch_id in (select value from json_array_elements_text(:batches::json));
+
+-- name: count_ripen
+-- a handful of rows: one for each mail server, kind and status, and for each second of what is
+-- due later or was sent in the last minutes
+with ripe as (
+  delete from count_queue where status <> 'sent' and second between 1 and extract(epoch from now()) or status = 'sent' and second < extract(epoch from now()) - 120 returning *
+)
+insert into count_queue as t (team, mail_server, priority, kind, status, second, n)
+select team, mail_server, priority, kind, status, 0, sum(n) from ripe where status <> 'sent' group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5
+on conflict (team, mail_server, priority, kind, status, second) do update set n = t.n + excluded.n;
+
+-- name: lanes (look)
+-- due_ready: a loose scan finds the first mail of each (mail server, team, priority) that waits
+with recursive p as (
+  (select mail_server, team, priority, run_at from due where owner is null and run_at is not null order by mail_server, team, priority, run_at limit 1)
+  union all
+  select n.* from p cross join lateral (
+    select d.mail_server, d.team, d.priority, d.run_at from due d
+    where d.owner is null and d.run_at is not null and (d.mail_server, d.team, d.priority) > (p.mail_server, p.team, p.priority)
+    order by d.mail_server, d.team, d.priority, d.run_at limit 1) n
+)
+select mail_server, team, priority, run_at from p;
 
 -- name: content_collect
 -- content_unused; nothing that an upload still needs, and three days after the last use, so

@@ -328,8 +328,28 @@ update change_forgotten set seq = max(seq, coalesce((
 delete from change where seq <= (select seq from change_forgotten);
 
 -- name: batch_count (look)
--- mail_batch, then the primary keys of due and archive; one statement, so that a mail that
--- moves meanwhile is counted once
+-- due_owner, and the primary key of count_batch; count_delta has a handful of rows. One
+-- statement, so that all of it is of one moment. What is marked is counted as what it would be
+-- without its owner, so it comes once more by itself.
+-- takes: batch_id, team, caller
+select status, sum(n) as mails, sum(case when waiting then n else 0 end) as waiting, sum(case when doubtful then n else 0 end) as doubtful,
+  min(first) as first, max(last) as last, 0 as marked
+from (
+  select status, waiting, doubtful, n, first, last from count_batch where batch_id = :batch_id and team = :team and (:caller = '' or caller = :caller)
+  union all
+  select status, second >= 0 and status not in ('sent', 'cancelled'), doubtful, n, first, last from count_delta
+  where batch_id = :batch_id and team = :team and (:caller = '' or caller = :caller)) x
+group by 1
+union all
+select d.status, count(*), 0, 0, null, null, 1
+from due d cross join mail m on m.id = d.id
+where d.owner is not null and d.data_at is not null and d.team = :team and m.batch_id = :batch_id and (:caller = '' or m.caller = :caller)
+group by 1;
+
+-- name: batch_count_rows (look)
+-- mail_batch, then the primary keys of due and archive: while the counters have not counted
+-- what was there before them. One statement, so that a mail that moves meanwhile is counted
+-- once
 -- takes: batch_id, team, caller
 with b as (select id, create_time from mail where batch_id = :batch_id and team = :team and (:caller = '' or caller = :caller))
 select case when d.owner is not null and d.data_at is not null then 'sending' else d.status end as status, count(*) as mails,
@@ -339,6 +359,67 @@ from b join due d on d.id = b.id group by 1
 union all
 select a.status, count(*), 0, count(*) filter (where a.possible_duplicate), min(b.create_time), max(a.done_at)
 from b join archive a on a.id = b.id group by 1;
+
+-- name: count_page
+-- none: the table's own order
+-- takes: max
+select coalesce(max(place), 0) as last, count(*) as n from (select rowid as place from count_delta order by rowid limit :max);
+
+-- name: count_fold_queue
+-- primary key. What is past is all due, so the second in which it became due is not kept.
+-- takes: last, now
+insert into count_queue (team, mail_server, priority, kind, status, second, n)
+select team, mail_server, priority, kind, status, case when status <> 'sent' and second between 1 and :now then 0 else second end as at, sum(n)
+from count_delta where rowid <= :last and status <> 'cancelled' group by 1, 2, 3, 4, 5, at having sum(n) <> 0
+on conflict do update set n = n + excluded.n;
+
+-- name: count_fold_batch
+-- primary key
+-- takes: last
+insert into count_batch as t (batch_id, team, caller, status, waiting, doubtful, n, first, last)
+select batch_id, team, caller, status, second >= 0 and status not in ('sent', 'cancelled') as waits, doubtful, sum(n), min(first), max(last)
+from count_delta where rowid <= :last and batch_id is not null group by 1, 2, 3, 4, waits, doubtful
+on conflict do update set n = t.n + excluded.n, first = min(coalesce(t.first, excluded.first), coalesce(excluded.first, t.first)),
+  last = max(coalesce(t.last, excluded.last), coalesce(excluded.last, t.last));
+
+-- name: count_fold_batches
+-- primary key; what a batch has none of any more
+-- takes: last
+delete from count_batch where n = 0 and batch_id in (select batch_id from count_delta where rowid <= :last);
+
+-- name: count_folded
+-- none: the table's own order
+-- takes: last
+delete from count_delta where rowid <= :last;
+
+-- name: count_ripen
+-- a handful of rows: one for each mail server, kind and status, and for each second of what is
+-- due later or was sent in the last minutes
+-- takes: now
+insert into count_queue (team, mail_server, priority, kind, status, second, n)
+select team, mail_server, priority, kind, status, 0, sum(n) from count_queue where status <> 'sent' and second between 1 and :now group by 1, 2, 3, 4, 5
+on conflict do update set n = n + excluded.n;
+
+-- name: count_ripened
+-- a handful of rows, as count_ripen
+-- takes: now
+delete from count_queue where status <> 'sent' and second between 1 and :now or status = 'sent' and second < :now - 120;
+
+-- name: lanes (look)
+-- due_ready: a loose scan finds the first mail of each (mail server, team, priority) that
+-- waits. Comparing all three as one row would read all mails of a pair.
+with recursive p(id, mail_server, team, priority, run_at) as (
+  select * from (select id, mail_server, team, priority, run_at from due where owner is null and run_at is not null order by mail_server, team, priority, run_at limit 1)
+  union all
+  select n.id, n.mail_server, n.team, n.priority, n.run_at from p join due n on n.id = coalesce(
+    (select d.id from due d where d.mail_server = p.mail_server and d.team = p.team and d.priority > p.priority and d.owner is null and d.run_at is not null
+      order by d.priority, d.run_at limit 1),
+    (select d.id from due d where d.mail_server = p.mail_server and d.team > p.team and d.owner is null and d.run_at is not null
+      order by d.team, d.priority, d.run_at limit 1),
+    (select d.id from due d where d.mail_server > p.mail_server and d.owner is null and d.run_at is not null
+      order by d.mail_server, d.team, d.priority, d.run_at limit 1))
+)
+select mail_server, team, priority, run_at from p;
 
 -- name: content_collect
 -- content_unused; nothing that an upload still needs, and three days after the last use, so

@@ -34,6 +34,8 @@ type Store interface {
 	FindMails(ctx context.Context, sc store.Scope, f store.FindFilter, after uuid.UUID, n int) ([]*store.Mail, uuid.UUID, error)
 	CountDue(ctx context.Context, server string) (int, error)
 	CountBatch(ctx context.Context, sc store.Scope, team, batchID string) (*store.BatchCount, error)
+	CountQueue(ctx context.Context, sc store.Scope, team *string, server string) (*store.QueueCount, error)
+	KeepCounts(ctx context.Context) error
 	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (matched, changed int, failures []store.ModifyFailure, err error)
 	ModifyMail(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit, decide store.Decide) (*store.Mail, error)
 	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -31,9 +32,10 @@ const (
 // hold and what a person should look at.
 func doctor(ctx context.Context, args []string) error {
 	opt := store.InspectOptions{Messages: doctorMessages, ContentBytes: doctorContent}
-	var full bool
+	var full, recount bool
 	c, err := configOf("doctor", args, func(fs *flag.FlagSet) {
 		fs.BoolVar(&full, "full", false, "read every message and all shared content, not only the newest")
+		fs.BoolVar(&recount, "recount", false, "first count everything and put the counters of batches and of the queue right")
 		fs.Func("audit-head", "a head of the audit log that the service's log remembers (`N:HASH`): that row has to be there still", func(text string) (err error) {
 			opt.AuditHead, err = store.ParseAuditHead(text)
 			return err
@@ -48,6 +50,11 @@ func doctor(ctx context.Context, args []string) error {
 	}
 	if opt.Keep, err = c.KeepRules(); err != nil {
 		return err
+	}
+	if recount {
+		if err := countAnew(ctx, c.Database); err != nil {
+			return err
+		}
 	}
 	in, err := store.OpenInspector(ctx, c.Database)
 	if err != nil {
@@ -69,9 +76,22 @@ func doctor(ctx context.Context, args []string) error {
 	d := diagnosis{out: os.Stdout, c: &c, r: r}
 	d.print()
 	if r.Broken() {
-		return failed{fmt.Errorf("doctor: an invariant is broken; no command mends that: keep a copy of the database and tell the developers")}
+		return failed{fmt.Errorf("doctor: an invariant is broken; no command mends that, but --recount what I10 finds: keep a copy of the database and tell the developers")}
 	}
 	return nil
+}
+
+// countAnew is the one thing that doctor writes.
+func countAnew(ctx context.Context, dsn string) error {
+	s, err := store.Open(ctx, dsn, store.Options{})
+	if err != nil {
+		return err
+	}
+	n, err := s.Recount(ctx)
+	if err == nil {
+		fmt.Printf("%d totals put right\n", n)
+	}
+	return errors.Join(err, s.Close())
 }
 
 // diagnosis prints an inspection for people.

@@ -133,6 +133,7 @@ func (e *Engine) Run(ctx context.Context, grace time.Duration) error {
 	own.Go(func() { e.brake.Run(base) }) // what leaves during the grace obeys as well
 	own.Go(func() { e.stopLoop(ctx) })
 	own.Go(func() { e.rescueLoop(ctx) })
+	own.Go(func() { e.countLoop(ctx) })
 	e.batchLoop(ctx, due)
 
 	e.work.stop()

@@ -33,6 +33,7 @@ type Journal interface {
 	Mail(ctx context.Context, sc store.Scope, id uuid.UUID) (*store.Mail, error)
 	Now(ctx context.Context) (time.Time, error)
 	ForgetChanges(ctx context.Context, age time.Duration) (int, error)
+	KeepCounts(ctx context.Context) error
 	ForgetUploads(ctx context.Context) (uploads, contents int, err error)
 	relay.Journal
 }

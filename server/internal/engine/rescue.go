@@ -9,6 +9,7 @@ const (
 	rescueEvery = 5 * time.Second
 	rescuePage  = 200
 	forgetEvery = 10 * time.Minute
+	countEvery  = time.Second
 	changesKept = 3 * 24 * time.Hour // what WatchMails promises
 )
 
@@ -32,6 +33,26 @@ func (e *Engine) rescueLoop(ctx context.Context) {
 					e.log.Warn("uploads not forgotten", "error", err)
 				}
 			}
+		}
+	}
+}
+
+// countLoop adds up what the counters of the journals have been told. What is not added up yet
+// is counted as well, but costs whoever asks.
+func (e *Engine) countLoop(ctx context.Context) {
+	t := time.NewTicker(countEvery)
+	defer t.Stop()
+	failed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			err := e.journal.KeepCounts(ctx)
+			if err != nil && !failed && ctx.Err() == nil {
+				e.log.Warn("counts not added up", "error", err)
+			}
+			failed = err != nil
 		}
 	}
 }

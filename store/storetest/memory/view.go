@@ -169,40 +169,6 @@ func (s *Store) CountDue(_ context.Context, server string) (int, error) {
 	return n, nil
 }
 
-// CountBatch counts a team's batch.
-func (s *Store) CountBatch(_ context.Context, sc store.Scope, team, batchID string) (*store.BatchCount, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := &store.BatchCount{ByStatus: map[store.MailStatus]int{}}
-	for _, r := range s.order {
-		if r.m.BatchID != batchID || r.m.Team != team || !r.seen(sc) {
-			continue
-		}
-		c.Mails++
-		if r.owner != 0 && !r.dataAt.IsZero() {
-			c.ByStatus[store.MailSending]++
-		} else {
-			c.ByStatus[r.status]++
-		}
-		if r.owner != 0 || !r.runAt.IsZero() {
-			c.Waiting++
-		}
-		if r.dup {
-			c.Doubtful++
-		}
-		if t := micro(r.m.CreateTime); c.First.IsZero() || t.Before(c.First) {
-			c.First = t
-		}
-		if r.finish.After(c.Last) {
-			c.Last = r.finish
-		}
-	}
-	if c.Mails == 0 {
-		return nil, store.ErrNotFound
-	}
-	return c, nil
-}
-
 // LastChange is the position behind everything that has happened.
 func (s *Store) LastChange(context.Context) (store.Position, error) {
 	s.mu.Lock()
