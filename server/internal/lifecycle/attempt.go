@@ -17,7 +17,7 @@ type Attempt struct {
 	Owner   store.ReplicaID
 	Started time.Time
 	// Interactive: a php-mode caller waits and is told what becomes of the mail. What it was
-	// told has failed is not retried.
+	// told has failed is not retried. Mail.RetryInBatch changes what it is told.
 	Interactive bool
 
 	results []store.RecipientResult // by position, as they stand now
