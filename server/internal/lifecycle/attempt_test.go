@@ -291,22 +291,29 @@ func TestStaleMark(t *testing.T) {
 	refused := smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{{Status: smtpx.StatusNotTried}}, ServerDown: true, Err: &smtpx.Error{Phase: smtpx.PhaseData}}
 	unknown := smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{{Status: smtpx.StatusUnknown}}, DotSent: true, Err: &smtpx.Error{Phase: smtpx.PhaseDot}}
 	for _, c := range []struct {
-		name   string
-		marked bool
-		o      smtpx.Outcome
-		want   bool
+		name          string
+		handed, heard bool
+		o             smtpx.Outcome
+		want          bool
 	}{
-		{"not marked, not sent", false, refused, false},
-		{"marked, not sent", true, refused, true},
-		{"marked, sent", true, unknown, false},
+		{"not marked, not sent", false, false, refused, false},
+		{"marked, not sent", true, true, refused, true},
+		{"perhaps marked, not sent", true, false, refused, true},
+		{"marked, sent", true, true, unknown, false},
 	} {
 		a := Begin(&store.Claimed{Recipients: []store.Recipient{{Mailbox: "a@y.example"}}}, 1, now)
-		if c.marked {
+		if c.handed {
+			a.Mark()
+		}
+		if c.heard {
 			a.DotMayLeave()
 		}
 		a.After([]int{0}, c.o, now)
 		if got := a.HasStaleMark(); got != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+		if a.Progress(); a.HasStaleMark() {
+			t.Errorf("%s: progress does not take the mark back", c.name)
 		}
 	}
 }
