@@ -3,6 +3,7 @@ package brake
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,15 +12,17 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// database is the mail servers as they are stored. Only the bubble's goroutines use it, one at
-// a time.
+// database is the mail servers as they are stored. The test writes, the brake asks.
 type database struct {
+	mu     sync.Mutex // guards all below
 	byName map[string]*store.MailServer
 	fails  error // of every answer
 	reads  int
 }
 
 func (d *database) ServerVersions(ctx context.Context, names []string) (map[string]int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.reads++
 	if d.fails != nil {
 		return nil, d.fails
@@ -34,14 +37,25 @@ func (d *database) ServerVersions(ctx context.Context, names []string) (map[stri
 }
 
 func (d *database) Server(_ context.Context, _ store.Scope, name string) (*store.MailServer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.fails != nil {
 		return nil, d.fails
 	}
 	return d.byName[name], nil
 }
 
+// asked is how often the versions were read.
+func (d *database) asked() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reads
+}
+
 // change stores a newer configuration.
 func (d *database) change(name string, f func(*store.MailServer)) *store.MailServer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	s := *d.byName[name]
 	s.Version++
 	f(&s)
@@ -141,11 +155,11 @@ func TestAwait(t *testing.T) {
 	t.Run("a reading is asked for", func(t *testing.T) {
 		run(t, func(t *testing.T, d *database, b *Brake) {
 			began := time.Now()
-			if err := b.Await(t.Context(), Direct(d.byName["a"])); err != nil || d.reads != 1 {
-				t.Fatalf("%v after %d readings", err, d.reads)
+			if err := b.Await(t.Context(), Direct(d.byName["a"])); err != nil || d.asked() != 1 {
+				t.Fatalf("%v after %d readings", err, d.asked())
 			}
-			if err := b.Await(t.Context(), Direct(d.byName["a"])); err != nil || d.reads != 1 || !time.Now().Equal(began) {
-				t.Errorf("the next dot waits: %v after %d readings", err, d.reads)
+			if err := b.Await(t.Context(), Direct(d.byName["a"])); err != nil || d.asked() != 1 || !time.Now().Equal(began) {
+				t.Errorf("the next dot waits: %v after %d readings", err, d.asked())
 			}
 			time.Sleep(freshFor)
 			if fresh, _, _ := b.MayStillTake(Direct(d.byName["a"])); fresh {
@@ -182,7 +196,9 @@ func TestAwait(t *testing.T) {
 	})
 	t.Run("the database is away", func(t *testing.T) {
 		run(t, func(t *testing.T, d *database, b *Brake) {
+			d.mu.Lock()
 			d.fails = errors.New("away")
+			d.mu.Unlock()
 			began := time.Now()
 			if err := b.Await(t.Context(), Direct(d.byName["a"])); !errors.Is(err, errVersionsLate) || time.Since(began) != lease.Fresh {
 				t.Errorf("%v after %v", err, time.Since(began))
@@ -194,7 +210,9 @@ func TestAwait(t *testing.T) {
 			old := d.byName["a"]
 			d.change("a", func(s *store.MailServer) {})
 			newest := d.byName["a"]
+			d.mu.Lock()
 			d.byName["a"] = old // its version was read, and then an old answer
+			d.mu.Unlock()
 			b.newest.note(time.Now(), []string{"a"}, map[string]int64{"a": newest.Version})
 			if fresh, _, _ := b.MayStillTake(Direct(old)); fresh {
 				t.Error("a dot may leave although a newer configuration is known of")
@@ -223,8 +241,8 @@ func TestLooks(t *testing.T) {
 		synctest.Wait()
 		cancel()
 		<-done
-		if d.reads < 19 || d.reads > 21 || len(told) != 2 || told[1] != 2 {
-			t.Errorf("%d readings in 10 s, told %v", d.reads, told)
+		if d.asked() < 19 || d.asked() > 21 || len(told) != 2 || told[1] != 2 {
+			t.Errorf("%d readings in 10 s, told %v", d.asked(), told)
 		}
 	})
 }

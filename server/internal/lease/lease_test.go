@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,9 +12,9 @@ import (
 	"github.com/maildispatch/maildispatch/store"
 )
 
-// journal is the row of a replica, in memory. Only the bubble's goroutines use it, one at a
-// time.
+// journal is the row of a replica, in memory.
 type journal struct {
+	mu       sync.Mutex // guards all below: the test writes how it behaves, the lease asks
 	last     store.ReplicaID
 	renewals []time.Time
 	renew    func(ctx context.Context) error // nil: it works
@@ -21,6 +22,8 @@ type journal struct {
 }
 
 func (j *journal) Register(context.Context, string, time.Duration) (store.ReplicaID, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if j.register != nil {
 		if err := j.register(); err != nil {
 			return 0, err
@@ -31,11 +34,21 @@ func (j *journal) Register(context.Context, string, time.Duration) (store.Replic
 }
 
 func (j *journal) Renew(ctx context.Context, _ store.ReplicaID, _ time.Duration) error {
+	j.mu.Lock()
 	j.renewals = append(j.renewals, time.Now())
-	if j.renew == nil {
+	renew := j.renew
+	j.mu.Unlock()
+	if renew == nil {
 		return nil
 	}
-	return j.renew(ctx)
+	return renew(ctx)
+}
+
+// behave says how renewals are answered from now on; nil = well.
+func (j *journal) behave(renew func(ctx context.Context) error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.renew = renew
 }
 
 // run gives test a lease that is held and renewed.
@@ -91,7 +104,7 @@ func TestNotRenewed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(j *journal, l *Lease) {
-				j.renew = test.renew
+				j.behave(test.renew)
 				time.Sleep(Fresh - time.Millisecond)
 				synctest.Wait()
 				if !l.Held(1) {
@@ -104,7 +117,8 @@ func TestNotRenewed(t *testing.T) {
 				if l.Held(1) {
 					t.Error("held for longer than its last renewal allows")
 				}
-				j.renew = nil
+				time.Sleep(100 * time.Millisecond)
+				j.behave(nil)
 				time.Sleep(test.next)
 				synctest.Wait()
 				if !l.Held(1) || l.Fault() != nil {
@@ -119,10 +133,10 @@ func TestNotRenewed(t *testing.T) {
 // written it then.
 func TestSlowRenewal(t *testing.T) {
 	run(t, func(j *journal, l *Lease) {
-		j.renew = func(context.Context) error { time.Sleep(4 * time.Second); return nil }
+		j.behave(func(context.Context) error { time.Sleep(4 * time.Second); return nil })
 		time.Sleep(every + 4*time.Second)
 		synctest.Wait()
-		j.renew = func(context.Context) error { return errors.New("away") }
+		j.behave(func(context.Context) error { return errors.New("away") })
 		time.Sleep(Fresh - 4*time.Second - time.Millisecond)
 		if !l.Held(1) {
 			t.Error("lost too early")
@@ -138,15 +152,16 @@ func TestSlowRenewal(t *testing.T) {
 // under the old one is lost to it.
 func TestTakenForDead(t *testing.T) {
 	run(t, func(j *journal, l *Lease) {
-		j.renew = func(context.Context) error { j.renew = nil; return store.ErrStale }
+		j.behave(func(context.Context) error { j.behave(nil); return store.ErrStale })
 		time.Sleep(every)
 		synctest.Wait()
 		if l.Replica() != 2 || l.Held(1) || !l.Held(2) || l.Fault() != nil {
 			t.Errorf("replica %d, old held %v, new held %v, %v", l.Replica(), l.Held(1), l.Held(2), l.Fault())
 		}
 		// Without a new id nothing may leave under the old one either.
-		j.renew = func(context.Context) error { return store.ErrStale }
-		j.register = func() error { return errors.New("away") }
+		j.mu.Lock()
+		j.renew, j.register = func(context.Context) error { return store.ErrStale }, func() error { return errors.New("away") }
+		j.mu.Unlock()
 		time.Sleep(Fresh)
 		synctest.Wait()
 		if l.Held(2) || l.Fault() == nil {
