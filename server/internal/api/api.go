@@ -15,6 +15,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -100,7 +101,6 @@ type Config struct {
 	UploadPatience time.Duration
 	Keeping        Keeping // of finished mail; usually Store
 	Rules          []store.KeepRule
-	EraseKey       []byte // keys the hashes of addresses that were erased
 }
 
 // API implements the services but AccessAdmin.
@@ -110,9 +110,11 @@ type API struct {
 	pb.UnimplementedRetentionServer
 	Config
 	servers *servers
-	tokens  cipher.AEAD   // seals page tokens
-	tail    *tail         // of the changes, for watchers
-	readers chan struct{} // holds one for each call that reads stored files in order to sign
+	tokens  cipher.AEAD // seals page tokens
+	tail    *tail       // of the changes, for watchers
+	// holds one for each item of bulk that becomes large while it is composed
+	composing chan struct{}
+	readers   chan struct{} // holds one for each call that reads stored files in order to sign
 	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
 	lateLogged atomic.Int64
 }
@@ -140,7 +142,8 @@ func New(c Config) *API {
 	if c.LookupTXT == nil {
 		c.LookupTXT = func(context.Context, string) ([]string, error) { return nil, errors.New("no name server is asked") }
 	}
-	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers), tokens: tokens, tail: &tail{store: c.Store, poll: watchPoll, waiting: map[*waiter]bool{}}}
+	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers),
+		composing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), tokens: tokens, tail: &tail{store: c.Store, poll: watchPoll, waiting: map[*waiter]bool{}}}
 }
 
 // Register offers all of them.

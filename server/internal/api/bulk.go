@@ -39,6 +39,35 @@ type bulk struct {
 	routed   time.Time
 	next     int64 // position of the next item
 	composed int64 // bytes of the mails that they do not share
+	last     int64 // of these, what the mail before has brought
+	since    int64 // of these, what was composed since bulk has yielded
+}
+
+const (
+	// heavyItem is from when on an item takes a turn: what it becomes takes a processor for
+	// milliseconds, and many callers would take all of them.
+	heavyItem = 32 << 10
+	// yieldBytes is after how much of it bulk looks whether a caller waits.
+	yieldBytes = 256 << 10
+)
+
+// turn lets a call whose items are large compose only where few others do: half of the
+// processors are for those who wait for one small mail. The first item of a call may be large;
+// of the others the one before tells.
+func (b *bulk) turn(ctx context.Context) (done func(), err error) {
+	if b.next > 1 && b.last < heavyItem {
+		return func() {}, nil
+	}
+	if b.since += b.last; b.since >= yieldBytes {
+		b.since = 0
+		b.a.Sender.Yield(ctx)
+	}
+	select {
+	case b.a.composing <- struct{}{}:
+		return func() { <-b.a.composing }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // openBulk checks and routes the options. Errors are Send's.
@@ -121,8 +150,14 @@ func (b *bulk) mail(ctx context.Context, it *pb.BatchItem) (*store.NewMail, *pb.
 	if it == nil {
 		it = &pb.BatchItem{}
 	}
+	done, err := b.turn(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	m, err := b.compose(ctx, it)
+	done()
 	if err == nil {
+		b.last = m.OwnBytes()
 		return m, nil, nil
 	}
 	e, is := apierr.As(err)
