@@ -139,7 +139,7 @@ func (b *bench) recorded(ctx context.Context, p *process, n int) error {
 	t := time.NewTicker(5 * time.Millisecond)
 	defer t.Stop()
 	for {
-		r, err := p.dispatch[0].ListDueOutMails(ctx, &pb.ListDueOutMailsRequest{PageSize: 1})
+		r, err := p.journal.ListDueOutMails(ctx, &pb.ListDueOutMailsRequest{PageSize: 1})
 		if err != nil {
 			return fmt.Errorf("due-out journal: %w", err)
 		}

@@ -273,6 +273,9 @@ type process struct {
 	conns    []*grpc.ClientConn
 	admin    pb.MailServerAdminClient
 	dispatch []pb.DispatchClient // one a channel
+	journal  pb.DispatchClient   // of somebody who sees all mail
+	addr     string
+	tokens   pb.AccessAdminClient // of a system administrator; nil where nobody is asked
 }
 
 // begin starts the service and waits until it listens.
@@ -309,16 +312,82 @@ func (b *bench) begin(ctx context.Context, flags ...string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.addr = addr
+	var admin, sender token
+	if b.access {
+		if admin, sender, err = p.closeDoor(ctx); err != nil {
+			return nil, err
+		}
+	}
 	for range b.channels {
-		conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := p.dial(sender)
 		if err != nil {
 			return nil, err
 		}
-		p.conns = append(p.conns, conn)
 		p.dispatch = append(p.dispatch, pb.NewDispatchClient(conn))
 	}
-	p.admin = pb.NewMailServerAdminClient(p.conns[0])
+	conn, err := p.dial(admin)
+	if err != nil {
+		return nil, err
+	}
+	p.admin, p.journal = pb.NewMailServerAdminClient(conn), pb.NewDispatchClient(conn)
+	if b.access {
+		p.tokens = pb.NewAccessAdminClient(conn)
+	}
 	return p, nil
+}
+
+// token is what a caller sends; "" = nothing.
+type token string
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(t)}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials: all is on this machine.
+func (t token) RequireTransportSecurity() bool { return false }
+
+// dial connects as the holder of a token. The connection ends with the service.
+func (p *process) dial(t token) (*grpc.ClientConn, error) {
+	opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	if t != "" {
+		opts = append(opts, grpc.WithPerRPCCredentials(t))
+	}
+	conn, err := grpc.NewClient(p.addr, opts...)
+	if err == nil {
+		p.conns = append(p.conns, conn)
+	}
+	return conn, err
+}
+
+// team is whose mail is sent where callers are asked who they are.
+const team = "load"
+
+// closeDoor makes the first tokens: of a system administrator, and of one who sends for a team.
+func (p *process) closeDoor(ctx context.Context) (admin, sender token, err error) {
+	conn, err := p.dial("")
+	if err != nil {
+		return "", "", err
+	}
+	r, err := pb.NewAccessAdminClient(conn).CreateToken(ctx, &pb.CreateTokenRequest{Name: "ops", Roles: []pb.Role{pb.Role_ROLE_ADMIN}, System: true})
+	if err != nil {
+		return "", "", err
+	}
+	admin = token(r.Secret)
+	if conn, err = p.dial(admin); err != nil {
+		return "", "", err
+	}
+	sender, err = newToken(ctx, pb.NewAccessAdminClient(conn), team, pb.Role_ROLE_SEND)
+	return admin, sender, err
+}
+
+func newToken(ctx context.Context, a pb.AccessAdminClient, name string, role pb.Role) (token, error) {
+	r, err := a.CreateToken(ctx, &pb.CreateTokenRequest{Name: name, Roles: []pb.Role{role}, Teams: []string{name}})
+	if err != nil {
+		return "", fmt.Errorf("token of %s: %w", name, err)
+	}
+	return token(r.Secret), nil
 }
 
 // address waits for the line that says where it listens.

@@ -35,6 +35,8 @@ type config struct {
 	snapshot int
 	rtt      time.Duration
 	pace     time.Duration
+	access   bool
+	attack   string
 
 	binary   string
 	serve    string
@@ -65,6 +67,8 @@ func (c *config) flags(name string, defaults map[string]string) *flag.FlagSet {
 	fs.IntVar(&c.snapshot, "snapshot", 0, "flat on PostgreSQL: last mails of the run with a snapshot held open")
 	fs.DurationVar(&c.rtt, "rtt", 20*time.Millisecond, "far: round trip to the relay")
 	fs.DurationVar(&c.pace, "pace", 10*time.Millisecond, "latency: one php-mode mail is sent every so often")
+	fs.BoolVar(&c.access, "access", false, "callers are asked who they are, and send tokens")
+	fs.StringVar(&c.attack, "attack", "", "abuse: only what has this in its name")
 	fs.StringVar(&c.binary, "binary", "", "a maildispatchd that is built already; default: build it")
 	fs.StringVar(&c.serve, "serve", "", "further flags of serve, separated by blanks")
 	fs.StringVar(&c.env, "env", "", "environment of the service, such as GOGC=200, separated by blanks")

@@ -21,6 +21,7 @@ var scenarios = func() map[string]*scenario {
 		{name: "far", short: "batch to a relay at a distance, with all connections and with a fifth of them", defaults: map[string]string{"conns": "50"}, run: far},
 		{name: "flat", short: "many mails through one database, tenth by tenth", defaults: map[string]string{"mails": "500000", "runs": "1", "timeout": "30m"}, compare: "snapshot=0,snapshot=200000", run: flat},
 		{name: "latency", short: "Send in php mode alone and beside a saturated queue", defaults: map[string]string{"mails": "2000", "streams": "4"}, run: latency},
+		{name: "abuse", short: "Send in php mode alone and beside another caller who means harm", defaults: map[string]string{"mails": "500", "runs": "1", "access": "true", "pace": "20ms"}, run: abuse},
 	} {
 		all[s.name] = s
 	}
