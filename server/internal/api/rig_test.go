@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -132,7 +133,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 			if err != nil {
 				return nil, err
 			}
-			sess, err := (&smtpx.Dialer{}).Dial(ctx, to)
+			sess, err := onLoopback().Dial(ctx, to)
 			if err != nil {
 				return nil, err
 			}
@@ -144,7 +145,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 		Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log, Now: eng.Now,
 		LookupTXT: func(_ context.Context, name string) ([]string, error) { return r.txt.Load().(lookupTXT)(name) },
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
-			return smtpx.Probe(ctx, &smtpx.Dialer{}, r, o)
+			return smtpx.Probe(ctx, onLoopback(), r, o)
 		}})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -164,6 +165,24 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 	r.conn = r.serve(access.As(access.Everybody()), func(*grpc.Server) {})
 	r.admin, r.dispatch = pb.NewMailServerAdminClient(r.conn), pb.NewDispatchClient(r.conn)
 	return r
+}
+
+// onLoopback dials nothing but this machine, whatever a test says, and asks no name server.
+func onLoopback() *smtpx.Dialer {
+	return &smtpx.Dialer{
+		Allow: func(a netip.AddrPort) error {
+			if a.Addr().IsLoopback() {
+				return nil
+			}
+			return smtpx.ErrNotAllowed
+		},
+		Lookup: func(_ context.Context, host string) ([]netip.Addr, error) {
+			if strings.EqualFold(host, "localhost") {
+				return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
+			}
+			return nil, errors.New("no such host")
+		},
+	}
 }
 
 // serve offers the api to callers whom guard lets in, until the test ends. more registers what
@@ -278,4 +297,11 @@ func (l *logBook) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
+}
+
+// forget begins anew.
+func (l *logBook) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
 }
