@@ -43,16 +43,18 @@ type Config struct {
 	TLSCert           string
 	TLSKey            string
 	ClientCA          string
-	ClientNames       string // file of the names in client certificates; "" = they name nobody
-	Auth              string // auto, required or none
-	AdminSocket       string // "" = beside the key file, "none" = none
-	Insecure          bool
-	Reflection        string // auto, true or false
-	ShutdownGrace     time.Duration
-	LogFormat         string // text or json
-	LogLevel          string // debug, info, warn, error
-	PrintConfig       bool
-	Limits            quota.Limits // of callers, teams and addresses; zero = none
+	// file of the names in client certificates and of workloads; "" = they name nobody
+	ClientNames   string
+	oidc          oidcConfig
+	Auth          string // auto, required or none
+	AdminSocket   string // "" = beside the key file, "none" = none
+	Insecure      bool
+	Reflection    string // auto, true or false
+	ShutdownGrace time.Duration
+	LogFormat     string // text or json
+	LogLevel      string // debug, info, warn, error
+	PrintConfig   bool
+	Limits        quota.Limits // of callers, teams and addresses; zero = none
 	// connections of callers at one address that is listened on, in all and from one address
 	// of theirs; 0 = no bound
 	MaxConnections, MaxConnectionsEach int
@@ -86,7 +88,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.StringVar(&c.TLSCert, "tls-cert", "", "PEM certificate of the service; read again when it changes")
 	fs.StringVar(&c.TLSKey, "tls-key", "", "PEM key of the certificate")
 	fs.StringVar(&c.ClientCA, "client-ca", "", "PEM authorities whose client certificates are required")
-	fs.StringVar(&c.ClientNames, "client-names", "", "file that says what callers with a client certificate may do, by its DNS or URI name; read again when it changes")
+	fs.StringVar(&c.ClientNames, "client-names", "", "file that says what callers with a client certificate may do, by its DNS or URI name, and workloads by oidc:SUBJECT; read again when it changes")
 	fs.StringVar(&c.Auth, "auth", "auto", "whether callers need a token or a known certificate: required, none (on loopback only), or auto: required, but on loopback only once a token was made")
 	fs.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket for maildispatchd token; default: the key file's path with .sock behind it; none: no socket")
 	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond loopback without TLS, where something else encrypts; callers need tokens all the same")
@@ -94,6 +96,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.DurationVar(&c.ShutdownGrace, "shutdown-grace", 20*time.Second, "how long mails and calls under way may take after SIGTERM")
 	c.declareLimits(fs)
 	c.declareWatch(fs)
+	c.declareWorkloads(fs)
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&c.PrintConfig, "print-config", false, "print the configuration in force, secrets hidden, and end")
@@ -135,8 +138,6 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("listen: %q is not loopback, and tokens would travel in plaintext: give --tls-cert and --tls-key, or --insecure where something else encrypts", open)
 	case c.Reflection != "auto" && c.Reflection != "true" && c.Reflection != "false":
 		return fmt.Errorf("reflection: %q is none of auto, true, false", c.Reflection)
-	case c.ClientNames != "" && c.ClientCA == "":
-		return errors.New("client-names needs client-ca")
 	case (c.TLSCert == "") != (c.TLSKey == ""):
 		return errors.New("tls-cert and tls-key go together")
 	case c.ClientCA != "" && c.TLSCert == "":
@@ -153,7 +154,7 @@ func (c *Config) Validate() error {
 	if c.MaxConnections < 0 || c.MaxConnectionsEach < 0 {
 		return errors.New("connections: is negative: 0 means none")
 	}
-	if err := errors.Join(c.Limits.Check(), c.checkWatch()); err != nil {
+	if err := errors.Join(c.Limits.Check(), c.checkWatch(), c.checkWorkloads()); err != nil {
 		return err
 	}
 	var l slog.Level
@@ -285,7 +286,7 @@ func (c *Config) String() string {
 		{"client-ca", c.ClientCA}, {"client-names", c.ClientNames}, {"auth", c.Auth}, {"admin-socket", c.Socket()}, {"insecure", c.Insecure}, {"reflection", c.Reflection}, {"shutdown-grace", c.ShutdownGrace}, {"log-format", c.LogFormat}, {"log-level", c.LogLevel}} {
 		fmt.Fprintf(&b, "%v=%v\n", kv[0], kv[1])
 	}
-	return b.String() + c.limitLines() + c.watchLines()
+	return b.String() + c.limitLines() + c.watchLines() + c.workloadLines()
 }
 
 // logger returns the log and its end, which the service has write in groups while it runs.

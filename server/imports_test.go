@@ -36,6 +36,7 @@ var importRules = []importRule{
 	{pkg: "server/internal/apierr", may: []string{"proto/..."}, why: "errors as callers hear them"},
 	{pkg: "server/internal/access", may: []string{"proto/...", "server/internal/apierr", "store"}, tests: []string{"store/storetest", "store/storetest/memory"},
 		why: "who a caller is and what that one may do; knows no mail"},
+	{pkg: "server/internal/workload", may: []string{"proto/...", "server/internal/apierr"}, why: "whose token it is; knows no role; nobody else knows OpenID Connect"},
 	{pkg: "server/internal/budget", may: []string{"proto/...", "server/internal/apierr"}, why: "memory of calls"},
 	{pkg: "server/internal/quota", may: []string{"proto/...", "server/internal/apierr", "server/internal/delivery", "store"}, tests: []string{"store/storetest"},
 		why: "counts what is taken; callers are names to it"},

@@ -29,24 +29,26 @@ import (
 	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/server/internal/retention"
 	"github.com/maildispatch/maildispatch/server/internal/seal"
+	"github.com/maildispatch/maildispatch/server/internal/workload"
 	"github.com/maildispatch/maildispatch/smtpx"
 	"github.com/maildispatch/maildispatch/store"
 )
 
 // Server is one service process. Make it with New, run it once.
 type Server struct {
-	cfg      Config
-	log      *slog.Logger
-	store    *store.Store
-	outbound *outbound.Outbound
-	lines    *logwriter.Writer
-	engine   *engine.Engine
-	ports    []*port
-	health   *health.Server
-	book     *access.Book
-	local    *localSocket // nil = none
-	limits   *quota.Quota
-	remover  *retention.Remover
+	cfg       Config
+	log       *slog.Logger
+	store     *store.Store
+	outbound  *outbound.Outbound
+	lines     *logwriter.Writer
+	engine    *engine.Engine
+	ports     []*port
+	health    *health.Server
+	book      *access.Book
+	local     *localSocket // nil = none
+	limits    *quota.Quota
+	remover   *retention.Remover
+	workloads *workload.Verifier // nil = none are taken
 
 	transport   *transport
 	metrics     *observe.Metrics // nil = nobody is offered them
@@ -142,7 +144,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	limits := quota.New(quota.Config{Limits: cfg.Limits, Store: st, Secret: keys.Derive("allowances"), Logger: log, Disk: st.Disk(ctx), Stopping: eng.Stopping()})
 	s.limits = limits
 	s.remover = retention.New(retention.Config{Store: st, Rules: rules, Logger: log, Observer: s.metrics})
-	a := api.New(api.Config{Keeping: st, Rules: rules, EraseKey: keys.Derive("erasures"), Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
+	a := api.New(api.Config{Keeping: st, Rules: rules, Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
 		TokenKey:  keys.Derive("page tokens"),
 		LookupTXT: net.DefaultResolver.LookupTXT,
 		Now:       eng.Now,
@@ -150,7 +152,15 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 			return smtpx.Probe(ctx, dial.to(s), r, o)
 		}})
 	s.engine = eng
-	s.book, err = access.NewBook(ctx, access.Config{Store: st, Mode: access.Mode(cfg.Auth), Loopback: cfg.OnLoopback(), Names: cfg.ClientNames, Logger: log, Now: eng.Now})
+	// set where workloads are taken, so that the field is nil where none are
+	var verify func(string) (string, time.Time, error)
+	if s.workloads, err = cfg.workloads(log, eng.Now); err == nil && s.workloads != nil {
+		verify = s.workloads.Verify
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.closePorts(), st.Close())
+	}
+	s.book, err = access.NewBook(ctx, access.Config{Store: st, Mode: access.Mode(cfg.Auth), Loopback: cfg.OnLoopback(), Names: cfg.ClientNames, Workload: verify, Logger: log, Now: eng.Now})
 	if err != nil {
 		return nil, errors.Join(err, s.closePorts(), st.Close())
 	}
@@ -266,6 +276,13 @@ func (s *Server) Run(ctx context.Context) error {
 	bctx, stopBook := context.WithCancel(context.Background())
 	bookDone := make(chan struct{})
 	go func() { s.book.Run(bctx); close(bookDone) }()
+	workloadsDone := make(chan struct{})
+	go func() {
+		if s.workloads != nil {
+			s.workloads.Run(bctx)
+		}
+		close(workloadsDone)
+	}()
 	limitsDone := make(chan struct{})
 	go func() { s.limits.Run(bctx); close(limitsDone) }()
 
@@ -305,6 +322,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.healthPort.stop()
 	stopBook()
 	<-bookDone
+	<-workloadsDone
 	<-limitsDone
 	stopHealth()
 	<-removerDone

@@ -123,7 +123,8 @@ func TestEnvironmentTwins(t *testing.T) {
 		"lost-secrets": {"true", "false"}, "allow-unsafe-database": {"true", "false"}, "database-mail-connections": {"13", "14"}, "database-work-connections": {"5", "6"},
 		"database-read-connections": {"9", "10"}, "caller-mails-per-minute": {"1", "2"}, "caller-recipients-per-minute": {"1", "2"},
 		"team-mails-per-minute": {"1", "2"}, "team-recipients-per-minute": {"1", "2"}, "queue-depth": {"1", "2"}, "disk-floor-mib": {"1", "2"}, "guard-address-per-hour": {"1", "2"},
-		"guard-caller-per-hour": {"1", "2"}, "guard-team-per-hour": {"1", "2"}, "guard-kind-per-hour": {"bulk=1", "invoice=2,bulk=3"}, "guard-batch": {"1", "2"}, "calls-per-second": {"1", "2"}, "connections": {"1", "2"}, "connections-per-address": {"1", "2"}, "uploads": {"1", "2"}, "php-streams": {"1", "2"}, "watchers": {"1", "2"}, "tests-per-minute": {"1", "2"},
+		"guard-caller-per-hour": {"1", "2"}, "guard-team-per-hour": {"1", "2"}, "guard-kind-per-hour": {"bulk=1", "invoice=2,bulk=3"}, "guard-batch": {"1", "2"}, "calls-per-second": {"1", "2"}, "oidc-issuer": {"https://a.example", "https://b.example"}, "oidc-audience": {"a", "b"}, "oidc-keys": {"https://a.example/jwks", "https://b.example/jwks"}, "oidc-keys-ca": {"a.pem", "b.pem"}, "oidc-keys-token": {"a.token", "b.token"}, "oidc-algorithms": {"RS256", "ES256,RS512"},
+		"connections": {"1", "2"}, "connections-per-address": {"1", "2"}, "uploads": {"1", "2"}, "php-streams": {"1", "2"}, "watchers": {"1", "2"}, "tests-per-minute": {"1", "2"},
 	}
 	var env, args []string
 	for name := range helpOptions(t) {

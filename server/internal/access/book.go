@@ -47,7 +47,10 @@ type Config struct {
 	Store    Store
 	Mode     Mode
 	Loopback bool   // the service can be reached from this machine only
-	Names    string // file of client certificates' names; "" = none
+	Names    string // file of the names of client certificates and workloads; "" = none
+	// says whose token another issuer's is, from memory alone, and until when it holds; nil =
+	// no such tokens are taken
+	Workload func(token string) (subject string, expire time.Time, err error)
 	Logger   *slog.Logger
 	Now      func() time.Time // nil = time.Now
 }
@@ -63,6 +66,10 @@ type Book struct {
 
 	pairMu sync.Mutex // guards pairs; calls take it, and a reading behind mu
 	pairs  map[pair]*Principal
+
+	workMu sync.Mutex // guards workloads; calls take it, and a reading behind mu
+	// by the SHA-256 of their tokens, so that a signature is checked once
+	workloads map[[32]byte]*work
 }
 
 // state is what was read. It is not written to once calls can see it.
@@ -92,7 +99,7 @@ func NewBook(ctx context.Context, cfg Config) (*Book, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	b := &Book{cfg: cfg, pairs: map[pair]*Principal{}}
+	b := &Book{cfg: cfg, pairs: map[pair]*Principal{}, workloads: map[[32]byte]*work{}}
 	open := Everybody()
 	open.ended = make(chan struct{})
 	b.state.Store(&state{open: open})
@@ -133,6 +140,7 @@ func (b *Book) Read(ctx context.Context) error {
 	}
 	b.state.Store(next)
 	end(old, next)
+	b.endWorkloads()
 	b.endPairs()
 	if dbErr != nil {
 		return dbErr
@@ -145,7 +153,7 @@ func (b *Book) asks(s *state) bool {
 	case None:
 		return false
 	case Auto:
-		return !b.cfg.Loopback || b.cfg.Names != "" || s.switched
+		return !b.cfg.Loopback || b.cfg.Names != "" || b.cfg.Workload != nil || s.switched
 	}
 	return true
 }
@@ -231,6 +239,7 @@ func (b *Book) sweep() {
 			close(t.ended)
 		}
 	}
+	b.endWorkloads()
 	b.endPairs()
 }
 
@@ -290,6 +299,10 @@ func (b *Book) identify(ctx context.Context, md metadata.MD) (*Principal, error)
 	if err != nil || named == nil {
 		return t, err
 	}
+	if t.fleeting {
+		t.Actor += " with " + named.Actor
+		return t, nil
+	}
 	return b.both(t, named), nil
 }
 
@@ -330,6 +343,9 @@ func (b *Book) bearer(s *state, header string) (*Principal, error) {
 		return nil, refused("the authorization header is not `Bearer md_...`")
 	}
 	id, hash, ok := parse(header[len(scheme):])
+	if !ok && b.cfg.Workload != nil && !strings.HasPrefix(header[len(scheme):], prefix) {
+		return b.workload(s, header[len(scheme):])
+	}
 	if !ok {
 		return nil, refused("the token is not known")
 	}

@@ -28,6 +28,8 @@ type Principal struct {
 
 	now   func() time.Time
 	ended chan struct{} // closed by the Book when the principal is known no more; nil = never
+	// made for one call, and kept nowhere
+	fleeting bool
 }
 
 // Everybody is who calls while nobody is asked.

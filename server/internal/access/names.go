@@ -22,7 +22,11 @@ import (
 // 	spiffe://corp/ns/ops/sa/x roles=admin system
 //
 // The first word is a DNS name or a URI of the certificate's subject alternative names. The
-// common name never counts. # begins a comment.
+// common name never counts. A workload is known by the subject of its token:
+//
+// 	oidc:system:serviceaccount:shop:billing roles=send teams=billing
+//
+// # begins a comment.
 
 var teamSlug = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
@@ -59,6 +63,12 @@ func readNames(text string) (map[string]*Principal, error) {
 
 func nameLine(words []string) (*Principal, error) {
 	p := &Principal{Actor: "certificate " + words[0], Name: words[0], ended: make(chan struct{})}
+	if subject, is := strings.CutPrefix(words[0], ofWorkload); is {
+		if subject == "" {
+			return nil, errors.New("oidc: is there without a subject")
+		}
+		p.Actor = "workload " + subject
+	}
 	said := map[string]bool{}
 	for _, w := range words[1:] {
 		key, value, has := strings.Cut(w, "=")
@@ -144,7 +154,7 @@ func (s *state) named(ctx context.Context) (*Principal, error) {
 func (s *state) byCertificate(c *x509.Certificate) (found *Principal, err error) {
 	look := func(name string) {
 		switch p := s.names[name]; {
-		case p == nil || p == found:
+		case p == nil || p == found, strings.HasPrefix(name, ofWorkload):
 		case found != nil:
 			err = refused("the certificate has more than one name that is known")
 		default:

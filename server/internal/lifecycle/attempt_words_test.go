@@ -42,8 +42,6 @@ func parseAttempt(t *testing.T, words string) *ruleAttempt {
 		switch key {
 		case "caller":
 			a.caller = true
-		case "goes-on":
-			m.RetryInBatch = true
 		case "holds-all":
 			m.HoldUnknown = true
 		case "dup":
