@@ -106,6 +106,7 @@ func (x *service) send(n int, how string) int {
 			continue
 		}
 		st.Kind, st.Status, st.Attempts, st.PossibleDuplicate = store.SettleArchive, store.MailSent, 1, c.PossibleDuplicate
+		st.Progress = everyone(len(c.Recipients))
 		settle(x.t, x.s, &st)
 	}
 	return len(cs)

@@ -27,6 +27,8 @@ var commands = []command{
 	{"migrate", "migrate [flags]", "bring the database's schema up to date and end", migrate},
 	{"doctor", "doctor [flags]", "look whether the database keeps the promise, and at what a person should do; changes nothing", doctor},
 	{"adopt", "adopt [flags]", "go on with a database that was restored or copied: let go what was held for it", adopt},
+	{"backup", "backup FILE [flags]", "copy an SQLite database into a file, also while a service uses it", backup},
+	{"copy", "copy --from=sqlite:PATH --to=postgres://...", "move everything from SQLite to an empty PostgreSQL database, while no service runs", copyDatabase},
 	{"check-config", "check-config [flags]", "say what is wrong with the configuration, or print it", checkConfig},
 	{"health", "health [--target host:port] [--service liveness|adopted] [--ca FILE] [--cert FILE --key FILE]", "ask a running service whether it is well", healthCheck},
 	{"token", "token create|list|revoke", "make, list and revoke the tokens by which callers are known", token},

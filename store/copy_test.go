@@ -1,0 +1,138 @@
+package store_test
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
+)
+
+// TestBackup: a copy that is made beside a service is complete, is private, overwrites nothing,
+// and when it is put in the place of the database nothing leaves it before somebody adopts it.
+func TestBackup(t *testing.T) {
+	w := newWorld(t)
+	dsn, state := storetest.EmptySQLiteDSN(t), stateIn(t)
+	x := w.serve(dsn, state)
+	serveServer(t, x.s)
+	x.queue(30)
+	x.send(10, "sent")
+	x.send(5, "marked")
+	backup := filepath.Join(t.TempDir(), "backup.db")
+	if err := store.Backup(ctx, dsn, backup); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Backup(ctx, dsn, backup); err == nil || !strings.Contains(err.Error(), "exists") {
+		t.Errorf("a backup that is there was overwritten: %v", err)
+	}
+	if err := store.Backup(ctx, "postgres://x", backup+"2"); err == nil {
+		t.Error("a backup of PostgreSQL")
+	}
+	sound(t, "sqlite:"+backup)
+	x.send(10, "sent") // behind the backup
+	x.stop(false)
+	file := strings.TrimPrefix(dsn, "sqlite:")
+	without(t, file+"-wal", file+"-shm")
+	copyFile(t, backup, file)
+	y := w.serve(dsn, state)
+	y.isHeld("restored")
+	y.adopt("restored")
+	if len(w.arrived) != 30 || w.silent > 0 {
+		t.Errorf("%d of 30 mails have arrived, %d twice in silence", len(w.arrived), w.silent)
+	}
+}
+
+// serveServer saves the mail server of a world.
+func serveServer(t *testing.T, s *store.Store) {
+	t.Helper()
+	if _, _, err := s.CreateServer(ctx, &store.MailServer{Name: "ss", Team: "sales", Type: store.TypeLocalhost, Mode: store.ModeDaemon, Status: store.ServerAvailable, From: "a@x.example"}, store.Audit{Actor: "a"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCopy: what was sent is in the archive of the other database, what waited is sent by it
+// and by nobody else, and what may have left is neither lost nor sent again in silence.
+func TestCopy(t *testing.T) {
+	w := newWorld(t)
+	from, to := storetest.EmptySQLiteDSN(t), storetest.EmptyPostgresDSN(t)
+	x := w.serve(from, stateIn(t))
+	serveServer(t, x.s)
+	old, err := x.s.LastChange(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mails = 60
+	x.queue(mails)
+	x.send(20, "sent")
+	file := content([]byte(strings.Repeat("file", 200<<10)))
+	with := newMail("s", func(m *store.NewMail) {
+		m.RequestID, m.Fingerprint, m.Labels = "r1", []byte("f"), map[string]string{"k": "v"}
+		m.Raw = append(m.Raw, store.Piece{Shared: file, Length: file.Size})
+	})
+	enqueue(t, x.s, with)
+	x.send(5, "marked")
+	x.send(5, "claimed")
+	if err := x.s.CreateToken(ctx, &store.Token{ID: "t1", Name: "t", CreateTime: time.Now(), ExpireTime: time.Now().Add(time.Hour)}, store.Audit{Actor: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Copy(ctx, from, to, store.Options{}); err == nil {
+		t.Fatal("copied beside a service")
+	}
+	x.stop(true)
+	tables, err := store.Copy(ctx, from, to, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]int64{}
+	for _, c := range tables {
+		rows[c.Name] = c.Rows
+	}
+	if rows["mail"] != mails+1 || rows["archive"] != 20 || rows["due"] != mails+1-20 || rows["content_chunk"] != 2 || rows["audit"] == 0 || rows["token"] != 1 {
+		t.Errorf("copied %v", rows)
+	}
+	sound(t, to)
+	if _, err := store.Copy(ctx, from, to, store.Options{}); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("copied into a database that is in use: %v", err)
+	}
+	// The source sends nothing more.
+	z := w.serve(from, stateIn(t))
+	z.isHeld("the source")
+	z.stop(false)
+	// The target goes on, without being adopted.
+	y := w.serve(to, stateIn(t))
+	y.goesOn("the target")
+	if res, err := y.s.Enqueue(ctx, newMail("s", func(m *store.NewMail) { m.RequestID, m.Fingerprint = "r1", []byte("f") })); err != nil || !res.Duplicate || res.ID != with.ID {
+		t.Errorf("a request_id of before: %+v %v", res, err)
+	}
+	var out strings.Builder
+	if n, err := y.s.RawMail(ctx, store.Everything, with.ID, &out); err != nil || n != with.SizeBytes {
+		t.Errorf("%d bytes of %d: %v", n, with.SizeBytes, err)
+	}
+	if _, _, _, err := y.s.Changes(ctx, store.Everything, store.MailFilter{}, old, 10); err == nil {
+		t.Error("a watcher of the source was not told that it has missed something")
+	}
+	if ms, _, err := y.s.FindMails(ctx, store.Everything, store.FindFilter{MailFilter: store.MailFilter{Labels: map[string]string{"k": "v"}}}, uuid.Nil, 5); err != nil || len(ms) != 1 {
+		t.Errorf("%d mails are found by a label: %v", len(ms), err)
+	}
+	// Marked mail of the dead process was adopted as unknown (Recover in serve): 5. The rest
+	// has left.
+	y.send(1000, "sent")
+	var unknown int
+	if err := y.s.Get(&unknown, "select count(*) from due where data_at is not null"); err != nil || unknown != 5 {
+		t.Errorf("%d mails may have left, 5 were marked: %v", unknown, err)
+	}
+	if len(w.arrived) != mails+2 || w.silent > 0 {
+		t.Errorf("%d of %d mails have arrived, %d twice in silence", len(w.arrived), mails+2, w.silent)
+	}
+	head, err := y.s.AuditHead(ctx)
+	if err != nil || head.Seq < 2 {
+		t.Errorf("head %v %v", head, err)
+	}
+	if err := y.s.Record(ctx, store.Audit{Actor: "a"}, "sales", "x", nil); err != nil {
+		t.Error(err)
+	}
+}
