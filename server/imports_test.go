@@ -62,7 +62,7 @@ var importRules = []importRule{
 	{pkg: "server/internal/engine",
 		may: []string{"server/internal/brake", "server/internal/delivery", "server/internal/fairmemory", "server/internal/fairqueue", "server/internal/lease", "server/internal/ledger",
 			"server/internal/lifecycle", "server/internal/live", "server/internal/relay", "smtpx/...", "store"},
-		tests: []string{"smtpx/smtpxtest", "store/storetest"}, why: "knows neither gRPC nor SQL; the api reaches it through an interface of its own"},
+		tests: []string{"smtpx/smtpxtest", "store/storetest", "store/storetest/memory"}, why: "knows neither gRPC nor SQL; the api reaches it through an interface of its own"},
 	{pkg: "server/internal/api",
 		may: []string{"proto/...", "server/internal/access", "server/internal/apierr", "server/internal/budget", "server/internal/delivery", "server/internal/lifecycle",
 			"server/internal/oauth", "server/internal/outbound", "server/internal/quota", "smtpx/...", "store"},
