@@ -144,7 +144,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	limits := quota.New(quota.Config{Limits: cfg.Limits, Store: st, Secret: keys.Derive("allowances"), Logger: log, Disk: st.Disk(ctx), Stopping: eng.Stopping()})
 	s.limits = limits
 	s.remover = retention.New(retention.Config{Store: st, Rules: rules, Logger: log, Observer: s.metrics})
-	a := api.New(api.Config{Keeping: st, Rules: rules, Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
+	a := api.New(api.Config{Keeping: st, Rules: rules, EraseKey: keys.Derive("erasures"), Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
 		TokenKey:  keys.Derive("page tokens"),
 		LookupTXT: net.DefaultResolver.LookupTXT,
 		Now:       eng.Now,

@@ -3,12 +3,16 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +26,12 @@ import (
 // It has no key: whoever may write the database can build a chain anew from any row on. That is
 // why the service writes the chain's head to its log, where the database's owner cannot reach:
 // see [AuditHead].
+//
+// The hash covers a row's texts by a commitment under a salt of the row. An erased text takes
+// its salt with it: nobody can try out what it was, and the chain holds on. Another row, which
+// is linked like any other, vouches for what stands in its place. Rows of before there were
+// salts were chained by their texts themselves: who has the old hash can try addresses against
+// it.
 
 // AuditRow is one row of the audit log.
 type AuditRow struct {
@@ -46,6 +56,9 @@ type auditRecord struct {
 	Time                                dbTime
 	Actor, Action, Team, Target, Reason string
 	Detail                              sql.NullString
+	// nil = chained by its texts themselves, as before there were any
+	Salt, Commitment []byte
+	Erased           bool // a text of it was changed by EraseRecipient
 }
 
 func (r *auditRecord) row() AuditRow {
@@ -56,9 +69,39 @@ func (r *auditRecord) row() AuditRow {
 	return out
 }
 
+// texts are what a person may have written into the row.
+func (r *auditRecord) texts() []any {
+	var detail any
+	if r.Detail.Valid {
+		detail = r.Detail.String
+	}
+	return []any{r.Actor, r.Action, r.Team, r.Target, r.Reason, detail}
+}
+
+// commit is a hash of the row's texts that says nothing of them without its salt.
+func (r *auditRecord) commit() []byte {
+	b, _ := json.Marshal(r.texts()) // strings always can be
+	m := hmac.New(sha256.New, r.Salt)
+	m.Write(b)
+	return m.Sum(nil)
+}
+
+// digest is what a row by which texts were erased says of each row that it changed: how that
+// row reads since.
+func (r *auditRecord) digest() string {
+	// strings and numbers always can be
+	b, _ := json.Marshal(append([]any{r.Seq.Int64}, r.texts()...))
+	return fmt.Sprintf("%x", sha256.Sum256(b))
+}
+
 // link is the hash of the row as number seq behind a row whose hash is before. The fields stand
 // in one JSON array, so that no two rows can be told in the same bytes.
 func (r *auditRecord) link(before []byte, seq int64) []byte {
+	if r.Commitment != nil {
+		b, _ := json.Marshal([]any{"2", hex.EncodeToString(before), seq, r.Time.UTC().Format("2006-01-02T15:04:05.000000Z"), hex.EncodeToString(r.Commitment)})
+		sum := sha256.Sum256(b)
+		return sum[:]
+	}
 	var detail any
 	if r.Detail.Valid {
 		detail = r.Detail.String
@@ -142,9 +185,13 @@ func (s *Store) linkAudit(ctx context.Context, tx *sqlx.Tx, in statementIn, wait
 		return 0, err
 	}
 	for i := range rows {
+		r := &rows[i]
+		r.Salt = make([]byte, 16)
+		_, _ = rand.Read(r.Salt) // never fails
+		r.Commitment = r.commit()
 		head.Seq++
-		head.Hash = rows[i].link(head.Hash, head.Seq)
-		if _, err := link.ExecContext(ctx, head.Seq, head.Hash, rows[i].ID); err != nil {
+		head.Hash = r.link(head.Hash, head.Seq)
+		if _, err := link.ExecContext(ctx, head.Seq, head.Hash, r.Salt, r.Commitment, r.ID); err != nil {
 			return 0, err
 		}
 	}
@@ -211,9 +258,26 @@ func (s *Store) AuditRows(ctx context.Context, sc Scope, f AuditFilter, before i
 	return out, nil
 }
 
+// eraseAction is the action of rows that vouch for what other rows say since a text of theirs
+// was erased.
+const eraseAction = "EraseRecipient"
+
+// vouches is what the row says of other rows: their digests by their numbers.
+func (r *auditRecord) vouches() map[int64]string {
+	var detail struct {
+		Rows map[int64]string `json:"rows"`
+	}
+	if r.Action != eraseAction || json.Unmarshal([]byte(r.Detail.String), &detail) != nil {
+		return nil
+	}
+	return detail.Rows
+}
+
 // auditChain walks the chain from its begin, and looks for the head that a log remembers.
 func (l *look) auditChain(known AuditHead, inv *Invariant) error {
 	var head AuditHead
+	erased := map[int64]string{} // rows with an erased text that nobody has vouched for yet
+	vouchers := map[int64]map[int64]string{}
 	breach := func(seq int64, format string, args ...any) {
 		if len(inv.Breaches) < maxBreaches {
 			inv.Breaches = append(inv.Breaches, Breach{fmt.Sprintf("row %d of the audit log", seq), fmt.Sprintf(format, args...)})
@@ -233,8 +297,17 @@ func (l *look) auditChain(known AuditHead, inv *Invariant) error {
 			switch {
 			case seq != head.Seq+1:
 				breach(seq, "follows row %d: rows between them were taken out", head.Seq)
-			case !bytes.Equal(r.link(head.Hash, seq), r.Hash):
+			case r.Erased && r.Commitment == nil:
+				// its hash was of texts that are gone; a later row vouches for those in their
+				// place
+			case !bytes.Equal(r.link(head.Hash, seq), r.Hash), !r.Erased && r.Commitment != nil && !bytes.Equal(r.commit(), r.Commitment):
 				breach(seq, "was changed, or the one before it")
+			}
+			if r.Erased {
+				erased[seq] = r.digest()
+			}
+			if of := r.vouches(); of != nil {
+				vouchers[seq] = of
 			}
 			// From what it says on, so that one change is one breach.
 			head = AuditHead{seq, r.Hash}
@@ -242,6 +315,24 @@ func (l *look) auditChain(known AuditHead, inv *Invariant) error {
 				breach(seq, "is not the one that the log remembers: the chain was built anew")
 			}
 		}
+	}
+	// A row that was changed itself vouches for others once somebody has vouched for it.
+	for again := true; again; {
+		again = false
+		for by, of := range vouchers {
+			if _, doubtful := erased[by]; doubtful {
+				continue
+			}
+			for seq, digest := range of {
+				if erased[seq] == digest {
+					delete(erased, seq)
+					again = true
+				}
+			}
+		}
+	}
+	for _, seq := range slices.Sorted(maps.Keys(erased)) {
+		breach(seq, "was changed, and no erasure says so")
 	}
 	if known.Seq > head.Seq {
 		breach(known.Seq, "is missing: the log ends with row %d", head.Seq)

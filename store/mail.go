@@ -130,10 +130,14 @@ type NewMail struct {
 	Caller      string    // whose it is; "" = of a caller that nobody asked
 
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
-	Held  string    // not "": born held, and why
-	Guard string    // with Held: the budget that has held it; Caller must not release it
-	Added int       // with ResentFrom: so many recipients, the last ones, did not get that mail
-	Audit *Audit    // a row of the audit log in the same transaction; only EnqueueAll writes it
+	// RetryInBatch, with Owner: see Claimed. It is not stored.
+	RetryInBatch bool
+	Held         string // not "": born held, and why
+	Guard        string // with Held: the budget that has held it; Caller must not release it
+	// with ResentFrom: so many recipients, the last ones, did not get that mail
+	Added int
+	// a row of the audit log in the same transaction; only EnqueueAll writes it
+	Audit *Audit
 
 	// ServerVersion, when it is not 0, is the version of the mail server that the mail was
 	// routed to: if it is another by now, the mail is refused with ErrServerChanged.
@@ -156,7 +160,7 @@ func (m *NewMail) Claimed(holdUnknown bool) *Claimed {
 	m.pack()
 	return &Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
 		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
-		ExpireTime: m.ExpireTime, Reference: m.Reference, Caller: m.Caller, HoldUnknown: holdUnknown, Raw: m.inline, Layout: m.layout, Claim: BornClaim}
+		ExpireTime: m.ExpireTime, Reference: m.Reference, Caller: m.Caller, HoldUnknown: holdUnknown, RetryInBatch: m.RetryInBatch, Raw: m.inline, Layout: m.layout, Claim: BornClaim}
 }
 
 // BornClaim is the token of a mail that is born owned.
@@ -195,7 +199,11 @@ type Claimed struct {
 	Caller     string // see NewMail
 
 	PossibleDuplicate bool
-	HoldUnknown       bool // its mail server holds mail of every kind whose outcome is unknown
+	// RetryInBatch, of a mail that was born owned: its caller wants it to go on in the batch
+	// where it fails for now. It is not stored: who finds the mail without its owner sends it
+	// in the batch in any case.
+	RetryInBatch bool
+	HoldUnknown  bool // its mail server holds mail of every kind whose outcome is unknown
 	// only from Recover: the dot may have left for the first MaxRecipients pending recipients
 	Marked bool
 	// only from Recover: its dead owner had recorded that it was at this mail (SettleBegin)

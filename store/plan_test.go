@@ -74,7 +74,7 @@ func planArgs() map[string][]any {
 	return map[string][]any{
 		"server_get": {"s1"}, "server_by_request": {"t1", "q1"}, "server_default": {"t1"}, "server_clear_default": {false, at, "t1", "s1"}, "server_pending": {"s1"},
 		"server_fallback_of": {"s1"}, "server_update": {"", "daemon", "available", false, "a@x.example", nil, nil, "{}", "{}", false, at, nil, 1, at, nil, nil, nil, "s1"}, "server_hold": {"s1", "why"},
-		"audit_head": {}, "audit_unlinked": {}, "audit_link": {1, hash, 1}, "audit_rows": {1 << 40, false, `["t1"]`, false, "t1", "", "", "", nil, nil, 50},
+		"audit_head": {}, "audit_unlinked": {}, "audit_link": {1, hash, hash, hash, 1}, "audit_rows": {1 << 40, false, `["t1"]`, false, "t1", "", "", "", nil, nil, 50},
 		"replica_unregister": {1}, "replica_release": {list, 1}, "replica_renew": {1, 1}, "replica_forget": {},
 		"mail_request": {"t1", "q2"}, "mail_exists": {id}, "mail_raw": {1, id, false, `["t1"]`, ""}, "mail_copy": {id, false, `["t1"]`, ""}, "settled_under": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`}, "due_count": {"s1"},
 		"content_chunks": {hash}, "content_size": {hash}, "content_piece": {1, 1, hash, 0}, "mail_piece": {1, 1, id}, "content_touch": {"2022-01-08", true, hash}, "chunk_delete": {hash}, "content_collect": {"2022-01-09"},
@@ -89,6 +89,7 @@ func planArgs() map[string][]any {
 		"modify_servers": {list}, "server_versions": {list}, "slot_drop": {1, 1, "{s1}", "{1}"}, "slot_mine": {1}, "rate_share": {"s1", 1}, "rate_share_forget": {"s1"}, "rate_others": {"s1", 1, at},
 		"purge_page": {at, id, at.AddDate(0, 0, 1), 1000, "bulk"}, "purge_free": {list}, "purge_archive": {list}, "purge_mail": {list}, "purge_body": {"body", list}, "purge_attachments": {"attachments", list},
 		"purge_terms": {`[["1","00000001-0000-7000-8000-000000000001"]]`}, "walk_page": {id, seededID(5000), 2000}, "loose_page": {"2022-01-09", 100}, "loose_content": {hash, 1, "2022-01-09"}, "loose_delete": {hash},
+		"audit_redact": {"", "", "", "", "", nil, id, 1}, "erasure_known": {hash}, "erase_found": {1, id, 200}, "erase_mail": {"[]", id}, "erase_result": {"{}", id}, "erase_result_of": {id}, "allowance_drop": {hash},
 		"rule_state": {"bulk/body"}, "rules_again": {}, "rules_done": {}, "rule_next": {at, id, at.AddDate(0, 0, 1)}, "holder_take": {"me", at, at}, "holder_lock": {},
 		"hold_lift": {"me", "over", at, id}, "hold_get": {id, false, `["t1"]`}, "hold_list": {id, false, `["t1"]`, false, "t1", false, 50},
 		"token_list": {"t1", true, at, 100}, "token_get": {"t1"}, "token_revoke": {at, "t1"}, "token_use": {at, "t1"}, "change_lag": {}, "change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4", ""}, "batch_count_rows": {"b4", "t4", ""},

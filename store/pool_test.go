@@ -93,6 +93,9 @@ func TestOneConnection(t *testing.T) {
 			{"RetentionProgress", func() error { return second(s.RetentionProgress(c)) }},
 			{"WalkContents", func() error { return second(s.WalkContents(c, "me")) }},
 			{"CollectContents", func() error { _, _, _, err := s.CollectContents(c, "me", 5); return err }},
+			{"EraseRecipient", func() error {
+				return second(s.EraseRecipient(c, &store.Erasure{Mailbox: "nobody@x.example", Pseudonym: "gone@erased.invalid", Hash: make([]byte, 32), Audit: audit}))
+			}},
 			{"DatabaseBytes", func() error { return second(s.DatabaseBytes(c)) }},
 			{"CopyMail", func() error { return second(s.CopyMail(c, store.Everything, mails[0].ID)) }},
 			{"Mail", func() error { return second(s.Mail(c, store.Everything, mails[0].ID)) }},

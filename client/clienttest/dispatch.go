@@ -52,7 +52,8 @@ func (d dispatch) SendMail(_ context.Context, req *maildispatchv1.SendMailReques
 	if err != nil {
 		return nil, err
 	}
-	return &maildispatchv1.SendMailResponse{MailId: events[0].GetMailId(), Accepted: events[0].GetAccepted(), Mail: events[len(events)-1].GetCompleted().GetMail()}, nil
+	return &maildispatchv1.SendMailResponse{MailId: events[0].GetMailId(), Accepted: events[0].GetAccepted(), Mail: events[len(events)-1].GetCompleted().GetMail(),
+		GoesOnInBatch: events[len(events)-1].GetCompleted().GetGoesOnInBatch()}, nil
 }
 
 // send takes a mail, in php mode sends it, and tells its story.
@@ -280,6 +281,9 @@ func (s *Server) attempt(e *entry, now time.Time, told bool) {
 		repeat = repeat || r.Status == maildispatchv1.RecipientResult_STATUS_UNKNOWN && !holds && !e.left[r]
 	}
 	accepted, unknown := seen[maildispatchv1.RecipientResult_STATUS_ACCEPTED], seen[maildispatchv1.RecipientResult_STATUS_UNKNOWN]
+	if e.request.GetOptions().GetRetryInBatch() && unknown == 0 {
+		told = false // that it has failed
+	}
 	open := seen[maildispatchv1.RecipientResult_STATUS_DEFERRED] + seen[maildispatchv1.RecipientResult_STATUS_PENDING]
 	switch {
 	case accepted == len(m.Recipients):
@@ -382,7 +386,7 @@ func story(m *maildispatchv1.Mail, duplicate bool) []*maildispatchv1.SendRespons
 		}
 	}
 	return append(events, &maildispatchv1.SendResponse{MailId: m.Id, Time: last, Event: &maildispatchv1.SendResponse_Completed_{
-		Completed: &maildispatchv1.SendResponse_Completed{Mail: m}}})
+		Completed: &maildispatchv1.SendResponse_Completed{Mail: m, GoesOnInBatch: m.Mode == maildispatchv1.Mode_MODE_PHP && m.DueTime != nil}}})
 }
 
 func (d dispatch) GetMail(_ context.Context, req *maildispatchv1.GetMailRequest) (*maildispatchv1.GetMailResponse, error) {

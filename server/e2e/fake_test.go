@@ -107,7 +107,7 @@ func own(key string, v any) any {
 			slices.SortFunc(v, func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 		}
 	case string:
-		for _, k := range []string{"id", "mail_id", "message_id", "upload_id", "size_bytes", "remote_id", "detail", "message", "description", "last_error", "hint", "time", "oldest_age", "watch_lag"} {
+		for _, k := range []string{"id", "mail_id", "message_id", "upload_id", "size_bytes", "remote_id", "detail", "message", "description", "last_error", "route_detail", "hint", "time", "oldest_age", "watch_lag"} {
 			if key == k || strings.HasSuffix(key, "_time") {
 				return "set"
 			}
@@ -207,6 +207,26 @@ func (x *transcript) story(port int) {
 	mixed.Message.Cc = []string{"nobody@y.example", "later@y.example"}
 	sent := stream("a stream in php mode", o("three", "now"), id("three", itemTo("a@y.example", "name", "x")), itemTo("nobody@y.example", "name", "x"), mixed, itemTo("silent@y.example", "name", "x"))
 	counts("php mode", "", "three")
+	for _, retry := range []bool{false, true} {
+		for _, to := range []string{"a", "nobody", "later", "silent"} {
+			// bulk, whose unknown ones the batch would repeat
+			what := fmt.Sprintf("php mode to %s, retry %v", to, retry)
+			all := []string{to + "@y.example", "b@y.example"}
+			if to == "silent" {
+				// a mail server is silent about a whole mail, the fake about each address
+				all = all[:1]
+			}
+			r, err := c.SendMail(ctx, &pb.SendMailRequest{RequestId: what, Options: &pb.SendOptions{MailServer: "now", Kind: pb.Kind_KIND_BULK, Reference: what, RetryInBatch: retry},
+				Message: &pb.MailMessage{To: all, Subject: "s", Text: "t"}})
+			x.say(what, r, err)
+			if r.GetGoesOnInBatch() != (retry && to == "later") {
+				t.Errorf("%s: goes on: %v", what, r.GetGoesOnInBatch())
+			}
+		}
+	}
+	now, err := c.RetryMails(ctx, &pb.RetryMailsRequest{Filter: &pb.MailFilter{Reference: "php mode to later, retry true"}})
+	x.say("due now", now, err)
+	pass()
 
 	for _, validate := range []bool{true, false} {
 		f := &pb.MailFilter{BatchId: "two"}

@@ -70,8 +70,50 @@ select id, time, actor, action, team, target, reason, cast(detail as text) as de
 
 -- name: audit_link
 -- primary key
--- takes: seq, hash, id
-update audit set seq = :seq, hash = :hash where id = :id;
+-- takes: seq, hash, salt, commitment, id
+update audit set seq = :seq, hash = :hash, salt = :salt, commitment = :commitment where id = :id;
+
+-- name: audit_redact
+-- primary key
+-- takes: actor, action, team, target, reason, detail, erasure, id
+update audit set actor = :actor, action = :action, team = :team, target = :target, reason = :reason, detail = :detail, salt = null, erasure = :erasure where id = :id;
+
+-- name: erasure_insert
+-- primary key
+-- takes: id, hash, actor, time, mails, first_time, last_time
+insert into erasure (id, hash, actor, time, mails, first_time, last_time) values (:id, :hash, :actor, :time, :mails, :first_time, :last_time);
+
+-- name: erasure_known (look)
+-- erasure_hash
+-- takes: hash
+select time, mails, first_time, last_time from erasure where hash = :hash order by time limit 1;
+
+-- name: erase_found (look)
+-- primary keys of term, mail and due; mails that have a term and lie behind an id
+-- takes: term, after, max
+select m.id, m.team, m.recipients, m.create_time, m.layout, m.removed, exists (select 1 from due d where d.id = m.id) as waits
+from term t join mail m on m.id = t.mail_id where t.term = :term and t.mail_id > :after order by t.mail_id limit :max;
+
+-- name: erase_mail
+-- primary key; never a mail of the due-out journal
+-- takes: recipients, id
+update mail set removed = 'erased', raw = '', layout = null, subject = '', fingerprint = null, recipients = :recipients
+where id = :id and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+
+-- name: erase_result
+-- primary key
+-- takes: result, id
+update archive set result = :result where id = :id;
+
+-- name: erase_result_of
+-- primary key
+-- takes: id
+select result from archive where id = :id;
+
+-- name: allowance_drop
+-- primary key
+-- takes: key
+delete from allowance where key = :key;
 
 -- name: replica_unregister
 -- primary key

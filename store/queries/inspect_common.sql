@@ -131,7 +131,7 @@ select r.id, r.name, r.alive_until, (select count(*) from due d where d.owner = 
 -- name: I8
 -- audit_seq, page by page
 -- takes: seq
-select id, seq, hash, time, actor, action, team, target, reason, cast(detail as text) as detail from audit where seq > :seq order by seq limit 1000;
+select id, seq, hash, time, actor, action, team, target, reason, cast(detail as text) as detail, salt, commitment, erasure is not null as erased from audit where seq > :seq order by seq limit 1000;
 
 -- name: overdue
 -- archive_done, behind the place to which the rule has come

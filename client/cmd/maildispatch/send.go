@@ -18,7 +18,7 @@ import (
 type optionFlags struct {
 	team, server, kind, reference string
 	labels                        []string
-	hold                          bool
+	hold, retry                   bool
 }
 
 func (x *optionFlags) add(c *cobra.Command) {
@@ -27,12 +27,13 @@ func (x *optionFlags) add(c *cobra.Command) {
 	f.StringVar(&x.server, "server", "", "mail server; empty = the default")
 	f.StringVar(&x.kind, "kind", "", "what it is for: invoice, work-order, bulk, ...")
 	f.StringSliceVar(&x.labels, "label", nil, "label: key=value")
+	f.BoolVar(&x.retry, "retry-in-batch", false, "in php mode: what fails for now goes on in the batch")
 	f.BoolVar(&x.hold, "hold", false, "take it, and send it only after release")
 	_ = c.RegisterFlagCompletionFunc("kind", words(maildispatchv1.Kind(0))) // the flag is there
 }
 
 func (x *optionFlags) options() (*maildispatchv1.SendOptions, error) {
-	o := &maildispatchv1.SendOptions{Team: x.team, MailServer: x.server, Reference: x.reference, Hold: x.hold}
+	o := &maildispatchv1.SendOptions{Team: x.team, MailServer: x.server, Reference: x.reference, Hold: x.hold, RetryInBatch: x.retry}
 	if x.kind != "" {
 		n, err := fromWord("--kind", maildispatchv1.Kind(0), x.kind)
 		if err != nil {
@@ -146,6 +147,9 @@ func (a *app) sent(res *maildispatchv1.SendMailResponse) {
 	a.printf("Mail %s is %s%s; %s.\n", safe(m.Id), word(m.Status), before, safe(res.GetAccepted().GetRouteDetail()))
 	for _, r := range m.Recipients {
 		a.printf("  %s: %s %s\n", safe(r.Address), word(r.Status), safe(plain.Reply(r)))
+	}
+	if res.GetGoesOnInBatch() {
+		a.printf("It goes on in the batch, at %s.\n", clock(m.GetDueTime()))
 	}
 	if m.Status != maildispatchv1.MailStatus_MAIL_STATUS_SENT {
 		a.printf("Look with: maildispatch why %s\n", safe(m.Id))

@@ -323,7 +323,9 @@ type SendMailResponse struct {
 	Accepted *SendResponse_Accepted `protobuf:"bytes,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
 	// The mail as the journal has it now, with a result for each recipient; its attempts say
 	// through which mail server each went. Absent with validate_only.
-	Mail          *Mail `protobuf:"bytes,3,opt,name=mail,proto3" json:"mail,omitempty"`
+	Mail *Mail `protobuf:"bytes,3,opt,name=mail,proto3" json:"mail,omitempty"`
+	// As in SendResponse.Completed.
+	GoesOnInBatch bool `protobuf:"varint,90,opt,name=goes_on_in_batch,json=goesOnInBatch,proto3" json:"goes_on_in_batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +379,13 @@ func (x *SendMailResponse) GetMail() *Mail {
 		return x.Mail
 	}
 	return nil
+}
+
+func (x *SendMailResponse) GetGoesOnInBatch() bool {
+	if x != nil {
+		return x.GoesOnInBatch
+	}
+	return false
 }
 
 // FindMailsRequest is an AND of its set fields; none = every mail.
@@ -2492,7 +2501,11 @@ func (x *SendResponse_Accepted) GetSizeBytes() int64 {
 type SendResponse_Completed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The mail as the journal has it now.
-	Mail          *Mail `protobuf:"bytes,1,opt,name=mail,proto3" json:"mail,omitempty"`
+	Mail *Mail `protobuf:"bytes,1,opt,name=mail,proto3" json:"mail,omitempty"`
+	// The mail was taken in php mode and is not finished: it goes on as daemon mail, at
+	// due_time (retry_in_batch, a mail server with pause_until, send_after, or a service that
+	// stops).
+	GoesOnInBatch bool `protobuf:"varint,90,opt,name=goes_on_in_batch,json=goesOnInBatch,proto3" json:"goes_on_in_batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2532,6 +2545,13 @@ func (x *SendResponse_Completed) GetMail() *Mail {
 		return x.Mail
 	}
 	return nil
+}
+
+func (x *SendResponse_Completed) GetGoesOnInBatch() bool {
+	if x != nil {
+		return x.GoesOnInBatch
+	}
+	return false
 }
 
 // Lane is the mail of one priority that waits to be sent.
@@ -2617,7 +2637,7 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12#\n" +
-	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"\x86\x05\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"\xaf\x05\n" +
 	"\fSendResponse\x12\x17\n" +
 	"\amail_id\x18\x01 \x01(\tR\x06mailId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12D\n" +
@@ -2633,20 +2653,22 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\froute_detail\x18\x04 \x01(\tR\vrouteDetail\x12\x1c\n" +
 	"\tduplicate\x18\x05 \x01(\bR\tduplicate\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x06 \x01(\x03R\tsizeBytes\x1a6\n" +
+	"size_bytes\x18\x06 \x01(\x03R\tsizeBytes\x1a_\n" +
 	"\tCompleted\x12)\n" +
-	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mailB\a\n" +
+	"\x04mail\x18\x01 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\x12'\n" +
+	"\x10goes_on_in_batch\x18Z \x01(\bR\rgoesOnInBatchB\a\n" +
 	"\x05event\"\xc5\x01\n" +
 	"\x0fSendMailRequest\x126\n" +
 	"\aoptions\x18\x01 \x01(\v2\x1c.maildispatch.v1.SendOptionsR\aoptions\x126\n" +
 	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12#\n" +
-	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"\x9a\x01\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"\xc3\x01\n" +
 	"\x10SendMailResponse\x12\x17\n" +
 	"\amail_id\x18\x01 \x01(\tR\x06mailId\x12B\n" +
 	"\baccepted\x18\x02 \x01(\v2&.maildispatch.v1.SendResponse.AcceptedR\baccepted\x12)\n" +
-	"\x04mail\x18\x03 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\"\xe5\x03\n" +
+	"\x04mail\x18\x03 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\x12'\n" +
+	"\x10goes_on_in_batch\x18Z \x01(\bR\rgoesOnInBatch\"\xe5\x03\n" +
 	"\x10FindMailsRequest\x123\n" +
 	"\x06filter\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +

@@ -1004,8 +1004,14 @@ type SendOptions struct {
 	// The same by mail, for programs that know no one-click: `leave@x.example`, also with
 	// `?subject={{token}}` behind it.
 	UnsubscribeMailto string `protobuf:"bytes,11,opt,name=unsubscribe_mailto,json=unsubscribeMailto,proto3" json:"unsubscribe_mailto,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What php mode cannot send for now goes on as daemon mail does: a temporary failure, a mail
+	// server that cannot be used, or a caller that goes away before the mail left. The batch
+	// sends it through the same mail server, and completed says goes_on_in_batch. Without this
+	// the mail fails, and RetryMails tries it again. A recipient whose outcome is unknown ends it
+	// all the same: that is never tried again by itself. Daemon mode always goes on.
+	RetryInBatch  bool `protobuf:"varint,90,opt,name=retry_in_batch,json=retryInBatch,proto3" json:"retry_in_batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SendOptions) Reset() {
@@ -1113,6 +1119,13 @@ func (x *SendOptions) GetUnsubscribeMailto() string {
 		return x.UnsubscribeMailto
 	}
 	return ""
+}
+
+func (x *SendOptions) GetRetryInBatch() bool {
+	if x != nil {
+		return x.RetryInBatch
+	}
+	return false
 }
 
 // RecipientResult is what is known of one recipient. All of it is output only.
@@ -1948,7 +1961,7 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\n" +
 	"content_id\x18\x03 \x01(\tR\tcontentId\x12\x18\n" +
 	"\acontent\x18\x04 \x01(\fR\acontent\x12\x1b\n" +
-	"\tupload_id\x18\x05 \x01(\tR\buploadId\"\xa3\x04\n" +
+	"\tupload_id\x18\x05 \x01(\tR\buploadId\"\xc9\x04\n" +
 	"\vSendOptions\x12\x12\n" +
 	"\x04team\x18\x01 \x01(\tR\x04team\x12\x1f\n" +
 	"\vmail_server\x18\x02 \x01(\tR\n" +
@@ -1964,7 +1977,8 @@ const file_maildispatch_v1_mail_proto_rawDesc = "" +
 	"\x04hold\x18\t \x01(\bR\x04hold\x12'\n" +
 	"\x0funsubscribe_url\x18\n" +
 	" \x01(\tR\x0eunsubscribeUrl\x12-\n" +
-	"\x12unsubscribe_mailto\x18\v \x01(\tR\x11unsubscribeMailto\x1a9\n" +
+	"\x12unsubscribe_mailto\x18\v \x01(\tR\x11unsubscribeMailto\x12$\n" +
+	"\x0eretry_in_batch\x18Z \x01(\bR\fretryInBatch\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\b\n" +

@@ -22,6 +22,8 @@ const (
 	ReasonMailNotFound          = "MAIL_NOT_FOUND"
 	ReasonLegalHoldNotFound     = "LEGAL_HOLD_NOT_FOUND"
 	ReasonContentRemoved        = "CONTENT_REMOVED"
+	ReasonLegalHold             = "LEGAL_HOLD"
+	ReasonAddressInUse          = "ADDRESS_IN_USE"
 	ReasonBatchNotFound         = "BATCH_NOT_FOUND"
 	ReasonUploadNotFound        = "UPLOAD_NOT_FOUND"
 	ReasonMailServerExists      = "MAIL_SERVER_EXISTS"

@@ -575,6 +575,189 @@ func (x *ListLegalHoldsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// EraseRecipientRequest names an address.
+type EraseRecipientRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REQUIRED. The address, compared without case.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Only say what there is.
+	ValidateOnly bool `protobuf:"varint,2,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// REQUIRED. Why, for the audit log: at most 500 characters. The address in it is replaced by
+	// the pseudonym.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseRecipientRequest) Reset() {
+	*x = EraseRecipientRequest{}
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseRecipientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseRecipientRequest) ProtoMessage() {}
+
+func (x *EraseRecipientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseRecipientRequest.ProtoReflect.Descriptor instead.
+func (*EraseRecipientRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *EraseRecipientRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EraseRecipientRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *EraseRecipientRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// EraseRecipientResponse is what was found, and is erased unless validate_only was set.
+type EraseRecipientResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Finished mails to the address.
+	Mails int64 `protobuf:"varint,1,opt,name=mails,proto3" json:"mails,omitempty"`
+	// When the first of them was taken; absent = there is none.
+	FirstTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=first_time,json=firstTime,proto3" json:"first_time,omitempty"`
+	// When the last of them was taken.
+	LastTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	// Rows that name the address otherwise, by table.
+	Texts map[string]int64 `protobuf:"bytes,4,rep,name=texts,proto3" json:"texts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// What stands in the place of the address: the same for the same address and key file.
+	Pseudonym string `protobuf:"bytes,5,opt,name=pseudonym,proto3" json:"pseudonym,omitempty"`
+	// When the address was first erased before; absent = it was not.
+	ErasedTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=erased_time,json=erasedTime,proto3" json:"erased_time,omitempty"`
+	// So many mails to it were erased then.
+	ErasedMails int64 `protobuf:"varint,7,opt,name=erased_mails,json=erasedMails,proto3" json:"erased_mails,omitempty"`
+	// When the first of those had been taken.
+	ErasedFirstTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=erased_first_time,json=erasedFirstTime,proto3" json:"erased_first_time,omitempty"`
+	// When the last of those had been taken.
+	ErasedLastTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=erased_last_time,json=erasedLastTime,proto3" json:"erased_last_time,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *EraseRecipientResponse) Reset() {
+	*x = EraseRecipientResponse{}
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseRecipientResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseRecipientResponse) ProtoMessage() {}
+
+func (x *EraseRecipientResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseRecipientResponse.ProtoReflect.Descriptor instead.
+func (*EraseRecipientResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EraseRecipientResponse) GetMails() int64 {
+	if x != nil {
+		return x.Mails
+	}
+	return 0
+}
+
+func (x *EraseRecipientResponse) GetFirstTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FirstTime
+	}
+	return nil
+}
+
+func (x *EraseRecipientResponse) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+func (x *EraseRecipientResponse) GetTexts() map[string]int64 {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+func (x *EraseRecipientResponse) GetPseudonym() string {
+	if x != nil {
+		return x.Pseudonym
+	}
+	return ""
+}
+
+func (x *EraseRecipientResponse) GetErasedTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErasedTime
+	}
+	return nil
+}
+
+func (x *EraseRecipientResponse) GetErasedMails() int64 {
+	if x != nil {
+		return x.ErasedMails
+	}
+	return 0
+}
+
+func (x *EraseRecipientResponse) GetErasedFirstTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErasedFirstTime
+	}
+	return nil
+}
+
+func (x *EraseRecipientResponse) GetErasedLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErasedLastTime
+	}
+	return nil
+}
+
 // GetRetentionRequest has no fields.
 type GetRetentionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -584,7 +767,7 @@ type GetRetentionRequest struct {
 
 func (x *GetRetentionRequest) Reset() {
 	*x = GetRetentionRequest{}
-	mi := &file_maildispatch_v1_retention_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +779,7 @@ func (x *GetRetentionRequest) String() string {
 func (*GetRetentionRequest) ProtoMessage() {}
 
 func (x *GetRetentionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_retention_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +792,7 @@ func (x *GetRetentionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRetentionRequest.ProtoReflect.Descriptor instead.
 func (*GetRetentionRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{7}
+	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{9}
 }
 
 // GetRetentionResponse is what is kept for how long.
@@ -623,7 +806,7 @@ type GetRetentionResponse struct {
 
 func (x *GetRetentionResponse) Reset() {
 	*x = GetRetentionResponse{}
-	mi := &file_maildispatch_v1_retention_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +818,7 @@ func (x *GetRetentionResponse) String() string {
 func (*GetRetentionResponse) ProtoMessage() {}
 
 func (x *GetRetentionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_retention_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +831,7 @@ func (x *GetRetentionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRetentionResponse.ProtoReflect.Descriptor instead.
 func (*GetRetentionResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{8}
+	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetRetentionResponse) GetRules() []*RetentionRule {
@@ -680,7 +863,7 @@ type RetentionRule struct {
 
 func (x *RetentionRule) Reset() {
 	*x = RetentionRule{}
-	mi := &file_maildispatch_v1_retention_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +875,7 @@ func (x *RetentionRule) String() string {
 func (*RetentionRule) ProtoMessage() {}
 
 func (x *RetentionRule) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_retention_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_retention_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +888,7 @@ func (x *RetentionRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionRule.ProtoReflect.Descriptor instead.
 func (*RetentionRule) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{9}
+	return file_maildispatch_v1_retention_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RetentionRule) GetKind() Kind {
@@ -797,7 +980,27 @@ const file_maildispatch_v1_retention_proto_rawDesc = "" +
 	"\x16ListLegalHoldsResponse\x12;\n" +
 	"\vlegal_holds\x18\x01 \x03(\v2\x1a.maildispatch.v1.LegalHoldR\n" +
 	"legalHolds\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x15\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"n\n" +
+	"\x15EraseRecipientRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12#\n" +
+	"\rvalidate_only\x18\x02 \x01(\bR\fvalidateOnly\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xb2\x04\n" +
+	"\x16EraseRecipientResponse\x12\x14\n" +
+	"\x05mails\x18\x01 \x01(\x03R\x05mails\x129\n" +
+	"\n" +
+	"first_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tfirstTime\x127\n" +
+	"\tlast_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12H\n" +
+	"\x05texts\x18\x04 \x03(\v22.maildispatch.v1.EraseRecipientResponse.TextsEntryR\x05texts\x12\x1c\n" +
+	"\tpseudonym\x18\x05 \x01(\tR\tpseudonym\x12;\n" +
+	"\verased_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"erasedTime\x12!\n" +
+	"\ferased_mails\x18\a \x01(\x03R\verasedMails\x12F\n" +
+	"\x11erased_first_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0ferasedFirstTime\x12D\n" +
+	"\x10erased_last_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0eerasedLastTime\x1a8\n" +
+	"\n" +
+	"TextsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x15\n" +
 	"\x13GetRetentionRequest\"L\n" +
 	"\x14GetRetentionResponse\x124\n" +
 	"\x05rules\x18\x01 \x03(\v2\x1e.maildispatch.v1.RetentionRuleR\x05rules\"\x98\x02\n" +
@@ -812,14 +1015,16 @@ const file_maildispatch_v1_retention_proto_rawDesc = "" +
 	"\x15MAIL_PART_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12MAIL_PART_METADATA\x10\x01\x12\x12\n" +
 	"\x0eMAIL_PART_BODY\x10\x02\x12\x19\n" +
-	"\x15MAIL_PART_ATTACHMENTS\x10\x032\xc6\x03\n" +
+	"\x15MAIL_PART_ATTACHMENTS\x10\x032\xb6\x04\n" +
 	"\tRetention\x12p\n" +
 	"\x0ePlaceLegalHold\x12&.maildispatch.v1.PlaceLegalHoldRequest\x1a'.maildispatch.v1.PlaceLegalHoldResponse\"\r\xda\xe7\x18\t\n" +
 	"\x01\x03\x1a\x04team\x12g\n" +
 	"\rLiftLegalHold\x12%.maildispatch.v1.LiftLegalHoldRequest\x1a&.maildispatch.v1.LiftLegalHoldResponse\"\a\xda\xe7\x18\x03\n" +
 	"\x01\x03\x12s\n" +
 	"\x0eListLegalHolds\x12&.maildispatch.v1.ListLegalHoldsRequest\x1a'.maildispatch.v1.ListLegalHoldsResponse\"\x10\xda\xe7\x18\t\n" +
-	"\x01\x03\x1a\x04team\x90\x02\x01\x12i\n" +
+	"\x01\x03\x1a\x04team\x90\x02\x01\x12n\n" +
+	"\x0eEraseRecipient\x12&.maildispatch.v1.EraseRecipientRequest\x1a'.maildispatch.v1.EraseRecipientResponse\"\v\xda\xe7\x18\a\n" +
+	"\x01\x03\x10\x01(\x01\x12i\n" +
 	"\fGetRetention\x12$.maildispatch.v1.GetRetentionRequest\x1a%.maildispatch.v1.GetRetentionResponse\"\f\xda\xe7\x18\x05\n" +
 	"\x01\x03\x10\x01\x90\x02\x01BKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
 
@@ -836,7 +1041,7 @@ func file_maildispatch_v1_retention_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_retention_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_maildispatch_v1_retention_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_maildispatch_v1_retention_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_maildispatch_v1_retention_proto_goTypes = []any{
 	(MailPart)(0),                  // 0: maildispatch.v1.MailPart
 	(*LegalHold)(nil),              // 1: maildispatch.v1.LegalHold
@@ -846,38 +1051,49 @@ var file_maildispatch_v1_retention_proto_goTypes = []any{
 	(*LiftLegalHoldResponse)(nil),  // 5: maildispatch.v1.LiftLegalHoldResponse
 	(*ListLegalHoldsRequest)(nil),  // 6: maildispatch.v1.ListLegalHoldsRequest
 	(*ListLegalHoldsResponse)(nil), // 7: maildispatch.v1.ListLegalHoldsResponse
-	(*GetRetentionRequest)(nil),    // 8: maildispatch.v1.GetRetentionRequest
-	(*GetRetentionResponse)(nil),   // 9: maildispatch.v1.GetRetentionResponse
-	(*RetentionRule)(nil),          // 10: maildispatch.v1.RetentionRule
-	(*timestamppb.Timestamp)(nil),  // 11: google.protobuf.Timestamp
-	(Kind)(0),                      // 12: maildispatch.v1.Kind
-	(*durationpb.Duration)(nil),    // 13: google.protobuf.Duration
+	(*EraseRecipientRequest)(nil),  // 8: maildispatch.v1.EraseRecipientRequest
+	(*EraseRecipientResponse)(nil), // 9: maildispatch.v1.EraseRecipientResponse
+	(*GetRetentionRequest)(nil),    // 10: maildispatch.v1.GetRetentionRequest
+	(*GetRetentionResponse)(nil),   // 11: maildispatch.v1.GetRetentionResponse
+	(*RetentionRule)(nil),          // 12: maildispatch.v1.RetentionRule
+	nil,                            // 13: maildispatch.v1.EraseRecipientResponse.TextsEntry
+	(*timestamppb.Timestamp)(nil),  // 14: google.protobuf.Timestamp
+	(Kind)(0),                      // 15: maildispatch.v1.Kind
+	(*durationpb.Duration)(nil),    // 16: google.protobuf.Duration
 }
 var file_maildispatch_v1_retention_proto_depIdxs = []int32{
-	11, // 0: maildispatch.v1.LegalHold.place_time:type_name -> google.protobuf.Timestamp
-	11, // 1: maildispatch.v1.LegalHold.lift_time:type_name -> google.protobuf.Timestamp
+	14, // 0: maildispatch.v1.LegalHold.place_time:type_name -> google.protobuf.Timestamp
+	14, // 1: maildispatch.v1.LegalHold.lift_time:type_name -> google.protobuf.Timestamp
 	1,  // 2: maildispatch.v1.PlaceLegalHoldResponse.legal_hold:type_name -> maildispatch.v1.LegalHold
 	1,  // 3: maildispatch.v1.LiftLegalHoldResponse.legal_hold:type_name -> maildispatch.v1.LegalHold
 	1,  // 4: maildispatch.v1.ListLegalHoldsResponse.legal_holds:type_name -> maildispatch.v1.LegalHold
-	10, // 5: maildispatch.v1.GetRetentionResponse.rules:type_name -> maildispatch.v1.RetentionRule
-	12, // 6: maildispatch.v1.RetentionRule.kind:type_name -> maildispatch.v1.Kind
-	0,  // 7: maildispatch.v1.RetentionRule.part:type_name -> maildispatch.v1.MailPart
-	13, // 8: maildispatch.v1.RetentionRule.age:type_name -> google.protobuf.Duration
-	11, // 9: maildispatch.v1.RetentionRule.run_time:type_name -> google.protobuf.Timestamp
-	13, // 10: maildispatch.v1.RetentionRule.overdue:type_name -> google.protobuf.Duration
-	2,  // 11: maildispatch.v1.Retention.PlaceLegalHold:input_type -> maildispatch.v1.PlaceLegalHoldRequest
-	4,  // 12: maildispatch.v1.Retention.LiftLegalHold:input_type -> maildispatch.v1.LiftLegalHoldRequest
-	6,  // 13: maildispatch.v1.Retention.ListLegalHolds:input_type -> maildispatch.v1.ListLegalHoldsRequest
-	8,  // 14: maildispatch.v1.Retention.GetRetention:input_type -> maildispatch.v1.GetRetentionRequest
-	3,  // 15: maildispatch.v1.Retention.PlaceLegalHold:output_type -> maildispatch.v1.PlaceLegalHoldResponse
-	5,  // 16: maildispatch.v1.Retention.LiftLegalHold:output_type -> maildispatch.v1.LiftLegalHoldResponse
-	7,  // 17: maildispatch.v1.Retention.ListLegalHolds:output_type -> maildispatch.v1.ListLegalHoldsResponse
-	9,  // 18: maildispatch.v1.Retention.GetRetention:output_type -> maildispatch.v1.GetRetentionResponse
-	15, // [15:19] is the sub-list for method output_type
-	11, // [11:15] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	14, // 5: maildispatch.v1.EraseRecipientResponse.first_time:type_name -> google.protobuf.Timestamp
+	14, // 6: maildispatch.v1.EraseRecipientResponse.last_time:type_name -> google.protobuf.Timestamp
+	13, // 7: maildispatch.v1.EraseRecipientResponse.texts:type_name -> maildispatch.v1.EraseRecipientResponse.TextsEntry
+	14, // 8: maildispatch.v1.EraseRecipientResponse.erased_time:type_name -> google.protobuf.Timestamp
+	14, // 9: maildispatch.v1.EraseRecipientResponse.erased_first_time:type_name -> google.protobuf.Timestamp
+	14, // 10: maildispatch.v1.EraseRecipientResponse.erased_last_time:type_name -> google.protobuf.Timestamp
+	12, // 11: maildispatch.v1.GetRetentionResponse.rules:type_name -> maildispatch.v1.RetentionRule
+	15, // 12: maildispatch.v1.RetentionRule.kind:type_name -> maildispatch.v1.Kind
+	0,  // 13: maildispatch.v1.RetentionRule.part:type_name -> maildispatch.v1.MailPart
+	16, // 14: maildispatch.v1.RetentionRule.age:type_name -> google.protobuf.Duration
+	14, // 15: maildispatch.v1.RetentionRule.run_time:type_name -> google.protobuf.Timestamp
+	16, // 16: maildispatch.v1.RetentionRule.overdue:type_name -> google.protobuf.Duration
+	2,  // 17: maildispatch.v1.Retention.PlaceLegalHold:input_type -> maildispatch.v1.PlaceLegalHoldRequest
+	4,  // 18: maildispatch.v1.Retention.LiftLegalHold:input_type -> maildispatch.v1.LiftLegalHoldRequest
+	6,  // 19: maildispatch.v1.Retention.ListLegalHolds:input_type -> maildispatch.v1.ListLegalHoldsRequest
+	8,  // 20: maildispatch.v1.Retention.EraseRecipient:input_type -> maildispatch.v1.EraseRecipientRequest
+	10, // 21: maildispatch.v1.Retention.GetRetention:input_type -> maildispatch.v1.GetRetentionRequest
+	3,  // 22: maildispatch.v1.Retention.PlaceLegalHold:output_type -> maildispatch.v1.PlaceLegalHoldResponse
+	5,  // 23: maildispatch.v1.Retention.LiftLegalHold:output_type -> maildispatch.v1.LiftLegalHoldResponse
+	7,  // 24: maildispatch.v1.Retention.ListLegalHolds:output_type -> maildispatch.v1.ListLegalHoldsResponse
+	9,  // 25: maildispatch.v1.Retention.EraseRecipient:output_type -> maildispatch.v1.EraseRecipientResponse
+	11, // 26: maildispatch.v1.Retention.GetRetention:output_type -> maildispatch.v1.GetRetentionResponse
+	22, // [22:27] is the sub-list for method output_type
+	17, // [17:22] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_retention_proto_init() }
@@ -895,7 +1111,7 @@ func file_maildispatch_v1_retention_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_retention_proto_rawDesc), len(file_maildispatch_v1_retention_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const (
 	Retention_PlaceLegalHold_FullMethodName = "/maildispatch.v1.Retention/PlaceLegalHold"
 	Retention_LiftLegalHold_FullMethodName  = "/maildispatch.v1.Retention/LiftLegalHold"
 	Retention_ListLegalHolds_FullMethodName = "/maildispatch.v1.Retention/ListLegalHolds"
+	Retention_EraseRecipient_FullMethodName = "/maildispatch.v1.Retention/EraseRecipient"
 	Retention_GetRetention_FullMethodName   = "/maildispatch.v1.Retention/GetRetention"
 )
 
@@ -46,6 +47,22 @@ type RetentionClient interface {
 	LiftLegalHold(ctx context.Context, in *LiftLegalHoldRequest, opts ...grpc.CallOption) (*LiftLegalHoldResponse, error)
 	// ListLegalHolds lists holds, the first placed first.
 	ListLegalHolds(ctx context.Context, in *ListLegalHoldsRequest, opts ...grpc.CallOption) (*ListLegalHoldsResponse, error)
+	// EraseRecipient forgets an address, for a person who asks for that. Of finished mail to it
+	// the content and the subject go, whoever else got that mail; its metadata stay, with a
+	// pseudonym in the place of the address: when it was sent, through what, and what the mail
+	// server said of the others. In every other text that is stored (references, labels, the
+	// audit log, reasons, answers of mail servers, names of uploads) the pseudonym takes its
+	// place too. The chain of the audit log holds on. A tombstone keeps a keyed hash of the
+	// address: with the address and the key file this call says again that, and when, mail was
+	// sent to it.
+	//
+	// With validate_only it only counts; do that first. Not searched are the address inside of
+	// the content of mail to others, logs, backups, and mail that is accepted while the call
+	// runs. It reads whole tables, so give it a deadline of many minutes where there are millions
+	// of mails. Broken off and called again it goes on; the mails to the address come first.
+	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal names the address
+	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server or a token names it).
+	EraseRecipient(ctx context.Context, in *EraseRecipientRequest, opts ...grpc.CallOption) (*EraseRecipientResponse, error)
 	// GetRetention tells the rules in force at this replica and what they have done.
 	GetRetention(ctx context.Context, in *GetRetentionRequest, opts ...grpc.CallOption) (*GetRetentionResponse, error)
 }
@@ -88,6 +105,16 @@ func (c *retentionClient) ListLegalHolds(ctx context.Context, in *ListLegalHolds
 	return out, nil
 }
 
+func (c *retentionClient) EraseRecipient(ctx context.Context, in *EraseRecipientRequest, opts ...grpc.CallOption) (*EraseRecipientResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EraseRecipientResponse)
+	err := c.cc.Invoke(ctx, Retention_EraseRecipient_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *retentionClient) GetRetention(ctx context.Context, in *GetRetentionRequest, opts ...grpc.CallOption) (*GetRetentionResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetRetentionResponse)
@@ -119,6 +146,22 @@ type RetentionServer interface {
 	LiftLegalHold(context.Context, *LiftLegalHoldRequest) (*LiftLegalHoldResponse, error)
 	// ListLegalHolds lists holds, the first placed first.
 	ListLegalHolds(context.Context, *ListLegalHoldsRequest) (*ListLegalHoldsResponse, error)
+	// EraseRecipient forgets an address, for a person who asks for that. Of finished mail to it
+	// the content and the subject go, whoever else got that mail; its metadata stay, with a
+	// pseudonym in the place of the address: when it was sent, through what, and what the mail
+	// server said of the others. In every other text that is stored (references, labels, the
+	// audit log, reasons, answers of mail servers, names of uploads) the pseudonym takes its
+	// place too. The chain of the audit log holds on. A tombstone keeps a keyed hash of the
+	// address: with the address and the key file this call says again that, and when, mail was
+	// sent to it.
+	//
+	// With validate_only it only counts; do that first. Not searched are the address inside of
+	// the content of mail to others, logs, backups, and mail that is accepted while the call
+	// runs. It reads whole tables, so give it a deadline of many minutes where there are millions
+	// of mails. Broken off and called again it goes on; the mails to the address come first.
+	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal names the address
+	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server or a token names it).
+	EraseRecipient(context.Context, *EraseRecipientRequest) (*EraseRecipientResponse, error)
 	// GetRetention tells the rules in force at this replica and what they have done.
 	GetRetention(context.Context, *GetRetentionRequest) (*GetRetentionResponse, error)
 	mustEmbedUnimplementedRetentionServer()
@@ -139,6 +182,9 @@ func (UnimplementedRetentionServer) LiftLegalHold(context.Context, *LiftLegalHol
 }
 func (UnimplementedRetentionServer) ListLegalHolds(context.Context, *ListLegalHoldsRequest) (*ListLegalHoldsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListLegalHolds not implemented")
+}
+func (UnimplementedRetentionServer) EraseRecipient(context.Context, *EraseRecipientRequest) (*EraseRecipientResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EraseRecipient not implemented")
 }
 func (UnimplementedRetentionServer) GetRetention(context.Context, *GetRetentionRequest) (*GetRetentionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRetention not implemented")
@@ -218,6 +264,24 @@ func _Retention_ListLegalHolds_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Retention_EraseRecipient_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EraseRecipientRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RetentionServer).EraseRecipient(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Retention_EraseRecipient_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RetentionServer).EraseRecipient(ctx, req.(*EraseRecipientRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Retention_GetRetention_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetRetentionRequest)
 	if err := dec(in); err != nil {
@@ -254,6 +318,10 @@ var Retention_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListLegalHolds",
 			Handler:    _Retention_ListLegalHolds_Handler,
+		},
+		{
+			MethodName: "EraseRecipient",
+			Handler:    _Retention_EraseRecipient_Handler,
 		},
 		{
 			MethodName: "GetRetention",

@@ -195,7 +195,13 @@ func (j *journal) TakeBack(ctx context.Context, r store.ReplicaID, lost []store.
 }
 
 func (j *journal) Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error) {
-	return call(ctx, j, "server "+name, plain, func() (*store.MailServer, error) { return j.w.db.Server(context.Background(), sc, name) })
+	return call(ctx, j, "server "+name, plain, func() (*store.MailServer, error) {
+		s, err := j.w.db.Server(context.Background(), sc, name)
+		if f := j.w.opt.Plant.server; f != nil && err == nil {
+			s = f(j.w, s)
+		}
+		return s, err
+	})
 }
 
 func (j *journal) ServerVersions(ctx context.Context, names []string) (map[string]int64, error) {

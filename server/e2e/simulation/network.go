@@ -8,9 +8,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // conn is the client's end of a connection to a relay. What is written becomes packets that the
@@ -172,6 +175,26 @@ func (c *conn) parkOut() {
 		c.peer.receive(p.data, p.at)
 		return fateDone
 	}})
+}
+
+// flies says whether a copy of a mail was written and has not reached its relay. Called by the
+// driver.
+func (w *world) flies(id uuid.UUID) bool {
+	name := []byte("Message-ID: <" + id.String())
+	for _, r := range append(slices.Clone(w.old), w.replicas...) {
+		if r == nil {
+			continue
+		}
+		for _, c := range r.conns {
+			c.mu.Lock()
+			out := !c.closed && slices.ContainsFunc(c.out, func(p packet) bool { return bytes.Contains(p.data, name) })
+			c.mu.Unlock()
+			if out {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // reset ends the connection for both sides.

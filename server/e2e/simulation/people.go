@@ -351,8 +351,12 @@ func (p *people) configure() {
 		}
 		w.truth.configured(s)
 	}
-	switch w.rng.IntN(6) {
-	case 0:
+	what := 6
+	if w.fallback != "" {
+		what = 8
+	}
+	switch w.rng.IntN(what) {
+	case 0, 6:
 		change(func(s *store.MailServer) { s.Status = store.ServerUnavailable })
 		w.after(time.Duration(w.rng.Int64N(int64(40*time.Second))), "available "+name, func() {
 			change(func(s *store.MailServer) { s.Status = store.ServerAvailable })
@@ -378,5 +382,17 @@ func (p *people) configure() {
 		change(func(s *store.MailServer) { s.SMTP.Port = port })
 	case 5:
 		change(func(s *store.MailServer) { s.HoldUnknown = !s.HoldUnknown })
+	case 7:
+		if name = "s0"; w.chance(0.5) {
+			name = "s1"
+		}
+		if s, err := w.db.Server(context.Background(), store.Everything, w.fallback); err != nil || s.DeleteTime != nil {
+			return // nobody may have it as a fallback now
+		}
+		change(func(s *store.MailServer) {
+			if s.Fallback = w.fallback; w.chance(0.3) {
+				s.Fallback = ""
+			}
+		})
 	}
 }

@@ -19,6 +19,8 @@ type Plant struct {
 	memory.Faults
 	// changes what a claim answers
 	claimed func(w *world, c *store.Claimed)
+	// changes how a mail server is read
+	server func(w *world, s *store.MailServer) *store.MailServer
 	// changes what is written; nil: nothing is, and the answer is yes
 	settle func(w *world, st *store.Settlement) *store.Settlement
 	// changes what is answered
@@ -197,6 +199,30 @@ var Plants = []Plant{
 	{Name: "a person's retry forgets the flag", change: func(m *store.Mail, c *store.Change) {
 		if c.Kind == store.SettleRetry {
 			c.PossibleDuplicate = m.PossibleDuplicate
+		}
+	}},
+	{Name: "an UNKNOWN mail is diverted to the fallback", claimed: func(w *world, c *store.Claimed) {
+		if c.PossibleDuplicate && w.diverts(c.MailServer) {
+			c.PossibleDuplicate = false
+			pending(store.RecipientUnknown)(w, c)
+		}
+	}, settle: func(w *world, st *store.Settlement) *store.Settlement {
+		if row := w.db.Look(st.ID); row != nil && row.Mail.PossibleDuplicate {
+			st.PossibleDuplicate = true // that it is one is not forgotten
+		}
+		return st
+	}},
+	{Name: "the fallback's fallback is used", server: func(w *world, s *store.MailServer) *store.MailServer {
+		if s.Name == w.fallback && w.diverts("s0") {
+			if next, err := w.db.Server(context.Background(), store.Everything, "s2"); err == nil {
+				return next
+			}
+		}
+		return s
+	}},
+	{Name: "a mail is diverted to those as well who have it", claimed: func(w *world, c *store.Claimed) {
+		if w.diverts(c.MailServer) {
+			pending(store.RecipientAccepted)(w, c)
 		}
 	}},
 	{Name: "a release forgets who has the mail", change: func(m *store.Mail, c *store.Change) {

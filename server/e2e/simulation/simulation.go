@@ -66,7 +66,46 @@ func newWorld(seed uint64, opt Options) *world {
 		w.truth.configured(s)
 		w.servers = append(w.servers, name)
 	}
+	if rand.New(rand.NewPCG(seed, 0x66616c6c)).Float64() < withFallback {
+		w.addFallback()
+	}
 	return w
+}
+
+// withFallback is the share of seeds in which mail servers have a fallback. The others are runs
+// without one, to the last operation.
+const withFallback = 0.4
+
+// addFallback adds a mail server that is the fallback of the first two.
+func (w *world) addFallback() {
+	w.fallback = "s3"
+	w.relays = append(w.relays, &relay{w: w, name: "r3", pipe: w.chance(0.7), open: map[*dialogue]bool{}})
+	s, _, err := w.db.CreateServer(context.Background(), &store.MailServer{Name: w.fallback, Type: store.TypeSMTP, From: "a@x.example", Mode: store.ModeDaemon, Status: store.ServerAvailable,
+		SMTP: &store.SMTP{Host: "127.0.0.1", Port: firstPort + len(w.relays) - 1, Encryption: "none"}}, store.Audit{})
+	if err != nil {
+		w.wrong("%v", err)
+		return
+	}
+	w.truth.configured(s)
+	for _, name := range w.servers[:2] {
+		s, err := w.db.UpdateServer(context.Background(), store.Everything, name, 0, store.Audit{}, func(s *store.MailServer) error { s.Fallback = w.fallback; return nil })
+		if err != nil {
+			w.wrong("%v", err)
+			return
+		}
+		w.truth.configured(s)
+	}
+	w.servers = append(w.servers, w.fallback)
+}
+
+// diverts says whether the mail of a mail server goes through its fallback now.
+func (w *world) diverts(name string) bool {
+	s, err := w.db.Server(context.Background(), store.Everything, name)
+	if err != nil || s.Fallback == "" || s.DeleteTime != nil {
+		return false
+	}
+	bs, err := w.db.Breakers(context.Background())
+	return s.Status != store.ServerAvailable || err == nil && bs[name] != nil && bs[name].Failures > 0
 }
 
 // play is the whole run: trouble, then peace, in which everything has to come to an end.

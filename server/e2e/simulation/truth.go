@@ -175,6 +175,12 @@ func (t *truth) leaving(c *conn, b []byte) {
 		if s != nil && s.stop != "" {
 			t.w.wrong("%s: a dot leaves after it was %s", short(id), s.stop)
 		}
+		if s != nil && c.server != s.m.MailServer {
+			t.w.counts.Diverted++
+			if c.server != t.w.fallback || s.m.MailServer == "s2" {
+				t.w.wrong("%s: a dot leaves through %s, which is no fallback of its mail server %s", short(id), c.server, s.m.MailServer)
+			}
+		}
 		t.brake(c)
 		t.pace(c.server)
 		t.mu.Unlock()
@@ -312,6 +318,9 @@ func (t *truth) delivered(id uuid.UUID, to []string, r *relay, c *conn, q string
 			t.w.wrong("%s arrives at %s, who is no recipient", short(id), a)
 			continue
 		}
+		if c.server != s.m.MailServer && len(s.rcpts[a].arrived) > 0 {
+			t.w.wrong("%s: %s gets a further copy through the fallback", short(id), a)
+		}
 		s.rcpts[a].arrived = append(s.rcpts[a].arrived, arrival{left, q})
 		t.w.counts.Delivered++
 		if len(s.rcpts[a].arrived) == 2 {
@@ -444,8 +453,12 @@ func (t *truth) audit(end bool) {
 	}
 }
 
-// wordOn is what a person who knows would say of a mail whose outcome is unknown.
+// wordOn is what a person who knows would say of a mail whose outcome is unknown. Nobody knows
+// of one that is still on the wire.
 func (t *truth) wordOn(m *store.Mail) lifecycle.Resolution {
+	if t.w.flies(m.ID) {
+		return lifecycle.Resend
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	got, not := 0, 0

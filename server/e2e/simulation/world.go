@@ -36,7 +36,7 @@ type Result struct {
 
 // Counts say that a run was about something.
 type Counts struct {
-	Mails, Dots, Delivered, Twice, Unknown, Crashes, Lost, Stops, Quarantined int
+	Mails, Dots, Delivered, Diverted, Twice, Unknown, Crashes, Lost, Stops, Quarantined int
 }
 
 // Add sums up.
@@ -44,6 +44,7 @@ func (c *Counts) Add(d Counts) {
 	c.Mails += d.Mails
 	c.Dots += d.Dots
 	c.Delivered += d.Delivered
+	c.Diverted += d.Diverted
 	c.Twice += d.Twice
 	c.Unknown += d.Unknown
 	c.Crashes += d.Crashes
@@ -100,6 +101,7 @@ type world struct {
 	ahead    time.Duration // the database's clock
 	relays   []*relay
 	servers  []string
+	fallback string // the mail server that others have as theirs; "" = none have
 	conns    int
 	plan     []event
 	planned  int

@@ -101,6 +101,7 @@ type Config struct {
 	UploadPatience time.Duration
 	Keeping        Keeping // of finished mail; usually Store
 	Rules          []store.KeepRule
+	EraseKey       []byte // keys the hashes of addresses that were erased
 }
 
 // API implements the services but AccessAdmin.

@@ -132,6 +132,11 @@ func priority(p int16) pb.Priority {
 	return pb.Priority_PRIORITY_LOW
 }
 
+// goesOnInBatch says whether a mail that was taken in php mode is left to the batch.
+func goesOnInBatch(m *store.Mail) bool {
+	return m.Mode == store.ModePHP && m.DueTime != nil
+}
+
 func (v viewer) event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
 	out := &pb.SendResponse{MailId: ev.MailID.String(), Time: stampOf(ev.Time)}
 	switch {
@@ -144,7 +149,7 @@ func (v viewer) event(ev delivery.Event, sizeBytes int64) *pb.SendResponse {
 	case ev.Recipient != nil:
 		out.Event = &pb.SendResponse_Recipient{Recipient: v.recipientResult(ev.Recipient.Recipient, ev.Recipient.Result)}
 	case ev.Completed != nil:
-		out.Event = &pb.SendResponse_Completed_{Completed: &pb.SendResponse_Completed{Mail: v.mail(ev.Completed)}}
+		out.Event = &pb.SendResponse_Completed_{Completed: &pb.SendResponse_Completed{Mail: v.mail(ev.Completed), GoesOnInBatch: goesOnInBatch(ev.Completed)}}
 	}
 	return out
 }

@@ -65,6 +65,7 @@ var requests = map[string]string{
 	"Retention/PlaceLegalHold":              `{"team": "t1", "all_mail": true, "reason": "r"}`,
 	"Retention/LiftLegalHold":               `{"id": "$hold", "reason": "r"}`,
 	"Retention/ListLegalHolds":              `{"team": "t1"}`,
+	"Retention/EraseRecipient":              `{"address": "nobody@x.example", "validate_only": true, "reason": "r"}`,
 	"Retention/GetRetention":                `{}`,
 	"AccessAdmin/CreateToken":               `{"name": "x", "roles": ["ROLE_SEND"], "teams": ["t1"]}`,
 	"AccessAdmin/ListTokens":                `{}`,

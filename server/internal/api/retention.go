@@ -2,7 +2,10 @@ package api
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +17,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
 )
 
@@ -23,6 +27,7 @@ type Keeping interface {
 	LiftHold(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit) (*store.LegalHold, error)
 	LegalHolds(ctx context.Context, sc store.Scope, team *string, lifted bool, after uuid.UUID, n int) ([]*store.LegalHold, error)
 	RetentionProgress(ctx context.Context) ([]store.RuleProgress, error)
+	EraseRecipient(ctx context.Context, e *store.Erasure) (*store.Erased, error)
 	Overdue(ctx context.Context, r store.KeepRule) (time.Duration, error)
 }
 
@@ -177,6 +182,58 @@ func (a *API) ListLegalHolds(ctx context.Context, r *pb.ListLegalHoldsRequest) (
 		out.LegalHolds = append(out.LegalHolds, legalHold(h))
 	}
 	return out, nil
+}
+
+// EraseRecipient implements the service.
+func (a *API) EraseRecipient(ctx context.Context, r *pb.EraseRecipientRequest) (*pb.EraseRecipientResponse, error) {
+	var c apierr.Check
+	to, err := message.ParseAddress(r.Address)
+	switch {
+	case err != nil:
+		c.Bad("address", "%v", err)
+	case to.Name != "":
+		c.Bad("address", "has a name: give only the address")
+	}
+	why(&c, r.Reason)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
+	m := hmac.New(sha256.New, a.EraseKey)
+	m.Write([]byte(strings.ToLower(to.Mailbox)))
+	e := &store.Erasure{Mailbox: to.Mailbox, Hash: m.Sum(nil), DryRun: r.ValidateOnly}
+	e.Pseudonym = fmt.Sprintf("erased-%x@erased.invalid", e.Hash[:16])
+	e.Audit = a.audit(ctx, "EraseRecipient", e.Redact(r.Reason))
+	e.Audit.Actor = e.Redact(e.Audit.Actor)
+	e.Keys = a.Quota.AddressKeys(to.Mailbox)
+	x, err := a.Keeping.EraseRecipient(ctx, e)
+	if err != nil {
+		return nil, a.eraseFault(err)
+	}
+	out := &pb.EraseRecipientResponse{Mails: int64(x.Mails), FirstTime: stamp(&x.First), LastTime: stamp(&x.Last), Pseudonym: e.Pseudonym, Texts: map[string]int64{},
+		ErasedTime: stamp(&x.Before), ErasedMails: int64(x.BeforeMails), ErasedFirstTime: stamp(&x.BeforeFirst), ErasedLastTime: stamp(&x.BeforeLast)}
+	for table, n := range x.Texts {
+		out.Texts[table] = int64(n)
+	}
+	return out, nil
+}
+
+func (a *API) eraseFault(err error) error {
+	var r *store.EraseRefusedError
+	if !errors.As(err, &r) {
+		return a.fault(err)
+	}
+	reason, ids := pb.ReasonAddressInUse, []uuid.UUID(nil)
+	if len(r.Held) > 0 {
+		reason, ids = pb.ReasonLegalHold, r.Held
+	}
+	if len(r.Waiting) > 0 {
+		reason, ids = pb.ReasonMailsPending, r.Waiting
+	}
+	resource := strings.Join(r.Settings, ", ")
+	if len(ids) > 0 {
+		resource = ids[0].String()
+	}
+	return apierr.Precondition(reason, resource, "the address is not erased: %s", r)
 }
 
 // GetRetention implements the service.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -129,5 +130,44 @@ func TestLegalHolds(t *testing.T) {
 	lifted, err := c.LiftLegalHold(with(ctx(t), one), &pb.LiftLegalHoldRequest{Id: placed.LegalHold.Id, Reason: "over"})
 	if err != nil || lifted.LegalHold.LiftReason != "over" || lifted.LegalHold.LiftTime == nil {
 		t.Errorf("%v %v", lifted, err)
+	}
+}
+
+// TestEraseRecipient: counted first, then erased; the answer to a second call proves that mail
+// was sent. The pseudonym is the same for the address in any case.
+func TestEraseRecipient(t *testing.T) {
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.server("now", pb.Mode_MODE_PHP)
+	c := pb.NewRetentionClient(r.conn)
+	if _, err := r.dispatch.SendMail(ctx(t), &pb.SendMailRequest{Options: &pb.SendOptions{MailServer: "now"}, Message: message("Anna@y.example")}); err != nil {
+		t.Fatal(err)
+	}
+	for what, req := range map[string]*pb.EraseRecipientRequest{"no address": {Reason: "r"}, "a name": {Address: "Anna <anna@y.example>", Reason: "r"}, "no reason": {Address: "anna@y.example"}} {
+		_, err := c.EraseRecipient(ctx(t), req)
+		refused(t, what, err, codes.InvalidArgument, pb.ReasonValidationFailed)
+	}
+	var pseudonym string
+	for i, req := range []*pb.EraseRecipientRequest{{Address: "anna@Y.example", ValidateOnly: true, Reason: "r"}, {Address: "Anna@y.example", Reason: "anna@y.example wrote"}, {Address: "anna@y.example", Reason: "r"}} {
+		res, err := c.EraseRecipient(ctx(t), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pseudonym == "" {
+			pseudonym = res.Pseudonym
+		}
+		if want := map[bool]int64{true: 1}[i < 2]; res.Mails != want || (res.FirstTime != nil) != (i < 2) || res.Pseudonym != pseudonym || (res.ErasedTime != nil) != (i == 2) || i == 2 && res.ErasedMails != 1 {
+			t.Errorf("call %d: %v", i, res)
+		}
+	}
+	rows, err := r.store.AuditRows(ctx(t), store.Everything, store.AuditFilter{Action: "EraseRecipient"}, 0, 10)
+	if err != nil || len(rows) < 2 || rows[len(rows)-1].Reason != pseudonym+" wrote" {
+		t.Errorf("%+v %v", rows, err)
+	}
+	r.server("waits", pb.Mode_MODE_DAEMON)
+	id := r.queue("waits", 1)[0]
+	_, err = c.EraseRecipient(ctx(t), &pb.EraseRecipientRequest{Address: "a@y.example", Reason: "r"})
+	refused(t, "mail waits", err, codes.FailedPrecondition, pb.ReasonMailsPending)
+	if !strings.Contains(status.Convert(err).Message(), "1 mails of the due-out journal") {
+		t.Errorf("%v, of mail %s", err, id)
 	}
 }

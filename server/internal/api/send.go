@@ -38,7 +38,7 @@ func (a *API) SendMail(ctx context.Context, r *pb.SendMailRequest) (*pb.SendMail
 			out.Accepted = x
 		}
 		if x := ev.GetCompleted(); x != nil {
-			out.Mail = x.Mail
+			out.Mail, out.GoesOnInBatch = x.Mail, x.GoesOnInBatch
 		}
 		return nil
 	})
@@ -413,6 +413,7 @@ func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, message.Address, err
 	}
 	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Priority: d.priority, Reference: o.GetReference(), From: from.Mailbox,
 		MessageID: message.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire, Caller: d.caller}
+	m.RetryInBatch = o.GetRetryInBatch()
 	if o.GetHold() {
 		m.Held = "held: its sender asked for it"
 	}

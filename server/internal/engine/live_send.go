@@ -137,8 +137,13 @@ func (s *liveSend) deliver(ctx context.Context, j *job) (end lifecycle.End, why 
 	return lifecycle.NoSession, err.Error()
 }
 
-// begin lets the mail go a way and tells the caller through which mail server.
+// begin lets the mail go a way and tells the caller through which mail server. A mark of the
+// way before is taken back first: while this one waits for its connection, the mail must not
+// count as one that may have left.
 func (s *liveSend) begin(j *job, w brake.Way, why string) {
+	if j.HasStaleMark() {
+		s.e.ledger.Record(j.Progress(), nil)
+	}
 	j.take(w, why, s.e.now())
 	s.GoesThrough(j.Number(), j.Started, w.Via.Name)
 }

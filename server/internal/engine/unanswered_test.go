@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -228,5 +229,51 @@ func TestStopBeforeTheResultIsRecorded(t *testing.T) {
 		a.agrees(t, store.MailUnknown, "ara")
 	case <-time.After(patience):
 		t.Fatal("the caller hears nothing")
+	}
+}
+
+// TestUnheardMarkIsTakenBack: a mail whose mail server is changed at its mark begins anew, also
+// where nobody has heard whether the mark was written. It is taken back before the mail waits
+// for anything else, so that it is not unknown should the process die now.
+func TestUnheardMarkIsTakenBack(t *testing.T) {
+	t.Parallel()
+	first := (&smtpxtest.Server{}).Start(t)
+	var j *faulty
+	var r *rig
+	m := store.NewMail{}
+	marked := func() bool {
+		now, err := r.store.Mail(context.Background(), store.Everything, m.ID)
+		return err != nil || now.Marked
+	}
+	second := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
+		for end := time.Now().Add(5 * time.Second); c.Verb == "MAIL" && marked(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Error("the mark is still there when the mail begins anew")
+				break
+			}
+		}
+		return nil
+	}}).Start(t)
+	r = newRig(t, storetest.SQLiteDSN(t), func(s *store.Store) engine.Journal { j = &faulty{Journal: s}; return j })
+	s := r.server("live", store.ModePHP, first, store.Limits{})
+	var lost atomic.Int32
+	lose := func(st *store.Settlement) error {
+		if st.Kind != store.SettleMark || lost.Add(1) > 1 {
+			return nil
+		}
+		if a := <-r.store.Settle(st); !a.Mine {
+			t.Errorf("the mark is not written: %+v", a)
+		}
+		r.change("live", true, func(s *store.MailServer) { s.SMTP.Port = second.Port() })
+		return errors.New("the answer is lost")
+	}
+	j.settle.Store(&lose)
+	m = *newMail(s, store.KindInvoice, "r@y.example")
+	h, err := hears(ctx(t), r, s, &m)
+	if err != nil || h.completed == nil || h.completed.Status != store.MailSent {
+		t.Fatalf("%+v, %v, want it sent", h.completed, err)
+	}
+	if lost.Load() < 2 || len(second.Mails()) != 1 || len(first.Mails()) != 0 {
+		t.Errorf("%d marks, %d mails at the new relay and %d at the old one", lost.Load(), len(second.Mails()), len(first.Mails()))
 	}
 }

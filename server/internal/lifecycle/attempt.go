@@ -17,7 +17,7 @@ type Attempt struct {
 	Owner   store.ReplicaID
 	Started time.Time
 	// Interactive: a php-mode caller waits and is told what becomes of the mail. What it was
-	// told has failed is not retried.
+	// told has failed is not retried. Mail.RetryInBatch changes what it is told.
 	Interactive bool
 
 	results []store.RecipientResult // by position, as they stand now
@@ -26,9 +26,11 @@ type Attempt struct {
 	decided int                     // recipients that this attempt has decided
 	free    int                     // free tries left on a fresh connection
 	most    int                     // recipients of the next transaction
-	// the dot of the transaction that is under way may have left
+	// a mark for the transaction that is under way was handed over to the journal
+	handedMark bool
+	// and is there: the dot may have left
 	marked bool
-	// the last transaction was marked, and its dot is known not to have left
+	// the journal may hold a mark for a dot that is known not to have left
 	stale  bool
 	end    End           // how the last transaction ended the attempt
 	fault  string        // first fault of a transaction, for people
@@ -119,18 +121,20 @@ func (a *Attempt) HasBegun() bool { return a.handed > 0 }
 func (a *Attempt) DotMayLeave() { a.marked = true }
 
 // BeginAnew lets an attempt that the gate has cut go on as if its last transaction had not been
-// tried; false when that had got as far as its mark, or the attempt ended in another way.
+// tried; false when the attempt ended in another way. See HasStaleMark for what has to be
+// written before anything else.
 func (a *Attempt) BeginAnew() bool {
-	if a.end != GateCut || a.stale {
+	if a.end != GateCut {
 		return false
 	}
 	a.free, a.fault, a.blame, a.end = freeTries, "", "", 0
 	return true
 }
 
-// HasStaleMark says whether the journal holds a mark for a dot that did not leave after all.
-// The next write of what is known takes it back: Progress where the attempt goes on, else its
-// end.
+// HasStaleMark says whether the journal may hold a mark for a dot that did not leave after all,
+// also one whose answer nobody heard. The next write of what is known takes it back: Progress
+// where the attempt goes on, else its end. Should the process die before, the mail counts as
+// one that may have left.
 func (a *Attempt) HasStaleMark() bool { return a.stale }
 
 // End is how the last transaction ended the attempt; zero when the attempt can go on.
@@ -153,7 +157,9 @@ func (a *Attempt) After(positions []int, o smtpx.Outcome, now time.Time) Step {
 	throttled, server := Throttling(o), RefusesUs(o)
 	a.fold(positions, o, now)
 	// the next transaction has a dot of its own
-	a.marked, a.stale = false, a.marked && !o.DotSent
+	a.stale = a.stale || a.handedMark || a.marked
+	a.stale = a.stale && !o.DotSent
+	a.handedMark, a.marked = false, false
 	if throttled != "" && a.fault == "" {
 		a.fault = "throttled: " + throttled
 	}
@@ -337,8 +343,12 @@ func (a *Attempt) settlement(kind store.SettleKind) *store.Settlement {
 	return &store.Settlement{ID: a.Mail.ID, Owner: a.Owner, Claim: a.Mail.Claim, Kind: kind, Quick: a.Interactive}
 }
 
-// Mark says that the dot of the next transaction is about to leave.
-func (a *Attempt) Mark() *store.Settlement { return a.settlement(store.SettleMark) }
+// Mark says that the dot of the next transaction is about to leave. From here on it may be in
+// the journal, whatever is heard of it.
+func (a *Attempt) Mark() *store.Settlement {
+	a.handedMark = true
+	return a.settlement(store.SettleMark)
+}
 
 // BeginSuspect says that this owner is about to handle a mail whose owner died before, so that
 // its own death would count; nil for any other mail. Of all the mails that a dead process held,
@@ -359,6 +369,7 @@ func (a *Attempt) BeginSuspect() *store.Settlement {
 func (a *Attempt) Progress() *store.Settlement {
 	s := a.settlement(store.SettleProgress)
 	a.Mail.Claim++
+	a.stale = false
 	s.Attempts, s.PossibleDuplicate = a.Mail.Attempts, a.Mail.PossibleDuplicate
 	s.Progress = &store.Progress{Results: append([]store.RecipientResult(nil), a.results...), Attempts: a.ended()}
 	if a.through != "" {

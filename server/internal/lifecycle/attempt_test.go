@@ -14,7 +14,7 @@ type attemptRule struct{ name, mail, events, want string }
 
 // attemptRules says what becomes of a mail after an attempt. A row is written in words:
 //
-//	mail: the kind; caller (a php-mode caller waits), holds-all (its mail server holds every
+//	mail: the kind; caller (a php-mode caller waits), goes-on (it asked for retry_in_batch), holds-all (its mail server holds every
 //	unknown outcome), dup (possible_duplicate stands), n=1 (attempts so far), crashes=2, begun
 //	(the owner that died was at it), expires=1m (from now on, may be negative), began=-6d (the first attempt), max=3 (the mail
 //	server's max_attempts); the last word is the recipients: pending, accepted, rejected,
@@ -41,6 +41,26 @@ var attemptRules = []attemptRule{
 	{"no reply, a mail server that holds all", "bulk holds-all p", "u", "park unknown outcome=unknown n=1 u"},
 	{"no reply, php", "invoice caller p", "u", "park unknown outcome=unknown n=1 u"},
 	{"no reply, bulk in php mode", "bulk caller p", "u", "park unknown outcome=unknown n=1 u"},
+
+	// A php-mode caller who asked that what fails for now goes on in the batch. An unknown
+	// outcome still ends it, whatever the kind.
+	{"accepted, goes on", "invoice caller goes-on p", "a", "archive sent outcome=sent n=1 a"},
+	{"refused for now, goes on", "invoice caller goes-on p", "d", "retry deferred due=backoff1 outcome=deferred n=1 d"},
+	{"refused for good, goes on", "invoice caller goes-on p", "r", "park failed outcome=failed n=1 r"},
+	{"no reply, goes on", "invoice caller goes-on p", "u", "park unknown outcome=unknown n=1 u"},
+	{"no reply, bulk goes on", "bulk caller goes-on p", "u", "park unknown outcome=unknown n=1 u"},
+	{"refused for now and for good, goes on", "invoice caller goes-on ppp", "adr", "retry partially_sent due=backoff1 outcome=partial n=1 adr"},
+	{"no reply after one was refused for now, bulk goes on", "bulk caller goes-on ppp", "udu", "park unknown outcome=unknown n=1 udu"},
+	{"no connection, goes on", "invoice caller goes-on p", "no-session", "retry queued due=before outcome=server n=0 p"},
+	{"broken before the dot, goes on", "invoice caller goes-on p", "broken broken broken", "retry queued due=soon outcome=server n=0 p"},
+	{"throttled, goes on", "invoice caller goes-on p", "slow", "retry queued due=soon outcome=server n=0 p"},
+	{"the login is gone, goes on", "invoice caller goes-on p", "unauth unauth", "retry queued due=soon outcome=server n=0 p"},
+	{"150 recipients, the second hundred not replied to, goes on", "bulk caller goes-on p*150", "a*100 u*50", "park unknown outcome=unknown n=1 a*100u*50"},
+	{"150 recipients, stopped between, goes on", "invoice caller goes-on p*150", "a*100 stop", "retry partially_sent due=backoff1 outcome=partial n=1 a*100p*50"},
+	{"the caller goes, goes on", "invoice caller goes-on p", "gone", "retry queued due=before outcome=server n=0 p"},
+	{"expired, goes on", "invoice caller goes-on expires=-1s p", "expired", "park failed outcome=failed n=1 d"},
+	{"a panic, goes on", "invoice caller goes-on p", "panic", "park failed outcome=failed n=1 d"},
+	{"max_attempts, goes on", "invoice caller goes-on max=1 p", "d", "park failed outcome=failed n=1 d"},
 
 	// Some of several.
 	{"one refused for good", "bulk ppp", "ara", "park partially_sent outcome=partial n=1 ara"},
@@ -271,22 +291,29 @@ func TestStaleMark(t *testing.T) {
 	refused := smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{{Status: smtpx.StatusNotTried}}, ServerDown: true, Err: &smtpx.Error{Phase: smtpx.PhaseData}}
 	unknown := smtpx.Outcome{Recipients: []smtpx.RecipientOutcome{{Status: smtpx.StatusUnknown}}, DotSent: true, Err: &smtpx.Error{Phase: smtpx.PhaseDot}}
 	for _, c := range []struct {
-		name   string
-		marked bool
-		o      smtpx.Outcome
-		want   bool
+		name          string
+		handed, heard bool
+		o             smtpx.Outcome
+		want          bool
 	}{
-		{"not marked, not sent", false, refused, false},
-		{"marked, not sent", true, refused, true},
-		{"marked, sent", true, unknown, false},
+		{"not marked, not sent", false, false, refused, false},
+		{"marked, not sent", true, true, refused, true},
+		{"perhaps marked, not sent", true, false, refused, true},
+		{"marked, sent", true, true, unknown, false},
 	} {
 		a := Begin(&store.Claimed{Recipients: []store.Recipient{{Mailbox: "a@y.example"}}}, 1, now)
-		if c.marked {
+		if c.handed {
+			a.Mark()
+		}
+		if c.heard {
 			a.DotMayLeave()
 		}
 		a.After([]int{0}, c.o, now)
 		if got := a.HasStaleMark(); got != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+		if a.Progress(); a.HasStaleMark() {
+			t.Errorf("%s: progress does not take the mark back", c.name)
 		}
 	}
 }

@@ -42,6 +42,8 @@ func parseAttempt(t *testing.T, words string) *ruleAttempt {
 		switch key {
 		case "caller":
 			a.caller = true
+		case "goes-on":
+			m.RetryInBatch = true
 		case "holds-all":
 			m.HoldUnknown = true
 		case "dup":

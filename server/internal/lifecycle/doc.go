@@ -14,8 +14,8 @@
 //	queued, deferred, partially sent --claim--> sending            batch, when due
 //	(new, php mode) ------------------------> sending              born owned by the replica that took it
 //	sending --> sent (archive)                                     every recipient accepted
-//	sending --> deferred / partially sent, due later               some recipients may still succeed; not while a php-mode caller waits
-//	sending --> failed / partially sent, parked                    refused for good, out of attempts or expired; php-mode caller: any failure
+//	sending --> deferred / partially sent, due later               some recipients may still succeed; not while a php-mode caller waits, unless that one asked for retry_in_batch
+//	sending --> failed / partially sent, parked                    refused for good, out of attempts or expired; php-mode caller: any failure, with retry_in_batch as in the batch
 //	sending --> unknown, parked                                    no reply after the dot: invoices, work orders, every kind through a mail server
 //	                                                               that holds all, php-mode callers; every kind where a second try is refused for good
 //	sending --> deferred with possible_duplicate                   no reply after the dot: other kinds in the batch

@@ -108,9 +108,16 @@ func (a *Attempt) givesUp(end End) bool {
 		return true
 	case Stopped:
 		// before that nobody was told anything: the batch sends it
-		return a.Interactive && a.decided > 0
+		return a.failsForCaller() && a.decided > 0
 	}
-	return a.Interactive
+	return a.failsForCaller()
+}
+
+// failsForCaller says whether a caller is told that what is not accepted has failed. One who
+// asked for retry_in_batch is told that it goes on, unless an outcome is unknown: a person
+// decides about that, and until then about the whole mail.
+func (a *Attempt) failsForCaller() bool {
+	return a.Interactive && (!a.Mail.RetryInBatch || a.tally().unknown > 0)
 }
 
 // survived says whether the mail was sent and the process lived on.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"strings"
 	"time"
 
 	"github.com/maildispatch/maildispatch/store"
@@ -57,6 +58,23 @@ func (q *Quota) key(name, whose string) []byte {
 	h := hmac.New(sha256.New, q.secret)
 	h.Write([]byte(name + "\x00" + whose))
 	return h.Sum(nil)[:16]
+}
+
+// AddressKeys are what the database knows the budgets of an address by, those of every team
+// that this process has seen; the others end within an hour.
+func (q *Quota) AddressKeys(mailbox string) (keys [][]byte) {
+	if q == nil {
+		return nil
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	suffix := "\x00" + strings.ToLower(mailbox)
+	for k := range q.meters {
+		if k.name == BudgetAddress && strings.HasSuffix(k.whose, suffix) {
+			keys = append(keys, q.key(k.name, k.whose))
+		}
+	}
+	return keys
 }
 
 // take takes all that is wanted, or nothing: then short says what was not there and after when

@@ -201,9 +201,21 @@ func (bs *breakers) endProbe(ctx context.Context, s *store.MailServer) {
 }
 
 // failed notes that no session could be had, or that none takes a mail, and returns when the
-// next try may be.
+// next try may be. This process leaves the mail server alone from now on, not only from when
+// the database has taken it: until then its other workers would go on connecting.
 func (bs *breakers) failed(ctx context.Context, s *store.MailServer, reason string) time.Time {
-	b, err := bs.change(ctx, s, func(now time.Time, b *store.Breaker) bool { noteFailure(now, b, s.Version, reason); return true })
+	rule := func(now time.Time, b *store.Breaker) bool { noteFailure(now, b, s.Version, reason); return true }
+	bs.mu.Lock()
+	at := bs.of(s.Name)
+	here := &store.Breaker{MailServer: s.Name, Version: s.Version}
+	if at.known != nil {
+		*here = *at.known
+	}
+	rule(bs.cfg.Now(), here)
+	at.known = here
+	at.changes++
+	bs.mu.Unlock()
+	b, err := bs.change(ctx, s, rule)
 	if err != nil {
 		bs.cfg.Logger.Warn("breaker not written", "mail_server", s.Name, "error", err)
 	}

@@ -24,6 +24,7 @@ type journal struct {
 	use      store.RateUse
 
 	reading func()                  // runs between the reading of the breakers and its answer
+	writing func()                  // runs before a breaker is changed
 	fail    func(call string) error // of an answer: what was asked for is done
 }
 
@@ -48,6 +49,9 @@ func (j *journal) Breakers(context.Context) (map[string]*store.Breaker, error) {
 }
 
 func (j *journal) ChangeBreaker(_ context.Context, server string, change func(time.Time, *store.Breaker) bool) (*store.Breaker, error) {
+	if j.writing != nil {
+		j.writing()
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	b := j.breakers[server]
@@ -400,6 +404,34 @@ func TestThrottle(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSuspendedAtOnce: a mail server that has failed is left alone from that moment, however
+// long the database takes to write it down. What the database says then counts.
+func TestSuspendedAtOnce(t *testing.T) {
+	run(t, store.Limits{}, func(b *bench, r *relay.Relay) {
+		written := make(chan struct{})
+		b.journal.writing = func() { <-written }
+		first := make(chan error, 1)
+		go func() { first <- b.send(r, time.Minute, relay.Lost) }()
+		synctest.Wait()
+		var suspended *relay.SuspendedError
+		if err := b.send(r, 10*time.Second, relay.Answered); !errors.As(err, &suspended) || b.dials != 1 {
+			t.Errorf("%d dials, %v, want the mail server suspended", b.dials, err)
+		}
+		close(written)
+		if err := <-first; err == nil {
+			t.Error("the first had no error")
+		}
+		if got := b.breaker(); got.Failures != 1 || time.Until(got.RetryAt) != waits[0] {
+			t.Errorf("the database says %d failures, left alone for %v", got.Failures, time.Until(got.RetryAt))
+		}
+		b.journal.writing = nil
+		time.Sleep(waits[0])
+		if err := b.send(r, time.Minute, relay.Answered); err != nil || b.dials != 2 {
+			t.Errorf("at its next try: %d dials, %v", b.dials, err)
+		}
+	})
 }
 
 // TestOldNews: what is read of the other replicas does not overwrite what this one has found
