@@ -13,6 +13,7 @@ type auditBody struct {
 	Rows  []auditRow
 	Next  string
 	First string
+	More  bool // fields beyond the first are set
 }
 
 // auditRow is a row of the log, with its detail as JSON.
@@ -40,7 +41,7 @@ func audit(v *view) error {
 	if err != nil {
 		return err
 	}
-	b := auditBody{Query: q}
+	b := auditBody{Query: q, More: req.Action+req.Actor != "" || req.Team != nil || req.Since != nil || req.Until != nil}
 	for _, r := range res.Rows {
 		x := auditRow{AuditRow: r, Mail: isID.MatchString(r.Target)}
 		if r.Detail != nil {
