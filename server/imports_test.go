@@ -120,7 +120,7 @@ func allowed(patterns []string, imp string) bool {
 // build tag.
 func TestImports(t *testing.T) {
 	const format = `{{.ImportPath}}|{{join .Imports " "}}|{{join .TestImports " "}} {{join .XTestImports " "}}`
-	out, err := exec.Command("go", "list", "-tags", "root relays profile", "-f", format, "../...").Output()
+	out, err := exec.Command("go", "list", "-tags", "root relays profile browser", "-f", format, "../...").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
