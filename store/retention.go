@@ -62,8 +62,9 @@ const (
 	// purgeMargin is longer than the commit of a result takes: a mail's finish time is that of
 	// its transaction's begin, and a rule must not pass mail that is not there yet.
 	purgeMargin = time.Minute
-	// purgePage is how many mails of the archive one step looks at. It removes fewer at a time.
-	purgePage = 1000
+	// purgePage bounds how many mails of the archive one step looks at: some more than it may
+	// remove, because some are of another kind.
+	purgePage, leastPage = 1000, 200
 )
 
 // ErrNotHolder: another process removes what is kept no longer.
@@ -104,11 +105,12 @@ func (s *Store) Purge(ctx context.Context, me string, r KeepRule, most int) (p P
 	if err != nil {
 		return p, err
 	}
+	page := min(purgePage, max(leastPage, 2*most))
 	var rows []purgeRow
-	if err := s.q.get("purge_page").SelectContext(ctx, &rows, s.dialect.time(st.At.Time), st.MailID.UUID, s.t(&before), purgePage, r.Kind); err != nil {
+	if err := s.q.get("purge_page").SelectContext(ctx, &rows, s.dialect.time(st.At.Time), st.MailID.UUID, s.t(&before), page, r.Kind); err != nil {
 		return p, s.fault(err)
 	}
-	p.Through = len(rows) < purgePage
+	p.Through = len(rows) < page
 	var todo []*purgeRow
 	for i := range rows {
 		x := &rows[i]

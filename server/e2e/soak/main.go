@@ -3,13 +3,14 @@
 // duplicate without its flag, no mail in both journals, the same bytes in every attempt, memory
 // that does not grow.
 //
-//	go run ./server/e2e/soak -for 30m -rate 10 -faults 5% [-replace 3m] [-old BINARY]
+//	go run ./server/e2e/soak -for 30m -rate 10 -faults 5% [-replace 3m] [-old BINARY [-back]]
 //
 // Everything runs on this machine: a private PostgreSQL, a relay in this process that does
 // something wrong with a share of the mails, and three replicas of the binary built from this
 // tree. Two of them are replaced in turn, by SIGTERM and by kill -9; the third is left alone
 // and measured. With -old those two start from an older binary first: the third then changes
-// the schema under them, and they are replaced by the new one later (a rolling upgrade). It
+// the schema under them, and they are replaced by the new one later (a rolling upgrade); with
+// -back they go back to the older one after that, and so on (a rollback). It
 // exits 1 when the promise was broken.
 package main
 
@@ -46,16 +47,17 @@ func main() {
 	faults := flag.String("faults", "5%", "share of the mails with which the relay does something wrong")
 	replace := flag.Duration("replace", 3*time.Minute, "how often one of the two replicas is replaced")
 	old := flag.String("old", "", "binary of an older version that those two start from")
+	back := flag.Bool("back", false, "replace them by the older binary again, in turn")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *length, *rate, *faults, *replace, *old); err != nil {
+	if err := run(ctx, *length, *rate, *faults, *replace, *old, *back); err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, length time.Duration, rate float64, faults string, replace time.Duration, old string) error {
+func run(ctx context.Context, length time.Duration, rate float64, faults string, replace time.Duration, old string, back bool) error {
 	share, err := percent(faults)
 	if err != nil {
 		return err
@@ -122,7 +124,11 @@ func run(ctx context.Context, length time.Duration, rate float64, faults string,
 	if err := rs[2].start(ctx); err != nil {
 		return err
 	}
-	wg.Go(func() { roll(sending, rs[:2], binary, replace, c) })
+	binaries := []string{binary}
+	if back && old != "" {
+		binaries = append(binaries, old)
+	}
+	wg.Go(func() { roll(sending, rs[:2], binaries, replace, c) })
 
 	began, minute := time.Now(), time.NewTicker(time.Minute)
 	defer minute.Stop()
@@ -154,8 +160,9 @@ func run(ctx context.Context, length time.Duration, rate float64, faults string,
 	return c.verdict(rs[2])
 }
 
-// roll replaces the replicas in turn until ctx ends, gently and by force.
-func roll(ctx context.Context, rs []*replica, binary string, every time.Duration, c *checker) {
+// roll replaces the replicas in turn until ctx ends, gently and by force: all of them by the
+// first binary, then by the next one.
+func roll(ctx context.Context, rs []*replica, binaries []string, every time.Duration, c *checker) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for n := 0; ; n++ {
@@ -174,7 +181,7 @@ func roll(ctx context.Context, rs []*replica, binary string, every time.Duration
 			c.kills++
 			r.kill()
 		}
-		r.binary = binary
+		r.binary = binaries[n/len(rs)%len(binaries)]
 		if err := r.start(ctx); err != nil && ctx.Err() == nil {
 			c.broken("%s does not start: %v", r.name, err)
 		}

@@ -7,7 +7,8 @@
 // Removing is work that can wait. It goes in small transactions, each short enough that nobody
 // who waits for the database behind it notices: 50 ms on PostgreSQL, 10 ms on SQLite, where it
 // holds the only writer. Between two of them it rests for as long as the last one took, and
-// nine times as long while callers of php mode are at work or most connections are in use.
+// nine times as long while callers of php mode are at work or most connections are in use, but
+// never longer than 100 ms: on a machine that has no time for anything it goes on all the same.
 package retention
 
 import (
@@ -64,10 +65,14 @@ const (
 
 	firstPage = 50  // mails that the first transaction removes
 	mostPage  = 500 // and the largest
+	// leastPage is a millisecond of work: a transaction of so few that takes longer waits for a
+	// processor or the disk, and would do so with fewer mails too.
+	leastPage = 10
 
 	// rests says how much longer than a transaction the rest behind it is.
 	restUsual   = 1
 	restPressed = 9
+	mostRest    = 100 * time.Millisecond
 	contentPage = 10
 )
 
@@ -174,7 +179,7 @@ func (r *Remover) rule(ctx context.Context, rule store.KeepRule) error {
 func (r *Remover) size(mails, most int, took time.Duration) {
 	switch {
 	case took > r.target:
-		r.page = max(1, most/2)
+		r.page = max(leastPage, most/2)
 	case took < r.target/2 && mails == most && most == r.page:
 		r.page = min(mostPage, r.page*2)
 	}
@@ -186,7 +191,7 @@ func (r *Remover) rest(ctx context.Context, took time.Duration) error {
 	if r.Store.Pressed() {
 		times = restPressed
 	}
-	t := time.NewTimer(max(time.Millisecond, time.Duration(times)*took))
+	t := time.NewTimer(min(mostRest, max(time.Millisecond, time.Duration(times)*took)))
 	defer t.Stop()
 	select {
 	case <-t.C:
