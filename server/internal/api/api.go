@@ -113,9 +113,10 @@ type API struct {
 	servers *servers
 	tokens  cipher.AEAD // seals page tokens
 	tail    *tail       // of the changes, for watchers
-	// holds one for each item of bulk that becomes large while it is composed
-	composing chan struct{}
-	readers   chan struct{} // holds one for each call that reads stored files in order to sign
+	// holds one for each item of bulk that becomes large while it is composed, and each
+	// download whose content is compared with its sum
+	busy    chan struct{}
+	readers chan struct{} // holds one for each call that reads stored files in order to sign
 	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
 	lateLogged atomic.Int64
 }
@@ -144,7 +145,7 @@ func New(c Config) *API {
 		c.LookupTXT = func(context.Context, string) ([]string, error) { return nil, errors.New("no name server is asked") }
 	}
 	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers),
-		composing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), tokens: tokens, tail: &tail{store: c.Store, poll: watchPoll, waiting: map[*waiter]bool{}}}
+		busy: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), tokens: tokens, tail: &tail{store: c.Store, poll: watchPoll, waiting: map[*waiter]bool{}}}
 }
 
 // Register offers all of them.

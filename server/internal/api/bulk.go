@@ -62,9 +62,14 @@ func (b *bulk) turn(ctx context.Context) (done func(), err error) {
 		b.since = 0
 		b.a.Sender.Yield(ctx)
 	}
+	return b.a.heavy(ctx)
+}
+
+// heavy waits until few others do what takes a processor for long. done lets the next one in.
+func (a *API) heavy(ctx context.Context) (done func(), err error) {
 	select {
-	case b.a.composing <- struct{}{}:
-		return func() { <-b.a.composing }, nil
+	case a.busy <- struct{}{}:
+		return func() { <-a.busy }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

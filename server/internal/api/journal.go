@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -65,8 +66,17 @@ func (a *API) DownloadMail(r *pb.DownloadMailRequest, stream grpc.ServerStreamin
 	if err != nil {
 		return a.mailFault(err, r.Id)
 	}
+	// Shared content is hashed before the first piece leaves, which takes a processor for as
+	// long as the content is large.
+	checked, err := a.heavy(ctx)
+	if err != nil {
+		return err
+	}
+	checked = sync.OnceFunc(checked)
+	defer checked()
 	first, size := true, m.SizeBytes
 	w := writerFunc(func(b []byte) (int, error) {
+		checked()
 		for n := 0; n < len(b); {
 			msg := &pb.DownloadMailResponse{Chunk: b[n:min(n+downloadChunk, len(b))]}
 			if first {
