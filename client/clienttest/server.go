@@ -11,8 +11,8 @@
 // servers as the service does: route, request_id, both journals, batch. What the mail server
 // says to an address is scripted with Answer, what is wrong with a mail server as a whole with
 // Suspend, what happens to a call with Fault, what a test of a mail server finds with
-// AnswerTest. A server begins with one mail server, "test": php mode,
-// default of the system.
+// AnswerTest, and who may do what with Allow. A server begins with one mail server, "test": php
+// mode, default of the system.
 //
 // Mail of SendBatch, SendStream and ResendMail is kept in the same way, the items' variables
 // filled in, and Uploaded gives back what UploadAttachment took.
@@ -47,20 +47,21 @@ type Server struct {
 	health   *health.Server
 	served   chan struct{} // closed when the listener's goroutine is gone
 
-	mu        sync.Mutex // guards what follows
-	servers   map[string]*maildispatchv1.MailServer
-	created   map[createID]*maildispatchv1.MailServer // as CreateMailServer was asked for it
-	mails     []*entry                                // in the order they were taken
-	uploads   []*upload
-	batches   int // that the server has named
-	answers   map[string]Outcome
-	suspended map[string]Outcome // by mail server
-	tests     map[string]*maildispatchv1.TestStep
-	faults    map[string][]Fault
-	requests  []Request
-	changes   []change      // of the mails' status, the oldest first
-	announced int           // of them, to the watchers
-	changed   chan struct{} // closed when there is another, and replaced
+	mu         sync.Mutex // guards what follows
+	servers    map[string]*maildispatchv1.MailServer
+	created    map[createID]*maildispatchv1.MailServer // as CreateMailServer was asked for it
+	mails      []*entry                                // in the order they were taken
+	uploads    []*upload
+	batches    int // that the server has named
+	answers    map[string]Outcome
+	suspended  map[string]Outcome // by mail server
+	tests      map[string]*maildispatchv1.TestStep
+	faults     map[string][]Fault
+	requests   []Request
+	principals map[string]*Principal // by token; nil = nobody is asked who calls
+	changes    []change              // of the mails' status, the oldest first
+	announced  int                   // of them, to the watchers
+	changed    chan struct{}         // closed when there is another, and replaced
 }
 
 // New starts a server that ends with the test.
@@ -87,7 +88,7 @@ func Start() *Server {
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(32<<20), grpc.WaitForHandlers(true),
 		// the service's own
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(s.interceptUnary), grpc.StreamInterceptor(s.interceptStream))
+		grpc.ChainUnaryInterceptor(s.guardUnary, s.interceptUnary), grpc.ChainStreamInterceptor(s.guardStream, s.interceptStream))
 	maildispatchv1.RegisterMailServerAdminServer(s.grpc, admin{s: s})
 	maildispatchv1.RegisterDispatchServer(s.grpc, dispatch{s: s})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
