@@ -87,7 +87,8 @@ type mallory struct {
 }
 
 func newMallory(ctx context.Context, p *process, secret token) (*mallory, error) {
-	conn, err := p.dial(secret)
+	// Windows that do not grow: what nobody reads stays where it is.
+	conn, err := p.dial(secret, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(16<<20))
 	if err != nil {
 		return nil, err
 	}

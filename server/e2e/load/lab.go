@@ -163,6 +163,8 @@ type bench struct {
 	peak   float64  // memory of the services that have ended, the largest, in MiB
 	pss    atomic.Int64
 	timing atomic.Bool // latencies are being measured
+	// with access: of a system administrator, and of who sends
+	admin, sender token
 
 	base  map[string]time.Duration // CPU of PostgreSQL's processes when the service began
 	procs map[string]time.Duration // and what they have used while services ran
@@ -313,20 +315,19 @@ func (b *bench) begin(ctx context.Context, flags ...string) (*process, error) {
 		return nil, err
 	}
 	p.addr = addr
-	var admin, sender token
-	if b.access {
-		if admin, sender, err = p.closeDoor(ctx); err != nil {
+	if b.access && b.admin == "" {
+		if b.admin, b.sender, err = p.closeDoor(ctx); err != nil {
 			return nil, err
 		}
 	}
 	for range b.channels {
-		conn, err := p.dial(sender)
+		conn, err := p.dial(b.sender)
 		if err != nil {
 			return nil, err
 		}
 		p.dispatch = append(p.dispatch, pb.NewDispatchClient(conn))
 	}
-	conn, err := p.dial(admin)
+	conn, err := p.dial(b.admin)
 	if err != nil {
 		return nil, err
 	}
@@ -349,8 +350,8 @@ func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string
 func (t token) RequireTransportSecurity() bool { return false }
 
 // dial connects as the holder of a token. The connection ends with the service.
-func (p *process) dial(t token) (*grpc.ClientConn, error) {
-	opts := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+func (p *process) dial(t token, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if t != "" {
 		opts = append(opts, grpc.WithPerRPCCredentials(t))
 	}
