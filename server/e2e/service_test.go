@@ -85,6 +85,7 @@ type service struct {
 	admin    pb.MailServerAdminClient
 	dispatch pb.DispatchClient
 	dir      string // "" = this one
+	path     string // of the program; "" = the one that is built here
 }
 
 type logBuffer struct {
@@ -135,7 +136,13 @@ func start(t *testing.T, dsn string, flags ...string) *service {
 
 func (s *service) run() {
 	s.t.Helper()
-	path, _ := binary()
+	path := s.path
+	if path == "" {
+		var err error
+		if path, err = binary(); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 	s.cmd = exec.Command(path, s.args...)
 	s.cmd.Dir = s.dir
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
