@@ -53,9 +53,12 @@ func (p *Page) signIn(v *view) error {
 	return v.go_(next)
 }
 
+// maxToken is how long a token may be: one of an OpenID provider is some KiB.
+const maxToken = 8 << 10
+
 // headerSafe reports whether a text can be a token at all.
 func headerSafe(s string) bool {
-	return s != "" && len(s) < 200 && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+	return s != "" && len(s) < maxToken && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // signOut ends a session.
