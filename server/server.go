@@ -48,7 +48,8 @@ type Server struct {
 	local     *localSocket // nil = none
 	limits    *quota.Quota
 	remover   *retention.Remover
-	workloads *workload.Verifier // nil = none are taken
+	workloads *workload.Verifier                                   // nil = none are taken
+	operate   func(ctx context.Context, me func() store.ReplicaID) // carries out operations
 
 	transport   *transport
 	metrics     *observe.Metrics // nil = nobody is offered them
@@ -151,7 +152,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, dial.to(s), r, o)
 		}})
-	s.engine = eng
+	s.engine, s.operate = eng, a.RunOperations
 	// set where workloads are taken, so that the field is nil where none are
 	var verify func(string) (string, time.Time, error)
 	if s.workloads, err = cfg.workloads(log, eng.Now); err == nil && s.workloads != nil {
@@ -261,6 +262,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stopHealth()
 	go s.watchHealth(hctx)
 	go s.tellAuditHead(hctx)
+	operationsDone := make(chan struct{})
+	go func() { s.operate(ctx, s.engine.Replica); close(operationsDone) }()
 	removerDone := make(chan struct{})
 	go func() { s.remover.Run(hctx); close(removerDone) }()
 	if s.metrics != nil {
@@ -326,6 +329,7 @@ func (s *Server) Run(ctx context.Context) error {
 	<-limitsDone
 	stopHealth()
 	<-removerDone
+	<-operationsDone
 	s.outbound.Wait()
 	err = errors.Join(err, s.store.Close())
 	if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -154,6 +155,41 @@ func (s *Store) fullBatch() string {
   union all
   ` + head + `a.status, a.done_at is null, a.possible_duplicate, 1, m.create_time, a.done_at
   from mail m join archive a on m.id = a.id where m.batch_id is not null`
+}
+
+// CountUpTo counts the mails of the due-out journal that sc sees and f selects, up to n.
+func (s *Store) CountUpTo(ctx context.Context, sc Scope, f MailFilter, n int) (count int, err error) {
+	q, args := s.dueSelect("d.id", sc, &f, Cursor{}, n)
+	err = s.read.GetContext(ctx, &count, s.read.Rebind("select count(*) from ("+q+") x"), args...)
+	return count, s.fault(err)
+}
+
+// CountMatching counts them by the counters, where those know: the filter names nothing but
+// team, mail server, statuses and kind. What is being sent counts as what it would be without.
+func (s *Store) CountMatching(ctx context.Context, sc Scope, f MailFilter) (n int, known bool, err error) {
+	counted, err := s.counted(ctx)
+	if err != nil || !counted || sc.Caller != "" || f.Reference != "" || f.Recipient != "" || f.MessageID != "" || len(f.Labels) > 0 || f.RequestID != "" || f.BatchID != "" ||
+		!f.Since.IsZero() || !f.Until.IsZero() {
+		return 0, false, err
+	}
+	w := newWhere(s)
+	w.scope("c.team", sc, f.Team)
+	if f.MailServer != "" {
+		w.add("c.mail_server = ?", f.MailServer)
+	}
+	if f.Kind != "" {
+		w.add("c.kind = ?", f.Kind)
+	}
+	w.add("c.status not in ('sent', 'cancelled')")
+	if len(f.Statuses) > 0 && !slices.Contains(f.Statuses, MailSending) {
+		var sts []string
+		for _, st := range f.Statuses {
+			sts = append(sts, string(st))
+		}
+		w.in("c.status", sts)
+	}
+	err = s.look.GetContext(ctx, &n, s.look.Rebind("select coalesce(sum(n), 0) from ("+toldQueue+") c where "+w.sql()), w.args...)
+	return n, err == nil, s.fault(err)
 }
 
 // breaches says where the counters differ from what is there.

@@ -275,6 +275,10 @@ func (s *Store) joinMail(f *MailFilter) string {
 
 // ListDue lists up to n unfinished mails in the order they were taken, after the cursor's id.
 func (s *Store) ListDue(ctx context.Context, sc Scope, f MailFilter, after Cursor, n int) ([]*Mail, error) {
+	// That there is none takes a look at all of them. The counters know.
+	if total, known, err := s.CountMatching(ctx, sc, f); err != nil || known && total == 0 {
+		return nil, err
+	}
 	q, args := s.dueQuery(sc, &f, after, n)
 	return s.mails(ctx, s.read, q, args)
 }

@@ -17,7 +17,7 @@ const (
 	// ids that a filter selects at a time: what it searches through is searched again for each
 	modifyPage     = 10000
 	modifyChunk    = 500 // mails of one transaction
-	modifyFailures = 100
+	modifyFailures = 1000
 	// between looks at mails that a replica is writing to, at most
 	modifyPause = 100 * time.Millisecond
 )
@@ -42,7 +42,7 @@ type Decide func(m *Mail, server *MailServer) (*Change, error)
 // only, in the same way. When ctx ends, the chunks before stay changed, and the same call again
 // goes on where decide or f leaves alone what has been changed.
 //
-// failures (the first 100): ErrSending, ErrFinished (ids of the archive), ErrNotFound,
+// failures (the first 1000): ErrSending, ErrFinished (ids of the archive), ErrNotFound,
 // ErrDamaged, or decide's error.
 func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFilter, dryRun bool, a Audit, decide Decide) (matched, changed int, failures []ModifyFailure, err error) {
 	fail := func(id uuid.UUID, err error) {

@@ -94,7 +94,8 @@ func planArgs() map[string][]any {
 		"hold_lift": {"me", "over", at, id}, "hold_get": {id, false, `["t1"]`}, "hold_list": {id, false, `["t1"]`, false, "t1", false, 50},
 		"token_list": {"t1", true, at, 100}, "token_get": {"t1"}, "token_revoke": {at, "t1"}, "token_use": {at, "t1"}, "change_lag": {}, "change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4", ""}, "batch_count_rows": {"b4", "t4", ""},
 
-		"count_fold": {1000}, "count_fold_batches": {`["b4"]`}, "lanes": {},
+		"count_fold": {1000}, "count_fold_batches": {`["b4"]`}, "lanes": {}, "brake_delete": {id}, "operation_get": {id}, "operation_list": {id, 0, 50},
+		"operation_write": {"done", id, "[]", 1, 1, 1, "[]", "", at, at, id}, "operation_take": {1}, "operation_lock": {id, 1}, "operation_stop": {at, id}, "operate_lock": {list}, "operate_left": {list},
 	}
 }
 

@@ -38,6 +38,7 @@ func TestOneConnection(t *testing.T) {
 		for range 6 {
 			mails = append(mails, newMail("ss"))
 		}
+		op := &store.Operation{Action: "HoldMails", Scope: store.Everything, Request: "{}", Brakes: true}
 		second := func(_ any, err error) error { return err }
 		calls := []struct {
 			name string
@@ -147,6 +148,14 @@ func TestOneConnection(t *testing.T) {
 				_, _, _, err := s.Changes(c, store.Everything, store.MailFilter{}, store.Position{}, 5)
 				return err
 			}},
+			{"CountMatching", func() error { _, _, err := s.CountMatching(c, store.Everything, store.MailFilter{}); return err }},
+			{"CountUpTo", func() error { return second(s.CountUpTo(c, store.Everything, store.MailFilter{}, 5)) }},
+			{"BeginOperation", func() error { op.Filter = store.MailFilter{Kind: store.KindInvoice}; return s.BeginOperation(c, op) }},
+			{"Operation", func() error { return second(s.Operation(c, op.ID)) }},
+			{"Operations", func() error { return second(s.Operations(c, true, uuid.Max, 5)) }},
+			{"TakeOperation", func() error { return second(s.TakeOperation(c, r)) }},
+			{"Operate", func() error { _, _, err := s.Operate(c, r, op.ID, 5, nil, nil); return err }},
+			{"StopOperation", func() error { return s.StopOperation(c, op.ID, audit) }},
 			{"KeepCounts", func() error { return s.KeepCounts(c) }},
 			{"Recount", func() error { return second(s.Recount(c)) }},
 			{"ForgetChanges", func() error { return second(s.ForgetChanges(c, time.Hour)) }},

@@ -421,3 +421,39 @@ insert into count_batch as t (batch_id, team, caller, status, waiting, doubtful,
 values (:batch_id, :team, :caller, :status, :waiting, :doubtful, :n, :first, :last)
 on conflict (batch_id, team, caller, status, waiting, doubtful) do update
   set n = t.n + excluded.n, first = coalesce(excluded.first, t.first), last = coalesce(excluded.last, t.last);
+
+-- name: operation_insert
+-- primary key decides what is new
+-- takes: id, action, scope, filter, request, actor, reason, dry, bound, total
+insert into operation (id, action, scope, filter, request, actor, reason, dry, bound, state, after, pending, total, failures, create_time, update_time)
+values (:id, :action, :scope, :filter, :request, :actor, :reason, :dry, :bound, 'running', '00000000-0000-0000-0000-000000000000', '[]', :total, '[]', :bound, :bound);
+
+-- name: brake_insert
+-- primary key decides what is new
+-- takes: operation, every_team, teams, caller, team, mail_server, kind, batch_id, reference,
+--   message_id, request_id, statuses, terms, since, bound
+insert into operation_brake (operation, every_team, teams, caller, team, mail_server, kind, batch_id, reference, message_id, request_id, statuses, terms, since, bound)
+values (:operation, :every_team, :teams, :caller, :team, :mail_server, :kind, :batch_id, :reference, :message_id, :request_id, :statuses, :terms, :since, :bound);
+
+-- name: brake_delete
+-- primary key
+-- takes: operation
+delete from operation_brake where operation = :operation;
+
+-- name: operation_get (look)
+-- primary key
+-- takes: id
+select id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time from operation where id = :id;
+
+-- name: operation_list (look)
+-- primary key, read backwards
+-- takes: before, running, max
+select id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time from operation where id < :before and (:running = 0 or state = 'running') order by id desc limit :max;
+
+-- name: operation_write
+-- primary key
+-- takes: state, after, pending, matched, changed, failed, failures, error, update_time,
+--   end_time, id
+update operation set state = :state, after = :after, pending = :pending, matched = :matched, changed = :changed, failed = :failed, failures = :failures, error = :error,
+  update_time = :update_time, end_time = :end_time
+where id = :id;

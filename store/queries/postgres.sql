@@ -153,6 +153,7 @@ with f as materialized (
 ), mk as (
   update due q set data_at = now() from m
   where q.id = any (array(select id from m)) and q.id = m.id and case when q.owner = :owner and q.claim = m.c then true else false end
+    and case when (select exists (select 1 from operation_brake)) then not braked(q.id, q.team, q.mail_server, q.status) else true end
   returning q.id
 ), up as (
   update due q set status = case when x.k in ('progress', 'begin') then coalesce(x.status, q.status) else x.status end,
@@ -699,3 +700,41 @@ update mail set removed = :removed, raw = '', layout = null where id = any (arra
 -- primary key; as purge_mail. The layout stays: it has the sums of what was removed
 -- takes: removed, ids
 update mail set removed = :removed where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and removed is null and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+
+-- name: operation_take
+-- operation_running: the oldest that no living replica is at
+-- takes: replica
+update operation set owner = :replica where id = (
+  select o.id from operation o
+  where o.state = 'running' and (o.owner is null or o.owner = :replica or not exists (select 1 from replica r where r.id = o.owner and r.alive_until > 'epoch'))
+    and exists (select 1 from replica where id = :replica and alive_until > 'epoch')
+  order by o.id limit 1 for update skip locked)
+returning id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time;
+
+-- name: operation_lock
+-- primary key
+-- takes: id, replica
+select id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time from operation where id = :id and state = 'running' and owner = :replica
+  and exists (select 1 from replica where id = :replica and alive_until > 'epoch') for update;
+
+-- name: operation_stop
+-- primary key
+-- takes: now, id
+update operation set state = 'stopped', end_time = :now, update_time = :now where id = :id and state = 'running' returning id;
+
+-- name: operate_lock
+-- primary keys; as modify_lock and modify_lock_owned, of mail only what decides
+-- takes: ids
+with j as materialized (
+  select value::uuid as id from json_array_elements_text(:ids::json)
+)
+select d.id, d.team, d.mail_server, m.kind, m.size_bytes, m.recipients, m.caller, m.guard, m.expire_time, m.create_time,
+  d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error, age(d.xmin) as lead
+from due d cross join lateral (select kind, size_bytes, recipients, caller, guard, expire_time, create_time from mail where mail.id = d.id offset 0) m
+where d.id = any (array(select id from j)) and case when d.owner is null or d.data_at is null then true else false end
+order by d.id for update of d skip locked;
+
+-- name: operate_left
+-- primary key
+-- takes: ids
+select id, data_at is not null as marked from due where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));

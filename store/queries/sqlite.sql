@@ -121,9 +121,16 @@ select {claimed}, q.begun, q.possible_duplicate, q.progress, q.data_at,
 from json_each(:ids) j join due q on q.id = j.value join mail m on m.id = q.id left join mail_server s on s.name = m.mail_server;
 
 -- name: settle_mark
--- primary key
+-- primary key; no mark is taken for what an operation holds or cancels
 -- takes: data_at, id, owner, claim
-update due set data_at = :data_at where id = :id and owner = :owner and claim = :claim;
+update due set data_at = :data_at where id = :id and owner = :owner and claim = :claim
+  and not exists (select 1 from operation_brake b cross join mail m on m.id = due.id
+    where (b.every_team or due.team in (select value from json_each(b.teams))) and (b.caller is null or m.caller = b.caller) and (b.team is null or due.team = b.team)
+      and (b.mail_server is null or due.mail_server = b.mail_server) and (b.kind is null or m.kind = b.kind) and (b.batch_id is null or m.batch_id = b.batch_id)
+      and (b.reference is null or m.reference = b.reference) and (b.message_id is null or m.message_id = b.message_id) and (b.request_id is null or m.request_id = b.request_id)
+      and (b.statuses is null or due.status in (select value from json_each(b.statuses)))
+      and m.create_time < b.bound and (b.since is null or m.create_time >= b.since)
+      and not exists (select 1 from json_each(b.terms) t where not exists (select 1 from term x where x.term = cast(t.value as integer) and x.mail_id = m.id)));
 
 -- name: settle_begin
 -- primary key
@@ -541,3 +548,31 @@ update mail set removed = :removed, raw = '', layout = null where id in (select 
 -- primary key; as purge_mail. The layout stays: it has the sums of what was removed
 -- takes: removed, ids
 update mail set removed = :removed where id in (select value from json_each(:ids)) and removed is null and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+
+-- name: operation_take
+-- operation_running: the oldest one
+-- takes: replica
+update operation set owner = :replica where id = (select id from operation where state = 'running' order by id limit 1) returning id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time;
+
+-- name: operation_lock
+-- primary key
+-- takes: id, replica
+select id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time from operation where id = :id and state = 'running' and owner = :replica;
+
+-- name: operation_stop
+-- primary key
+-- takes: now, id
+update operation set state = 'stopped', end_time = :now, update_time = :now where id = :id and state = 'running' returning id;
+
+-- name: operate_lock
+-- primary keys; as modify_lock and modify_lock_owned, of mail only what decides
+-- takes: ids
+select d.id, d.team, d.mail_server, m.kind, m.size_bytes, m.recipients, m.caller, m.guard, m.expire_time, m.create_time,
+  d.status, d.run_at, d.resume_at, d.attempts, d.owner, d.possible_duplicate, d.progress, d.last_error, 0 as lead
+from json_each(:ids) j join due d on d.id = j.value join mail m on m.id = d.id
+where d.owner is null or d.data_at is null;
+
+-- name: operate_left
+-- primary key
+-- takes: ids
+select id, data_at is not null as marked from due where id in (select value from json_each(:ids));

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,6 +66,9 @@ func (a *app) decide(x act) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if would, err = a.followed(ctx, s, would); err != nil {
+					return err
+				}
 				if dry || would.GetChanged() == 0 {
 					return a.changed(would, x.would)
 				}
@@ -79,6 +83,9 @@ func (a *app) decide(x act) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if did, err = a.followed(ctx, s, did); err != nil {
+				return err
+			}
 			return a.changed(did, x.did)
 		}}
 	fl.add(c)
@@ -86,6 +93,32 @@ func (a *app) decide(x act) *cobra.Command {
 	c.Flags().BoolVar(&dry, "dry-run", false, "only count")
 	c.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
 	return c
+}
+
+// followed waits for the operation that the service carries out when many mails are selected,
+// and is what it came to. Ctrl-C ends the waiting, not the operation.
+func (a *app) followed(ctx context.Context, s *client.Client, r changed) (changed, error) {
+	o, is := r.(interface {
+		GetOperation() *maildispatchv1.Operation
+	})
+	if !is || o.GetOperation() == nil || a.grpcurl {
+		return r, nil
+	}
+	id := o.GetOperation().GetId()
+	stream, err := maildispatchv1.NewOperationsClient(s.Conn()).WatchOperation(ctx, &maildispatchv1.WatchOperationRequest{Id: id})
+	for err == nil {
+		var op *maildispatchv1.Operation
+		if op, err = stream.Recv(); err == nil && op.GetState() != maildispatchv1.OperationState_OPERATION_STATE_RUNNING {
+			end := &maildispatchv1.RetryMailsResponse{Matched: int32(op.GetMatched()), Changed: int32(op.GetChanged())}
+			for _, g := range op.GetFailures() {
+				for _, mail := range g.GetIds() {
+					end.Failures = append(end.Failures, &maildispatchv1.MailFailure{Id: mail, Reason: g.GetReason(), Message: g.GetMessage()})
+				}
+			}
+			return end, nil
+		}
+	}
+	return nil, fmt.Errorf("operation %s goes on: %w", id, err)
 }
 
 // changed says what an act did.

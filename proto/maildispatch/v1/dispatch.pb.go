@@ -1183,7 +1183,12 @@ type RetryMailsResponse struct {
 	// Mails that are (with validate_only: would be) due now.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Mails that could not be changed: the first 100.
-	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	Failures []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	// The call selects more than 1000 mails by its filter: it is carried out as this operation,
+	// and the other fields are empty. See Operations.
+	Operation *Operation `protobuf:"bytes,50,opt,name=operation,proto3" json:"operation,omitempty"`
+	// All mails that could not be changed, by reason.
+	FailureGroups []*FailureGroup `protobuf:"bytes,51,rep,name=failure_groups,json=failureGroups,proto3" json:"failure_groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1235,6 +1240,20 @@ func (x *RetryMailsResponse) GetChanged() int32 {
 func (x *RetryMailsResponse) GetFailures() []*MailFailure {
 	if x != nil {
 		return x.Failures
+	}
+	return nil
+}
+
+func (x *RetryMailsResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *RetryMailsResponse) GetFailureGroups() []*FailureGroup {
+	if x != nil {
+		return x.FailureGroups
 	}
 	return nil
 }
@@ -1321,7 +1340,12 @@ type CancelMailsResponse struct {
 	// Mails that are (with validate_only: would be) cancelled.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Mails that could not be changed: the first 100.
-	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	Failures []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	// The call selects more than 1000 mails by its filter: it is carried out as this operation,
+	// and the other fields are empty. See Operations.
+	Operation *Operation `protobuf:"bytes,50,opt,name=operation,proto3" json:"operation,omitempty"`
+	// All mails that could not be changed, by reason.
+	FailureGroups []*FailureGroup `protobuf:"bytes,51,rep,name=failure_groups,json=failureGroups,proto3" json:"failure_groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1373,6 +1397,20 @@ func (x *CancelMailsResponse) GetChanged() int32 {
 func (x *CancelMailsResponse) GetFailures() []*MailFailure {
 	if x != nil {
 		return x.Failures
+	}
+	return nil
+}
+
+func (x *CancelMailsResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *CancelMailsResponse) GetFailureGroups() []*FailureGroup {
+	if x != nil {
+		return x.FailureGroups
 	}
 	return nil
 }
@@ -1460,7 +1498,12 @@ type HoldMailsResponse struct {
 	// Mails that are (with validate_only: would be) held.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Mails that could not be changed: the first 100.
-	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	Failures []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	// The call selects more than 1000 mails by its filter: it is carried out as this operation,
+	// and the other fields are empty. See Operations.
+	Operation *Operation `protobuf:"bytes,50,opt,name=operation,proto3" json:"operation,omitempty"`
+	// All mails that could not be changed, by reason.
+	FailureGroups []*FailureGroup `protobuf:"bytes,51,rep,name=failure_groups,json=failureGroups,proto3" json:"failure_groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1512,6 +1555,20 @@ func (x *HoldMailsResponse) GetChanged() int32 {
 func (x *HoldMailsResponse) GetFailures() []*MailFailure {
 	if x != nil {
 		return x.Failures
+	}
+	return nil
+}
+
+func (x *HoldMailsResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *HoldMailsResponse) GetFailureGroups() []*FailureGroup {
+	if x != nil {
+		return x.FailureGroups
 	}
 	return nil
 }
@@ -1598,7 +1655,12 @@ type ReleaseMailsResponse struct {
 	// Mails that are (with validate_only: would be) released.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Mails that could not be changed: the first 100.
-	Failures      []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	Failures []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
+	// The call selects more than 1000 mails by its filter: it is carried out as this operation,
+	// and the other fields are empty. See Operations.
+	Operation *Operation `protobuf:"bytes,50,opt,name=operation,proto3" json:"operation,omitempty"`
+	// All mails that could not be changed, by reason.
+	FailureGroups []*FailureGroup `protobuf:"bytes,51,rep,name=failure_groups,json=failureGroups,proto3" json:"failure_groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1650,6 +1712,20 @@ func (x *ReleaseMailsResponse) GetChanged() int32 {
 func (x *ReleaseMailsResponse) GetFailures() []*MailFailure {
 	if x != nil {
 		return x.Failures
+	}
+	return nil
+}
+
+func (x *ReleaseMailsResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *ReleaseMailsResponse) GetFailureGroups() []*FailureGroup {
+	if x != nil {
+		return x.FailureGroups
 	}
 	return nil
 }
@@ -1748,7 +1824,12 @@ type MoveMailsResponse struct {
 	// Mails that could not be moved: the first 100.
 	Failures []*MailFailure `protobuf:"bytes,3,rep,name=failures,proto3" json:"failures,omitempty"`
 	// The mail server that they go on through.
-	MailServer    string `protobuf:"bytes,4,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
+	MailServer string `protobuf:"bytes,4,opt,name=mail_server,json=mailServer,proto3" json:"mail_server,omitempty"`
+	// The call selects more than 1000 mails by its filter: it is carried out as this operation,
+	// and the other fields are empty. See Operations.
+	Operation *Operation `protobuf:"bytes,50,opt,name=operation,proto3" json:"operation,omitempty"`
+	// All mails that could not be changed, by reason.
+	FailureGroups []*FailureGroup `protobuf:"bytes,51,rep,name=failure_groups,json=failureGroups,proto3" json:"failure_groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1809,6 +1890,20 @@ func (x *MoveMailsResponse) GetMailServer() string {
 		return x.MailServer
 	}
 	return ""
+}
+
+func (x *MoveMailsResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *MoveMailsResponse) GetFailureGroups() []*FailureGroup {
+	if x != nil {
+		return x.FailureGroups
+	}
+	return nil
 }
 
 // ResolveMailRequest says what became of recipients of one mail.
@@ -2631,7 +2726,7 @@ var File_maildispatch_v1_dispatch_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\n" +
-	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmaildispatch/v1/access.proto\x1a\x1amaildispatch/v1/bulk.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\"\xc1\x01\n" +
+	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmaildispatch/v1/access.proto\x1a\x1amaildispatch/v1/bulk.proto\x1a\x1amaildispatch/v1/mail.proto\x1a\x1fmaildispatch/v1/operation.proto\x1a!maildispatch/v1/mail_server.proto\"\xc1\x01\n" +
 	"\vSendRequest\x126\n" +
 	"\aoptions\x18\x01 \x01(\v2\x1c.maildispatch.v1.SendOptionsR\aoptions\x126\n" +
 	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1d\n" +
@@ -2722,51 +2817,61 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
 	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12#\n" +
 	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x82\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x82\x02\n" +
 	"\x12RetryMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
-	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\x98\x01\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\x128\n" +
+	"\toperation\x182 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\x12D\n" +
+	"\x0efailure_groups\x183 \x03(\v2\x1d.maildispatch.v1.FailureGroupR\rfailureGroups\"\x98\x01\n" +
 	"\x12CancelMailsRequest\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
 	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12#\n" +
 	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x83\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x83\x02\n" +
 	"\x13CancelMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
-	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\x96\x01\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\x128\n" +
+	"\toperation\x182 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\x12D\n" +
+	"\x0efailure_groups\x183 \x03(\v2\x1d.maildispatch.v1.FailureGroupR\rfailureGroups\"\x96\x01\n" +
 	"\x10HoldMailsRequest\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
 	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12#\n" +
 	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x81\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x81\x02\n" +
 	"\x11HoldMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
-	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\x99\x01\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\x128\n" +
+	"\toperation\x182 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\x12D\n" +
+	"\x0efailure_groups\x183 \x03(\v2\x1d.maildispatch.v1.FailureGroupR\rfailureGroups\"\x99\x01\n" +
 	"\x13ReleaseMailsRequest\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
 	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12#\n" +
 	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x84\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x84\x02\n" +
 	"\x14ReleaseMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
-	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\"\xb7\x01\n" +
+	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\x128\n" +
+	"\toperation\x182 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\x12D\n" +
+	"\x0efailure_groups\x183 \x03(\v2\x1d.maildispatch.v1.FailureGroupR\rfailureGroups\"\xb7\x01\n" +
 	"\x10MoveMailsRequest\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x123\n" +
 	"\x06filter\x18\x02 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x1f\n" +
 	"\vmail_server\x18\x03 \x01(\tR\n" +
 	"mailServer\x12#\n" +
 	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xa2\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xa2\x02\n" +
 	"\x11MoveMailsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\x05R\achanged\x128\n" +
 	"\bfailures\x18\x03 \x03(\v2\x1c.maildispatch.v1.MailFailureR\bfailures\x12\x1f\n" +
 	"\vmail_server\x18\x04 \x01(\tR\n" +
-	"mailServer\"\x99\x01\n" +
+	"mailServer\x128\n" +
+	"\toperation\x182 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\x12D\n" +
+	"\x0efailure_groups\x183 \x03(\v2\x1d.maildispatch.v1.FailureGroupR\rfailureGroups\"\x99\x01\n" +
 	"\x12ResolveMailRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -2928,21 +3033,23 @@ var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*Mail)(nil),                       // 41: maildispatch.v1.Mail
 	(*MailFilter)(nil),                 // 42: maildispatch.v1.MailFilter
 	(RecipientResult_Failure)(0),       // 43: maildispatch.v1.RecipientResult.Failure
-	(Resolution)(0),                    // 44: maildispatch.v1.Resolution
-	(MailStatus)(0),                    // 45: maildispatch.v1.MailStatus
-	(*durationpb.Duration)(nil),        // 46: google.protobuf.Duration
-	(*MailCounts)(nil),                 // 47: maildispatch.v1.MailCounts
-	(Mode)(0),                          // 48: maildispatch.v1.Mode
-	(Route)(0),                         // 49: maildispatch.v1.Route
-	(Priority)(0),                      // 50: maildispatch.v1.Priority
-	(*SendBatchRequest)(nil),           // 51: maildispatch.v1.SendBatchRequest
-	(*SendStreamRequest)(nil),          // 52: maildispatch.v1.SendStreamRequest
-	(*UploadAttachmentRequest)(nil),    // 53: maildispatch.v1.UploadAttachmentRequest
-	(*GetBatchRequest)(nil),            // 54: maildispatch.v1.GetBatchRequest
-	(*SendBatchResponse)(nil),          // 55: maildispatch.v1.SendBatchResponse
-	(*SendStreamResponse)(nil),         // 56: maildispatch.v1.SendStreamResponse
-	(*UploadAttachmentResponse)(nil),   // 57: maildispatch.v1.UploadAttachmentResponse
-	(*GetBatchResponse)(nil),           // 58: maildispatch.v1.GetBatchResponse
+	(*Operation)(nil),                  // 44: maildispatch.v1.Operation
+	(*FailureGroup)(nil),               // 45: maildispatch.v1.FailureGroup
+	(Resolution)(0),                    // 46: maildispatch.v1.Resolution
+	(MailStatus)(0),                    // 47: maildispatch.v1.MailStatus
+	(*durationpb.Duration)(nil),        // 48: google.protobuf.Duration
+	(*MailCounts)(nil),                 // 49: maildispatch.v1.MailCounts
+	(Mode)(0),                          // 50: maildispatch.v1.Mode
+	(Route)(0),                         // 51: maildispatch.v1.Route
+	(Priority)(0),                      // 52: maildispatch.v1.Priority
+	(*SendBatchRequest)(nil),           // 53: maildispatch.v1.SendBatchRequest
+	(*SendStreamRequest)(nil),          // 54: maildispatch.v1.SendStreamRequest
+	(*UploadAttachmentRequest)(nil),    // 55: maildispatch.v1.UploadAttachmentRequest
+	(*GetBatchRequest)(nil),            // 56: maildispatch.v1.GetBatchRequest
+	(*SendBatchResponse)(nil),          // 57: maildispatch.v1.SendBatchResponse
+	(*SendStreamResponse)(nil),         // 58: maildispatch.v1.SendStreamResponse
+	(*UploadAttachmentResponse)(nil),   // 59: maildispatch.v1.UploadAttachmentResponse
+	(*GetBatchResponse)(nil),           // 60: maildispatch.v1.GetBatchResponse
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
 	36, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
@@ -2968,80 +3075,90 @@ var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
 	41, // 20: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
 	42, // 21: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
 	14, // 22: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	42, // 23: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 24: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	42, // 25: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 26: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	42, // 27: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 28: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	42, // 29: maildispatch.v1.MoveMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 30: maildispatch.v1.MoveMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	44, // 31: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
-	41, // 32: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
-	42, // 33: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	41, // 34: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
-	45, // 35: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
-	38, // 36: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
-	46, // 37: maildispatch.v1.WatchMailsResponse.lag:type_name -> google.protobuf.Duration
-	41, // 38: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
-	47, // 39: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
-	38, // 40: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
-	46, // 41: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
-	35, // 42: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
-	38, // 43: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
-	38, // 44: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
-	46, // 45: maildispatch.v1.GetQueueStatsResponse.watch_lag:type_name -> google.protobuf.Duration
-	48, // 46: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	49, // 47: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	41, // 48: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	50, // 49: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
-	38, // 50: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
-	46, // 51: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
-	0,  // 52: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	2,  // 53: maildispatch.v1.Dispatch.SendMail:input_type -> maildispatch.v1.SendMailRequest
-	51, // 54: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
-	52, // 55: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
-	53, // 56: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
-	54, // 57: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
-	6,  // 58: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	8,  // 59: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	10, // 60: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	12, // 61: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	4,  // 62: maildispatch.v1.Dispatch.FindMails:input_type -> maildispatch.v1.FindMailsRequest
-	15, // 63: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	17, // 64: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	19, // 65: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
-	21, // 66: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
-	23, // 67: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
-	25, // 68: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
-	29, // 69: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
-	27, // 70: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
-	31, // 71: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
-	1,  // 72: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	3,  // 73: maildispatch.v1.Dispatch.SendMail:output_type -> maildispatch.v1.SendMailResponse
-	55, // 74: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
-	56, // 75: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
-	57, // 76: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
-	58, // 77: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
-	7,  // 78: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	9,  // 79: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	11, // 80: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	13, // 81: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	5,  // 82: maildispatch.v1.Dispatch.FindMails:output_type -> maildispatch.v1.FindMailsResponse
-	16, // 83: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	18, // 84: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	20, // 85: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
-	22, // 86: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
-	24, // 87: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
-	26, // 88: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
-	30, // 89: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
-	28, // 90: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
-	32, // 91: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
-	72, // [72:92] is the sub-list for method output_type
-	52, // [52:72] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	44, // 23: maildispatch.v1.RetryMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	45, // 24: maildispatch.v1.RetryMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	42, // 25: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 26: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	44, // 27: maildispatch.v1.CancelMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	45, // 28: maildispatch.v1.CancelMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	42, // 29: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 30: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	44, // 31: maildispatch.v1.HoldMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	45, // 32: maildispatch.v1.HoldMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	42, // 33: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 34: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	44, // 35: maildispatch.v1.ReleaseMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	45, // 36: maildispatch.v1.ReleaseMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	42, // 37: maildispatch.v1.MoveMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	14, // 38: maildispatch.v1.MoveMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	44, // 39: maildispatch.v1.MoveMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	45, // 40: maildispatch.v1.MoveMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	46, // 41: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
+	41, // 42: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
+	42, // 43: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	41, // 44: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
+	47, // 45: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
+	38, // 46: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
+	48, // 47: maildispatch.v1.WatchMailsResponse.lag:type_name -> google.protobuf.Duration
+	41, // 48: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	49, // 49: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
+	38, // 50: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
+	48, // 51: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
+	35, // 52: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
+	38, // 53: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
+	38, // 54: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
+	48, // 55: maildispatch.v1.GetQueueStatsResponse.watch_lag:type_name -> google.protobuf.Duration
+	50, // 56: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	51, // 57: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	41, // 58: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	52, // 59: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
+	38, // 60: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
+	48, // 61: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
+	0,  // 62: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	2,  // 63: maildispatch.v1.Dispatch.SendMail:input_type -> maildispatch.v1.SendMailRequest
+	53, // 64: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
+	54, // 65: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
+	55, // 66: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
+	56, // 67: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
+	6,  // 68: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	8,  // 69: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	10, // 70: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	12, // 71: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	4,  // 72: maildispatch.v1.Dispatch.FindMails:input_type -> maildispatch.v1.FindMailsRequest
+	15, // 73: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	17, // 74: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	19, // 75: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	21, // 76: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	23, // 77: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
+	25, // 78: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	29, // 79: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
+	27, // 80: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
+	31, // 81: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
+	1,  // 82: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	3,  // 83: maildispatch.v1.Dispatch.SendMail:output_type -> maildispatch.v1.SendMailResponse
+	57, // 84: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
+	58, // 85: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
+	59, // 86: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
+	60, // 87: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
+	7,  // 88: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	9,  // 89: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	11, // 90: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	13, // 91: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	5,  // 92: maildispatch.v1.Dispatch.FindMails:output_type -> maildispatch.v1.FindMailsResponse
+	16, // 93: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	18, // 94: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	20, // 95: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	22, // 96: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	24, // 97: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
+	26, // 98: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	30, // 99: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
+	28, // 100: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
+	32, // 101: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
+	82, // [82:102] is the sub-list for method output_type
+	62, // [62:82] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
@@ -3052,6 +3169,7 @@ func file_maildispatch_v1_dispatch_proto_init() {
 	file_maildispatch_v1_access_proto_init()
 	file_maildispatch_v1_bulk_proto_init()
 	file_maildispatch_v1_mail_proto_init()
+	file_maildispatch_v1_operation_proto_init()
 	file_maildispatch_v1_mail_server_proto_init()
 	file_maildispatch_v1_dispatch_proto_msgTypes[1].OneofWrappers = []any{
 		(*SendResponse_Accepted_)(nil),

@@ -19,6 +19,7 @@ const (
 	ReasonPageTokenInvalid      = "PAGE_TOKEN_INVALID"
 	ReasonCursorExpired         = "CURSOR_EXPIRED"
 	ReasonMailServerNotFound    = "MAIL_SERVER_NOT_FOUND"
+	ReasonOperationNotFound     = "OPERATION_NOT_FOUND"
 	ReasonMailNotFound          = "MAIL_NOT_FOUND"
 	ReasonLegalHoldNotFound     = "LEGAL_HOLD_NOT_FOUND"
 	ReasonContentRemoved        = "CONTENT_REMOVED"

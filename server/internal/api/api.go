@@ -63,6 +63,9 @@ type Store interface {
 	RemainingRaw(ctx context.Context, sc store.Scope, id uuid.UUID, begin func(bytes int64), w io.Writer) (int64, error)
 	Content(ctx context.Context, sum [32]byte) ([]byte, error)
 	ModifyMail(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit, decide store.Decide) (*store.Mail, error)
+	CountUpTo(ctx context.Context, sc store.Scope, f store.MailFilter, n int) (int, error)
+	CountMatching(ctx context.Context, sc store.Scope, f store.MailFilter) (n int, known bool, err error)
+	Operations
 	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (int, int, []store.ModifyFailure, error)
 }
 
@@ -109,6 +112,7 @@ type API struct {
 	pb.UnimplementedMailServerAdminServer
 	pb.UnimplementedDispatchServer
 	pb.UnimplementedRetentionServer
+	pb.UnimplementedOperationsServer
 	Config
 	servers *servers
 	tokens  cipher.AEAD // seals page tokens
@@ -117,6 +121,7 @@ type API struct {
 	// download whose content is compared with its sum
 	busy    chan struct{}
 	readers chan struct{} // holds one for each call that reads stored files in order to sign
+	begun   chan struct{} // an operation has begun
 	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
 	lateLogged atomic.Int64
 }
@@ -144,7 +149,7 @@ func New(c Config) *API {
 	if c.LookupTXT == nil {
 		c.LookupTXT = func(context.Context, string) ([]string, error) { return nil, errors.New("no name server is asked") }
 	}
-	return &API{Config: c, servers: newServers(), readers: make(chan struct{}, readers),
+	return &API{Config: c, servers: newServers(), begun: make(chan struct{}, 1), readers: make(chan struct{}, readers),
 		busy: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), tokens: tokens, tail: &tail{store: c.Store, poll: watchPoll, waiting: map[*waiter]bool{}}}
 }
 
@@ -160,8 +165,11 @@ func (a *API) RegisterAdmin(r grpc.ServiceRegistrar) {
 	pb.RegisterRetentionServer(r, a)
 }
 
-// RegisterDispatch offers the service for those who send mail.
-func (a *API) RegisterDispatch(r grpc.ServiceRegistrar) { pb.RegisterDispatchServer(r, a) }
+// RegisterDispatch offers the services for those who send mail.
+func (a *API) RegisterDispatch(r grpc.ServiceRegistrar) {
+	pb.RegisterDispatchServer(r, a)
+	pb.RegisterOperationsServer(r, a)
+}
 
 // AccessAdmin is the service of that name. changed is called after a token was made or revoked;
 // on says whether callers are asked who they are.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/access"
@@ -52,22 +53,88 @@ func (s *selection) only(sts ...store.MailStatus) {
 	}
 }
 
+// maxAtOnce is how many mails a control call changes before it answers. More are an operation.
+const maxAtOnce = 1000
+
+// maxFailures is how many mails an answer lists that could not be changed.
+const maxFailures = 100
+
 type modified struct {
 	matched, changed int
 	failures         []*pb.MailFailure
+	groups           []*pb.FailureGroup
+	operation        *pb.Operation
 }
 
-func (a *API) modify(ctx context.Context, s selection, dryRun bool, action, reason string, decide store.Decide) (*modified, error) {
-	matched, changed, fails, err := a.Store.Modify(ctx, a.scope(ctx), s.ids, s.filter, dryRun, a.audit(ctx, action, reason), decide)
+// modify carries out a control call, or begins the operation that does.
+func (a *API) modify(ctx context.Context, s selection, dryRun bool, reason string, call proto.Message) (*modified, error) {
+	w, err := a.word(ctx, call)
+	if err != nil {
+		return nil, err
+	}
+	if s.filter != nil {
+		n, err := a.Store.CountUpTo(ctx, a.scope(ctx), *s.filter, maxAtOnce+1)
+		if err != nil {
+			return nil, a.fault(err)
+		}
+		if n > maxAtOnce {
+			return a.begin(ctx, s, dryRun, reason, call, w)
+		}
+	}
+	matched, changed, fails, err := a.Store.Modify(ctx, a.scope(ctx), s.ids, s.filter, dryRun, a.audit(ctx, w.action, reason), w.decide)
 	if err != nil {
 		return nil, a.fault(err)
 	}
 	out := &modified{matched: matched, changed: changed}
-	for _, f := range fails {
+	var groups []store.FailureGroup
+	for i, f := range fails {
 		reason, text := failureText(f.Err)
-		out.failures = append(out.failures, &pb.MailFailure{Id: f.ID.String(), Reason: reason, Message: text})
+		if i < maxFailures {
+			out.failures = append(out.failures, &pb.MailFailure{Id: f.ID.String(), Reason: reason, Message: text})
+		}
+		groups = store.AddFailure(groups, reason, text, f.ID)
 	}
+	out.groups = failureGroups(groups)
 	return out, nil
+}
+
+// word is what a control call does to a mail.
+type word struct {
+	action string
+	decide store.Decide
+	brakes bool // what it selects leaves no more
+}
+
+// word is called once for a call, and for each piece of an operation.
+func (a *API) word(ctx context.Context, call proto.Message) (word, error) {
+	now := a.Now().UTC()
+	switch r := call.(type) {
+	case *pb.RetryMailsRequest:
+		byID, admin := len(r.Ids) > 0, access.From(ctx).Admin()
+		return word{action: "RetryMails", decide: func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
+			if m.Status == store.MailHeld && !admin {
+				return nil, lifecycle.Refusal("it is held, and only an administrator releases it")
+			}
+			c, err := lifecycle.Retry(m, byID, now)
+			return c, firstOf(err, anothers(ctx, m), maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
+		}}, nil
+	case *pb.CancelMailsRequest:
+		return word{action: "CancelMails", brakes: true, decide: func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+			return lifecycle.Cancel(m, r.Reason), nil
+		}}, nil
+	case *pb.HoldMailsRequest:
+		return word{action: "HoldMails", brakes: true, decide: func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+			return lifecycle.Hold(m, r.Reason)
+		}}, nil
+	case *pb.ReleaseMailsRequest:
+		return word{action: "ReleaseMails", decide: func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
+			c, err := lifecycle.Release(m, now)
+			return c, firstOf(err, anothers(ctx, m), maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
+		}}, nil
+	case *pb.MoveMailsRequest:
+		return a.moveWord(ctx, r, now)
+	}
+	return word{}, fmt.Errorf("%T is no control call", call)
 }
 
 // usable says whether mail may go through a mail server now.
@@ -102,19 +169,11 @@ func (a *API) RetryMails(ctx context.Context, r *pb.RetryMailsRequest) (*pb.Retr
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	now := a.Now().UTC()
-	byID, admin := len(sel.ids) > 0, access.From(ctx).Admin()
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "RetryMails", r.Reason, func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
-		if m.Status == store.MailHeld && !admin {
-			return nil, lifecycle.Refusal("it is held, and only an administrator releases it")
-		}
-		c, err := lifecycle.Retry(m, byID, now)
-		return c, firstOf(err, anothers(ctx, m), maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
-	})
+	m, err := a.modify(ctx, sel, r.ValidateOnly, r.Reason, r)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.RetryMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
+	return &pb.RetryMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures, FailureGroups: m.groups, Operation: m.operation}, nil
 }
 
 // CancelMails implements the service.
@@ -124,13 +183,11 @@ func (a *API) CancelMails(ctx context.Context, r *pb.CancelMailsRequest) (*pb.Ca
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "CancelMails", r.Reason, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
-		return lifecycle.Cancel(m, r.Reason), nil
-	})
+	m, err := a.modify(ctx, sel, r.ValidateOnly, r.Reason, r)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.CancelMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
+	return &pb.CancelMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures, FailureGroups: m.groups, Operation: m.operation}, nil
 }
 
 // HoldMails implements the service.
@@ -141,13 +198,11 @@ func (a *API) HoldMails(ctx context.Context, r *pb.HoldMailsRequest) (*pb.HoldMa
 		return nil, err
 	}
 	sel.only(store.MailQueued, store.MailSending, store.MailDeferred, store.MailPartiallySent)
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "HoldMails", r.Reason, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
-		return lifecycle.Hold(m, r.Reason)
-	})
+	m, err := a.modify(ctx, sel, r.ValidateOnly, r.Reason, r)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.HoldMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
+	return &pb.HoldMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures, FailureGroups: m.groups, Operation: m.operation}, nil
 }
 
 // ReleaseMails implements the service.
@@ -158,13 +213,9 @@ func (a *API) ReleaseMails(ctx context.Context, r *pb.ReleaseMailsRequest) (*pb.
 		return nil, err
 	}
 	sel.only(store.MailHeld)
-	now := a.Now().UTC()
-	m, err := a.modify(ctx, sel, r.ValidateOnly, "ReleaseMails", r.Reason, func(m *store.Mail, its *store.MailServer) (*store.Change, error) {
-		c, err := lifecycle.Release(m, now)
-		return c, firstOf(err, anothers(ctx, m), maySend(ctx, m.Kind, m.MailServer), usable(m.MailServer, its))
-	})
+	m, err := a.modify(ctx, sel, r.ValidateOnly, r.Reason, r)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ReleaseMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures}, nil
+	return &pb.ReleaseMailsResponse{Matched: int32(m.matched), Changed: int32(m.changed), Failures: m.failures, FailureGroups: m.groups, Operation: m.operation}, nil
 }

@@ -62,6 +62,10 @@ var requests = map[string]string{
 	"Dispatch/ResendMail":                   `{"id": "$mail", "reason": "r"}`,
 	"Dispatch/WatchMails":                   `{"filter": {"team": "t1"}}`,
 	"Dispatch/GetQueueStats":                `{"team": "t1"}`,
+	"Operations/GetOperation":               `{"id": "$operation"}`,
+	"Operations/WatchOperation":             `{"id": "$operation"}`,
+	"Operations/StopOperation":              `{"id": "$operation"}`,
+	"Operations/ListOperations":             `{"team": "t1"}`,
 	"Retention/PlaceLegalHold":              `{"team": "t1", "all_mail": true, "reason": "r"}`,
 	"Retention/LiftLegalHold":               `{"id": "$hold", "reason": "r"}`,
 	"Retention/ListLegalHolds":              `{"team": "t1"}`,
@@ -169,7 +173,15 @@ func TestMatrix(t *testing.T) {
 			if err := r.store.PlaceHold(ctx(t), &store.LegalHold{ID: hold, Team: "t1"}, store.Audit{Actor: "test"}); err != nil {
 				t.Fatal(err)
 			}
-			request = strings.NewReplacer("$hold", hold.String(), "$server", name, "$mail", mail, "$batch", batch, "$token", token).Replace(request)
+			op := &store.Operation{Action: "RetryMails", Scope: store.Scope{Teams: []string{"t1"}, Caller: "n"}, Request: "{}"}
+			if err := r.store.BeginOperation(ctx(t), op); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.store.StopOperation(ctx(t), op.ID, store.Audit{Actor: "test"}); err != nil {
+				// a watcher ends with it
+				t.Fatal(err)
+			}
+			request = strings.NewReplacer("$operation", op.ID.String(), "$hold", hold.String(), "$server", name, "$mail", mail, "$batch", batch, "$token", token).Replace(request)
 			right, wrongRole, wrongTeam := callersOf(pol)
 			got := []string{verdict(r.call(method, "", request)), verdict(r.call(method, expired, request)), verdict(r.call(method, revoked, request)), "-", "-"}
 			if wrongRole != "" {

@@ -46,3 +46,6 @@ func (e *Engine) settleCrashed(me store.ReplicaID, marked []*store.Claimed) {
 		})
 	}
 }
+
+// Replica is this process in the database.
+func (e *Engine) Replica() store.ReplicaID { return e.lease.Replica() }

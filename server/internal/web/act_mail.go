@@ -17,6 +17,7 @@ type changed interface {
 	GetMatched() int32
 	GetChanged() int32
 	GetFailures() []*pb.MailFailure
+	GetOperation() *pb.Operation
 }
 
 // selecting makes the request of an act on selected mails.
@@ -59,6 +60,9 @@ func onMails(name, label string, role pb.Role, would string, request selecting) 
 			if err != nil {
 				return nil, err
 			}
+			if op := r.GetOperation(); op != nil { // more mails than a view waits for
+				return &counted{Count: max(op.GetTotal(), 1), Text: "More than 1000 mails are selected; as an operation they " + would + "."}, nil
+			}
 			c := &counted{Count: int64(r.GetChanged()), Text: plural(int64(r.GetChanged()), "mail") + " " + would + ".", Failures: few(r.GetFailures())}
 			c.Unlisted = int64(r.GetMatched()-r.GetChanged()) - int64(len(c.Failures))
 			c.next = func(made *calls, why string) {
@@ -73,6 +77,11 @@ func onMails(name, label string, role pb.Role, would string, request selecting) 
 			r, err := call(v, q, false, form.Get("reason"))
 			if err != nil {
 				return nil, err
+			}
+			if op := r.GetOperation(); op != nil {
+				path, query, _ := strings.Cut(back(q), "?")
+				rest, _ := url.ParseQuery(query) // of our own making
+				return &did{done: name, Text: "Operation " + op.GetId() + " goes on in the background.", to: with(path, rest)}, nil
 			}
 			d := &did{done: name, Failures: few(r.GetFailures()), Text: plural(int64(r.GetChanged()), "mail") + " of " + strconv.Itoa(int(r.GetMatched())) + " done."}
 			d.Unlisted = int64(r.GetMatched()-r.GetChanged()) - int64(len(d.Failures))

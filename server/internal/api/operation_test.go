@@ -1,0 +1,78 @@
+package api_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/store"
+)
+
+// TestOperations: a call that selects more than 1000 mails is answered by an operation, which
+// can be watched to its end. What cannot be changed is told by reason.
+func TestOperations(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, r *rig) {
+		const mails = 1003
+		r.server("main", pb.Mode_MODE_DAEMON)
+		ms := make([]*store.NewMail, mails)
+		for i := range ms {
+			id, at := uuid.Must(uuid.NewV7()), time.Now().Add(-time.Minute)
+			ms[i] = &store.NewMail{ID: id, MailServer: "main", Mode: store.ModeDaemon, Kind: store.KindBulk, From: "a@x.example", MessageID: id.String() + "@x.example", BatchID: "b",
+				Recipients: []store.Recipient{{Mailbox: fmt.Sprintf("r%d@x.example", i)}}, Route: "named", CreateTime: at, RunAt: at.Add(time.Hour), Raw: []store.Piece{{Data: []byte("\r\n")}}, SizeBytes: 2}
+			if i < 2 {
+				ms[i].Held = "held"
+			}
+		}
+		if _, err := r.store.EnqueueBatch(ctx(t), ms); err != nil {
+			t.Fatal(err)
+		}
+		all := &pb.MailFilter{BatchId: "b", Statuses: []pb.MailStatus{pb.MailStatus_MAIL_STATUS_QUEUED, pb.MailStatus_MAIL_STATUS_HELD}}
+		few, err := r.dispatch.HoldMails(ctx(t), &pb.HoldMailsRequest{Filter: &pb.MailFilter{BatchId: "b", Statuses: all.Statuses[1:]}})
+		if err != nil || few.Operation != nil || few.Matched != 2 || len(few.FailureGroups) != 1 || few.FailureGroups[0].Count != 2 {
+			t.Fatalf("two mails: got %v, %v, want both at once, as one group of failures", few, err)
+		}
+		hold, err := r.dispatch.HoldMails(ctx(t), &pb.HoldMailsRequest{Filter: all, Reason: "wrong price"})
+		if err != nil || hold.Operation.GetState() != pb.OperationState_OPERATION_STATE_RUNNING || hold.Changed != 0 {
+			t.Fatalf("got %v, %v, want an operation", hold, err)
+		}
+		run, stop := context.WithCancel(ctx(t))
+		defer stop()
+		me, err := r.store.Register(run, "test", time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go r.api.RunOperations(run, func() store.ReplicaID { return me })
+		operations := pb.NewOperationsClient(r.conn)
+		stream, err := operations.WatchOperation(ctx(t), &pb.WatchOperationRequest{Id: hold.Operation.Id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last *pb.Operation
+		for {
+			o, err := stream.Recv()
+			if err != nil {
+				break
+			}
+			last = o
+		}
+		if last.GetState() != pb.OperationState_OPERATION_STATE_DONE || last.Matched != mails || last.Changed != mails-2 || last.Failed != 2 || len(last.Failures) != 1 || last.Failures[0].Count != 2 {
+			t.Errorf("at the end: %v", last)
+		}
+		list, err := operations.ListOperations(ctx(t), &pb.ListOperationsRequest{})
+		if err != nil || len(list.Operations) != 1 || list.Operations[0].Id != hold.Operation.Id {
+			t.Errorf("the list: %v, %v", list, err)
+		}
+		stopped, err := operations.StopOperation(ctx(t), &pb.StopOperationRequest{Id: hold.Operation.Id})
+		if err != nil || stopped.State != pb.OperationState_OPERATION_STATE_DONE {
+			t.Errorf("stopped behind its end: %v, %v", stopped, err)
+		}
+		if _, err := operations.GetOperation(ctx(t), &pb.GetOperationRequest{Id: uuid.NewString()}); verdict(err) != "NOT_FOUND" {
+			t.Errorf("no such operation: %v", err)
+		}
+	})
+}
