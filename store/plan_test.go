@@ -28,7 +28,7 @@ func seed(t testing.TB, s *store.Store, n int) {
 	ID, AT := func(x string) string { return fmt.Sprintf(id, x) }, func(x string) string { return fmt.Sprintf(at, x) }
 	insert := func(table, columns, values string, n int) {
 		t.Helper()
-		const part = 20_000 // a statement has half a minute, on a busy machine too
+		const part = 5_000 // a statement has half a minute, on a busy machine too
 		for from := 0; from < n; from += part {
 			q := fmt.Sprintf("insert into %s (%s) with recursive g(i) as (select %d union all select i + 1 from g where i < %d) select %s from g",
 				table, columns, from+1, min(from+part, n), values)

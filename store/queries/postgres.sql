@@ -714,13 +714,13 @@ returning id, action, scope, filter, request, actor, reason, dry, bound, state, 
 -- name: operation_lock
 -- primary key
 -- takes: id, replica
-select id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time from operation where id = :id and state = 'running' and owner = :replica
+select id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time from operation where id = :id and case when state = 'running' and owner = :replica then true else false end
   and exists (select 1 from replica where id = :replica and alive_until > 'epoch') for update;
 
 -- name: operation_stop
 -- primary key
 -- takes: now, id
-update operation set state = 'stopped', end_time = :now, update_time = :now where id = :id and state = 'running' returning id;
+update operation set state = 'stopped', end_time = :now, update_time = :now where id = :id and case when state = 'running' then true else false end returning id;
 
 -- name: operate_lock
 -- primary keys; as modify_lock and modify_lock_owned, of mail only what decides
