@@ -31,11 +31,11 @@ const (
 //
 // Operations shows and stops what a control call does with more than 1000 mails.
 //
-// HoldMails, ReleaseMails, CancelMails, RetryMails and MoveMails with a filter that matches more
-// than 1000 mails answer at once with an operation. The service carries it out in small pieces,
-// each a transaction with its rows in the audit log. A restart, or the death of the replica that
-// is at it, loses nothing: another one goes on behind the last piece, and the counts are exact.
-// It takes only mails that were created before it began.
+// HoldMails, ReleaseMails, CancelMails, RetryMails and MoveMails with a filter that matches
+// more than 1000 mails answer at once with an operation. The service carries it out in small
+// pieces, each a transaction with its rows in the audit log. A restart, or the death of the
+// replica that is at it, loses nothing: another one goes on behind the last piece, and the
+// counts are exact. It takes only mails that were created before it began.
 //
 // From the answer on, no mail that a hold or a cancellation selects leaves any more, also those
 // that it has not come to yet. The exceptions are mails that are SENDING at that moment, which
@@ -49,7 +49,8 @@ type OperationsClient interface {
 	// behind the one that says that it has ended. Errors as GetOperation.
 	WatchOperation(ctx context.Context, in *WatchOperationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Operation], error)
 	// StopOperation lets no further piece begin. What was done stays done, and the same control
-	// call again goes on with the rest. One that has ended stays as it is. Errors as GetOperation.
+	// call again goes on with the rest. One that has ended stays as it is. Errors as
+	// GetOperation.
 	StopOperation(ctx context.Context, in *StopOperationRequest, opts ...grpc.CallOption) (*Operation, error)
 	// ListOperations lists those over mails that the caller sees, the last one first. Errors:
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
@@ -119,11 +120,11 @@ func (c *operationsClient) ListOperations(ctx context.Context, in *ListOperation
 //
 // Operations shows and stops what a control call does with more than 1000 mails.
 //
-// HoldMails, ReleaseMails, CancelMails, RetryMails and MoveMails with a filter that matches more
-// than 1000 mails answer at once with an operation. The service carries it out in small pieces,
-// each a transaction with its rows in the audit log. A restart, or the death of the replica that
-// is at it, loses nothing: another one goes on behind the last piece, and the counts are exact.
-// It takes only mails that were created before it began.
+// HoldMails, ReleaseMails, CancelMails, RetryMails and MoveMails with a filter that matches
+// more than 1000 mails answer at once with an operation. The service carries it out in small
+// pieces, each a transaction with its rows in the audit log. A restart, or the death of the
+// replica that is at it, loses nothing: another one goes on behind the last piece, and the
+// counts are exact. It takes only mails that were created before it began.
 //
 // From the answer on, no mail that a hold or a cancellation selects leaves any more, also those
 // that it has not come to yet. The exceptions are mails that are SENDING at that moment, which
@@ -137,7 +138,8 @@ type OperationsServer interface {
 	// behind the one that says that it has ended. Errors as GetOperation.
 	WatchOperation(*WatchOperationRequest, grpc.ServerStreamingServer[Operation]) error
 	// StopOperation lets no further piece begin. What was done stays done, and the same control
-	// call again goes on with the rest. One that has ended stays as it is. Errors as GetOperation.
+	// call again goes on with the rest. One that has ended stays as it is. Errors as
+	// GetOperation.
 	StopOperation(context.Context, *StopOperationRequest) (*Operation, error)
 	// ListOperations lists those over mails that the caller sees, the last one first. Errors:
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
