@@ -80,7 +80,7 @@ func TestOnlySafeCallsAreRepeated(t *testing.T) {
 		got = append(got, n.Method)
 	}
 	want := []string{
-		"DownloadMail", "FindMails", "GetBatch", "GetMail", "GetQueueStats", "ListArchivedMails", "ListDueOutMails", "ResendMail", "Send", "SendMail", "WatchMails",
+		"DownloadMail", "FindMails", "GetBatch", "GetMail", "GetQueueStats", "ListArchivedMails", "ListDueOutMails", "PreviewMail", "ResendMail", "Send", "SendMail", "WatchMails",
 		"CreateMailServer", "GetMailServer", "ListMailServers",
 	}
 	if !slices.Equal(got, want) {

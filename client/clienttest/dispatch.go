@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/mail"
 	"slices"
 	"strings"
@@ -54,6 +55,33 @@ func (d dispatch) SendMail(_ context.Context, req *maildispatchv1.SendMailReques
 	}
 	return &maildispatchv1.SendMailResponse{MailId: events[0].GetMailId(), Accepted: events[0].GetAccepted(), Mail: events[len(events)-1].GetCompleted().GetMail(),
 		GoesOnInBatch: events[len(events)-1].GetCompleted().GetGoesOnInBatch()}, nil
+}
+
+// PreviewMail shows what compose makes, without parts and warnings.
+func (d dispatch) PreviewMail(_ context.Context, req *maildispatchv1.PreviewMailRequest) (*maildispatchv1.PreviewMailResponse, error) {
+	d.s.mu.Lock()
+	defer d.s.unlock()
+	same := &maildispatchv1.SendRequest{Options: req.GetOptions(), Message: req.GetMessage()}
+	if vs := check(same); len(vs) > 0 {
+		return nil, invalid(vs)
+	}
+	e, _, err := d.s.take(same, taking{dry: true})
+	if err != nil {
+		return nil, err
+	}
+	out := &maildispatchv1.PreviewMailResponse{Accepted: story(e.mail, false)[0].GetAccepted(), Handling: "as Send would do"}
+	for _, r := range e.mail.Recipients {
+		out.Recipients = append(out.Recipients, r.Address)
+	}
+	if m, err := mail.ReadMessage(bytes.NewReader(e.raw)); err == nil {
+		for _, name := range slices.Sorted(maps.Keys(m.Header)) {
+			out.Headers = append(out.Headers, &maildispatchv1.PreviewMailResponse_Header{Name: name, Value: m.Header.Get(name)})
+		}
+	}
+	if req.GetIncludeRaw() {
+		out.Raw = e.raw
+	}
+	return out, nil
 }
 
 // send takes a mail, in php mode sends it, and tells its story.

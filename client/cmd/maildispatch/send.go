@@ -61,7 +61,7 @@ func (a *app) send() *cobra.Command {
 		to, cc, bcc, attach                      []string
 		subject, text, textFile, html, eml, name string
 		request                                  string
-		dry                                      bool
+		dry, preview                             bool
 	)
 	c := &cobra.Command{Use: "send [FILE.eml|-]", Short: "Send a mail, also a finished one from a file", Args: cobra.MaximumNArgs(1),
 		Example: "  maildispatch send --to ann@shop.example --subject Hello --text \"How are you?\" --attach invoice.pdf\n  maildispatch send invoice.eml --kind invoice\n  cat invoice.eml | maildispatch send -",
@@ -105,6 +105,13 @@ func (a *app) send() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if preview {
+				p, err := s.PreviewMail(c.Context(), &maildispatchv1.PreviewMailRequest{Options: o, Message: m})
+				if err == nil {
+					a.print(p, func() { a.previewed(p) })
+				}
+				return err
+			}
 			res, err := s.SendMail(c.Context(), &maildispatchv1.SendMailRequest{Options: o, Message: m, RequestId: request, ValidateOnly: dry})
 			if err != nil || a.grpcurl {
 				return err
@@ -129,8 +136,29 @@ func (a *app) send() *cobra.Command {
 	f.StringSliceVar(&attach, "attach", nil, "files to attach")
 	f.StringVar(&x.reference, "reference", "", "your own reference, such as an invoice number")
 	f.StringVar(&request, "request-id", "", "makes the command safe to repeat")
+	f.BoolVar(&preview, "preview", false, "show what would be sent, by which mail server and why; send nothing")
 	f.BoolVar(&dry, "dry-run", false, "check everything, send nothing")
 	return c
+}
+
+// previewed shows a mail that would be sent.
+func (a *app) previewed(p *maildispatchv1.PreviewMailResponse) {
+	for _, h := range p.GetHeaders() {
+		a.printf("%s: %s\n", safe(h.Name), safe(h.Value))
+	}
+	for _, x := range p.GetParts() {
+		a.printf("\n[%s %s, %s]\n", safe(x.ContentType), safe(x.Filename), plural(x.SizeBytes, "byte"))
+		for _, l := range strings.Split(strings.TrimRight(x.Text, "\r\n"), "\n") {
+			if x.Text != "" {
+				a.printf("  %s\n", safe(strings.TrimRight(l, "\r")))
+			}
+		}
+	}
+	a.printf("\nFor %s; %s in all.\n", safe(strings.Join(p.GetRecipients(), ", ")), plural(p.GetAccepted().GetSizeBytes(), "byte"))
+	a.printf("Through %s: %s. It would be %s.\n", safe(p.GetAccepted().GetMailServer()), safe(p.GetAccepted().GetRouteDetail()), safe(p.GetHandling()))
+	for _, w := range p.GetWarnings() {
+		a.printf("Look: %s.\n", safe(w))
+	}
 }
 
 // sent says what became of a mail that was handed over.

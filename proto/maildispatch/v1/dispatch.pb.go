@@ -388,6 +388,171 @@ func (x *SendMailResponse) GetGoesOnInBatch() bool {
 	return false
 }
 
+// PreviewMailRequest is a mail as SendRequest would have it.
+type PreviewMailRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For whom, through what and when; absent = the system's mail through its default mail
+	// server, now.
+	Options *SendOptions `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
+	// REQUIRED. What would be sent, and to whom.
+	Message *MailMessage `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// Answer with the raw message as well, as far as it fits (1 MiB).
+	IncludeRaw    bool `protobuf:"varint,3,opt,name=include_raw,json=includeRaw,proto3" json:"include_raw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewMailRequest) Reset() {
+	*x = PreviewMailRequest{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewMailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewMailRequest) ProtoMessage() {}
+
+func (x *PreviewMailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewMailRequest.ProtoReflect.Descriptor instead.
+func (*PreviewMailRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PreviewMailRequest) GetOptions() *SendOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *PreviewMailRequest) GetMessage() *MailMessage {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *PreviewMailRequest) GetIncludeRaw() bool {
+	if x != nil {
+		return x.IncludeRaw
+	}
+	return false
+}
+
+// PreviewMailResponse is what would be sent. All of it is output only.
+type PreviewMailResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mail server it would go through, how that was chosen, and the size of the raw message.
+	Accepted *SendResponse_Accepted `protobuf:"bytes,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// What would become of it now, in words: sent at once, queued, or held, and why.
+	Handling string `protobuf:"bytes,2,opt,name=handling,proto3" json:"handling,omitempty"`
+	// Who gets it: the envelope's recipients, each once, also those in bcc.
+	Recipients []string `protobuf:"bytes,3,rep,name=recipients,proto3" json:"recipients,omitempty"`
+	// The header, in its order.
+	Headers []*PreviewMailResponse_Header `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
+	// The parts, in their order; at most 100.
+	Parts []*PreviewMailResponse_Part `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`
+	// What a person should know before it leaves.
+	Warnings []string `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// With include_raw: the message, or its first MiB.
+	Raw           []byte `protobuf:"bytes,7,opt,name=raw,proto3" json:"raw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewMailResponse) Reset() {
+	*x = PreviewMailResponse{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewMailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewMailResponse) ProtoMessage() {}
+
+func (x *PreviewMailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewMailResponse.ProtoReflect.Descriptor instead.
+func (*PreviewMailResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PreviewMailResponse) GetAccepted() *SendResponse_Accepted {
+	if x != nil {
+		return x.Accepted
+	}
+	return nil
+}
+
+func (x *PreviewMailResponse) GetHandling() string {
+	if x != nil {
+		return x.Handling
+	}
+	return ""
+}
+
+func (x *PreviewMailResponse) GetRecipients() []string {
+	if x != nil {
+		return x.Recipients
+	}
+	return nil
+}
+
+func (x *PreviewMailResponse) GetHeaders() []*PreviewMailResponse_Header {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *PreviewMailResponse) GetParts() []*PreviewMailResponse_Part {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *PreviewMailResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *PreviewMailResponse) GetRaw() []byte {
+	if x != nil {
+		return x.Raw
+	}
+	return nil
+}
+
 // FindMailsRequest is an AND of its set fields; none = every mail.
 type FindMailsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -421,7 +586,7 @@ type FindMailsRequest struct {
 
 func (x *FindMailsRequest) Reset() {
 	*x = FindMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +598,7 @@ func (x *FindMailsRequest) String() string {
 func (*FindMailsRequest) ProtoMessage() {}
 
 func (x *FindMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +611,7 @@ func (x *FindMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindMailsRequest.ProtoReflect.Descriptor instead.
 func (*FindMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{4}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FindMailsRequest) GetFilter() *MailFilter {
@@ -539,7 +704,7 @@ type FindMailsResponse struct {
 
 func (x *FindMailsResponse) Reset() {
 	*x = FindMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +716,7 @@ func (x *FindMailsResponse) String() string {
 func (*FindMailsResponse) ProtoMessage() {}
 
 func (x *FindMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +729,7 @@ func (x *FindMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindMailsResponse.ProtoReflect.Descriptor instead.
 func (*FindMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FindMailsResponse) GetMails() []*Mail {
@@ -592,7 +757,7 @@ type GetMailRequest struct {
 
 func (x *GetMailRequest) Reset() {
 	*x = GetMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +769,7 @@ func (x *GetMailRequest) String() string {
 func (*GetMailRequest) ProtoMessage() {}
 
 func (x *GetMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +782,7 @@ func (x *GetMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMailRequest.ProtoReflect.Descriptor instead.
 func (*GetMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{6}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetMailRequest) GetId() string {
@@ -638,7 +803,7 @@ type GetMailResponse struct {
 
 func (x *GetMailResponse) Reset() {
 	*x = GetMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +815,7 @@ func (x *GetMailResponse) String() string {
 func (*GetMailResponse) ProtoMessage() {}
 
 func (x *GetMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[7]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +828,7 @@ func (x *GetMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMailResponse.ProtoReflect.Descriptor instead.
 func (*GetMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{7}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetMailResponse) GetMail() *Mail {
@@ -687,7 +852,7 @@ type DownloadMailRequest struct {
 
 func (x *DownloadMailRequest) Reset() {
 	*x = DownloadMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +864,7 @@ func (x *DownloadMailRequest) String() string {
 func (*DownloadMailRequest) ProtoMessage() {}
 
 func (x *DownloadMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[8]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +877,7 @@ func (x *DownloadMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadMailRequest.ProtoReflect.Descriptor instead.
 func (*DownloadMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{8}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DownloadMailRequest) GetId() string {
@@ -746,7 +911,7 @@ type DownloadMailResponse struct {
 
 func (x *DownloadMailResponse) Reset() {
 	*x = DownloadMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +923,7 @@ func (x *DownloadMailResponse) String() string {
 func (*DownloadMailResponse) ProtoMessage() {}
 
 func (x *DownloadMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[9]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +936,7 @@ func (x *DownloadMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadMailResponse.ProtoReflect.Descriptor instead.
 func (*DownloadMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{9}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DownloadMailResponse) GetChunk() []byte {
@@ -810,7 +975,7 @@ type ListDueOutMailsRequest struct {
 
 func (x *ListDueOutMailsRequest) Reset() {
 	*x = ListDueOutMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +987,7 @@ func (x *ListDueOutMailsRequest) String() string {
 func (*ListDueOutMailsRequest) ProtoMessage() {}
 
 func (x *ListDueOutMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[10]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1000,7 @@ func (x *ListDueOutMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDueOutMailsRequest.ProtoReflect.Descriptor instead.
 func (*ListDueOutMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{10}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListDueOutMailsRequest) GetFilter() *MailFilter {
@@ -872,7 +1037,7 @@ type ListDueOutMailsResponse struct {
 
 func (x *ListDueOutMailsResponse) Reset() {
 	*x = ListDueOutMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1049,7 @@ func (x *ListDueOutMailsResponse) String() string {
 func (*ListDueOutMailsResponse) ProtoMessage() {}
 
 func (x *ListDueOutMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[11]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1062,7 @@ func (x *ListDueOutMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDueOutMailsResponse.ProtoReflect.Descriptor instead.
 func (*ListDueOutMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{11}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListDueOutMailsResponse) GetMails() []*Mail {
@@ -929,7 +1094,7 @@ type ListArchivedMailsRequest struct {
 
 func (x *ListArchivedMailsRequest) Reset() {
 	*x = ListArchivedMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1106,7 @@ func (x *ListArchivedMailsRequest) String() string {
 func (*ListArchivedMailsRequest) ProtoMessage() {}
 
 func (x *ListArchivedMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[12]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1119,7 @@ func (x *ListArchivedMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivedMailsRequest.ProtoReflect.Descriptor instead.
 func (*ListArchivedMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{12}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListArchivedMailsRequest) GetFilter() *MailFilter {
@@ -991,7 +1156,7 @@ type ListArchivedMailsResponse struct {
 
 func (x *ListArchivedMailsResponse) Reset() {
 	*x = ListArchivedMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1168,7 @@ func (x *ListArchivedMailsResponse) String() string {
 func (*ListArchivedMailsResponse) ProtoMessage() {}
 
 func (x *ListArchivedMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1181,7 @@ func (x *ListArchivedMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArchivedMailsResponse.ProtoReflect.Descriptor instead.
 func (*ListArchivedMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{13}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListArchivedMailsResponse) GetMails() []*Mail {
@@ -1052,7 +1217,7 @@ type MailFailure struct {
 
 func (x *MailFailure) Reset() {
 	*x = MailFailure{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1229,7 @@ func (x *MailFailure) String() string {
 func (*MailFailure) ProtoMessage() {}
 
 func (x *MailFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1242,7 @@ func (x *MailFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MailFailure.ProtoReflect.Descriptor instead.
 func (*MailFailure) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{14}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MailFailure) GetId() string {
@@ -1119,7 +1284,7 @@ type RetryMailsRequest struct {
 
 func (x *RetryMailsRequest) Reset() {
 	*x = RetryMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1296,7 @@ func (x *RetryMailsRequest) String() string {
 func (*RetryMailsRequest) ProtoMessage() {}
 
 func (x *RetryMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1309,7 @@ func (x *RetryMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryMailsRequest.ProtoReflect.Descriptor instead.
 func (*RetryMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{15}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RetryMailsRequest) GetIds() []string {
@@ -1195,7 +1360,7 @@ type RetryMailsResponse struct {
 
 func (x *RetryMailsResponse) Reset() {
 	*x = RetryMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1372,7 @@ func (x *RetryMailsResponse) String() string {
 func (*RetryMailsResponse) ProtoMessage() {}
 
 func (x *RetryMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1385,7 @@ func (x *RetryMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryMailsResponse.ProtoReflect.Descriptor instead.
 func (*RetryMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{16}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RetryMailsResponse) GetMatched() int32 {
@@ -1276,7 +1441,7 @@ type CancelMailsRequest struct {
 
 func (x *CancelMailsRequest) Reset() {
 	*x = CancelMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1453,7 @@ func (x *CancelMailsRequest) String() string {
 func (*CancelMailsRequest) ProtoMessage() {}
 
 func (x *CancelMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1466,7 @@ func (x *CancelMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMailsRequest.ProtoReflect.Descriptor instead.
 func (*CancelMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{17}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CancelMailsRequest) GetIds() []string {
@@ -1352,7 +1517,7 @@ type CancelMailsResponse struct {
 
 func (x *CancelMailsResponse) Reset() {
 	*x = CancelMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1529,7 @@ func (x *CancelMailsResponse) String() string {
 func (*CancelMailsResponse) ProtoMessage() {}
 
 func (x *CancelMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1542,7 @@ func (x *CancelMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMailsResponse.ProtoReflect.Descriptor instead.
 func (*CancelMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{18}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelMailsResponse) GetMatched() int32 {
@@ -1434,7 +1599,7 @@ type HoldMailsRequest struct {
 
 func (x *HoldMailsRequest) Reset() {
 	*x = HoldMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1611,7 @@ func (x *HoldMailsRequest) String() string {
 func (*HoldMailsRequest) ProtoMessage() {}
 
 func (x *HoldMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[19]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1624,7 @@ func (x *HoldMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldMailsRequest.ProtoReflect.Descriptor instead.
 func (*HoldMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{19}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HoldMailsRequest) GetIds() []string {
@@ -1510,7 +1675,7 @@ type HoldMailsResponse struct {
 
 func (x *HoldMailsResponse) Reset() {
 	*x = HoldMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1687,7 @@ func (x *HoldMailsResponse) String() string {
 func (*HoldMailsResponse) ProtoMessage() {}
 
 func (x *HoldMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[20]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1700,7 @@ func (x *HoldMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldMailsResponse.ProtoReflect.Descriptor instead.
 func (*HoldMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{20}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HoldMailsResponse) GetMatched() int32 {
@@ -1591,7 +1756,7 @@ type ReleaseMailsRequest struct {
 
 func (x *ReleaseMailsRequest) Reset() {
 	*x = ReleaseMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1768,7 @@ func (x *ReleaseMailsRequest) String() string {
 func (*ReleaseMailsRequest) ProtoMessage() {}
 
 func (x *ReleaseMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[21]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1781,7 @@ func (x *ReleaseMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseMailsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{21}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReleaseMailsRequest) GetIds() []string {
@@ -1667,7 +1832,7 @@ type ReleaseMailsResponse struct {
 
 func (x *ReleaseMailsResponse) Reset() {
 	*x = ReleaseMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1844,7 @@ func (x *ReleaseMailsResponse) String() string {
 func (*ReleaseMailsResponse) ProtoMessage() {}
 
 func (x *ReleaseMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[22]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1857,7 @@ func (x *ReleaseMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseMailsResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{22}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReleaseMailsResponse) GetMatched() int32 {
@@ -1750,7 +1915,7 @@ type MoveMailsRequest struct {
 
 func (x *MoveMailsRequest) Reset() {
 	*x = MoveMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1927,7 @@ func (x *MoveMailsRequest) String() string {
 func (*MoveMailsRequest) ProtoMessage() {}
 
 func (x *MoveMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[23]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1940,7 @@ func (x *MoveMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveMailsRequest.ProtoReflect.Descriptor instead.
 func (*MoveMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{23}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *MoveMailsRequest) GetIds() []string {
@@ -1836,7 +2001,7 @@ type MoveMailsResponse struct {
 
 func (x *MoveMailsResponse) Reset() {
 	*x = MoveMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +2013,7 @@ func (x *MoveMailsResponse) String() string {
 func (*MoveMailsResponse) ProtoMessage() {}
 
 func (x *MoveMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[24]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +2026,7 @@ func (x *MoveMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveMailsResponse.ProtoReflect.Descriptor instead.
 func (*MoveMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{24}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MoveMailsResponse) GetMatched() int32 {
@@ -1924,7 +2089,7 @@ type ResolveMailRequest struct {
 
 func (x *ResolveMailRequest) Reset() {
 	*x = ResolveMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2101,7 @@ func (x *ResolveMailRequest) String() string {
 func (*ResolveMailRequest) ProtoMessage() {}
 
 func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[25]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2114,7 @@ func (x *ResolveMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailRequest.ProtoReflect.Descriptor instead.
 func (*ResolveMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{25}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResolveMailRequest) GetId() string {
@@ -1991,7 +2156,7 @@ type ResolveMailResponse struct {
 
 func (x *ResolveMailResponse) Reset() {
 	*x = ResolveMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2168,7 @@ func (x *ResolveMailResponse) String() string {
 func (*ResolveMailResponse) ProtoMessage() {}
 
 func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[26]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2181,7 @@ func (x *ResolveMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveMailResponse.ProtoReflect.Descriptor instead.
 func (*ResolveMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{26}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResolveMailResponse) GetMail() *Mail {
@@ -2040,7 +2205,7 @@ type WatchMailsRequest struct {
 
 func (x *WatchMailsRequest) Reset() {
 	*x = WatchMailsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2217,7 @@ func (x *WatchMailsRequest) String() string {
 func (*WatchMailsRequest) ProtoMessage() {}
 
 func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[27]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2230,7 @@ func (x *WatchMailsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsRequest.ProtoReflect.Descriptor instead.
 func (*WatchMailsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{27}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchMailsRequest) GetFilter() *MailFilter {
@@ -2106,7 +2271,7 @@ type WatchMailsResponse struct {
 
 func (x *WatchMailsResponse) Reset() {
 	*x = WatchMailsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2283,7 @@ func (x *WatchMailsResponse) String() string {
 func (*WatchMailsResponse) ProtoMessage() {}
 
 func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[28]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2296,7 @@ func (x *WatchMailsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMailsResponse.ProtoReflect.Descriptor instead.
 func (*WatchMailsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{28}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchMailsResponse) GetMail() *Mail {
@@ -2193,7 +2358,7 @@ type ResendMailRequest struct {
 
 func (x *ResendMailRequest) Reset() {
 	*x = ResendMailRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2370,7 @@ func (x *ResendMailRequest) String() string {
 func (*ResendMailRequest) ProtoMessage() {}
 
 func (x *ResendMailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[29]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2383,7 @@ func (x *ResendMailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendMailRequest.ProtoReflect.Descriptor instead.
 func (*ResendMailRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{29}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResendMailRequest) GetId() string {
@@ -2276,7 +2441,7 @@ type ResendMailResponse struct {
 
 func (x *ResendMailResponse) Reset() {
 	*x = ResendMailResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2453,7 @@ func (x *ResendMailResponse) String() string {
 func (*ResendMailResponse) ProtoMessage() {}
 
 func (x *ResendMailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[30]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2466,7 @@ func (x *ResendMailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendMailResponse.ProtoReflect.Descriptor instead.
 func (*ResendMailResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{30}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResendMailResponse) GetMail() *Mail {
@@ -2331,7 +2496,7 @@ type GetQueueStatsRequest struct {
 
 func (x *GetQueueStatsRequest) Reset() {
 	*x = GetQueueStatsRequest{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2508,7 @@ func (x *GetQueueStatsRequest) String() string {
 func (*GetQueueStatsRequest) ProtoMessage() {}
 
 func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[31]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2521,7 @@ func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{31}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetQueueStatsRequest) GetTeam() string {
@@ -2403,7 +2568,7 @@ type GetQueueStatsResponse struct {
 
 func (x *GetQueueStatsResponse) Reset() {
 	*x = GetQueueStatsResponse{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[32]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2580,7 @@ func (x *GetQueueStatsResponse) String() string {
 func (*GetQueueStatsResponse) ProtoMessage() {}
 
 func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[32]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2593,7 @@ func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{32}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetQueueStatsResponse) GetCounts() *MailCounts {
@@ -2522,7 +2687,7 @@ type SendResponse_Accepted struct {
 
 func (x *SendResponse_Accepted) Reset() {
 	*x = SendResponse_Accepted{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[33]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +2699,7 @@ func (x *SendResponse_Accepted) String() string {
 func (*SendResponse_Accepted) ProtoMessage() {}
 
 func (x *SendResponse_Accepted) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[33]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2772,7 @@ type SendResponse_Completed struct {
 
 func (x *SendResponse_Completed) Reset() {
 	*x = SendResponse_Completed{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[34]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2784,7 @@ func (x *SendResponse_Completed) String() string {
 func (*SendResponse_Completed) ProtoMessage() {}
 
 func (x *SendResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[34]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,6 +2814,152 @@ func (x *SendResponse_Completed) GetGoesOnInBatch() bool {
 	return false
 }
 
+// Header is one header field.
+type PreviewMailResponse_Header struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the field.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its value on one line, with encoded words decoded.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewMailResponse_Header) Reset() {
+	*x = PreviewMailResponse_Header{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewMailResponse_Header) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewMailResponse_Header) ProtoMessage() {}
+
+func (x *PreviewMailResponse_Header) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewMailResponse_Header.ProtoReflect.Descriptor instead.
+func (*PreviewMailResponse_Header) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5, 0}
+}
+
+func (x *PreviewMailResponse_Header) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PreviewMailResponse_Header) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// Part is one leaf of the message.
+type PreviewMailResponse_Part struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its media type.
+	ContentType string `protobuf:"bytes,1,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	// Its file name; empty = none.
+	Filename string `protobuf:"bytes,2,opt,name=filename,proto3" json:"filename,omitempty"`
+	// Its Content-ID, by which HTML shows it, without <>.
+	ContentId string `protobuf:"bytes,3,opt,name=content_id,json=contentId,proto3" json:"content_id,omitempty"`
+	// A mail program offers it as a file.
+	Attachment bool `protobuf:"varint,4,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	// Its size in bytes, decoded.
+	SizeBytes int64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Of a text part the beginning, at most 64 KiB.
+	Text          string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewMailResponse_Part) Reset() {
+	*x = PreviewMailResponse_Part{}
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewMailResponse_Part) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewMailResponse_Part) ProtoMessage() {}
+
+func (x *PreviewMailResponse_Part) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewMailResponse_Part.ProtoReflect.Descriptor instead.
+func (*PreviewMailResponse_Part) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{5, 1}
+}
+
+func (x *PreviewMailResponse_Part) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+func (x *PreviewMailResponse_Part) GetFilename() string {
+	if x != nil {
+		return x.Filename
+	}
+	return ""
+}
+
+func (x *PreviewMailResponse_Part) GetContentId() string {
+	if x != nil {
+		return x.ContentId
+	}
+	return ""
+}
+
+func (x *PreviewMailResponse_Part) GetAttachment() bool {
+	if x != nil {
+		return x.Attachment
+	}
+	return false
+}
+
+func (x *PreviewMailResponse_Part) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *PreviewMailResponse_Part) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // Lane is the mail of one priority that waits to be sent.
 type GetQueueStatsResponse_Lane struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2666,7 +2977,7 @@ type GetQueueStatsResponse_Lane struct {
 
 func (x *GetQueueStatsResponse_Lane) Reset() {
 	*x = GetQueueStatsResponse_Lane{}
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[35]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2989,7 @@ func (x *GetQueueStatsResponse_Lane) String() string {
 func (*GetQueueStatsResponse_Lane) ProtoMessage() {}
 
 func (x *GetQueueStatsResponse_Lane) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[35]
+	mi := &file_maildispatch_v1_dispatch_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +3002,7 @@ func (x *GetQueueStatsResponse_Lane) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsResponse_Lane.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsResponse_Lane) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{32, 0}
+	return file_maildispatch_v1_dispatch_proto_rawDescGZIP(), []int{34, 0}
 }
 
 func (x *GetQueueStatsResponse_Lane) GetPriority() Priority {
@@ -2763,7 +3074,36 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\amail_id\x18\x01 \x01(\tR\x06mailId\x12B\n" +
 	"\baccepted\x18\x02 \x01(\v2&.maildispatch.v1.SendResponse.AcceptedR\baccepted\x12)\n" +
 	"\x04mail\x18\x03 \x01(\v2\x15.maildispatch.v1.MailR\x04mail\x12'\n" +
-	"\x10goes_on_in_batch\x18Z \x01(\bR\rgoesOnInBatch\"\xe5\x03\n" +
+	"\x10goes_on_in_batch\x18Z \x01(\bR\rgoesOnInBatch\"\xa5\x01\n" +
+	"\x12PreviewMailRequest\x126\n" +
+	"\aoptions\x18\x01 \x01(\v2\x1c.maildispatch.v1.SendOptionsR\aoptions\x126\n" +
+	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1f\n" +
+	"\vinclude_raw\x18\x03 \x01(\bR\n" +
+	"includeRaw\"\xb9\x04\n" +
+	"\x13PreviewMailResponse\x12B\n" +
+	"\baccepted\x18\x01 \x01(\v2&.maildispatch.v1.SendResponse.AcceptedR\baccepted\x12\x1a\n" +
+	"\bhandling\x18\x02 \x01(\tR\bhandling\x12\x1e\n" +
+	"\n" +
+	"recipients\x18\x03 \x03(\tR\n" +
+	"recipients\x12E\n" +
+	"\aheaders\x18\x04 \x03(\v2+.maildispatch.v1.PreviewMailResponse.HeaderR\aheaders\x12?\n" +
+	"\x05parts\x18\x05 \x03(\v2).maildispatch.v1.PreviewMailResponse.PartR\x05parts\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12\x10\n" +
+	"\x03raw\x18\a \x01(\fR\x03raw\x1a2\n" +
+	"\x06Header\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x1a\xb7\x01\n" +
+	"\x04Part\x12!\n" +
+	"\fcontent_type\x18\x01 \x01(\tR\vcontentType\x12\x1a\n" +
+	"\bfilename\x18\x02 \x01(\tR\bfilename\x12\x1d\n" +
+	"\n" +
+	"content_id\x18\x03 \x01(\tR\tcontentId\x12\x1e\n" +
+	"\n" +
+	"attachment\x18\x04 \x01(\bR\n" +
+	"attachment\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x12\n" +
+	"\x04text\x18\x06 \x01(\tR\x04text\"\xe5\x03\n" +
 	"\x10FindMailsRequest\x123\n" +
 	"\x06filter\x18\x01 \x01(\v2\x1b.maildispatch.v1.MailFilterR\x06filter\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -2928,12 +3268,14 @@ const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\awaiting\x18\x02 \x01(\x03R\awaiting\x12B\n" +
 	"\x0foldest_due_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\roldestDueTime\x128\n" +
 	"\n" +
-	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\xc3\x11\n" +
+	"oldest_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\toldestAge2\xb9\x12\n" +
 	"\bDispatch\x12^\n" +
 	"\x04Send\x12\x1c.maildispatch.v1.SendRequest\x1a\x1d.maildispatch.v1.SendResponse\"\x17\xda\xe7\x18\x13\n" +
 	"\x01\x01\x1a\foptions.team \x010\x01\x12h\n" +
 	"\bSendMail\x12 .maildispatch.v1.SendMailRequest\x1a!.maildispatch.v1.SendMailResponse\"\x17\xda\xe7\x18\x13\n" +
-	"\x01\x01\x1a\foptions.team \x01\x12w\n" +
+	"\x01\x01\x1a\foptions.team \x01\x12t\n" +
+	"\vPreviewMail\x12#.maildispatch.v1.PreviewMailRequest\x1a$.maildispatch.v1.PreviewMailResponse\"\x1a\xda\xe7\x18\x13\n" +
+	"\x01\x01\x1a\foptions.team \x01\x90\x02\x01\x12w\n" +
 	"\tSendBatch\x12!.maildispatch.v1.SendBatchRequest\x1a\".maildispatch.v1.SendBatchResponse\"!\xda\xe7\x18\x1d\n" +
 	"\x01\x01\x1a\x14options.options.team \x01(\x01(\x01\x12|\n" +
 	"\n" +
@@ -2987,178 +3329,189 @@ func file_maildispatch_v1_dispatch_proto_rawDescGZIP() []byte {
 	return file_maildispatch_v1_dispatch_proto_rawDescData
 }
 
-var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_maildispatch_v1_dispatch_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_maildispatch_v1_dispatch_proto_goTypes = []any{
 	(*SendRequest)(nil),                // 0: maildispatch.v1.SendRequest
 	(*SendResponse)(nil),               // 1: maildispatch.v1.SendResponse
 	(*SendMailRequest)(nil),            // 2: maildispatch.v1.SendMailRequest
 	(*SendMailResponse)(nil),           // 3: maildispatch.v1.SendMailResponse
-	(*FindMailsRequest)(nil),           // 4: maildispatch.v1.FindMailsRequest
-	(*FindMailsResponse)(nil),          // 5: maildispatch.v1.FindMailsResponse
-	(*GetMailRequest)(nil),             // 6: maildispatch.v1.GetMailRequest
-	(*GetMailResponse)(nil),            // 7: maildispatch.v1.GetMailResponse
-	(*DownloadMailRequest)(nil),        // 8: maildispatch.v1.DownloadMailRequest
-	(*DownloadMailResponse)(nil),       // 9: maildispatch.v1.DownloadMailResponse
-	(*ListDueOutMailsRequest)(nil),     // 10: maildispatch.v1.ListDueOutMailsRequest
-	(*ListDueOutMailsResponse)(nil),    // 11: maildispatch.v1.ListDueOutMailsResponse
-	(*ListArchivedMailsRequest)(nil),   // 12: maildispatch.v1.ListArchivedMailsRequest
-	(*ListArchivedMailsResponse)(nil),  // 13: maildispatch.v1.ListArchivedMailsResponse
-	(*MailFailure)(nil),                // 14: maildispatch.v1.MailFailure
-	(*RetryMailsRequest)(nil),          // 15: maildispatch.v1.RetryMailsRequest
-	(*RetryMailsResponse)(nil),         // 16: maildispatch.v1.RetryMailsResponse
-	(*CancelMailsRequest)(nil),         // 17: maildispatch.v1.CancelMailsRequest
-	(*CancelMailsResponse)(nil),        // 18: maildispatch.v1.CancelMailsResponse
-	(*HoldMailsRequest)(nil),           // 19: maildispatch.v1.HoldMailsRequest
-	(*HoldMailsResponse)(nil),          // 20: maildispatch.v1.HoldMailsResponse
-	(*ReleaseMailsRequest)(nil),        // 21: maildispatch.v1.ReleaseMailsRequest
-	(*ReleaseMailsResponse)(nil),       // 22: maildispatch.v1.ReleaseMailsResponse
-	(*MoveMailsRequest)(nil),           // 23: maildispatch.v1.MoveMailsRequest
-	(*MoveMailsResponse)(nil),          // 24: maildispatch.v1.MoveMailsResponse
-	(*ResolveMailRequest)(nil),         // 25: maildispatch.v1.ResolveMailRequest
-	(*ResolveMailResponse)(nil),        // 26: maildispatch.v1.ResolveMailResponse
-	(*WatchMailsRequest)(nil),          // 27: maildispatch.v1.WatchMailsRequest
-	(*WatchMailsResponse)(nil),         // 28: maildispatch.v1.WatchMailsResponse
-	(*ResendMailRequest)(nil),          // 29: maildispatch.v1.ResendMailRequest
-	(*ResendMailResponse)(nil),         // 30: maildispatch.v1.ResendMailResponse
-	(*GetQueueStatsRequest)(nil),       // 31: maildispatch.v1.GetQueueStatsRequest
-	(*GetQueueStatsResponse)(nil),      // 32: maildispatch.v1.GetQueueStatsResponse
-	(*SendResponse_Accepted)(nil),      // 33: maildispatch.v1.SendResponse.Accepted
-	(*SendResponse_Completed)(nil),     // 34: maildispatch.v1.SendResponse.Completed
-	(*GetQueueStatsResponse_Lane)(nil), // 35: maildispatch.v1.GetQueueStatsResponse.Lane
-	(*SendOptions)(nil),                // 36: maildispatch.v1.SendOptions
-	(*MailMessage)(nil),                // 37: maildispatch.v1.MailMessage
-	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
-	(*Attempt)(nil),                    // 39: maildispatch.v1.Attempt
-	(*RecipientResult)(nil),            // 40: maildispatch.v1.RecipientResult
-	(*Mail)(nil),                       // 41: maildispatch.v1.Mail
-	(*MailFilter)(nil),                 // 42: maildispatch.v1.MailFilter
-	(RecipientResult_Failure)(0),       // 43: maildispatch.v1.RecipientResult.Failure
-	(*Operation)(nil),                  // 44: maildispatch.v1.Operation
-	(*FailureGroup)(nil),               // 45: maildispatch.v1.FailureGroup
-	(Resolution)(0),                    // 46: maildispatch.v1.Resolution
-	(MailStatus)(0),                    // 47: maildispatch.v1.MailStatus
-	(*durationpb.Duration)(nil),        // 48: google.protobuf.Duration
-	(*MailCounts)(nil),                 // 49: maildispatch.v1.MailCounts
-	(Mode)(0),                          // 50: maildispatch.v1.Mode
-	(Route)(0),                         // 51: maildispatch.v1.Route
-	(Priority)(0),                      // 52: maildispatch.v1.Priority
-	(*SendBatchRequest)(nil),           // 53: maildispatch.v1.SendBatchRequest
-	(*SendStreamRequest)(nil),          // 54: maildispatch.v1.SendStreamRequest
-	(*UploadAttachmentRequest)(nil),    // 55: maildispatch.v1.UploadAttachmentRequest
-	(*GetBatchRequest)(nil),            // 56: maildispatch.v1.GetBatchRequest
-	(*SendBatchResponse)(nil),          // 57: maildispatch.v1.SendBatchResponse
-	(*SendStreamResponse)(nil),         // 58: maildispatch.v1.SendStreamResponse
-	(*UploadAttachmentResponse)(nil),   // 59: maildispatch.v1.UploadAttachmentResponse
-	(*GetBatchResponse)(nil),           // 60: maildispatch.v1.GetBatchResponse
+	(*PreviewMailRequest)(nil),         // 4: maildispatch.v1.PreviewMailRequest
+	(*PreviewMailResponse)(nil),        // 5: maildispatch.v1.PreviewMailResponse
+	(*FindMailsRequest)(nil),           // 6: maildispatch.v1.FindMailsRequest
+	(*FindMailsResponse)(nil),          // 7: maildispatch.v1.FindMailsResponse
+	(*GetMailRequest)(nil),             // 8: maildispatch.v1.GetMailRequest
+	(*GetMailResponse)(nil),            // 9: maildispatch.v1.GetMailResponse
+	(*DownloadMailRequest)(nil),        // 10: maildispatch.v1.DownloadMailRequest
+	(*DownloadMailResponse)(nil),       // 11: maildispatch.v1.DownloadMailResponse
+	(*ListDueOutMailsRequest)(nil),     // 12: maildispatch.v1.ListDueOutMailsRequest
+	(*ListDueOutMailsResponse)(nil),    // 13: maildispatch.v1.ListDueOutMailsResponse
+	(*ListArchivedMailsRequest)(nil),   // 14: maildispatch.v1.ListArchivedMailsRequest
+	(*ListArchivedMailsResponse)(nil),  // 15: maildispatch.v1.ListArchivedMailsResponse
+	(*MailFailure)(nil),                // 16: maildispatch.v1.MailFailure
+	(*RetryMailsRequest)(nil),          // 17: maildispatch.v1.RetryMailsRequest
+	(*RetryMailsResponse)(nil),         // 18: maildispatch.v1.RetryMailsResponse
+	(*CancelMailsRequest)(nil),         // 19: maildispatch.v1.CancelMailsRequest
+	(*CancelMailsResponse)(nil),        // 20: maildispatch.v1.CancelMailsResponse
+	(*HoldMailsRequest)(nil),           // 21: maildispatch.v1.HoldMailsRequest
+	(*HoldMailsResponse)(nil),          // 22: maildispatch.v1.HoldMailsResponse
+	(*ReleaseMailsRequest)(nil),        // 23: maildispatch.v1.ReleaseMailsRequest
+	(*ReleaseMailsResponse)(nil),       // 24: maildispatch.v1.ReleaseMailsResponse
+	(*MoveMailsRequest)(nil),           // 25: maildispatch.v1.MoveMailsRequest
+	(*MoveMailsResponse)(nil),          // 26: maildispatch.v1.MoveMailsResponse
+	(*ResolveMailRequest)(nil),         // 27: maildispatch.v1.ResolveMailRequest
+	(*ResolveMailResponse)(nil),        // 28: maildispatch.v1.ResolveMailResponse
+	(*WatchMailsRequest)(nil),          // 29: maildispatch.v1.WatchMailsRequest
+	(*WatchMailsResponse)(nil),         // 30: maildispatch.v1.WatchMailsResponse
+	(*ResendMailRequest)(nil),          // 31: maildispatch.v1.ResendMailRequest
+	(*ResendMailResponse)(nil),         // 32: maildispatch.v1.ResendMailResponse
+	(*GetQueueStatsRequest)(nil),       // 33: maildispatch.v1.GetQueueStatsRequest
+	(*GetQueueStatsResponse)(nil),      // 34: maildispatch.v1.GetQueueStatsResponse
+	(*SendResponse_Accepted)(nil),      // 35: maildispatch.v1.SendResponse.Accepted
+	(*SendResponse_Completed)(nil),     // 36: maildispatch.v1.SendResponse.Completed
+	(*PreviewMailResponse_Header)(nil), // 37: maildispatch.v1.PreviewMailResponse.Header
+	(*PreviewMailResponse_Part)(nil),   // 38: maildispatch.v1.PreviewMailResponse.Part
+	(*GetQueueStatsResponse_Lane)(nil), // 39: maildispatch.v1.GetQueueStatsResponse.Lane
+	(*SendOptions)(nil),                // 40: maildispatch.v1.SendOptions
+	(*MailMessage)(nil),                // 41: maildispatch.v1.MailMessage
+	(*timestamppb.Timestamp)(nil),      // 42: google.protobuf.Timestamp
+	(*Attempt)(nil),                    // 43: maildispatch.v1.Attempt
+	(*RecipientResult)(nil),            // 44: maildispatch.v1.RecipientResult
+	(*Mail)(nil),                       // 45: maildispatch.v1.Mail
+	(*MailFilter)(nil),                 // 46: maildispatch.v1.MailFilter
+	(RecipientResult_Failure)(0),       // 47: maildispatch.v1.RecipientResult.Failure
+	(*Operation)(nil),                  // 48: maildispatch.v1.Operation
+	(*FailureGroup)(nil),               // 49: maildispatch.v1.FailureGroup
+	(Resolution)(0),                    // 50: maildispatch.v1.Resolution
+	(MailStatus)(0),                    // 51: maildispatch.v1.MailStatus
+	(*durationpb.Duration)(nil),        // 52: google.protobuf.Duration
+	(*MailCounts)(nil),                 // 53: maildispatch.v1.MailCounts
+	(Mode)(0),                          // 54: maildispatch.v1.Mode
+	(Route)(0),                         // 55: maildispatch.v1.Route
+	(Priority)(0),                      // 56: maildispatch.v1.Priority
+	(*SendBatchRequest)(nil),           // 57: maildispatch.v1.SendBatchRequest
+	(*SendStreamRequest)(nil),          // 58: maildispatch.v1.SendStreamRequest
+	(*UploadAttachmentRequest)(nil),    // 59: maildispatch.v1.UploadAttachmentRequest
+	(*GetBatchRequest)(nil),            // 60: maildispatch.v1.GetBatchRequest
+	(*SendBatchResponse)(nil),          // 61: maildispatch.v1.SendBatchResponse
+	(*SendStreamResponse)(nil),         // 62: maildispatch.v1.SendStreamResponse
+	(*UploadAttachmentResponse)(nil),   // 63: maildispatch.v1.UploadAttachmentResponse
+	(*GetBatchResponse)(nil),           // 64: maildispatch.v1.GetBatchResponse
 }
 var file_maildispatch_v1_dispatch_proto_depIdxs = []int32{
-	36, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
-	37, // 1: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
-	38, // 2: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
-	33, // 3: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	39, // 4: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
-	40, // 5: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
-	34, // 6: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
-	36, // 7: maildispatch.v1.SendMailRequest.options:type_name -> maildispatch.v1.SendOptions
-	37, // 8: maildispatch.v1.SendMailRequest.message:type_name -> maildispatch.v1.MailMessage
-	33, // 9: maildispatch.v1.SendMailResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
-	41, // 10: maildispatch.v1.SendMailResponse.mail:type_name -> maildispatch.v1.Mail
-	42, // 11: maildispatch.v1.FindMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	43, // 12: maildispatch.v1.FindMailsRequest.failure:type_name -> maildispatch.v1.RecipientResult.Failure
-	38, // 13: maildispatch.v1.FindMailsRequest.finished_since:type_name -> google.protobuf.Timestamp
-	38, // 14: maildispatch.v1.FindMailsRequest.finished_until:type_name -> google.protobuf.Timestamp
-	41, // 15: maildispatch.v1.FindMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	41, // 16: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
-	42, // 17: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	41, // 18: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	42, // 19: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	41, // 20: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
-	42, // 21: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 22: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	44, // 23: maildispatch.v1.RetryMailsResponse.operation:type_name -> maildispatch.v1.Operation
-	45, // 24: maildispatch.v1.RetryMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
-	42, // 25: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 26: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	44, // 27: maildispatch.v1.CancelMailsResponse.operation:type_name -> maildispatch.v1.Operation
-	45, // 28: maildispatch.v1.CancelMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
-	42, // 29: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 30: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	44, // 31: maildispatch.v1.HoldMailsResponse.operation:type_name -> maildispatch.v1.Operation
-	45, // 32: maildispatch.v1.HoldMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
-	42, // 33: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 34: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	44, // 35: maildispatch.v1.ReleaseMailsResponse.operation:type_name -> maildispatch.v1.Operation
-	45, // 36: maildispatch.v1.ReleaseMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
-	42, // 37: maildispatch.v1.MoveMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	14, // 38: maildispatch.v1.MoveMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
-	44, // 39: maildispatch.v1.MoveMailsResponse.operation:type_name -> maildispatch.v1.Operation
-	45, // 40: maildispatch.v1.MoveMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
-	46, // 41: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
-	41, // 42: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
-	42, // 43: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
-	41, // 44: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
-	47, // 45: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
-	38, // 46: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
-	48, // 47: maildispatch.v1.WatchMailsResponse.lag:type_name -> google.protobuf.Duration
-	41, // 48: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
-	49, // 49: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
-	38, // 50: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
-	48, // 51: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
-	35, // 52: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
-	38, // 53: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
-	38, // 54: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
-	48, // 55: maildispatch.v1.GetQueueStatsResponse.watch_lag:type_name -> google.protobuf.Duration
-	50, // 56: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
-	51, // 57: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
-	41, // 58: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
-	52, // 59: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
-	38, // 60: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
-	48, // 61: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
-	0,  // 62: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
-	2,  // 63: maildispatch.v1.Dispatch.SendMail:input_type -> maildispatch.v1.SendMailRequest
-	53, // 64: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
-	54, // 65: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
-	55, // 66: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
-	56, // 67: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
-	6,  // 68: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
-	8,  // 69: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
-	10, // 70: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
-	12, // 71: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
-	4,  // 72: maildispatch.v1.Dispatch.FindMails:input_type -> maildispatch.v1.FindMailsRequest
-	15, // 73: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
-	17, // 74: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
-	19, // 75: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
-	21, // 76: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
-	23, // 77: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
-	25, // 78: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
-	29, // 79: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
-	27, // 80: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
-	31, // 81: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
-	1,  // 82: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
-	3,  // 83: maildispatch.v1.Dispatch.SendMail:output_type -> maildispatch.v1.SendMailResponse
-	57, // 84: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
-	58, // 85: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
-	59, // 86: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
-	60, // 87: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
-	7,  // 88: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
-	9,  // 89: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
-	11, // 90: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
-	13, // 91: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
-	5,  // 92: maildispatch.v1.Dispatch.FindMails:output_type -> maildispatch.v1.FindMailsResponse
-	16, // 93: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
-	18, // 94: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
-	20, // 95: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
-	22, // 96: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
-	24, // 97: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
-	26, // 98: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
-	30, // 99: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
-	28, // 100: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
-	32, // 101: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
-	82, // [82:102] is the sub-list for method output_type
-	62, // [62:82] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	40, // 0: maildispatch.v1.SendRequest.options:type_name -> maildispatch.v1.SendOptions
+	41, // 1: maildispatch.v1.SendRequest.message:type_name -> maildispatch.v1.MailMessage
+	42, // 2: maildispatch.v1.SendResponse.time:type_name -> google.protobuf.Timestamp
+	35, // 3: maildispatch.v1.SendResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	43, // 4: maildispatch.v1.SendResponse.attempt:type_name -> maildispatch.v1.Attempt
+	44, // 5: maildispatch.v1.SendResponse.recipient:type_name -> maildispatch.v1.RecipientResult
+	36, // 6: maildispatch.v1.SendResponse.completed:type_name -> maildispatch.v1.SendResponse.Completed
+	40, // 7: maildispatch.v1.SendMailRequest.options:type_name -> maildispatch.v1.SendOptions
+	41, // 8: maildispatch.v1.SendMailRequest.message:type_name -> maildispatch.v1.MailMessage
+	35, // 9: maildispatch.v1.SendMailResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	45, // 10: maildispatch.v1.SendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	40, // 11: maildispatch.v1.PreviewMailRequest.options:type_name -> maildispatch.v1.SendOptions
+	41, // 12: maildispatch.v1.PreviewMailRequest.message:type_name -> maildispatch.v1.MailMessage
+	35, // 13: maildispatch.v1.PreviewMailResponse.accepted:type_name -> maildispatch.v1.SendResponse.Accepted
+	37, // 14: maildispatch.v1.PreviewMailResponse.headers:type_name -> maildispatch.v1.PreviewMailResponse.Header
+	38, // 15: maildispatch.v1.PreviewMailResponse.parts:type_name -> maildispatch.v1.PreviewMailResponse.Part
+	46, // 16: maildispatch.v1.FindMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	47, // 17: maildispatch.v1.FindMailsRequest.failure:type_name -> maildispatch.v1.RecipientResult.Failure
+	42, // 18: maildispatch.v1.FindMailsRequest.finished_since:type_name -> google.protobuf.Timestamp
+	42, // 19: maildispatch.v1.FindMailsRequest.finished_until:type_name -> google.protobuf.Timestamp
+	45, // 20: maildispatch.v1.FindMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	45, // 21: maildispatch.v1.GetMailResponse.mail:type_name -> maildispatch.v1.Mail
+	46, // 22: maildispatch.v1.ListDueOutMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	45, // 23: maildispatch.v1.ListDueOutMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	46, // 24: maildispatch.v1.ListArchivedMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	45, // 25: maildispatch.v1.ListArchivedMailsResponse.mails:type_name -> maildispatch.v1.Mail
+	46, // 26: maildispatch.v1.RetryMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	16, // 27: maildispatch.v1.RetryMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	48, // 28: maildispatch.v1.RetryMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	49, // 29: maildispatch.v1.RetryMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	46, // 30: maildispatch.v1.CancelMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	16, // 31: maildispatch.v1.CancelMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	48, // 32: maildispatch.v1.CancelMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	49, // 33: maildispatch.v1.CancelMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	46, // 34: maildispatch.v1.HoldMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	16, // 35: maildispatch.v1.HoldMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	48, // 36: maildispatch.v1.HoldMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	49, // 37: maildispatch.v1.HoldMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	46, // 38: maildispatch.v1.ReleaseMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	16, // 39: maildispatch.v1.ReleaseMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	48, // 40: maildispatch.v1.ReleaseMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	49, // 41: maildispatch.v1.ReleaseMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	46, // 42: maildispatch.v1.MoveMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	16, // 43: maildispatch.v1.MoveMailsResponse.failures:type_name -> maildispatch.v1.MailFailure
+	48, // 44: maildispatch.v1.MoveMailsResponse.operation:type_name -> maildispatch.v1.Operation
+	49, // 45: maildispatch.v1.MoveMailsResponse.failure_groups:type_name -> maildispatch.v1.FailureGroup
+	50, // 46: maildispatch.v1.ResolveMailRequest.resolution:type_name -> maildispatch.v1.Resolution
+	45, // 47: maildispatch.v1.ResolveMailResponse.mail:type_name -> maildispatch.v1.Mail
+	46, // 48: maildispatch.v1.WatchMailsRequest.filter:type_name -> maildispatch.v1.MailFilter
+	45, // 49: maildispatch.v1.WatchMailsResponse.mail:type_name -> maildispatch.v1.Mail
+	51, // 50: maildispatch.v1.WatchMailsResponse.status:type_name -> maildispatch.v1.MailStatus
+	42, // 51: maildispatch.v1.WatchMailsResponse.change_time:type_name -> google.protobuf.Timestamp
+	52, // 52: maildispatch.v1.WatchMailsResponse.lag:type_name -> google.protobuf.Duration
+	45, // 53: maildispatch.v1.ResendMailResponse.mail:type_name -> maildispatch.v1.Mail
+	53, // 54: maildispatch.v1.GetQueueStatsResponse.counts:type_name -> maildispatch.v1.MailCounts
+	42, // 55: maildispatch.v1.GetQueueStatsResponse.oldest_due_time:type_name -> google.protobuf.Timestamp
+	52, // 56: maildispatch.v1.GetQueueStatsResponse.oldest_age:type_name -> google.protobuf.Duration
+	39, // 57: maildispatch.v1.GetQueueStatsResponse.lanes:type_name -> maildispatch.v1.GetQueueStatsResponse.Lane
+	42, // 58: maildispatch.v1.GetQueueStatsResponse.next_batch_time:type_name -> google.protobuf.Timestamp
+	42, // 59: maildispatch.v1.GetQueueStatsResponse.time:type_name -> google.protobuf.Timestamp
+	52, // 60: maildispatch.v1.GetQueueStatsResponse.watch_lag:type_name -> google.protobuf.Duration
+	54, // 61: maildispatch.v1.SendResponse.Accepted.mode:type_name -> maildispatch.v1.Mode
+	55, // 62: maildispatch.v1.SendResponse.Accepted.route:type_name -> maildispatch.v1.Route
+	45, // 63: maildispatch.v1.SendResponse.Completed.mail:type_name -> maildispatch.v1.Mail
+	56, // 64: maildispatch.v1.GetQueueStatsResponse.Lane.priority:type_name -> maildispatch.v1.Priority
+	42, // 65: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_due_time:type_name -> google.protobuf.Timestamp
+	52, // 66: maildispatch.v1.GetQueueStatsResponse.Lane.oldest_age:type_name -> google.protobuf.Duration
+	0,  // 67: maildispatch.v1.Dispatch.Send:input_type -> maildispatch.v1.SendRequest
+	2,  // 68: maildispatch.v1.Dispatch.SendMail:input_type -> maildispatch.v1.SendMailRequest
+	4,  // 69: maildispatch.v1.Dispatch.PreviewMail:input_type -> maildispatch.v1.PreviewMailRequest
+	57, // 70: maildispatch.v1.Dispatch.SendBatch:input_type -> maildispatch.v1.SendBatchRequest
+	58, // 71: maildispatch.v1.Dispatch.SendStream:input_type -> maildispatch.v1.SendStreamRequest
+	59, // 72: maildispatch.v1.Dispatch.UploadAttachment:input_type -> maildispatch.v1.UploadAttachmentRequest
+	60, // 73: maildispatch.v1.Dispatch.GetBatch:input_type -> maildispatch.v1.GetBatchRequest
+	8,  // 74: maildispatch.v1.Dispatch.GetMail:input_type -> maildispatch.v1.GetMailRequest
+	10, // 75: maildispatch.v1.Dispatch.DownloadMail:input_type -> maildispatch.v1.DownloadMailRequest
+	12, // 76: maildispatch.v1.Dispatch.ListDueOutMails:input_type -> maildispatch.v1.ListDueOutMailsRequest
+	14, // 77: maildispatch.v1.Dispatch.ListArchivedMails:input_type -> maildispatch.v1.ListArchivedMailsRequest
+	6,  // 78: maildispatch.v1.Dispatch.FindMails:input_type -> maildispatch.v1.FindMailsRequest
+	17, // 79: maildispatch.v1.Dispatch.RetryMails:input_type -> maildispatch.v1.RetryMailsRequest
+	19, // 80: maildispatch.v1.Dispatch.CancelMails:input_type -> maildispatch.v1.CancelMailsRequest
+	21, // 81: maildispatch.v1.Dispatch.HoldMails:input_type -> maildispatch.v1.HoldMailsRequest
+	23, // 82: maildispatch.v1.Dispatch.ReleaseMails:input_type -> maildispatch.v1.ReleaseMailsRequest
+	25, // 83: maildispatch.v1.Dispatch.MoveMails:input_type -> maildispatch.v1.MoveMailsRequest
+	27, // 84: maildispatch.v1.Dispatch.ResolveMail:input_type -> maildispatch.v1.ResolveMailRequest
+	31, // 85: maildispatch.v1.Dispatch.ResendMail:input_type -> maildispatch.v1.ResendMailRequest
+	29, // 86: maildispatch.v1.Dispatch.WatchMails:input_type -> maildispatch.v1.WatchMailsRequest
+	33, // 87: maildispatch.v1.Dispatch.GetQueueStats:input_type -> maildispatch.v1.GetQueueStatsRequest
+	1,  // 88: maildispatch.v1.Dispatch.Send:output_type -> maildispatch.v1.SendResponse
+	3,  // 89: maildispatch.v1.Dispatch.SendMail:output_type -> maildispatch.v1.SendMailResponse
+	5,  // 90: maildispatch.v1.Dispatch.PreviewMail:output_type -> maildispatch.v1.PreviewMailResponse
+	61, // 91: maildispatch.v1.Dispatch.SendBatch:output_type -> maildispatch.v1.SendBatchResponse
+	62, // 92: maildispatch.v1.Dispatch.SendStream:output_type -> maildispatch.v1.SendStreamResponse
+	63, // 93: maildispatch.v1.Dispatch.UploadAttachment:output_type -> maildispatch.v1.UploadAttachmentResponse
+	64, // 94: maildispatch.v1.Dispatch.GetBatch:output_type -> maildispatch.v1.GetBatchResponse
+	9,  // 95: maildispatch.v1.Dispatch.GetMail:output_type -> maildispatch.v1.GetMailResponse
+	11, // 96: maildispatch.v1.Dispatch.DownloadMail:output_type -> maildispatch.v1.DownloadMailResponse
+	13, // 97: maildispatch.v1.Dispatch.ListDueOutMails:output_type -> maildispatch.v1.ListDueOutMailsResponse
+	15, // 98: maildispatch.v1.Dispatch.ListArchivedMails:output_type -> maildispatch.v1.ListArchivedMailsResponse
+	7,  // 99: maildispatch.v1.Dispatch.FindMails:output_type -> maildispatch.v1.FindMailsResponse
+	18, // 100: maildispatch.v1.Dispatch.RetryMails:output_type -> maildispatch.v1.RetryMailsResponse
+	20, // 101: maildispatch.v1.Dispatch.CancelMails:output_type -> maildispatch.v1.CancelMailsResponse
+	22, // 102: maildispatch.v1.Dispatch.HoldMails:output_type -> maildispatch.v1.HoldMailsResponse
+	24, // 103: maildispatch.v1.Dispatch.ReleaseMails:output_type -> maildispatch.v1.ReleaseMailsResponse
+	26, // 104: maildispatch.v1.Dispatch.MoveMails:output_type -> maildispatch.v1.MoveMailsResponse
+	28, // 105: maildispatch.v1.Dispatch.ResolveMail:output_type -> maildispatch.v1.ResolveMailResponse
+	32, // 106: maildispatch.v1.Dispatch.ResendMail:output_type -> maildispatch.v1.ResendMailResponse
+	30, // 107: maildispatch.v1.Dispatch.WatchMails:output_type -> maildispatch.v1.WatchMailsResponse
+	34, // 108: maildispatch.v1.Dispatch.GetQueueStats:output_type -> maildispatch.v1.GetQueueStatsResponse
+	88, // [88:109] is the sub-list for method output_type
+	67, // [67:88] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_dispatch_proto_init() }
@@ -3177,14 +3530,14 @@ func file_maildispatch_v1_dispatch_proto_init() {
 		(*SendResponse_Recipient)(nil),
 		(*SendResponse_Completed_)(nil),
 	}
-	file_maildispatch_v1_dispatch_proto_msgTypes[31].OneofWrappers = []any{}
+	file_maildispatch_v1_dispatch_proto_msgTypes[33].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_dispatch_proto_rawDesc), len(file_maildispatch_v1_dispatch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Dispatch_Send_FullMethodName              = "/maildispatch.v1.Dispatch/Send"
 	Dispatch_SendMail_FullMethodName          = "/maildispatch.v1.Dispatch/SendMail"
+	Dispatch_PreviewMail_FullMethodName       = "/maildispatch.v1.Dispatch/PreviewMail"
 	Dispatch_SendBatch_FullMethodName         = "/maildispatch.v1.Dispatch/SendBatch"
 	Dispatch_SendStream_FullMethodName        = "/maildispatch.v1.Dispatch/SendStream"
 	Dispatch_UploadAttachment_FullMethodName  = "/maildispatch.v1.Dispatch/UploadAttachment"
@@ -77,6 +78,11 @@ type DispatchClient interface {
 	// mail server. When the call ends with an error, the mail may have been taken: call again
 	// with the same request_id. Errors: as for Send.
 	SendMail(ctx context.Context, in *SendMailRequest, opts ...grpc.CallOption) (*SendMailResponse, error)
+	// PreviewMail composes what Send would send, byte for byte but for ids, times and the
+	// signature over them, and shows it: header fields, parts, size, by which mail server it
+	// would go and why, and what a person should know before it leaves. Nothing is stored, sent
+	// or counted against a limit of mails. Errors: as for Send.
+	PreviewMail(ctx context.Context, in *PreviewMailRequest, opts ...grpc.CallOption) (*PreviewMailResponse, error)
 	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are
 	// queued and sent by the batch, whatever the mail server's mode. An item that is wrong is
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
@@ -242,6 +248,16 @@ func (c *dispatchClient) SendMail(ctx context.Context, in *SendMailRequest, opts
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SendMailResponse)
 	err := c.cc.Invoke(ctx, Dispatch_SendMail_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dispatchClient) PreviewMail(ctx context.Context, in *PreviewMailRequest, opts ...grpc.CallOption) (*PreviewMailResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PreviewMailResponse)
+	err := c.cc.Invoke(ctx, Dispatch_PreviewMail_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -491,6 +507,11 @@ type DispatchServer interface {
 	// mail server. When the call ends with an error, the mail may have been taken: call again
 	// with the same request_id. Errors: as for Send.
 	SendMail(context.Context, *SendMailRequest) (*SendMailResponse, error)
+	// PreviewMail composes what Send would send, byte for byte but for ids, times and the
+	// signature over them, and shows it: header fields, parts, size, by which mail server it
+	// would go and why, and what a person should know before it leaves. Nothing is stored, sent
+	// or counted against a limit of mails. Errors: as for Send.
+	PreviewMail(context.Context, *PreviewMailRequest) (*PreviewMailResponse, error)
 	// SendBatch is the fastest way in for many mails: a stream of items, one summary. All are
 	// queued and sent by the batch, whatever the mail server's mode. An item that is wrong is
 	// rejected by its place and field and the rest go on, unless strict asks for all or nothing.
@@ -639,6 +660,9 @@ func (UnimplementedDispatchServer) Send(*SendRequest, grpc.ServerStreamingServer
 func (UnimplementedDispatchServer) SendMail(context.Context, *SendMailRequest) (*SendMailResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SendMail not implemented")
 }
+func (UnimplementedDispatchServer) PreviewMail(context.Context, *PreviewMailRequest) (*PreviewMailResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PreviewMail not implemented")
+}
 func (UnimplementedDispatchServer) SendBatch(grpc.ClientStreamingServer[SendBatchRequest, SendBatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method SendBatch not implemented")
 }
@@ -739,6 +763,24 @@ func _Dispatch_SendMail_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DispatchServer).SendMail(ctx, req.(*SendMailRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Dispatch_PreviewMail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PreviewMailRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DispatchServer).PreviewMail(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dispatch_PreviewMail_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DispatchServer).PreviewMail(ctx, req.(*PreviewMailRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1030,6 +1072,10 @@ var Dispatch_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SendMail",
 			Handler:    _Dispatch_SendMail_Handler,
+		},
+		{
+			MethodName: "PreviewMail",
+			Handler:    _Dispatch_PreviewMail_Handler,
 		},
 		{
 			MethodName: "GetBatch",

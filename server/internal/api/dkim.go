@@ -191,23 +191,28 @@ const readers = 4
 // sumBody hashes a body. Files that were uploaded are read for it.
 func (a *API) sumBody(ctx context.Context, body []message.Piece) (dkim.BodySum, error) {
 	return dkim.SumBody(func(w io.Writer) error {
-		for _, p := range body {
-			b := p.Bytes()
-			if b == nil && p.Shared != nil {
-				if err := a.sumStored(ctx, w, p); err != nil {
-					return err
-				}
-				continue
-			}
-			if _, err := w.Write(b); err != nil {
-				return err
-			}
-		}
-		return nil
+		return a.writePieces(ctx, w, body)
 	})
 }
 
-func (a *API) sumStored(ctx context.Context, w io.Writer, p message.Piece) error {
+// writePieces writes a message, or a part of one. Files that were uploaded are read for it.
+func (a *API) writePieces(ctx context.Context, w io.Writer, pieces []message.Piece) error {
+	for _, p := range pieces {
+		b := p.Bytes()
+		if b == nil && p.Shared != nil {
+			if err := a.writeStored(ctx, w, p); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *API) writeStored(ctx context.Context, w io.Writer, p message.Piece) error {
 	select {
 	case a.readers <- struct{}{}:
 		defer func() { <-a.readers }()

@@ -44,6 +44,7 @@ var requests = map[string]string{
 	"MailServerAdmin/RunBatch":              `{"mail_server": "$server"}`,
 	"Dispatch/Send":                         `{"options": {"team": "t1", "mail_server": "$server"}, "message": {"to": ["a@y.example"], "subject": "s", "text": "x"}, "validate_only": true}`,
 	"Dispatch/SendMail":                     `{"options": {"team": "t1", "mail_server": "$server"}, "message": {"to": ["a@y.example"], "subject": "s", "text": "x"}, "validate_only": true}`,
+	"Dispatch/PreviewMail":                  `{"options": {"team": "t1", "mail_server": "$server"}, "message": {"to": ["a@y.example"], "subject": "s", "text": "x"}}`,
 	"Dispatch/FindMails":                    `{"filter": {"team": "t1"}}`,
 	"Dispatch/SendBatch":                    `{"options": {"options": {"team": "t1", "mail_server": "$server"}}, "items": [{"message": {"to": ["a@y.example"], "subject": "s", "text": "x"}}]}`,
 	"Dispatch/SendStream":                   `{"options": {"options": {"team": "t1", "mail_server": "$server"}}, "items": [{"message": {"to": ["a@y.example"], "subject": "s", "text": "x"}}]}`,
