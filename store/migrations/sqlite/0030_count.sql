@@ -25,7 +25,7 @@ create table count_queue (
   second integer not null,      -- 0 = it is due
   n integer not null,
   primary key (team, mail_server, priority, kind, status, second)
-) without rowid;
+);
 create table count_batch (
   batch_id text not null,
   team text not null,
@@ -37,7 +37,7 @@ create table count_batch (
   first integer,
   last integer,
   primary key (batch_id, team, caller, status, waiting, doubtful)
-) without rowid;
+);
 
 -- +goose StatementBegin
 create trigger count_due_new after insert on due begin
