@@ -311,9 +311,14 @@ func TestSharedContentOverDays(t *testing.T) {
 				ids = append(ids, m.ID)
 				var n, touched, chunks int
 				q := "select count(*) from content where touched = ?"
-				arg := any(now().Unix() / 86400)
+				// the database's, which on SQLite is that of the process
+				today, err := s.Now(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				arg := any(today.Unix() / 86400)
 				if s.Dialect() == "postgres" {
-					arg = now().Format(time.DateOnly)
+					arg = today.UTC().Format(time.DateOnly)
 				}
 				if err := errors.Join(s.Get(&n, "select count(*) from content"), s.Get(&touched, q, arg), s.Get(&chunks, "select count(*) from content_chunk")); err != nil || n != 2 || touched != 2 || chunks != 4 {
 					t.Errorf("day %d: %d contents, %d touched, %d chunks, %v", d, n, touched, chunks, err)

@@ -55,6 +55,9 @@ func (m *NewMail) pack() {
 			continue
 		}
 		segs[i] = segment{p.Length, sameContent, p.Offset, p.Shared.File}
+		if !slices.Contains(m.contents, p.Shared.Sum) {
+			m.contents = append(m.contents, p.Shared.Sum)
+		}
 		if p.Shared != last {
 			segs[i].Hash = hex.EncodeToString(p.Shared.Sum[:])
 			last = p.Shared
@@ -99,7 +102,8 @@ func unpack(inline, layout []byte) ([]Piece, error) {
 
 // shareContent stores a mail's shared content that is not there yet, and marks the rest as used
 // today, before the mail refers to it. Clean-up leaves alone what was touched within three
-// days, so it cannot race with this.
+// days. Where a clock is wrong, and content goes between this and the mail, the mail is not
+// written, and storeAgain stores it once more.
 func (s *Store) shareContent(ctx context.Context, m *NewMail) error {
 	var last *Content
 	for _, p := range m.Raw {
@@ -119,6 +123,26 @@ func (s *Store) shareContent(ctx context.Context, m *NewMail) error {
 	return nil
 }
 
+// storeAgain stores a mail's content though this process has done so today.
+func (s *Store) storeAgain(ctx context.Context, m *NewMail) error {
+	for _, sum := range m.contents {
+		s.cache.drop(sum)
+	}
+	return s.shareContent(ctx, m)
+}
+
+// lacksContent says whether content that a packed mail needs is not there, or not marked as
+// used: that might go behind the mail.
+func (s *Store) lacksContent(ctx context.Context, tx *sqlx.Tx, m *NewMail) (bool, error) {
+	for _, sum := range m.contents {
+		var n int
+		if err := s.stmt(ctx, tx, "content_used").GetContext(ctx, &n, sum[:]); err != nil || n == 0 {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
 // ErrContentGone: a mail refers to content that is not stored, and brings no bytes of it.
 var ErrContentGone = errors.New("shared content is not stored")
 
@@ -129,7 +153,11 @@ func (s *Store) putContent(ctx context.Context, sum [32]byte, size int, data []b
 }
 
 func (s *Store) putContentTx(ctx context.Context, tx *sqlx.Tx, sum [32]byte, size int, data []byte, used bool) error {
-	today := s.dialect.date(s.now())
+	now, err := s.dialect.clock(ctx, tx)
+	if err != nil {
+		return err
+	}
+	today := s.dialect.date(now)
 	exec := func(name string, args ...any) (bool, error) {
 		res, err := s.q.in(ctx, tx, name).ExecContext(ctx, args...)
 		if err != nil {
@@ -152,6 +180,11 @@ func (s *Store) putContentTx(ctx context.Context, tx *sqlx.Tx, sum [32]byte, siz
 		}
 		if !inserted {
 			continue
+		}
+		if used { // no mail needs it yet, and perhaps none will: then clean-up finds it
+			if _, err := exec("loose_insert", sum[:], today); err != nil {
+				return err
+			}
 		}
 		for n := 0; n*chunkBytes < len(data); n++ {
 			if _, err := exec("chunk_insert", sum[:], n, data[n*chunkBytes:min((n+1)*chunkBytes, len(data))]); err != nil {

@@ -26,7 +26,9 @@ const (
 type enqueueOp struct {
 	m    *NewMail
 	size int
-	done chan enqueueAnswer
+	// its content was stored once more, because it was gone when the mail was written
+	again bool
+	done  chan enqueueAnswer
 }
 
 type enqueueAnswer struct {
@@ -120,6 +122,15 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 		out, err = s.insertAll(fctx, ms, chunks)
 		if err == nil {
 			s.observe.Committed(LineAccept, len(ms), time.Since(began))
+		}
+		if try < 3 && errors.Is(err, errRefused) {
+			stored, err := s.storeGone(fctx, ms, out)
+			if err != nil {
+				return nil, err
+			}
+			if stored {
+				continue
+			}
 		}
 		// A lost connection leaves open whether the commit happened. The same ids again write
 		// nothing twice.
@@ -270,6 +281,7 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 		}
 		return
 	}
+	var again []*enqueueOp
 	for _, op := range ops {
 		a := enqueueAnswer{res: Enqueued{ID: op.m.ID}}
 		switch {
@@ -280,8 +292,31 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 		case !inserted[op.m.ID]:
 			a = s.explain(ctx, nil, op.m)
 		}
+		if errors.Is(a.res.Err, ErrContentGone) && !op.again {
+			op.again = true
+			if a.res.Err = s.storeAgain(ctx, op.m); a.res.Err == nil {
+				again = append(again, op)
+				continue
+			}
+		}
 		op.done <- a
 	}
+	if len(again) > 0 {
+		s.flushEnqueue(again)
+	}
+}
+
+// storeGone stores the content again of the mails that were refused for it.
+func (s *Store) storeGone(ctx context.Context, ms []*NewMail, answers []Enqueued) (stored bool, err error) {
+	for i, m := range ms {
+		if errors.Is(answers[i].Err, ErrContentGone) {
+			if err := s.storeAgain(ctx, m); err != nil {
+				return false, err
+			}
+			stored = true
+		}
+	}
+	return stored, nil
 }
 
 // explain finds out why a mail was not inserted: it is there already (a repeated write of
@@ -297,7 +332,7 @@ func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAns
 		return a
 	}
 	if m.RequestID == "" {
-		a.res.Err = ErrServerChanged // nothing else keeps a new id out
+		a.res.Err, a.err = s.keptOut(ctx, tx, m)
 		return a
 	}
 	var had struct {
@@ -307,7 +342,7 @@ func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAns
 	err := s.stmt(ctx, tx, "mail_request").QueryRowxContext(ctx, m.Team, m.RequestID).Scan(&had.ID, &had.Fingerprint)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		a.res.Err = ErrServerChanged
+		a.res.Err, a.err = s.keptOut(ctx, tx, m)
 	case err != nil:
 		a.err = s.fault(err)
 	case bytes.Equal(had.Fingerprint, m.Fingerprint):
@@ -316,6 +351,19 @@ func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAns
 		a.res.ID, a.res.Err = had.ID, ErrRequestIDReused
 	}
 	return a
+}
+
+// keptOut is why a new mail was not written though nothing has its id or its request_id.
+func (s *Store) keptOut(ctx context.Context, tx *sqlx.Tx, m *NewMail) (why, err error) {
+	gone, err := s.lacksContent(ctx, tx, m)
+	switch {
+	case err != nil:
+		return nil, s.fault(err)
+	case gone, len(m.contents) > 0 && m.ServerVersion == 0:
+		// or somebody has stored it meanwhile
+		return ErrContentGone, nil
+	}
+	return ErrServerChanged, nil
 }
 
 // stmt is a statement inside tx, or outside any with nil.
@@ -377,12 +425,16 @@ func ownMessageID(id string) (is bool, mail uuid.UUID) {
 	return err == nil, mail
 }
 
-// termsOf is what a new mail can be searched by.
+// termsOf is what a new mail can be searched by, and which shared content it needs.
 func (s *Store) termsOf(m *NewMail) []string {
-	if s.noTerms {
-		return []string{}
+	ts := []string{}
+	if !s.noTerms {
+		ts = termsOf(m)
 	}
-	return termsOf(m)
+	for _, sum := range m.contents {
+		ts = append(ts, contentTerm(sum))
+	}
+	return ts
 }
 
 func termsOf(m *NewMail) []string {

@@ -43,6 +43,7 @@ type mailRow struct {
 	Caller      string            `json:"caller,omitempty"`
 	Guard       string            `json:"guard,omitempty"`
 	Version     int64             `json:"server_version,omitempty"`
+	Contents    []string          `json:"contents,omitempty"`
 }
 
 // enqueueFlushers is how many write at once.
@@ -61,6 +62,9 @@ func (s onPostgres) packMails(ops []*enqueueOp) (packedMails, error) {
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
 			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: offset, Length: len(m.inline), Terms: s.termsOf(m),
 			BatchID: m.BatchID, Reason: m.Reason, Caller: m.Caller, Guard: m.Guard, Version: m.ServerVersion}
+		for _, sum := range m.contents {
+			r.Contents = append(r.Contents, hex.EncodeToString(sum[:]))
+		}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
 		}

@@ -47,6 +47,11 @@ func (s onSQLite) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (
 				continue
 			}
 		}
+		if gone, err := s.lacksContent(ctx, tx, m); err != nil {
+			return nil, err
+		} else if gone {
+			continue
+		}
 		rcpts, err := json.Marshal(m.Recipients)
 		if err != nil {
 			return nil, err

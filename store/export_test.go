@@ -300,3 +300,12 @@ func (s *Store) HoldAuditLock(ctx context.Context) (release func(), err error) {
 	}
 	return func() { _ = tx.Rollback() }, nil // nothing was written
 }
+
+// RemoveBody is the second half of Purge with a page that was read before others changed the
+// mail.
+func (s *Store) RemoveBody(ctx context.Context, id uuid.UUID) error {
+	return s.workTx(ctx, func(tx *sqlx.Tx) error {
+		_, err := s.removePart(ctx, tx, PartBody, []*purgeRow{{ID: id}})
+		return err
+	})
+}

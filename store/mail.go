@@ -143,7 +143,8 @@ type NewMail struct {
 	// routed to: if it is another by now, the mail is refused with ErrServerChanged.
 	ServerVersion int64
 
-	inline, layout []byte // Raw as it is stored; made by pack
+	inline, layout []byte     // Raw as it is stored; made by pack
+	contents       [][32]byte // the shared content of Raw, each once; made by pack
 }
 
 // OwnBytes is what the mail weighs without what it shares with others.

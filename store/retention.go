@@ -189,11 +189,10 @@ func (s *Store) removePart(ctx context.Context, tx *sqlx.Tx, part Part, rows []*
 			continue
 		}
 		gone = append(gone, r)
-		of := contentsOf(r.Layout)
+		of := neededOf(r.Layout, Removed(r.Removed.String))
 		if part == PartAttachments {
-			of = filesOf(r.Layout)
-		} else if r.Removed.String == string(RemovedAttachments) {
-			of = slices.DeleteFunc(of, func(sum [32]byte) bool { return slices.Contains(filesOf(r.Layout), sum) })
+			still := neededOf(r.Layout, RemovedAttachments)
+			of = slices.DeleteFunc(of, func(sum [32]byte) bool { return slices.Contains(still, sum) })
 		}
 		for _, sum := range of {
 			loose[sum] = true

@@ -5,23 +5,19 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 )
 
-// Shared content goes when no mail needs it any more. Which mails need it stands only in their
-// layouts, so a walk over all mail writes a term for each: [Store.WalkContents]. It runs behind
-// the intake, which is not slowed by it, and only where something is removed at all. Content
-// that was touched after the place where the walk stands is left alone.
-
-// walkLag is how far the walk stays behind: longer than mail may be on its way into the
-// database, and longer than clocks of replicas may differ.
-const walkLag = 24 * time.Hour
+// Shared content goes when no mail needs it any more. A term for each content of each mail says
+// so. It is written in the statement that writes the mail, so no clock and no order decides
+// about it. A mail that was written before there were such terms is marked as one that lacks
+// them, and gets them from [Store.WalkContents]; until the last one has its own, no content is
+// removed at all.
 
 // walkPage is how many mails one step of the walk looks at.
-const walkPage = 2000
+const walkPage = 500
 
 func contentTerm(sum [32]byte) string { return term("content", string(sum[:])) }
 
@@ -36,6 +32,11 @@ func segmentsOf(layout []byte) (segs []segment) {
 // contentsOf are the sums of all shared content of a layout.
 func contentsOf(layout []byte) []([32]byte) {
 	return sums(segmentsOf(layout), func(segment) bool { return true })
+}
+
+// neededOf are the sums that a mail still needs when a part of it is gone.
+func neededOf(layout []byte, removed Removed) [][32]byte {
+	return sums(segmentsOf(layout), func(sg segment) bool { return removed != RemovedAttachments || !sg.File })
 }
 
 // filesOf are those of its attachments.
@@ -67,72 +68,74 @@ func (s *Store) loosen(ctx context.Context, tx *sqlx.Tx, sums map[[32]byte]bool)
 	return nil
 }
 
-// WalkContents is one step of the walk that writes down which mail needs which content.
-// through: it has come as far as it may.
+// WalkContents is one step of the walk over mail that a program of before has written, without
+// the terms of its content. through: there is none left that the database can read.
 func (s *Store) WalkContents(ctx context.Context, me string) (through bool, err error) {
-	st, err := s.ruleState(ctx, "contents")
-	if err != nil {
-		return false, err
+	var page []uuid.UUID
+	if err := s.q.get("unlisted_page").SelectContext(ctx, &page, walkPage); err != nil {
+		return false, s.fault(err)
 	}
-	until := idAt(s.now().Add(-walkLag))
+	ids := s.damage.without(page, s.now())
+	_, err = s.past(ctx, ids, func(ids []uuid.UUID) error {
+		return s.workTx(ctx, func(tx *sqlx.Tx) error {
+			if err := s.holdPurge(ctx, tx, me); err != nil {
+				return err
+			}
+			return s.listContents(ctx, tx, ids)
+		})
+	})
+	return len(ids) == 0 || len(page) < walkPage, err
+}
+
+// listContents writes the terms of mails that lack them. It reads them anew: behind holdPurge
+// nobody removes a part of them.
+func (s *Store) listContents(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) error {
 	var rows []struct {
 		ID      uuid.UUID
 		Layout  []byte
 		Removed Removed
 	}
-	if err := s.q.get("walk_page").SelectContext(ctx, &rows, st.MailID.UUID, until, walkPage); err != nil {
-		return false, s.fault(err)
-	}
-	last := until
-	if len(rows) == walkPage {
-		last = rows[len(rows)-1].ID
-	} else if through = true; slices.Compare(st.MailID.UUID[:], until[:]) >= 0 {
-		return true, nil
+	if err := s.q.in(ctx, tx, "unlisted_mails").SelectContext(ctx, &rows, idList(ids)); err != nil {
+		return err
 	}
 	var terms []mailTerm
 	for _, r := range rows {
-		of := contentsOf(r.Layout)
-		if r.Removed == RemovedAttachments {
-			files := filesOf(r.Layout)
-			of = slices.DeleteFunc(of, func(sum [32]byte) bool { return slices.Contains(files, sum) })
-		}
-		for _, sum := range of {
+		for _, sum := range neededOf(r.Layout, r.Removed) {
 			terms = append(terms, mailTerm{contentTerm(sum), r.ID})
 		}
 	}
-	b, err := json.Marshal(terms)
-	if err != nil {
-		return false, err
-	}
-	return through, s.workTx(ctx, func(tx *sqlx.Tx) error {
-		if err := s.holdPurge(ctx, tx, me); err != nil {
+	if len(terms) > 0 {
+		b, err := json.Marshal(terms)
+		if err != nil {
 			return err
 		}
-		if len(terms) > 0 {
-			if _, err := s.q.in(ctx, tx, "walk_terms").ExecContext(ctx, string(b)); err != nil {
-				return err
-			}
+		if _, err := s.q.in(ctx, tx, "walk_terms").ExecContext(ctx, string(b)); err != nil {
+			return err
 		}
-		_, err := s.q.in(ctx, tx, "rule_moved").ExecContext(ctx, "contents", nil, last, 0, st.MailID)
-		return err
-	})
+	}
+	_, err := s.q.in(ctx, tx, "mail_listed").ExecContext(ctx, idList(ids))
+	return err
 }
 
 // CollectContents removes content that no mail needs any more, at most so many, each in a
-// transaction of its own. It leaves alone what the walk has not come to, and what an upload
-// needs. looked is how many it has decided about.
+// transaction of its own: none while a mail lacks its terms, and none that an upload needs.
+// looked is how many it has decided about.
+//
+// It locks the content first, and looks for terms with a statement behind that. A mail that is
+// accepted at the same moment has the content locked until its terms are there.
 func (s *Store) CollectContents(ctx context.Context, me string, most int) (looked, contents int, bytes int64, err error) {
-	st, err := s.ruleState(ctx, "contents")
-	if err != nil || !st.MailID.Valid {
+	now, err := s.Now(ctx)
+	if err != nil {
 		return 0, 0, 0, err
 	}
-	// A mail refers to content on the day on which it touched it, or on the next.
-	walked := timeOf(st.MailID.UUID).Add(-2 * 24 * time.Hour)
-	if rest := s.now().Add(-contentRest); walked.After(rest) {
-		walked = rest
+	// A mercy for those who are about to refer to it, not what keeps it.
+	rest := s.dialect.date(now.Add(-contentRest))
+	var unlisted []uuid.UUID
+	if err := s.q.get("unlisted_page").SelectContext(ctx, &unlisted, 1); err != nil || len(unlisted) > 0 {
+		return 0, 0, 0, s.fault(err)
 	}
 	var loose [][]byte
-	if err := s.q.get("loose_page").SelectContext(ctx, &loose, s.dialect.date(walked), most); err != nil {
+	if err := s.q.get("loose_page").SelectContext(ctx, &loose, rest, most); err != nil {
 		return 0, 0, 0, s.fault(err)
 	}
 	for _, sum := range loose {
@@ -145,7 +148,12 @@ func (s *Store) CollectContents(ctx context.Context, me string, most int) (looke
 			if err := s.holdPurge(ctx, tx, me); err != nil {
 				return err
 			}
-			if err := s.q.in(ctx, tx, "loose_content").SelectContext(ctx, &size, sum, contentTerm([32]byte(sum)), s.dialect.date(walked)); err != nil {
+			var locked [][]byte
+			if err := s.q.in(ctx, tx, "content_lock").SelectContext(ctx, &locked, sum); err != nil {
+				return err
+			}
+			term := contentTerm([32]byte(sum))
+			if err := s.q.in(ctx, tx, "loose_content").SelectContext(ctx, &size, sum, term, rest); err != nil {
 				return err
 			}
 			if len(size) > 0 {
@@ -153,7 +161,7 @@ func (s *Store) CollectContents(ctx context.Context, me string, most int) (looke
 					return err
 				}
 			}
-			_, err := s.q.in(ctx, tx, "loose_delete").ExecContext(ctx, sum)
+			_, err := s.q.in(ctx, tx, "loose_delete").ExecContext(ctx, sum, term)
 			return err
 		})
 		if err != nil {
@@ -166,13 +174,4 @@ func (s *Store) CollectContents(ctx context.Context, me string, most int) (looke
 		}
 	}
 	return looked, contents, bytes, nil
-}
-
-// timeOf is the time of an id (RFC 9562, 5.7).
-func timeOf(id uuid.UUID) time.Time {
-	var ms int64
-	for _, b := range id[:6] {
-		ms = ms<<8 | int64(b)
-	}
-	return time.UnixMilli(ms)
 }

@@ -259,8 +259,7 @@ func TestPurgeParts(t *testing.T) {
 	})
 }
 
-// TestContentIsKept: content that is let go stays while the walk has not come to the mails that
-// may need it, and while an upload needs it.
+// TestContentIsKept: content that is let go stays while a mail needs it.
 func TestContentIsKept(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
@@ -352,6 +351,26 @@ func TestOneProcessPurges(t *testing.T) {
 		}
 		if _, err := s.Purge(ctx, "two", rule, 10); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// TestErasedStaysErased: a purge that has read a mail before it was erased does not take that
+// back.
+func TestErasedStaysErased(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		serve(t, s)
+		m := newMail("ss", aged(20*day))
+		enqueue(t, s, m)
+		finish(t, s)
+		if err := s.Exec("update mail set removed = 'erased'"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RemoveBody(ctx, m.ID); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := s.Mail(ctx, store.Everything, m.ID); err != nil || m.Removed != store.RemovedErased {
+			t.Errorf("it has become %q: %v", m.Removed, err)
 		}
 	})
 }

@@ -133,7 +133,11 @@ func (s *Store) putStream(ctx context.Context, tx *sqlx.Tx, c *Content, r io.Rea
 	if !errors.Is(err, ErrContentGone) {
 		return err
 	}
-	res, err := s.q.in(ctx, tx, "content_insert").ExecContext(ctx, c.Sum[:], c.Size, s.dialect.date(s.now()), false)
+	now, err := s.dialect.clock(ctx, tx)
+	if err != nil {
+		return err
+	}
+	res, err := s.q.in(ctx, tx, "content_insert").ExecContext(ctx, c.Sum[:], c.Size, s.dialect.date(now), false)
 	if err != nil {
 		return err
 	}

@@ -156,9 +156,14 @@ select substr(data, :from, :bytes) from content_chunk where hash = :hash and n =
 select substr(raw, :from, :bytes) from mail where id = :id;
 
 -- name: content_touch
--- primary key
+-- primary key; touched only grows, whatever a clock says
 -- takes: touched, used, hash
-update content set touched = :touched, used = used or :used where hash = :hash;
+update content set touched = case when touched < :touched then :touched else touched end, used = used or :used where hash = :hash;
+
+-- name: content_used (read)
+-- primary key
+-- takes: hash
+select count(*) from content where hash = :hash and used;
 
 -- name: content_insert
 -- primary key
@@ -329,10 +334,10 @@ on conflict (mail_id) do update set found_at = excluded.found_at, problem = excl
 -- takes: found_at
 delete from damage where found_at < :found_at;
 
--- name: walk_page (look)
--- primary key
--- takes: after, until, max
-select id, layout, coalesce(removed, '') as removed from mail where id > :after and id < :until order by id limit :max;
+-- name: unlisted_page (look)
+-- mail_unlisted; only mail that a program of before has written
+-- takes: max
+select id from mail where layout is not null and not listed order by id limit :max;
 
 -- name: loose_insert
 -- primary key
@@ -340,20 +345,24 @@ select id, layout, coalesce(removed, '') as removed from mail where id > :after 
 insert into content_loose (hash, since) values (:hash, :since) on conflict do nothing;
 
 -- name: loose_page (look)
--- primary keys; content_loose has what was let go lately
+-- primary keys, upload_hash; content_loose has what was let go lately
 -- takes: touched, max
-select l.hash from content_loose l left join content c on c.hash = l.hash where c.hash is null or c.touched < :touched order by l.hash limit :max;
+select l.hash from content_loose l left join content c on c.hash = l.hash
+where (c.hash is null or c.touched < :touched) and not exists (select 1 from upload u where u.hash = l.hash) order by l.hash limit :max;
 
 -- name: loose_content
--- primary keys of content and term, upload_hash
+-- primary keys of content and term, upload_hash, mail_unlisted
 -- takes: hash, term, touched
 delete from content where hash = :hash and touched < :touched and not exists (select 1 from term t where t.term = :term)
-  and not exists (select 1 from upload u where u.hash = content.hash) returning size;
+  and not exists (select 1 from upload u where u.hash = content.hash)
+  and not exists (select 1 from mail m where m.layout is not null and not m.listed limit 1) returning size;
 
 -- name: loose_delete
--- primary key
--- takes: hash
-delete from content_loose where hash = :hash;
+-- primary keys of content_loose, content and term. What neither went nor is needed by a mail
+-- stays: an upload needs it
+-- takes: hash, term
+delete from content_loose where hash = :hash
+  and (exists (select 1 from term t where t.term = :term limit 1) or not exists (select 1 from content c where c.hash = content_loose.hash));
 
 -- name: rule_state (look)
 -- primary key
@@ -374,7 +383,7 @@ insert into retention (name, run_time) values (:name, :run_time) on conflict (na
 
 -- name: rules_again
 -- a handful of rows
-update retention set at = null, mail_id = null where name not in ('holder', 'contents');
+update retention set at = null, mail_id = null where name <> 'holder';
 
 -- name: rules_done (look)
 -- a handful of rows

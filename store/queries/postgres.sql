@@ -4,21 +4,26 @@
 -- mail's primary key and mail_request decide what is new; one statement is one commit for the
 -- batch. Bodies come packed in one value: bytea in arrays is the driver's weak spot. v: a
 -- replica that is taken for dead owns nothing; its mail waits for whoever claims it. Its token
--- is past the one that the replica goes by, so that none of its writes counts.
+-- is past the one that the replica goes by, so that none of its writes counts. c: the shared
+-- content that the mails need. Whoever removes content waits for this lock, and looks anew for
+-- terms behind it; a mail whose content is gone is not written.
 -- takes: mails, bodies
 with u as materialized (
   select * from json_to_recordset(:mails::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
     utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
     batch_id text, resent_from uuid, resend_reason text, caller text, guard text,
-    server_version bigint)
+    server_version bigint, contents json)
+), c as materialized (
+  select hash from content where used and hash = any (array(select decode(x.value, 'hex') from u, json_array_elements_text(u.contents) x)) for key share
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard)
+    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, listed)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
-    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller, guard
-  from u where server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version)
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller, guard, true
+  from u where (server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version))
+    and not exists (select 1 from json_array_elements_text(u.contents) x where decode(x.value, 'hex') not in (select hash from c))
   order by id
   on conflict do nothing
   returning id
@@ -653,6 +658,22 @@ delete from term where ctid = any (array(
 -- takes: terms
 insert into term (term, mail_id) select (x.value ->> 0)::bigint, (x.value ->> 1)::uuid from json_array_elements(:terms::json) x on conflict do nothing;
 
+-- name: unlisted_mails
+-- mail_unlisted
+-- takes: ids
+select id, layout, coalesce(removed, '') as removed from mail
+where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and layout is not null and not listed;
+
+-- name: mail_listed
+-- primary key
+-- takes: ids
+update mail set listed = true where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
+
+-- name: content_lock
+-- primary key; against the lock of enqueue: behind it all mail is there that needs the content
+-- takes: hash
+select hash from content where hash = :hash for update;
+
 -- name: database_bytes (look)
 -- none
 select pg_database_size(current_database());
@@ -694,7 +715,8 @@ delete from mail where id = any (array(select value::uuid from json_array_elemen
 -- name: purge_body
 -- primary key; as purge_mail
 -- takes: removed, ids
-update mail set removed = :removed, raw = '', layout = null where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+update mail set removed = :removed, raw = '', layout = null where id = any (array(select value::uuid from json_array_elements_text(:ids::json)))
+  and removed is distinct from 'erased' and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
 
 -- name: purge_attachments
 -- primary key; as purge_mail. The layout stays: it has the sums of what was removed

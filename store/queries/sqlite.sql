@@ -7,8 +7,8 @@
 --   size_bytes, recipients, labels, request_id, fingerprint, route, utf8, create_time,
 --   expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard
 insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard)
-values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller, :guard) on conflict do nothing;
+  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, listed)
+values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller, :guard, true) on conflict do nothing;
 
 -- name: server_has_version (read)
 -- primary key
@@ -501,6 +501,21 @@ delete from term where (term, mail_id) in (select cast(value ->> 0 as integer), 
 -- takes: terms
 insert into term (term, mail_id) select cast(value ->> 0 as integer), value ->> 1 from json_each(:terms) where true on conflict do nothing;
 
+-- name: unlisted_mails
+-- primary key
+-- takes: ids
+select id, layout, coalesce(removed, '') as removed from mail where id in (select value from json_each(:ids)) and layout is not null and not listed;
+
+-- name: mail_listed
+-- primary key
+-- takes: ids
+update mail set listed = true where id in (select value from json_each(:ids));
+
+-- name: content_lock
+-- primary key; the one writer is the lock
+-- takes: hash
+select hash from content where hash = :hash;
+
 -- name: database_bytes (look)
 -- none
 select page_count * page_size from pragma_page_count, pragma_page_size;
@@ -542,7 +557,8 @@ delete from mail where id in (select value from json_each(:ids)) and case when e
 -- name: purge_body
 -- primary key; as purge_mail
 -- takes: removed, ids
-update mail set removed = :removed, raw = '', layout = null where id in (select value from json_each(:ids)) and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
+update mail set removed = :removed, raw = '', layout = null where id in (select value from json_each(:ids))
+  and removed is distinct from 'erased' and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
 
 -- name: purge_attachments
 -- primary key; as purge_mail. The layout stays: it has the sums of what was removed

@@ -1,0 +1,10 @@
+-- +goose Up
+-- The terms of the mail's shared content are written. A mail gets them in the statement that
+-- writes it; what a program of before has written gets them later.
+alter table mail add column listed boolean not null default false;
+create index mail_unlisted on mail (id) where layout is not null and not listed;
+delete from retention where name = 'contents';
+
+-- +goose Down
+drop index mail_unlisted;
+alter table mail drop column listed;
