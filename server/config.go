@@ -80,7 +80,7 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.DurationVar(&c.BatchInterval, "batch-interval", time.Minute, "how often daemon-mode mail is sent; 0 = the batch never rests")
 	fs.StringVar(&c.KeyFile, "key-file", "maildispatch.key", "file with the keys that seal passwords; made by itself beside an SQLite database, required with PostgreSQL")
 	fs.BoolVar(&c.LostSecrets, "lost-secrets", false, "start although the key file opens none of the stored secrets, which have to be given again")
-	fs.StringVar(&c.Keep, "keep", "", "for how long finished mail is kept, by kind: metadata/body/attachments, such as invoice:10y/2y/2y,bulk:90d/7d/0,all:5y; empty: for ever")
+	fs.StringVar(&c.Keep, "keep", "", "for how long finished mail is kept, by kind: metadata/body/attachments, such as invoice:10y/2y/2y,bulk:90d/7d/0,all:5y; metadata for 7d at least; empty: for ever")
 	fs.StringVar(&c.LocalhostSMTP, "localhost-smtp", "127.0.0.1:25", "where TYPE_LOCALHOST mail servers hand over")
 	fs.StringVar(&c.Destinations, "smtp-destinations", "", "what may be dialled, such as public:25+465+587+2525,10.0.0.0/8:25; default: public and private addresses and loopback, on ports 25 465 587 2525")
 	fs.StringVar(&c.TokenDestinations, "token-destinations", defaultTokenDestinations, "what may be called for access tokens of AUTH_XOAUTH2, such as public:443,10.1.0.0/16:8443; loopback, and http, only where loopback:PORTS is named")

@@ -75,6 +75,12 @@ func rowFault(err error) bool { return err != nil && (damaged(err) || dataFault(
 // read or write: they are returned, remembered and told. do is one transaction or changes
 // nothing when it fails. Any other fault ends it; what was done before that stays.
 func (s *Store) past(ctx context.Context, ids []uuid.UUID, do func(ids []uuid.UUID) error) (bad []uuid.UUID, err error) {
+	return s.pastWith(ctx, ids, func() error { return nil }, do)
+}
+
+// pastWith is past of a statement that writes the same values to all mails. control tries them
+// on no mail: where that fails too, the values are to blame and no mail is.
+func (s *Store) pastWith(ctx context.Context, ids []uuid.UUID, control func() error, do func(ids []uuid.UUID) error) (bad []uuid.UUID, err error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -86,12 +92,15 @@ func (s *Store) past(ctx context.Context, ids []uuid.UUID, do func(ids []uuid.UU
 	if _, ill := s.q.get("damage_control").ExecContext(ctx, uuid.New()); ill != nil {
 		return nil, s.fault(err)
 	}
+	if ill := control(); ill != nil {
+		return nil, s.fault(ill)
+	}
 	if len(ids) == 1 {
 		s.foundDamage(ctx, ids[0], err)
 		return ids, nil
 	}
 	for _, half := range [][]uuid.UUID{ids[:len(ids)/2], ids[len(ids)/2:]} {
-		found, err := s.past(ctx, half, do)
+		found, err := s.pastWith(ctx, half, control, do)
 		bad = append(bad, found...)
 		if err != nil {
 			return bad, err

@@ -170,6 +170,53 @@ func TestModifyPastDamage(t *testing.T) {
 	})
 }
 
+// TestModifyPastDamageOnce: damage that a later transaction of the same chunk meets does not
+// repeat what the first one has done.
+func TestModifyPastDamageOnce(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	r := register(t, s)
+	good := newMail("ss")
+	bad := newMail("ss", func(m *store.NewMail) { m.Owner = r })
+	enqueue(t, s, good, bad)
+	damage(t, s, bad.ID)
+	tx, err := s.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }() // it has written nothing
+	if _, err := tx.Exec("select 1 from due where id = $1 for update", bad.ID); err != nil {
+		t.Fatal(err) // somebody is writing to it just now
+	}
+	decided := map[uuid.UUID]int{}
+	matched, changed, failures, err := s.Modify(ctx, store.Everything, []uuid.UUID{good.ID, bad.ID}, nil, false, store.Audit{}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+		if decided[m.ID]++; m.ID == good.ID {
+			// and lets go once the first transaction has begun
+			go func() { _ = tx.Rollback() }()
+		}
+		if m.Status == store.MailHeld {
+			return nil, store.ErrFinished
+		}
+		return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: time.Now(), Stops: true}, nil
+	})
+	if err != nil || matched != 2 || changed != 1 || len(failures) != 1 || failures[0].ID != bad.ID || decided[good.ID] != 1 {
+		t.Errorf("matched %d, changed %d, failures %v, decided %v, %v", matched, changed, failures, decided, err)
+	}
+}
+
+// TestCommonValuesAreNoDamage: where the database refuses what a call writes for all of its
+// mails, no mail is to blame.
+func TestCommonValuesAreNoDamage(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	a, b := newMail("ss"), newMail("ss")
+	enqueue(t, s, a, b)
+	_, n, failures, err := s.Modify(ctx, store.Everything, []uuid.UUID{a.ID, b.ID}, nil, false, store.Audit{Reason: "not UTF-8: \xff"}, func(*store.Mail, *store.MailServer) (*store.Change, error) {
+		return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: time.Now()}, nil
+	})
+	if err == nil || n != 0 || len(failures) != 0 || s.DamagedMails() != 0 {
+		t.Errorf("changed %d, failures %v, %d known to be damaged, %v", n, failures, s.DamagedMails(), err)
+	}
+}
+
 // TestDeletePastDamage: what waits at a deleted mail server is held but for what is damaged,
 // when it is deleted and at any later pass.
 func TestDeletePastDamage(t *testing.T) {

@@ -42,11 +42,13 @@ type Erased struct {
 	BeforeLast  time.Time
 }
 
-// EraseRefusedError: the address cannot be erased yet. Nothing was changed.
+// EraseRefusedError: the address cannot be erased yet. Nothing was changed, unless what it
+// names came while the erasure was under way: then the erasure is called again.
 type EraseRefusedError struct {
-	Waiting  []uuid.UUID // mails of the due-out journal to the address, or that name it
-	Held     []uuid.UUID // mails that a legal hold keeps
-	Settings []string    // mail servers and tokens in use that name it
+	Waiting []uuid.UUID // mails of the due-out journal to the address, or that name it
+	Held    []uuid.UUID // mails that a legal hold keeps
+	// mail servers, tokens and references of legal holds in use that name it
+	Settings []string
 }
 
 func (e *EraseRefusedError) Error() string {
@@ -101,7 +103,13 @@ func (s *Store) EraseRecipient(ctx context.Context, e *Erasure) (*Erased, error)
 		return nil, s.fault(err)
 	}
 	x.dry, x.out.Mails, x.out.Texts = false, 0, map[string]int{}
-	return x.out, s.fault(x.all(ctx, tables))
+	if err := x.all(ctx, tables); err != nil {
+		return x.out, s.fault(err)
+	}
+	if r := &x.refused; len(r.Waiting)+len(r.Held)+len(r.Settings) > 0 {
+		return nil, r // what came meanwhile; the rest is done
+	}
+	return x.out, nil
 }
 
 // eraser is one erasure under way.

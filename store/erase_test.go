@@ -95,6 +95,7 @@ func TestEraseEverywhere(t *testing.T) {
 			"insert into breaker (mail_server, version) values ('ss', 1)",
 			"insert into erasure (id, hash, actor, time, mails) values ('00000001-0000-7000-8000-000000000001', " + blob + ", 'a', " + at + ", 0)",
 			"update mail_server set delete_time = " + at,
+			"update legal_hold set lift_time = " + at,
 		} {
 			if err := s.Exec(q); err != nil {
 				t.Fatalf("%s: %v", q, err)
@@ -179,6 +180,9 @@ func TestEraseEverywhere(t *testing.T) {
 				t.Errorf("%d mails are found by %s: %v", len(ms), who, err)
 			}
 		}
+		if _, err := s.Recount(ctx); err != nil { // the counts that were put in are of no mail
+			t.Fatal(err)
+		}
 		breaches, now := auditBreaches(t, dsn, head)
 		if len(breaches) > 0 || now.Seq <= head.Seq {
 			t.Errorf("the chain does not hold: %v", breaches)
@@ -216,6 +220,71 @@ func TestEraseIsRefused(t *testing.T) {
 		}
 		if after := dump(t, s, "customer.example"); !slices.Equal(before, after) {
 			t.Fatalf("what was refused has changed something:\n%v\n%v", before, after)
+		}
+	})
+}
+
+// TestEraseAddsCountsUp: counts of a caller whose name is the address, in more than one way of
+// writing it, become one count.
+func TestEraseAddsCountsUp(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		no, late := "0", "9"
+		if s.Dialect() == "postgres" {
+			no, late = "false", "to_timestamp(9)"
+		}
+		for i, caller := range []string{forgotten, strings.ToUpper(forgotten), "else"} {
+			first := strings.Replace(late, "9", fmt.Sprint(5-i), 1)
+			for _, q := range []string{
+				fmt.Sprintf("insert into count_batch (batch_id, team, caller, status, waiting, doubtful, n, first, last) values ('b', 't', '%s', 'sent', %s, %s, %d, %s, null)", caller, no, no, i+1, first),
+				fmt.Sprintf("insert into count_queue (team, mail_server, priority, kind, status, second, n) values ('%s', 's', 1, 'bulk', 'queued', 0, %d)", caller, i+1),
+				fmt.Sprintf("insert into count_delta (team, mail_server, priority, kind, status, second, caller, doubtful, n) values ('t', 's', 1, 'bulk', 'queued', 0, '%s', %s, 1)", caller, no),
+			} {
+				if err := s.Exec(q); err != nil {
+					t.Fatalf("%s: %v", q, err)
+				}
+			}
+		}
+		if _, err := s.EraseRecipient(ctx, erasure()); err != nil {
+			t.Fatal(err)
+		}
+		for q, want := range map[string]int{
+			"select n from count_batch where caller = '" + nobody + "' and first = " + strings.Replace(late, "9", "4", 1): 3,
+			"select n from count_queue where team = '" + nobody + "'":                                                     3,
+			"select count(*) from count_delta where caller = '" + nobody + "'":                                            2,
+			"select sum(n) from count_batch":                                                                              6, "select sum(n) from count_queue": 6, "select count(*) from count_delta": 3,
+		} {
+			var n int
+			if err := s.Get(&n, q); err != nil || n != want {
+				t.Errorf("%s: %d, want %d: %v", q, n, want, err)
+			}
+		}
+		if left := dump(t, s, "anna"); len(left) > 0 {
+			t.Errorf("left in the database: %v", left)
+		}
+	})
+}
+
+// TestEraseLeavesLegalHolds: what an open hold is about stays as it is, and a hold that comes
+// while the erasure is under way is seen.
+func TestEraseLeavesLegalHolds(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		ref := "order of " + forgotten
+		h := &store.LegalHold{ID: uuid.Must(uuid.NewV7()), Team: "sales", Reference: &ref}
+		if err := s.PlaceHold(ctx, h, store.Audit{Reason: "dispute"}); err != nil {
+			t.Fatal(err)
+		}
+		var r *store.EraseRefusedError
+		if _, err := s.EraseRecipient(ctx, erasure()); !errors.As(err, &r) || !slices.Equal(r.Settings, []string{"legal hold " + h.ID.String()}) {
+			t.Fatalf("%v", err)
+		}
+		if _, err := s.LiftHold(ctx, store.Everything, h.ID, store.Audit{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.EraseRecipient(ctx, erasure()); err != nil {
+			t.Fatal(err)
+		}
+		if left := dump(t, s, "anna"); len(left) > 0 {
+			t.Errorf("left in the database: %v", left)
 		}
 	})
 }

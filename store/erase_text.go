@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -46,20 +47,32 @@ func (t *eraseText) replace(text string) string {
 // eraseTable is a table and its texts.
 type eraseTable struct {
 	name    string
-	place   string // what finds a row again, as a text
+	key     []string // the columns that find a row again
 	columns []eraseColumn
 }
 
-type eraseColumn struct{ Table, Column, Type string }
+type eraseColumn struct {
+	Table, Column, Type string
+	Key                 bool // SQLite: it is part of the key by which alone a row is found
+}
+
+// at is the condition that finds a row by its place.
+func (t *eraseTable) at() string {
+	if t.key[0] == "ctid" {
+		return "ctid = cast(? as tid)"
+	}
+	return strings.Join(t.key, " = ? and ") + " = ?"
+}
 
 // tables are all tables with texts, as the database has them: a column that a later version
 // adds is erased too.
 func (x *eraser) tables(ctx context.Context) (tables []eraseTable, err error) {
-	q := `select table_name as "table", column_name as "column", data_type as "type" from information_schema.columns
+	q := `select table_name as "table", column_name as "column", data_type as "type", false as "key" from information_schema.columns
   where table_schema = current_schema() and data_type in ('text', 'character varying', 'json', 'jsonb') order by 1, ordinal_position`
 	if x.s.Dialect() == "sqlite" {
-		q = `select m.name as "table", c.name as "column", case when m.sql like '%without rowid%' then 'key' else 'row' end as "type"
-  from sqlite_schema m, pragma_table_info(m.name) c where m.type = 'table' and lower(c.type) = 'text' order by 1, c.cid`
+		q = `select l.name as "table", c.name as "column", lower(c.type) as "type", l.wr and c.pk > 0 as "key"
+  from pragma_table_list l, pragma_table_info(l.name) c
+  where l.schema = 'main' and l.type = 'table' and (lower(c.type) = 'text' or l.wr and c.pk > 0) order by 1, c.cid`
 	}
 	var columns []eraseColumn
 	if err := x.s.read.SelectContext(ctx, &columns, q); err != nil {
@@ -71,23 +84,38 @@ func (x *eraser) tables(ctx context.Context) (tables []eraseTable, err error) {
 			continue
 		}
 		if n := len(tables); n == 0 || tables[n-1].name != c.Table {
-			place := "ctid"
-			if c.Type == "row" {
-				place = "rowid"
-			} else if c.Type == "key" {
-				place = "id"
-			}
-			tables = append(tables, eraseTable{name: c.Table, place: place})
+			tables = append(tables, eraseTable{name: c.Table})
 		}
 		t := &tables[len(tables)-1]
-		t.columns = append(t.columns, c)
+		if c.Key {
+			t.key = append(t.key, c.Column)
+		}
+		if c.Type != "integer" && c.Type != "blob" {
+			t.columns = append(t.columns, c)
+		}
 	}
-	return tables, nil
+	for i := range tables {
+		switch t := &tables[i]; {
+		case len(t.key) > 0: // without rowid
+		case x.s.Dialect() == "sqlite":
+			t.key = []string{"rowid"}
+		default:
+			t.key = []string{"ctid"}
+		}
+	}
+	// What names a mail's caller comes behind the mails, and what is added up behind what it is
+	// added up from: so nothing brings the address back to a table that is done.
+	slices.SortStableFunc(tables, func(a, b eraseTable) int { return eraseRank(a.name) - eraseRank(b.name) })
+	return slices.DeleteFunc(tables, func(t eraseTable) bool { return len(t.columns) == 0 }), nil
+}
+
+func eraseRank(table string) int {
+	return 1 + slices.Index([]string{"count_delta", "count_queue", "count_batch"}, table)
 }
 
 // named is a row that names the address.
 type named struct {
-	place string
+	place []any  // of the table's key
 	id    string // of a mail, or of a setting; "" = none
 	texts []*string
 }
@@ -143,17 +171,27 @@ func (x *eraser) rows(ctx context.Context, t eraseTable) (out []named, err error
 		stays = "t.delete_time is null"
 	case "token":
 		stays = "t.revoke_time is null"
+	case "legal_hold":
+		stays = "t.lift_time is null"
 	}
-	q := fmt.Sprintf("select cast(t.%s as text), %s, %s, %s from %s t where %s", t.place, id, stays, strings.Join(texts, ", "), t.name, strings.Join(conds, " or "))
+	place := "t." + strings.Join(t.key, ", t.")
+	if t.key[0] == "ctid" {
+		place = "cast(t.ctid as text)"
+	}
+	q := fmt.Sprintf("select %s, %s, %s, %s from %s t where %s", place, id, stays, strings.Join(texts, ", "), t.name, strings.Join(conds, " or "))
 	rs, err := x.s.read.QueryxContext(patient(ctx, eraseStatement), x.s.read.Rebind(q), w.args...)
 	if err != nil {
 		return nil, err
 	}
 	defer rs.Close()
 	for rs.Next() {
-		r := named{texts: make([]*string, len(t.columns))}
+		r := named{place: make([]any, len(t.key)), texts: make([]*string, len(t.columns))}
 		var keep bool
-		into := []any{&r.place, &r.id, &keep}
+		var into []any
+		for i := range r.place {
+			into = append(into, &r.place[i])
+		}
+		into = append(into, &r.id, &keep)
 		for i := range r.texts {
 			into = append(into, &r.texts[i])
 		}
@@ -163,6 +201,10 @@ func (x *eraser) rows(ctx context.Context, t eraseTable) (out []named, err error
 		if !slices.ContainsFunc(r.texts, func(text *string) bool { return text != nil && x.text.replace(*text) != *text }) {
 			continue
 		}
+		if keep && t.name == "legal_hold" { // only what it is about has to stay
+			i := slices.IndexFunc(t.columns, func(c eraseColumn) bool { return c.Column == "reference" })
+			keep = r.texts[i] != nil && x.text.replace(*r.texts[i]) != *r.texts[i]
+		}
 		if !keep {
 			x.out.Texts[t.name]++
 			out = append(out, r)
@@ -171,6 +213,8 @@ func (x *eraser) rows(ctx context.Context, t eraseTable) (out []named, err error
 		switch mail, err := uuid.Parse(r.id); {
 		case t.name == "mail_server":
 			x.refused.Settings = append(x.refused.Settings, "mail server "+r.id)
+		case t.name == "legal_hold":
+			x.refused.Settings = append(x.refused.Settings, "legal hold "+r.id)
 		case t.name == "token":
 			x.refused.Settings = append(x.refused.Settings, "token "+r.id)
 		case err == nil:
@@ -180,56 +224,103 @@ func (x *eraser) rows(ctx context.Context, t eraseTable) (out []named, err error
 	return out, rs.Err()
 }
 
-// rewrite puts the pseudonym into a page of rows, each only if it still reads as it did.
+// rewrite puts the pseudonym into a page of rows, each only if it still reads as it did. Of
+// mail it looks at the legal holds in the same transaction, which none is placed in.
 func (x *eraser) rewrite(ctx context.Context, t eraseTable, page []named) error {
-	if t.name == "mail" || t.name == "archive" {
-		if err := x.held(ctx, page); err != nil {
-			return err
-		}
-	}
-	if x.dry {
+	ofMail := t.name == "mail" || t.name == "archive"
+	if x.dry && !ofMail {
 		return nil
 	}
 	return x.s.workTx(ctx, func(tx *sqlx.Tx) error {
-		for _, r := range page {
-			var sets, same []string
-			var args, was []any
-			for i, c := range t.columns {
-				if r.texts[i] == nil {
-					continue
-				}
-				now := x.text.replace(*r.texts[i])
-				if now == *r.texts[i] {
-					continue
-				}
-				set := c.Column + " = ?"
-				if c.Type == "json" || c.Type == "jsonb" {
-					set = c.Column + " = cast(? as " + c.Type + ")"
-				}
-				sets, args = append(sets, set), append(args, now)
-				same, was = append(same, "cast("+c.Column+" as text) = ?"), append(was, *r.texts[i])
-			}
-			place := t.place + " = ?"
-			if t.place == "ctid" {
-				place = "ctid = cast(? as tid)"
-			}
-			q := fmt.Sprintf("update %s set %s where %s and %s", t.name, strings.Join(sets, ", "), place, strings.Join(same, " and "))
-			res, err := tx.ExecContext(ctx, tx.Rebind(q), slices.Concat(args, []any{r.place}, was)...)
-			if err != nil {
+		if ofMail {
+			if err := x.held(ctx, tx, page); err != nil || x.dry {
 				return err
 			}
-			if n, err := res.RowsAffected(); err != nil || n == 0 || t.name != "mail" {
-				if err != nil {
-					return err
-				}
-				continue // somebody has changed it meanwhile: called again, it is found again
-			}
-			if err := x.terms(ctx, tx, t, r); err != nil {
+		}
+		for _, r := range page {
+			if err := x.row(ctx, tx, t, r); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// row puts the pseudonym into a row.
+func (x *eraser) row(ctx context.Context, tx *sqlx.Tx, t eraseTable, r named) error {
+	var sets, same []string
+	var args, was []any
+	for i, c := range t.columns {
+		if r.texts[i] == nil {
+			continue
+		}
+		now := x.text.replace(*r.texts[i])
+		if now == *r.texts[i] {
+			continue
+		}
+		set := c.Column + " = ?"
+		if c.Type == "json" || c.Type == "jsonb" {
+			set = c.Column + " = cast(? as " + c.Type + ")"
+		}
+		sets, args = append(sets, set), append(args, now)
+		same, was = append(same, "cast("+c.Column+" as text) = ?"), append(was, *r.texts[i])
+	}
+	where := fmt.Sprintf(" where %s and %s", t.at(), strings.Join(same, " and "))
+	if t.name == "count_batch" || t.name == "count_queue" {
+		return x.count(ctx, tx, t, where, slices.Concat(r.place, was))
+	}
+	res, err := tx.ExecContext(ctx, tx.Rebind("update "+t.name+" set "+strings.Join(sets, ", ")+where), slices.Concat(args, r.place, was)...)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 || t.name != "mail" {
+		return err // somebody has changed it meanwhile: called again, it is found again
+	}
+	return x.terms(ctx, tx, t, r)
+}
+
+// count moves a count to what it is a count of now, where there may be one already.
+func (x *eraser) count(ctx context.Context, tx *sqlx.Tx, t eraseTable, where string, args []any) error {
+	columns, key, add := "team, mail_server, priority, kind, status, second, n", "team, mail_server, priority, kind, status, second", "n = t.n + excluded.n"
+	if t.name == "count_batch" {
+		columns, key = "batch_id, team, caller, status, waiting, doubtful, n, first, last", "batch_id, team, caller, status, waiting, doubtful"
+		add += ", first = case when t.first < excluded.first then t.first else coalesce(excluded.first, t.first) end" +
+			", last = case when t.last > excluded.last then t.last else coalesce(excluded.last, t.last) end"
+	}
+	var gone []map[string]any
+	rows, err := tx.QueryxContext(ctx, tx.Rebind("delete from "+t.name+where+" returning "+columns), args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		values := map[string]any{}
+		if err := rows.MapScan(values); err != nil {
+			return err
+		}
+		gone = append(gone, values)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return err
+	}
+	for _, values := range gone {
+		var args []any
+		for _, c := range strings.Split(columns, ", ") {
+			v := values[c]
+			if b, ok := v.([]byte); ok {
+				v = string(b)
+			}
+			if text, ok := v.(string); ok {
+				v = x.text.replace(text)
+			}
+			args = append(args, v)
+		}
+		q := fmt.Sprintf("insert into %s as t (%s) values (?%s) on conflict (%s) do update set %s", t.name, columns, strings.Repeat(", ?", len(args)-1), key, add)
+		if _, err := tx.ExecContext(ctx, tx.Rebind(q), args...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // terms lets a mail be found by what it says now.
@@ -277,8 +368,13 @@ func (x *eraser) terms(ctx context.Context, tx *sqlx.Tx, t eraseTable, r named) 
 	return err
 }
 
-// held looks which finished mails that name the address a legal hold keeps.
-func (x *eraser) held(ctx context.Context, page []named) error {
+// held looks which finished mails that name the address a legal hold keeps. None is placed
+// until tx has ended.
+func (x *eraser) held(ctx context.Context, tx *sqlx.Tx, page []named) error {
+	var name string
+	if err := x.s.q.in(ctx, tx, "holder_lock").GetContext(ctx, &name); err != nil {
+		return err
+	}
 	var ids []uuid.UUID
 	for _, r := range page {
 		if id, err := uuid.Parse(r.id); err == nil {
@@ -286,7 +382,7 @@ func (x *eraser) held(ctx context.Context, page []named) error {
 		}
 	}
 	var free []uuid.UUID
-	if err := x.s.q.get("purge_free").SelectContext(ctx, &free, idList(ids)); err != nil {
+	if err := x.s.q.in(ctx, tx, "purge_free").SelectContext(ctx, &free, idList(ids)); err != nil {
 		return err
 	}
 	for _, id := range ids {

@@ -71,6 +71,7 @@ func (r *holdRow) hold() *LegalHold {
 
 // PlaceHold places a legal hold, and sets its PlacedBy, Reason and PlaceTime. When it returns,
 // nothing is removed any more that the hold is about; what was removed before stays removed.
+// ErrNotFound: it is about a mail that is gone, or was never there.
 func (s *Store) PlaceHold(ctx context.Context, h *LegalHold, a Audit) error {
 	h.PlacedBy, h.Reason, h.PlaceTime = a.Actor, a.Reason, micro(s.now())
 	var mail any
@@ -81,6 +82,15 @@ func (s *Store) PlaceHold(ctx context.Context, h *LegalHold, a Audit) error {
 		var name string
 		if err := s.q.in(ctx, tx, "holder_lock").GetContext(ctx, &name); err != nil {
 			return err
+		}
+		if mail != nil { // it may have been removed until now; from here on nothing is
+			var n int
+			if err := s.q.in(ctx, tx, "mail_exists").GetContext(ctx, &n, h.MailID); err != nil {
+				return err
+			}
+			if n == 0 {
+				return ErrNotFound
+			}
 		}
 		if _, err := s.q.in(ctx, tx, "hold_insert").ExecContext(ctx, h.ID, h.Team, mail, h.Reference, h.Reason, h.PlacedBy, s.t(&h.PlaceTime)); err != nil {
 			return err

@@ -52,16 +52,10 @@ func (s *Store) Modify(ctx context.Context, sc Scope, ids []uuid.UUID, f *MailFi
 	}
 	all := func(ids []uuid.UUID) error {
 		for chunk := range slices.Chunk(ids, modifyChunk) {
-			bad, err := s.past(ctx, chunk, func(ids []uuid.UUID) error {
-				n, fs, err := s.modifyChunk(ctx, ids, dryRun, a, decide)
-				changed += n
-				for _, x := range fs {
-					fail(x.ID, x.Err)
-				}
-				return err
-			})
-			for _, id := range bad {
-				fail(id, ErrDamaged)
+			n, fs, err := s.modifyChunk(ctx, chunk, dryRun, a, decide)
+			changed += n
+			for _, x := range fs {
+				fail(x.ID, x.Err)
 			}
 			if err != nil {
 				return err
@@ -120,11 +114,23 @@ func set(ids []uuid.UUID) map[uuid.UUID]bool {
 // had in it.
 func (s *Store) modifyChunk(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changed int, failures []ModifyFailure, err error) {
 	for pause := time.Duration(0); ; pause = min(2*pause+time.Millisecond, modifyPause) {
-		n, fs, left, err := s.modifyOnce(ctx, ids, dryRun, a, decide)
-		if err != nil {
-			return changed, failures, err // it was rolled back
+		var left []uuid.UUID
+		var tried []change
+		// Around one transaction: what an earlier one has done is not done again.
+		bad, err := s.pastWith(ctx, ids, func() error { return s.tryChanges(ctx, a, tried) }, func(ids []uuid.UUID) error {
+			cs, fs, rest, err := s.modifyOnce(ctx, ids, dryRun, a, decide)
+			if tried = cs; err != nil {
+				return err // it was rolled back
+			}
+			changed, failures, left = changed+len(cs), append(failures, fs...), append(left, rest...)
+			return nil
+		})
+		for _, id := range bad {
+			failures = append(failures, ModifyFailure{id, ErrDamaged})
 		}
-		changed, failures = changed+n, append(failures, fs...)
+		if err != nil {
+			return changed, failures, err
+		}
 		if len(left) == 0 {
 			return changed, failures, nil
 		}
@@ -210,9 +216,9 @@ func decideAll(ms []*Mail, servers map[string]*MailServer, decide Decide) (chang
 // modifyOnce is one transaction: it locks the mails, decides, writes and audits. left are those
 // that it could not lock: they are marked or finished, a replica is writing to them just now,
 // or a younger transaction has changed them.
-func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changed int, failures []ModifyFailure, left []uuid.UUID, err error) {
+func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, dryRun bool, a Audit, decide Decide) (changes []change, failures []ModifyFailure, left []uuid.UUID, err error) {
 	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
-		changed, left = 0, nil
+		changes, failures, left = nil, nil, nil
 		locked, err := s.lockDue(ctx, tx, ids, true)
 		if err != nil {
 			return err
@@ -229,9 +235,8 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, dryRun bool, a 
 		if err != nil {
 			return err
 		}
-		var changes []change
 		changes, failures = decideAll(fresh, servers, decide)
-		if changed = len(changes); changed == 0 || dryRun {
+		if len(changes) == 0 || dryRun {
 			return nil
 		}
 		if err := s.applyChanges(ctx, tx, changes); err != nil {
@@ -239,7 +244,34 @@ func (s *Store) modifyOnce(ctx context.Context, ids []uuid.UUID, dryRun bool, a 
 		}
 		return s.auditTeams(ctx, tx, a, changes)
 	})
-	return changed, failures, left, err
+	return changes, failures, left, err
+}
+
+// errTried takes back what was only tried.
+var errTried = errors.New("only tried")
+
+// tryChanges writes what changes have in common to a mail that is not there, with the audit
+// row, and takes it back. Its error says that the values are to blame and not a mail.
+func (s *Store) tryChanges(ctx context.Context, a Audit, changes []change) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	err := s.workTx(ctx, func(tx *sqlx.Tx) error {
+		c := *changes[0].c
+		c.Progress, c.MailServer, c.Unguards = &Progress{}, "", false
+		// another fault is that no such mail is there
+		if err := s.dialect.writeChanges(ctx, tx, []change{{&Mail{ID: uuid.New()}, &c}}); rowFault(err) {
+			return err
+		}
+		if err := s.auditInsert(ctx, tx, s.ready, a, changes[0].m.Team, "", nil); err != nil {
+			return err
+		}
+		return errTried
+	})
+	if errors.Is(err, errTried) {
+		return nil
+	}
+	return err
 }
 
 // ModifyMail changes one due mail by a person's word and returns it as that left it; the audit

@@ -163,6 +163,9 @@ func TestPurge(t *testing.T) {
 		if err := s.Get(&left, "select count(*) from term where mail_id not in (select id from mail)"); err != nil || left != 0 {
 			t.Errorf("%d terms of mail that is gone are left: %v", left, err)
 		}
+		if err := s.PlaceHold(ctx, &store.LegalHold{ID: uuid.Must(uuid.NewV7()), Team: "sales", MailID: first.ID}, store.Audit{}); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("a legal hold of a mail that is gone: %v", err)
+		}
 		again := newMail("ss", aged(0), func(m *store.NewMail) { m.RequestID, m.Fingerprint = "again", []byte("other") })
 		if res, err := s.Enqueue(ctx, again); err != nil || res.Err != nil || res.Duplicate {
 			t.Errorf("the request_id of a mail that is gone: %+v %v", res, err)

@@ -1007,8 +1007,11 @@ type SendOptions struct {
 	// What php mode cannot send for now goes on as daemon mail does: a temporary failure, a mail
 	// server that cannot be used, or a caller that goes away before the mail left. The batch
 	// sends it through the same mail server, and completed says goes_on_in_batch. Without this
-	// the mail fails, and RetryMails tries it again. A recipient whose outcome is unknown ends it
-	// all the same: that is never tried again by itself. Daemon mode always goes on.
+	// the mail fails, and RetryMails tries it again. A recipient whose outcome is unknown while
+	// the caller waits ends it all the same, and a person decides. In the batch it is treated as
+	// daemon mail of its kind: an unknown outcome of kinds bulk and other is tried again there,
+	// with possible_duplicate set, and one of the other kinds waits for a person. Daemon mode
+	// always goes on.
 	RetryInBatch  bool `protobuf:"varint,90,opt,name=retry_in_batch,json=retryInBatch,proto3" json:"retry_in_batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

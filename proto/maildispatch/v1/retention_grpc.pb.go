@@ -34,8 +34,8 @@ const (
 //
 // By itself the service keeps everything. With `--keep` it removes metadata, body or
 // attachments of mail that was finished long enough ago, by kind. It never removes mail of the
-// due-out journal. A request_id lives as long as the metadata of its mail. What every rpc may
-// answer is listed at MailServerAdmin.
+// due-out journal. A request_id lives as long as the metadata of its mail, which is seven days
+// at least. What every rpc may answer is listed at MailServerAdmin.
 type RetentionClient interface {
 	// PlaceLegalHold keeps finished mail whatever the rules say, until the hold is lifted: one
 	// mail, the mail of a reference, or all mail of a team. When it returns, nothing of that mail
@@ -61,7 +61,8 @@ type RetentionClient interface {
 	// runs. It reads whole tables, so give it a deadline of many minutes where there are millions
 	// of mails. Broken off and called again it goes on; the mails to the address come first.
 	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal names the address
-	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server or a token names it).
+	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server, a token or the
+	// reference of a legal hold names it).
 	EraseRecipient(ctx context.Context, in *EraseRecipientRequest, opts ...grpc.CallOption) (*EraseRecipientResponse, error)
 	// GetRetention tells the rules in force at this replica and what they have done.
 	GetRetention(ctx context.Context, in *GetRetentionRequest, opts ...grpc.CallOption) (*GetRetentionResponse, error)
@@ -133,8 +134,8 @@ func (c *retentionClient) GetRetention(ctx context.Context, in *GetRetentionRequ
 //
 // By itself the service keeps everything. With `--keep` it removes metadata, body or
 // attachments of mail that was finished long enough ago, by kind. It never removes mail of the
-// due-out journal. A request_id lives as long as the metadata of its mail. What every rpc may
-// answer is listed at MailServerAdmin.
+// due-out journal. A request_id lives as long as the metadata of its mail, which is seven days
+// at least. What every rpc may answer is listed at MailServerAdmin.
 type RetentionServer interface {
 	// PlaceLegalHold keeps finished mail whatever the rules say, until the hold is lifted: one
 	// mail, the mail of a reference, or all mail of a team. When it returns, nothing of that mail
@@ -160,7 +161,8 @@ type RetentionServer interface {
 	// runs. It reads whole tables, so give it a deadline of many minutes where there are millions
 	// of mails. Broken off and called again it goes on; the mails to the address come first.
 	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal names the address
-	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server or a token names it).
+	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server, a token or the
+	// reference of a legal hold names it).
 	EraseRecipient(context.Context, *EraseRecipientRequest) (*EraseRecipientResponse, error)
 	// GetRetention tells the rules in force at this replica and what they have done.
 	GetRetention(context.Context, *GetRetentionRequest) (*GetRetentionResponse, error)

@@ -102,6 +102,9 @@ func (a *API) PlaceLegalHold(ctx context.Context, r *pb.PlaceLegalHoldRequest) (
 		return nil, err
 	}
 	if err := a.Keeping.PlaceHold(ctx, h, a.audit(ctx, "PlaceLegalHold", r.Reason)); err != nil {
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, a.mailFault(err, r.MailId)
+		}
 		return nil, a.fault(err)
 	}
 	return &pb.PlaceLegalHoldResponse{LegalHold: legalHold(h)}, nil

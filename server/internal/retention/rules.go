@@ -17,6 +17,11 @@ type Rules []store.KeepRule
 // forever is the age at which nothing is removed.
 const forever = time.Duration(math.MaxInt64)
 
+// leastMetadata is for how long metadata is kept at least. A request_id lives as long: a caller
+// that repeats its Send behind that gets a second mail. Callers repeat for hours, and a batch
+// that stood over a weekend is sent again days later.
+const leastMetadata = 7 * 24 * time.Hour
+
 // all stands in the place of a kind for every kind that is not named.
 const all = "all"
 
@@ -27,7 +32,8 @@ var (
 
 // Parse reads rules as in "invoice:10y/2y/2y,bulk:90d/7d/0": for a kind, or for all that are
 // not named, how long metadata, body and attachments are kept after a mail was finished. A part
-// that is left out is kept as long as the one before it. A year has 365 days.
+// that is left out is kept as long as the one before it. A year has 365 days. Metadata is kept
+// for seven days at least.
 func Parse(text string) (Rules, error) {
 	ages := map[string][]time.Duration{}
 	for _, rule := range strings.Split(text, ",") {
@@ -57,6 +63,9 @@ func Parse(text string) (Rules, error) {
 				given, err := parseAge(words[i])
 				if err != nil {
 					return nil, err
+				}
+				if i == 0 && given < leastMetadata {
+					return nil, fmt.Errorf("%q removes metadata after %s: it is kept for 7d at least, because a request_id lives as long, and a Send that is repeated later is a second mail; body and attachments may be 0", rule, words[i])
 				}
 				if i > 0 && given > age {
 					return nil, fmt.Errorf("%s: %s cannot be kept longer than %s", kind, parts[i], parts[i-1])
