@@ -37,7 +37,7 @@ type CopyTable struct {
 // adopts the source. Who watches begins anew: positions of the change log are not carried over.
 func Copy(ctx context.Context, from, to string, opt Options) (tables []CopyTable, err error) {
 	if !strings.HasPrefix(from, "sqlite:") || strings.HasPrefix(to, "sqlite:") {
-		return nil, errors.New("copy: it goes from sqlite:PATH to postgres://...")
+		return nil, errors.New("copy: it goes from sqlite:PATH to postgres://USER@HOST/DB")
 	}
 	src, err := Open(ctx, from, opt) // its lock keeps a service away
 	if err != nil {
@@ -188,7 +188,7 @@ func (c *copier) table(ctx context.Context, name string) (int64, error) {
 		// what the schema itself begins with
 		return n, err
 	}
-	into, err := c.tx.PrepareContext(ctx, pq.CopyIn(name, names...))
+	into, err := c.tx.PrepareContext(ctx, fmt.Sprintf("copy %s (%s) from stdin", name, strings.Join(names, ", ")))
 	if err != nil {
 		return 0, err
 	}

@@ -18,7 +18,7 @@ func backup(ctx context.Context, args []string) error {
 		if _, err := configOf("backup FILE", args); err != nil {
 			return err
 		}
-		return errors.New("backup: say into which file: maildispatchd backup FILE --database=sqlite:...")
+		return errors.New("backup: say into which file, as in maildispatchd backup FILE --database=sqlite:PATH")
 	}
 	c, err := configOf("backup FILE", slices.Delete(slices.Clone(args), i, i+1))
 	if err != nil {
@@ -42,7 +42,7 @@ func copyDatabase(ctx context.Context, args []string) error {
 		return err
 	}
 	if from == "" || to == "" {
-		return errors.New("copy: say --from=sqlite:PATH and --to=postgres://...")
+		return errors.New("copy: say --from=sqlite:PATH and --to=postgres://USER@HOST/DB")
 	}
 	tables, err := store.Copy(ctx, from, to, store.Options{AllowUnsafe: c.AllowUnsafe})
 	if err != nil {

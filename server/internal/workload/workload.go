@@ -158,7 +158,7 @@ func (v *Verifier) signed(token string) ([]byte, error) {
 	for i, a := range v.cfg.Algorithms {
 		algorithms[i] = jose.SignatureAlgorithm(a)
 	}
-	jws, err := jose.ParseSigned(token, algorithms)
+	jws, err := jose.ParseSignedCompact(token, algorithms)
 	if err != nil {
 		return nil, err
 	}
