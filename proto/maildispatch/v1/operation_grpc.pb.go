@@ -38,9 +38,9 @@ const (
 // counts are exact. It takes only mails that were created before it began.
 //
 // From the answer on, no mail that a hold or a cancellation selects leaves any more, also those
-// that it has not come to yet. The exceptions are mails that are SENDING at that moment, which
-// are counted as failed. StopOperation ends that as well. What the service may answer is listed
-// at MailServerAdmin.
+// that it has not come to yet. The exceptions are mails that are SENDING at that moment, or
+// become it by a write that was under way then; they are counted as failed. StopOperation ends
+// that as well. What the service may answer is listed at MailServerAdmin.
 type OperationsClient interface {
 	// GetOperation tells how far one is. Errors: NOT_FOUND (OPERATION_NOT_FOUND), also for one
 	// over mails that the caller does not see.
@@ -127,9 +127,9 @@ func (c *operationsClient) ListOperations(ctx context.Context, in *ListOperation
 // counts are exact. It takes only mails that were created before it began.
 //
 // From the answer on, no mail that a hold or a cancellation selects leaves any more, also those
-// that it has not come to yet. The exceptions are mails that are SENDING at that moment, which
-// are counted as failed. StopOperation ends that as well. What the service may answer is listed
-// at MailServerAdmin.
+// that it has not come to yet. The exceptions are mails that are SENDING at that moment, or
+// become it by a write that was under way then; they are counted as failed. StopOperation ends
+// that as well. What the service may answer is listed at MailServerAdmin.
 type OperationsServer interface {
 	// GetOperation tells how far one is. Errors: NOT_FOUND (OPERATION_NOT_FOUND), also for one
 	// over mails that the caller does not see.
