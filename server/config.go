@@ -262,6 +262,10 @@ func (c *Config) keyFile() string {
 	return c.KeyFile
 }
 
+// StateFile is where the machine of a service with this configuration remembers how far its
+// database was.
+func (c *Config) StateFile() string { return c.stateFile() }
+
 // stateFile is where this machine remembers how far the database was.
 func (c *Config) stateFile() string { return c.keyFile() + ".state" }
 

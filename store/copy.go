@@ -35,7 +35,14 @@ type CopyTable struct {
 // The source holds all that is due in it before that transaction is committed, so that never
 // both can send. Where it is cut off between the two, nothing is sent by either until somebody
 // adopts the source. Who watches begins anew: positions of the change log are not carried over.
-func Copy(ctx context.Context, from, to string, opt Options) (tables []CopyTable, err error) {
+//
+// stateFile is that of the source's service: it is told before PostgreSQL commits, so that a
+// file of the source from before the copy is known for an old one.
+func Copy(ctx context.Context, from, to, stateFile string, opt Options) (tables []CopyTable, err error) {
+	return copyDatabase(ctx, from, to, stateFile, opt, (*sqlx.Tx).Commit)
+}
+
+func copyDatabase(ctx context.Context, from, to, stateFile string, opt Options, commit func(*sqlx.Tx) error) (tables []CopyTable, err error) {
 	if !strings.HasPrefix(from, "sqlite:") || strings.HasPrefix(to, "sqlite:") {
 		return nil, errors.New("copy: it goes from sqlite:PATH to postgres://USER@HOST/DB")
 	}
@@ -44,6 +51,9 @@ func Copy(ctx context.Context, from, to string, opt Options) (tables []CopyTable
 		return nil, fmt.Errorf("copy: from: %w", err)
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
+	if err := src.rememberSource(ctx, stateFile); err != nil {
+		return nil, fmt.Errorf("copy: from: %w", err)
+	}
 	dst, err := Open(ctx, to, opt)
 	if err != nil {
 		return nil, fmt.Errorf("copy: to: %w", err)
@@ -59,17 +69,66 @@ func Copy(ctx context.Context, from, to string, opt Options) (tables []CopyTable
 		return nil, fmt.Errorf("copy: to: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing behind a commit
-	c := &copier{src: src, tx: tx}
+	c := &copier{src: src, tx: tx, mark: rand.Int64N(math.MaxInt64-1) + 1}
 	if err := c.all(ctx); err != nil {
 		return nil, fmt.Errorf("copy: %w", err)
 	}
-	if err := src.holdCopied(ctx); err != nil {
+	if err := src.holdCopied(ctx, stateFile); err != nil {
 		return nil, fmt.Errorf("copy: hold what is due in the source: %w", err)
 	}
-	if err := tx.Commit(); err != nil {
-		return nil, fmt.Errorf("copy: nothing is in PostgreSQL, and the source holds its mail until `maildispatchd adopt`: %w", err)
+	if err := commit(tx); err != nil {
+		switch there, ask := c.committed(ctx, pool); {
+		case ask != nil:
+			return nil, fmt.Errorf("copy: unknown whether everything is in PostgreSQL: %w; it cannot be asked: %w; the source holds its mail: "+
+				"when PostgreSQL answers again, look there for the mail servers; if they are there, all is, and the source must not be adopted; "+
+				"if not, `maildispatchd adopt` lets the source go on", err, ask)
+		case !there:
+			return nil, fmt.Errorf("copy: nothing is in PostgreSQL, and the source holds its mail until `maildispatchd adopt`: %w", err)
+		}
 	}
 	return c.done, nil
+}
+
+// copyAsked is how long PostgreSQL is asked whether it has committed a copy.
+const copyAsked = time.Minute
+
+// committed asks on a new connection whether the copy's transaction was committed. The row of
+// its mark is locked by it for as long as the server has not ended it.
+func (c *copier) committed(ctx context.Context, pool *sql.DB) (there bool, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), copyAsked)
+	defer cancel()
+	for {
+		var mark int64
+		// Not on a connection of the pool that is broken too.
+		err = pool.QueryRowContext(ctx, "select generation from change_forgotten for update").Scan(&mark)
+		if err == nil {
+			return mark == c.mark, nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, err
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// rememberSource compares the source with what its machine knows of it, as a start of the
+// service does: what is due in an old file is held, and goes over as held.
+func (s *Store) rememberSource(ctx context.Context, stateFile string) error {
+	l, err := s.newLineage(stateFile)
+	if err != nil {
+		return err
+	}
+	var row installationRow
+	if err := s.write.GetContext(ctx, &row, l.sql["installation"]); err != nil {
+		return err
+	}
+	_, had, err := l.state.get(row.ID)
+	if row.Beat > 0 && !had {
+		return errors.Join(fmt.Errorf("%s does not know the database: give the --key-file of the service that used it", stateFile), err)
+	}
+	_, err = s.Remember(ctx, stateFile)
+	return err
 }
 
 // copyPool are connections of the driver itself, which knows COPY, and whose statements may
@@ -88,9 +147,11 @@ func copyPool(dsn string) (*sql.DB, error) {
 	return sql.OpenDB(c), nil
 }
 
-// holdCopied holds what is due in a database that was copied, as in one that was restored.
-func (s *Store) holdCopied(ctx context.Context) error {
-	l, err := s.newLineage("")
+// holdCopied holds what is due in a database that was copied, as in one that was restored. The
+// state file knows of it first: a crash between the two leaves a database that is held at its
+// next start.
+func (s *Store) holdCopied(ctx context.Context, stateFile string) error {
+	l, err := s.newLineage(stateFile)
 	if err != nil {
 		return err
 	}
@@ -104,6 +165,9 @@ func (s *Store) holdCopied(ctx context.Context) error {
 			return err
 		}
 		row.Beat, row.BackAt.Time, row.BackWhy = row.Beat+beatLeap, found.Since, CopiedReason
+		if err := l.state.put(row.ID, func(e *stateEntry) { e.Beat = max(e.Beat, row.Beat) }); err != nil {
+			return err
+		}
 		return s.writeInstallation(ctx, tx, l, &row)
 	})
 }
@@ -112,6 +176,7 @@ func (s *Store) holdCopied(ctx context.Context) error {
 type copier struct {
 	src  *Store
 	tx   *sqlx.Tx // of the target
+	mark int64    // the generation of its change log, by which the copy is known
 	done []CopyTable
 }
 
@@ -148,7 +213,7 @@ func (c *copier) all(ctx context.Context) error {
 		args []any
 	}{
 		{"update installation set access_on = $1", []any{on}},
-		{"update change_forgotten set generation = $1", []any{rand.Int64N(math.MaxInt64-1) + 1}},
+		{"update change_forgotten set generation = $1", []any{c.mark}},
 		// the target counts anew what it has got
 		{"delete from count_delta", nil},
 		{"update count_state set counted = false", nil},

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
@@ -60,7 +62,8 @@ func serveServer(t *testing.T, s *store.Store) {
 func TestCopy(t *testing.T) {
 	w := newWorld(t)
 	from, to := storetest.EmptySQLiteDSN(t), storetest.EmptyPostgresDSN(t)
-	x := w.serve(from, stateIn(t))
+	state := stateIn(t)
+	x := w.serve(from, state)
 	serveServer(t, x.s)
 	old, err := x.s.LastChange(ctx)
 	if err != nil {
@@ -87,12 +90,12 @@ func TestCopy(t *testing.T) {
 	if err := x.s.CreateToken(ctx, &store.Token{ID: "t1", Name: "t", CreateTime: time.Now(), ExpireTime: time.Now().Add(time.Hour)}, store.Audit{Actor: "a"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Copy(ctx, from, to, store.Options{}); err == nil {
+	if _, err := store.Copy(ctx, from, to, state, store.Options{}); err == nil {
 		t.Fatal("copied beside a service")
 	}
 	x.stop(true)
 	began := time.Now()
-	tables, err := store.Copy(ctx, from, to, store.Options{})
+	tables, err := store.Copy(ctx, from, to, state, store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,11 +108,11 @@ func TestCopy(t *testing.T) {
 		t.Errorf("copied %v", rows)
 	}
 	sound(t, to)
-	if _, err := store.Copy(ctx, from, to, store.Options{}); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := store.Copy(ctx, from, to, state, store.Options{}); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("copied into a database that is in use: %v", err)
 	}
 	// The source sends nothing more.
-	z := w.serve(from, stateIn(t))
+	z := w.serve(from, state)
 	z.isHeld("the source")
 	z.stop(false)
 	// The target goes on, without being adopted.
@@ -145,5 +148,58 @@ func TestCopy(t *testing.T) {
 	}
 	if err := y.s.Record(ctx, store.Audit{Actor: "a"}, "sales", "x", nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCopyAndTheOldFile: the file of before a copy, which somebody has kept, sends nothing that
+// PostgreSQL sends too. A copy that is not told the right state file does nothing.
+func TestCopyAndTheOldFile(t *testing.T) {
+	w := newWorld(t)
+	from, to, state := storetest.EmptySQLiteDSN(t), storetest.EmptyPostgresDSN(t), stateIn(t)
+	file, kept := strings.TrimPrefix(from, "sqlite:"), filepath.Join(t.TempDir(), "kept.db")
+	x := w.serve(from, state)
+	serveServer(t, x.s)
+	x.queue(20)
+	x.stop(true)
+	if _, err := store.Copy(ctx, from, to, stateIn(t), store.Options{}); err == nil || !strings.Contains(err.Error(), "--key-file") {
+		t.Fatalf("with another state file: %v", err)
+	}
+	if err := store.Backup(ctx, from, kept); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Copy(ctx, from, to, state, store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	without(t, file+"-wal", file+"-shm")
+	copyFile(t, kept, file)
+	y := w.serve(from, state)
+	y.isHeld("the file of before the copy")
+	y.stop(false)
+}
+
+// TestCopyLosesAnswer: when the answer to the commit is lost, PostgreSQL is asked what became
+// of it.
+func TestCopyLosesAnswer(t *testing.T) {
+	lost := errors.New("the answer is lost")
+	for _, c := range []struct {
+		name   string
+		commit func(tx *sqlx.Tx) error
+		want   string // of the error; "" = copied
+	}{
+		{"committed", func(tx *sqlx.Tx) error { return errors.Join(tx.Commit(), lost) }, ""},
+		{"rolled back", func(tx *sqlx.Tx) error { return errors.Join(tx.Rollback(), lost) }, "nothing is in PostgreSQL"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			from, to, state := storetest.EmptySQLiteDSN(t), storetest.EmptyPostgresDSN(t), stateIn(t)
+			x := w.serve(from, state)
+			serveServer(t, x.s)
+			x.queue(3)
+			x.stop(true)
+			tables, err := store.CopyWith(ctx, from, to, state, c.commit)
+			if c.want == "" && (err != nil || len(tables) == 0) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%v, %q was wanted", err, c.want)
+			}
+		})
 	}
 }

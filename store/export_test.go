@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"strconv"
@@ -308,4 +309,20 @@ func (s *Store) RemoveBody(ctx context.Context, id uuid.UUID) error {
 		_, err := s.removePart(ctx, tx, PartBody, []*purgeRow{{ID: id}})
 		return err
 	})
+}
+
+// Lost is how many of the writes that the witness remembers a promoted server has not got.
+func (s *Store) Lost(ctx context.Context) (n int, err error) {
+	l := s.lineage.Load()
+	b, err := json.Marshal(l.witness.all())
+	if err != nil {
+		return 0, err
+	}
+	err = s.write.GetContext(ctx, &n, l.sql["lost"], string(b))
+	return n, err
+}
+
+// CopyWith is Copy with another commit in PostgreSQL.
+func CopyWith(ctx context.Context, from, to, stateFile string, commit func(*sqlx.Tx) error) ([]CopyTable, error) {
+	return copyDatabase(ctx, from, to, stateFile, Options{}, commit)
 }

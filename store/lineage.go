@@ -269,7 +269,7 @@ func (s *Store) beat(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	known := l.beat.Load()
+	known, written := l.beat.Load(), l.witness.last()
 	var row installationRow
 	err := s.lease.GetContext(ctx, &row, l.sql["beat"], *l.timeline.Load(), l.id)
 	switch {
@@ -283,7 +283,9 @@ func (s *Store) beat(ctx context.Context) error {
 		}
 		return ErrStale
 	}
+	// before the witness forgets: a new connection reads them the other way round
 	s.saw(l, &row)
+	l.witness.confirmed(written)
 	s.save(l, row.Beat)
 	return nil
 }

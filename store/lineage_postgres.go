@@ -78,6 +78,8 @@ func (s *Store) sameDatabase(ctx context.Context, c *pgConn) error {
 	db := sqlx.NewDb(sql.OpenDB(lent{c}), "postgres")
 	db.SetMaxOpenConns(1)
 	defer db.Close()
+	// Before the beat, which is raised before the witness forgets what it confirms.
+	seen := l.witness.all()
 	known := l.beat.Load() // before the question, so that the answer cannot be older
 	var row installationRow
 	err := db.GetContext(ctx, &row, l.sql["installation"])
@@ -96,12 +98,12 @@ func (s *Store) sameDatabase(ctx context.Context, c *pgConn) error {
 	if err := db.GetContext(ctx, &timeline, l.sql["timeline"]); err != nil || timeline == *l.timeline.Load() {
 		return err
 	}
-	b, err := l.witness.json()
+	b, err := json.Marshal(seen)
 	if err != nil {
 		return err
 	}
 	var lost int
-	if err := db.GetContext(ctx, &lost, l.sql["lost"], b); err != nil {
+	if err := db.GetContext(ctx, &lost, l.sql["lost"], string(b)); err != nil {
 		return err
 	}
 	if lost > 0 {
@@ -121,18 +123,22 @@ const undefinedTable = "42P01"
 // process at one moment, so that the last commit of all is among them.
 const witnesses = 4096
 
-// witness remembers the last write to each of the mails that were written last.
+// witness remembers the last write to each of the mails that were written last, since the last
+// beat that was confirmed: a server that has the beat has what was written before it. So mail
+// that was finished long ago, which retention removes, is no witness any more.
 type witness struct {
 	mu    sync.Mutex // guards all
 	ring  []witnessed
 	next  int
 	place map[uuid.UUID]int
+	n     int64 // of the last write that was seen
 }
 
 type witnessed struct {
 	ID    uuid.UUID   `json:"id"`
 	Claim int64       `json:"c"`
 	Kind  witnessKind `json:"k"`
+	n     int64
 }
 
 // witnessKind says what has to be there still.
@@ -167,6 +173,8 @@ func (w *witness) saw(st *Settlement) {
 	case SettleArchive:
 		x.Kind = witnessArchive
 	}
+	w.n++
+	x.n = w.n
 	delete(w.place, w.ring[w.next].ID)
 	w.ring[w.next], w.place[x.ID] = x, w.next
 	w.next = (w.next + 1) % witnesses
@@ -178,14 +186,32 @@ func (w *witness) forget() {
 	w.ring, w.place, w.next = nil, nil, 0
 }
 
-// json is what is remembered, for json_to_recordset.
-func (w *witness) json() (string, error) {
+// last is the place of the last write that was seen.
+func (w *witness) last() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.n
+}
+
+// confirmed forgets the writes up to n: a beat came behind them and was confirmed.
+func (w *witness) confirmed(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, i := range w.place {
+		if w.ring[i].n <= n {
+			w.ring[i] = witnessed{}
+			delete(w.place, id)
+		}
+	}
+}
+
+// all is what is remembered.
+func (w *witness) all() []witnessed {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	all := make([]witnessed, 0, len(w.place))
 	for _, i := range w.place {
 		all = append(all, w.ring[i])
 	}
-	b, err := json.Marshal(all)
-	return string(b), err
+	return all
 }

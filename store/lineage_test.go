@@ -540,3 +540,36 @@ func TestRestoredWhileServed(t *testing.T) {
 		t.Errorf("another database: got %v, want that it is unavailable", err)
 	}
 }
+
+// TestWitnessOfRemovedMail: what retention has removed does not count as lost when a server is
+// promoted, and what is younger than the last beat does.
+func TestWitnessOfRemovedMail(t *testing.T) {
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	if _, err := s.Remember(ctx, stateIn(t)); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, s)
+	lost := func(want int, when string) {
+		t.Helper()
+		if n, err := s.Lost(ctx); err != nil || n != want {
+			t.Errorf("%s: %d writes count as lost, %d wanted: %v", when, n, want, err)
+		}
+	}
+	enqueue(t, s, newMail("ss", aged(20*day)), newMail("ss", aged(20*day)))
+	finish(t, s)
+	r := register(t, s)
+	if err := s.Renew(ctx, r, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := purge(t, s, 10, allOfBulk); n != 2 {
+		t.Fatalf("%d mails were removed", n)
+	}
+	lost(0, "behind a purge")
+	enqueue(t, s, newMail("ss"))
+	finish(t, s)
+	lost(0, "all is there")
+	if err := s.Exec("delete from archive"); err != nil {
+		t.Fatal(err)
+	}
+	lost(1, "a result is gone")
+}

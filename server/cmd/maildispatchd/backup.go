@@ -44,7 +44,8 @@ func copyDatabase(ctx context.Context, args []string) error {
 	if from == "" || to == "" {
 		return errors.New("copy: say --from=sqlite:PATH and --to=postgres://USER@HOST/DB")
 	}
-	tables, err := store.Copy(ctx, from, to, store.Options{AllowUnsafe: c.AllowUnsafe})
+	c.Database = from // whose key file lies beside it, unless --key-file says another
+	tables, err := store.Copy(ctx, from, to, c.StateFile(), store.Options{AllowUnsafe: c.AllowUnsafe})
 	if err != nil {
 		return failed{err}
 	}
