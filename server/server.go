@@ -111,7 +111,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if s.webPort, err = openHTTP("web-listen", cfg.WebListen, "web page"); err != nil {
 		return nil, errors.Join(err, s.closePorts())
 	}
-	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe, Observer: s.metrics})
+	st, err := store.Open(ctx, cfg.Database, store.Options{Logger: log, Pools: cfg.Connections, AllowUnsafe: cfg.AllowUnsafe, Observer: s.metrics, RequestKey: keys.Derive("erased requests")})
 	if err != nil {
 		return nil, errors.Join(err, s.closePorts())
 	}

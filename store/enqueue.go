@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
@@ -342,7 +343,15 @@ func (s *Store) explain(ctx context.Context, tx *sqlx.Tx, m *NewMail) enqueueAns
 	err := s.stmt(ctx, tx, "mail_request").QueryRowxContext(ctx, m.Team, m.RequestID).Scan(&had.ID, &had.Fingerprint)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		a.res.Err, a.err = s.keptOut(ctx, tx, m)
+		id, err := s.erasedRequest(ctx, tx, m)
+		switch {
+		case err != nil:
+			a.err = s.fault(err)
+		case id != uuid.Nil: // what was in that mail nobody knows any more
+			a.res.ID, a.res.Duplicate = id, true
+		default:
+			a.res.Err, a.err = s.keptOut(ctx, tx, m)
+		}
 	case err != nil:
 		a.err = s.fault(err)
 	case bytes.Equal(had.Fingerprint, m.Fingerprint):
@@ -364,6 +373,22 @@ func (s *Store) keptOut(ctx context.Context, tx *sqlx.Tx, m *NewMail) (why, err 
 		return ErrContentGone, nil
 	}
 	return ErrServerChanged, nil
+}
+
+// erasedRequest is the mail of a request_id that an erasure has rewritten; zero = none.
+func (s *Store) erasedRequest(ctx context.Context, tx *sqlx.Tx, m *NewMail) (id uuid.UUID, err error) {
+	err = s.stmt(ctx, tx, "erased_request").GetContext(ctx, &id, s.requestHash(m.Team, m.RequestID))
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return id, err
+}
+
+// requestHash is what an erasure leaves of a request_id.
+func (s *Store) requestHash(team, requestID string) []byte {
+	h := hmac.New(sha256.New, s.requestKey)
+	h.Write([]byte(team + "\x00" + requestID))
+	return h.Sum(nil)
 }
 
 // stmt is a statement inside tx, or outside any with nil.

@@ -43,6 +43,7 @@ type mailRow struct {
 	Caller      string            `json:"caller,omitempty"`
 	Guard       string            `json:"guard,omitempty"`
 	Version     int64             `json:"server_version,omitempty"`
+	RequestHash string            `json:"request_hash,omitempty"`
 	Contents    []string          `json:"contents,omitempty"`
 }
 
@@ -67,6 +68,9 @@ func (s onPostgres) packMails(ops []*enqueueOp) (packedMails, error) {
 		}
 		if m.ExpireTime != nil {
 			r.ExpireTime = m.ExpireTime.UnixMicro()
+		}
+		if m.RequestID != "" {
+			r.RequestHash = hex.EncodeToString(s.requestHash(m.Team, m.RequestID))
 		}
 		if m.ResentFrom != uuid.Nil {
 			r.ResentFrom = &m.ResentFrom

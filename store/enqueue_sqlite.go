@@ -30,6 +30,10 @@ func (s onSQLite) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (
 		version int64
 	}
 	stands := map[routed]bool{}
+	var erased bool // somebody was
+	if err := s.q.in(ctx, tx, "erased_requests").GetContext(ctx, &erased); err != nil {
+		return nil, err
+	}
 	for _, op := range ops {
 		m := op.m
 		if m.ServerVersion != 0 {
@@ -51,6 +55,13 @@ func (s onSQLite) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (
 			return nil, err
 		} else if gone {
 			continue
+		}
+		if erased && m.RequestID != "" {
+			if id, err := s.erasedRequest(ctx, tx, m); err != nil {
+				return nil, err
+			} else if id != uuid.Nil {
+				continue
+			}
 		}
 		rcpts, err := json.Marshal(m.Recipients)
 		if err != nil {

@@ -224,6 +224,52 @@ func TestEraseIsRefused(t *testing.T) {
 	})
 }
 
+// TestEraseKeepsRequestIDs: a caller who names mails by their address, and sends again what was
+// sent before the address was erased, is told of that mail. When its metadata go the request_id
+// is free.
+func TestEraseKeepsRequestIDs(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		serve(t, s)
+		mail := func(to string) *store.NewMail {
+			return newMail("ss", aged(10*day), func(m *store.NewMail) {
+				m.RequestID, m.Fingerprint = "newsletter-11:"+to, []byte("f")
+				m.Recipients = []store.Recipient{{Mailbox: to}}
+			})
+		}
+		// two that read the same behind the erasure
+		a, b := mail(forgotten), mail(strings.ToUpper(forgotten))
+		enqueue(t, s, a, b, mail("other@x.example"))
+		finish(t, s)
+		if _, err := s.EraseRecipient(ctx, erasure()); err != nil {
+			t.Fatal(err)
+		}
+		if left := dump(t, s, "anna"); len(left) > 0 {
+			t.Errorf("left in the database: %v", left)
+		}
+		for _, m := range []*store.NewMail{a, b} {
+			again := mail(m.Recipients[0].Mailbox)
+			if res, err := s.Enqueue(ctx, again); err != nil || res.Err != nil || !res.Duplicate || res.ID != m.ID {
+				t.Errorf("sent again: %+v %v, want the mail %s", res, err, m.ID)
+			}
+			if res, err := s.EnqueueAll(ctx, []*store.NewMail{again}); err != nil || res[0].Err != nil || !res[0].Duplicate || res[0].ID != m.ID {
+				t.Errorf("sent again in a batch: %+v %v, want the mail %s", res, err, m.ID)
+			}
+		}
+		fresh := mail("third@x.example")
+		if res, err := s.Enqueue(ctx, fresh); err != nil || res.Err != nil || res.Duplicate || res.ID != fresh.ID {
+			t.Errorf("another request_id: %+v %v", res, err)
+		}
+		purge(t, s, 10, store.KeepRule{Kind: store.KindBulk, Part: store.PartMetadata, Age: 7 * day})
+		var n int
+		if err := s.Get(&n, "select count(*) from erased_request"); err != nil || n != 0 {
+			t.Errorf("%d hashes of mail that is gone: %v", n, err)
+		}
+		if res, err := s.Enqueue(ctx, mail(forgotten)); err != nil || res.Err != nil || res.Duplicate {
+			t.Errorf("the request_id of a mail that is gone: %+v %v", res, err)
+		}
+	})
+}
+
 // TestEraseAddsCountsUp: counts of a caller whose name is the address, in more than one way of
 // writing it, become one count.
 func TestEraseAddsCountsUp(t *testing.T) {

@@ -46,6 +46,7 @@ func seed(t testing.TB, s *store.Store, n int) {
 	insert("connection_slot", "mail_server, n, replica", "'s' || (i % 500), i, i", min(n, 2000))
 	insert("content", "hash, size, touched, used", blob+", 5, "+day+", i % 10 > 0", min(n, 5000))
 	insert("content_chunk", "hash, n, data", blob+", 0, "+blob, min(n, 5000))
+	insert("erased_request", "hash, mail_id", blob+", "+ID("i"), min(n, 5000))
 	insert("upload", "id, team, filename, content_type, sha256, size_bytes, hash, content_size, request_id, create_time, expire_time",
 		ID("i")+", 't' || (i % 20), 'f', 'x/y', "+blob+", 5, "+blob+", 5, 'q' || i, "+AT("i")+", "+AT("i * 1000"), min(n, 5000))
 	insert("mail", "id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, request_id, route, utf8, create_time, raw, batch_id",
@@ -76,7 +77,7 @@ func planArgs() map[string][]any {
 		"server_fallback_of": {"s1"}, "server_update": {"", "daemon", "available", false, "a@x.example", nil, nil, "{}", "{}", false, at, nil, 1, at, nil, nil, nil, "s1"}, "server_hold": {"s1", "why"},
 		"audit_head": {}, "audit_unlinked": {}, "audit_link": {1, hash, hash, hash, 1}, "audit_rows": {1 << 40, false, `["t1"]`, false, "t1", "", "", "", nil, nil, 50},
 		"replica_unregister": {1}, "replica_release": {list, 1}, "replica_renew": {1, 1}, "replica_forget": {},
-		"mail_request": {"t1", "q2"}, "mail_exists": {id}, "mail_raw": {1, id, false, `["t1"]`, ""}, "mail_copy": {id, false, `["t1"]`, ""}, "settled_under": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`}, "due_count": {"s1"},
+		"mail_request": {"t1", "q2"}, "erased_request": {hash}, "erased_request_insert": {hash, id}, "purge_requests": {list}, "mail_exists": {id}, "mail_raw": {1, id, false, `["t1"]`, ""}, "mail_copy": {id, false, `["t1"]`, ""}, "settled_under": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`}, "due_count": {"s1"},
 		"content_chunks": {hash}, "content_size": {hash}, "content_piece": {1, 1, hash, 0}, "mail_piece": {1, 1, id}, "content_touch": {"2022-01-08", true, hash}, "content_used": {hash}, "content_lock": {hash}, "chunk_delete": {hash}, "content_collect": {"2022-01-09"},
 		"upload_get": {list, "t1", at}, "upload_by_request": {"t1", "q1"}, "upload_use": {at.AddDate(9, 0, 0), list}, "upload_forget": {at},
 		"breaker_lock": {"s1"}, "breaker_write": {1, 0, "", nil, nil, nil, nil, nil, "", "s1"}, "quota_lock": {"s1"}, "allowance_lock": {hash}, "allowance_write": {"[]", at, hash}, "allowance_forget": {at}, "quota_write": {1.5, at, "2022-01-08", 0, "s1"},

@@ -212,7 +212,7 @@ func (s *Store) removePart(ctx context.Context, tx *sqlx.Tx, part Part, rows []*
 	}
 	list := idList(free)
 	if part == PartMetadata {
-		for _, name := range []string{"purge_archive", "purge_mail"} {
+		for _, name := range []string{"purge_archive", "purge_requests", "purge_mail"} {
 			if _, err := s.q.in(ctx, tx, name).ExecContext(ctx, list); err != nil {
 				return nil, err
 			}

@@ -26,6 +26,9 @@ type Options struct {
 	AllowUnsafe bool
 	// Pools are the connections to PostgreSQL.
 	Pools Pools
+	// RequestKey keys the hashes that an erasure leaves of request_ids. It is the same in every
+	// process and stays the same, or a caller's repetition is a new mail.
+	RequestKey []byte
 	// Observer hears of commits; nil = nobody does.
 	Observer Observer
 }
@@ -35,7 +38,9 @@ type Store struct {
 	log     *slog.Logger
 	now     func() time.Time
 	observe Observer
-	dialect dialect // set before anything else
+	// requestKey is Options.RequestKey
+	requestKey []byte
+	dialect    dialect // set before anything else
 
 	// The pools. A transaction holds a connection of write and asks for no other while it does.
 	// Only Open and Close set them.
@@ -80,7 +85,7 @@ type Store struct {
 // prepares every statement, so that a broken one stops the start. Errors are one line and name
 // what to do where there is something to do.
 func Open(ctx context.Context, dsn string, opt Options) (*Store, error) {
-	s := &Store{log: opt.Logger, now: opt.Now, interactive: newInteractive(), allTransaction: allTransaction, damageWait: writerDamage}
+	s := &Store{requestKey: opt.RequestKey, log: opt.Logger, now: opt.Now, interactive: newInteractive(), allTransaction: allTransaction, damageWait: writerDamage}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -110,6 +110,16 @@ update archive set result = :result where id = :id;
 -- takes: id
 select result from archive where id = :id;
 
+-- name: erased_request_insert
+-- primary key
+-- takes: hash, mail_id
+insert into erased_request (hash, mail_id) values (:hash, :mail_id) on conflict do nothing;
+
+-- name: erased_request (read)
+-- primary key
+-- takes: hash
+select mail_id from erased_request where hash = :hash;
+
 -- name: allowance_drop
 -- primary key
 -- takes: key

@@ -7,13 +7,14 @@
 -- is past the one that the replica goes by, so that none of its writes counts. c: the shared
 -- content that the mails need. Whoever removes content waits for this lock, and looks anew for
 -- terms behind it; a mail whose content is gone is not written.
+-- erased_request: one look for the whole batch, as long as nobody was erased.
 -- takes: mails, bodies
 with u as materialized (
   select * from json_to_recordset(:mails::json) as x(id uuid, team text, mail_server text, mode text, kind text, priority smallint, reference text,
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
     utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
     batch_id text, resent_from uuid, resend_reason text, caller text, guard text,
-    server_version bigint, contents json)
+    server_version bigint, contents json, request_hash text)
 ), c as materialized (
   select hash from content where used and hash = any (array(select decode(x.value, 'hex') from u, json_array_elements_text(u.contents) x)) for key share
 ), m as (
@@ -24,6 +25,8 @@ with u as materialized (
     timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller, guard, true
   from u where (server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version))
     and not exists (select 1 from json_array_elements_text(u.contents) x where decode(x.value, 'hex') not in (select hash from c))
+    and (request_hash is null or not exists (select 1 from erased_request)
+      or not exists (select 1 from erased_request e where e.hash = decode(u.request_hash, 'hex')))
   order by id
   on conflict do nothing
   returning id
@@ -706,6 +709,11 @@ select m.id from mail m where m.id = any (array(select value::uuid from json_arr
 -- primary key
 -- takes: ids
 delete from archive where id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
+
+-- name: purge_requests
+-- erased_request_mail
+-- takes: ids
+delete from erased_request where mail_id = any (array(select value::uuid from json_array_elements_text(:ids::json)));
 
 -- name: purge_mail
 -- primary key; nothing that is in the due-out journal, whatever the list says

@@ -10,6 +10,10 @@ insert into mail (id, team, mail_server, mode, kind, priority, reference, sender
   fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, listed)
 values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller, :guard, true) on conflict do nothing;
 
+-- name: erased_requests (read)
+-- the first row, if there is any
+select exists (select 1 from erased_request);
+
 -- name: server_has_version (read)
 -- primary key
 -- takes: name, version
@@ -548,6 +552,11 @@ select m.id from mail m where m.id in (select value from json_each(:ids)) and no
 -- primary key
 -- takes: ids
 delete from archive where id in (select value from json_each(:ids));
+
+-- name: purge_requests
+-- erased_request_mail
+-- takes: ids
+delete from erased_request where mail_id in (select value from json_each(:ids));
 
 -- name: purge_mail
 -- primary key; nothing that is in the due-out journal, whatever the list says

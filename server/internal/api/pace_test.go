@@ -1,8 +1,12 @@
 package api
 
 import (
+	"context"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
 // TestPace: time is taken by waiting and earned by bytes, up to the patience of the beginning.
@@ -25,5 +29,32 @@ func TestPace(t *testing.T) {
 		if p.left != x.left {
 			t.Fatalf("%d bytes after %v leave %v, want %v", x.bytes, x.waited, p.left, x.left)
 		}
+	}
+}
+
+// TestPaceOfLargePieces: a piece of 1 MiB that comes at twice the least rate is no silence. One
+// that comes at half of it is cut.
+func TestPaceOfLargePieces(t *testing.T) {
+	for rate, whole := range map[int]bool{2 * uploadRate: true, uploadRate / 2: false} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			a, began := &API{Config: Config{UploadPatience: uploadPatience}}, time.Now()
+			next := a.paced(ctx, func() (*pb.UploadAttachmentRequest, error) {
+				select {
+				case <-time.After(time.Second * (1 << 20) / time.Duration(rate)):
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+				return &pb.UploadAttachmentRequest{Part: &pb.UploadAttachmentRequest_Chunk{Chunk: make([]byte, 1<<20)}}, nil
+			}, func() int64 { return int64(time.Since(began).Seconds() * float64(rate)) })
+			var err error
+			for n := 0; n < 3 && err == nil; n++ {
+				_, err = next()
+			}
+			if took := time.Since(began); (err == nil) != whole || !whole && (took < uploadPatience || took > 3*uploadPatience) {
+				t.Errorf("at %d bytes a second: %v after %v", rate, err, took)
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"hash"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -15,6 +16,7 @@ import (
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/access"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/server/internal/budget"
 	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/smtpx/message"
 	"github.com/maildispatch/maildispatch/store"
@@ -28,6 +30,9 @@ const (
 	// service waits for them.
 	uploadRate     = 16 << 10
 	uploadPatience = 30 * time.Second // of Config.UploadPatience
+	// leastPatience is what somebody who is too slow may have left: what is earned while it
+	// passes is less each time.
+	leastPatience = 10 * time.Millisecond
 )
 
 // pace is how long a caller may still take. What comes faster than the least rate earns time,
@@ -43,14 +48,21 @@ func (p *pace) came(n int64, waited time.Duration) {
 }
 
 // paced gives the messages of an upload one by one. It ends one that is too slow: each holds a
-// file and its place among the caller's uploads for as long as it lasts.
-func (a *API) paced(ctx context.Context, recv func() (*pb.UploadAttachmentRequest, error)) func() (*pb.UploadAttachmentRequest, error) {
+// file and its place among the caller's uploads for as long as it lasts. came tells how many
+// bytes have come so far: a large message takes its time to come and is no silence. Nil = only
+// whole messages are counted.
+func (a *API) paced(ctx context.Context, recv func() (*pb.UploadAttachmentRequest, error), came func() int64) func() (*pb.UploadAttachmentRequest, error) {
+	var whole atomic.Int64
+	if came == nil {
+		came = whole.Load
+	}
 	in := make(chan received[*pb.UploadAttachmentRequest])
 	go func() { // ends with the call
 		for {
 			m, err := recv()
+			whole.Add(int64(len(m.GetChunk())))
 			select {
-			case in <- received[*pb.UploadAttachmentRequest]{msg: m, size: int64(len(m.GetChunk())), err: err}:
+			case in <- received[*pb.UploadAttachmentRequest]{msg: m, err: err}:
 			case <-ctx.Done():
 				return
 			}
@@ -61,22 +73,36 @@ func (a *API) paced(ctx context.Context, recv func() (*pb.UploadAttachmentReques
 	}()
 	p := newPace(a.UploadPatience)
 	caller := access.From(ctx)
+	var counted int64
+	count := func(waited time.Duration) {
+		n := came()
+		p.came(n-counted, waited)
+		counted = n
+	}
 	return func() (*pb.UploadAttachmentRequest, error) {
-		began := time.Now()
-		t := time.NewTimer(p.left)
-		defer t.Stop()
-		select {
-		case r := <-in:
-			p.came(r.size, time.Since(began))
-			return r.msg, r.err
-		case <-t.C:
-			return nil, apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "an upload brings at least %d bytes a second; this one is %v behind", uploadRate, p.most)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-a.Draining:
-			return nil, a.fault(a.Stopping)
-		case <-caller.Ended():
-			return nil, caller.Err()
+		for {
+			began := time.Now()
+			t := time.NewTimer(p.left)
+			select {
+			case r := <-in:
+				t.Stop()
+				count(time.Since(began))
+				return r.msg, r.err
+			case <-t.C:
+				if count(time.Since(began)); p.left >= leastPatience {
+					continue
+				}
+				return nil, apierr.New(codes.DeadlineExceeded, pb.ReasonDeadlineTooShort, "an upload brings at least %d bytes a second; this one is %v behind", uploadRate, p.most)
+			case <-ctx.Done():
+				t.Stop()
+				return nil, ctx.Err()
+			case <-a.Draining:
+				t.Stop()
+				return nil, a.fault(a.Stopping)
+			case <-caller.Ended():
+				t.Stop()
+				return nil, caller.Err()
+			}
 		}
 	}
 }
@@ -123,7 +149,7 @@ func (s *spool) close() { _ = s.file.Close() } // it was only read since
 func (a *API) UploadAttachment(stream grpc.ClientStreamingServer[pb.UploadAttachmentRequest, pb.UploadAttachmentResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
-	next := a.paced(ctx, stream.Recv)
+	next := a.paced(ctx, stream.Recv, budget.Came(ctx))
 	first, err := next()
 	if err != nil && !over(err) {
 		return err

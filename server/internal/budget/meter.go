@@ -49,6 +49,7 @@ type call struct {
 	name   string // of who
 	cancel context.CancelFunc
 	held   atomic.Int64
+	came   atomic.Int64 // bytes of messages so far; the connection's reader writes it
 	// The connection's reader writes it, and whoever looks for a call that holds much.
 	why atomic.Pointer[apierr.Error] // it was cut; nil = it goes on
 	// The handler's goroutine writes it, who cuts reads it.
@@ -96,6 +97,15 @@ func (c callContext) Value(k any) any {
 func callOf(ctx context.Context) *call {
 	c, _ := ctx.Value(callKey{}).(*call)
 	return c
+}
+
+// Came tells how many bytes of messages have come of the call so far, parts of messages too;
+// nil where the connection is not metered.
+func Came(ctx context.Context) func() int64 {
+	if c := callOf(ctx); c != nil {
+		return c.came.Load
+	}
+	return nil
 }
 
 // oneRequest are the methods whose caller sends a single message, at once.
@@ -244,6 +254,7 @@ func (c *call) feed(b []byte) {
 	}
 	n := int64(len(b))
 	c.held.Add(n)
+	c.came.Add(n)
 	c.give(-n)
 	whole := false
 	for len(b) > 0 {

@@ -381,3 +381,18 @@ func (readConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 func (readConn) SetDeadline(time.Time) error      { return nil }
 func (readConn) SetReadDeadline(time.Time) error  { return nil }
 func (readConn) SetWriteDeadline(time.Time) error { return nil }
+
+// TestCame: what came of a message counts before all of it is there.
+func TestCame(t *testing.T) {
+	b := New()
+	c := &call{b: b, conn: &conn{b: b}, cancel: func() {}}
+	defer c.end()
+	came := Came(callContext{context.Background(), c})
+	c.feed([]byte{0, 0, 0, 1, 0, 'a', 'b'}) // two bytes of a message of 256
+	if n := came(); n != 7 {
+		t.Errorf("%d bytes came, want 7", n)
+	}
+	if Came(context.Background()) != nil {
+		t.Error("a connection that nobody meters tells what came")
+	}
+}
