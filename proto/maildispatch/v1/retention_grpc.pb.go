@@ -52,10 +52,10 @@ type RetentionClient interface {
 	// pseudonym in the place of the address: when it was sent, through what, and what the mail
 	// server said of the others. In every other text that is stored (references, labels, the
 	// audit log, reasons, answers of mail servers, names of uploads) the pseudonym takes its
-	// place too. A request_id that had it leaves a keyed hash, so that the same request sent again
-	// still answers with that mail. The chain of the audit log holds on. A tombstone keeps a keyed hash of the
-	// address: with the address and the key file this call says again that, and when, mail was
-	// sent to it.
+	// place too. A request_id that had it leaves a keyed hash, so that the same request sent
+	// again still answers with that mail. The chain of the audit log holds on. A tombstone keeps
+	// a keyed hash of the address: with the address and the key file this call says again that,
+	// and when, mail was sent to it.
 	//
 	// With validate_only it only counts; do that first. Not searched are the address inside of
 	// the content of mail to others, logs, backups, and mail that is accepted while the call
@@ -153,10 +153,10 @@ type RetentionServer interface {
 	// pseudonym in the place of the address: when it was sent, through what, and what the mail
 	// server said of the others. In every other text that is stored (references, labels, the
 	// audit log, reasons, answers of mail servers, names of uploads) the pseudonym takes its
-	// place too. A request_id that had it leaves a keyed hash, so that the same request sent again
-	// still answers with that mail. The chain of the audit log holds on. A tombstone keeps a keyed hash of the
-	// address: with the address and the key file this call says again that, and when, mail was
-	// sent to it.
+	// place too. A request_id that had it leaves a keyed hash, so that the same request sent
+	// again still answers with that mail. The chain of the audit log holds on. A tombstone keeps
+	// a keyed hash of the address: with the address and the key file this call says again that,
+	// and when, mail was sent to it.
 	//
 	// With validate_only it only counts; do that first. Not searched are the address inside of
 	// the content of mail to others, logs, backups, and mail that is accepted while the call
