@@ -94,7 +94,8 @@ type ruleState struct {
 // Purge is one step of a rule: it looks at a page of the archive behind where the rule stands,
 // and removes at most so many mails, or that part of them, in one short transaction. Mail of
 // the due-out journal is out of its reach, and a legal hold wins: both are conditions of the
-// statements. me is the process; ErrNotHolder when another one is at it.
+// statements. me is the process; ErrNotHolder when another one is at it. Mail that the database
+// cannot remove is left out, told, and kept until the rules begin anew.
 func (s *Store) Purge(ctx context.Context, me string, r KeepRule, most int) (p Purged, err error) {
 	now, err := s.Now(ctx)
 	if err != nil {
@@ -111,10 +112,11 @@ func (s *Store) Purge(ctx context.Context, me string, r KeepRule, most int) (p P
 		return p, s.fault(err)
 	}
 	p.Through = len(rows) < page
+	damaged := set(s.damage.list(s.now()))
 	var todo []*purgeRow
 	for i := range rows {
 		x := &rows[i]
-		if !x.Team.Valid || !r.Part.applies(x) {
+		if !x.Team.Valid || damaged[x.ID] || !r.Part.applies(x) {
 			continue
 		}
 		if len(todo) == most {
@@ -129,22 +131,53 @@ func (s *Store) Purge(ctx context.Context, me string, r KeepRule, most int) (p P
 	last := rows[len(rows)-1]
 	p.Behind = before.Sub(last.DoneAt.Time)
 	began := s.now()
-	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
-		began, p.Mails, p.Held, p.Bytes = s.now(), 0, 0, 0
-		if err := s.holdPurge(ctx, tx, me); err != nil {
-			return err
+	at := map[uuid.UUID]*purgeRow{}
+	ids := make([]uuid.UUID, len(todo))
+	for i, x := range todo {
+		ids[i], at[x.ID] = x.ID, x
+	}
+	// All in one transaction, unless it meets damage.
+	moved := false
+	move := func(ctx context.Context, tx *sqlx.Tx, mails int) error {
+		_, err := s.q.in(ctx, tx, "rule_moved").ExecContext(ctx, r.Name(), s.t(&last.DoneAt.Time), last.ID, mails, st.MailID)
+		return err
+	}
+	bad, err := s.past(ctx, ids, func(part []uuid.UUID) error {
+		of := make([]*purgeRow, len(part))
+		for i, id := range part {
+			of[i] = at[id]
 		}
-		gone, err := s.removePart(ctx, tx, r.Part, todo)
+		var gone []*purgeRow
+		whole := len(part) == len(ids)
+		err := s.workTx(ctx, func(tx *sqlx.Tx) (err error) {
+			began = s.now()
+			if err := s.holdPurge(ctx, tx, me); err != nil {
+				return err
+			}
+			if gone, err = s.removePart(ctx, tx, r.Part, of); err != nil || !whole {
+				return err
+			}
+			return move(ctx, tx, len(gone))
+		})
 		if err != nil {
 			return err
 		}
-		p.Mails, p.Held = len(gone), len(todo)-len(gone)
+		moved = moved || whole
+		p.Mails += len(gone)
 		for _, x := range gone {
 			p.Bytes += x.Bytes.Int64
 		}
-		_, err = s.q.in(ctx, tx, "rule_moved").ExecContext(ctx, r.Name(), s.t(&last.DoneAt.Time), last.ID, p.Mails, st.MailID)
-		return err
+		return nil
 	})
+	p.Held = len(todo) - len(bad) - p.Mails
+	if err == nil && !moved {
+		err = s.workTx(ctx, func(tx *sqlx.Tx) error {
+			if err := s.holdPurge(ctx, tx, me); err != nil {
+				return err
+			}
+			return move(ctx, tx, p.Mails)
+		})
+	}
 	p.Took = s.now().Sub(began)
 	if err == nil && p.Through {
 		p.Behind = 0

@@ -377,3 +377,36 @@ func TestErasedStaysErased(t *testing.T) {
 		}
 	})
 }
+
+// TestPurgePastDamage: a finished mail that the database cannot remove keeps no other from
+// being removed.
+func TestPurgePastDamage(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		serve(t, s)
+		bad := newMail("ss", aged(20*day))
+		enqueue(t, s, bad, newMail("ss", aged(20*day)), newMail("ss", aged(19*day)))
+		finish(t, s)
+		qs := []string{`create trigger damaged before delete on mail when old.id = '` + bad.ID.String() + `' begin select raise(abort, 'damaged'); end`}
+		if s.Dialect() == "postgres" {
+			qs = []string{
+				`create function damaged() returns trigger language plpgsql as $$ begin raise exception 'invalid page in block 7' using errcode = 'XX001'; end $$`,
+				`create trigger damaged before delete on mail for each row when (old.id = '` + bad.ID.String() + `') execute function damaged()`,
+			}
+		}
+		for _, q := range qs {
+			if err := s.Exec(q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n, held := purge(t, s, 50, allOfBulk); n != 2 || held != 0 {
+			t.Errorf("%d of 2 well mails were removed, %d held", n, held)
+		}
+		if n := s.DamagedMails(); n != 1 {
+			t.Errorf("%d mails are known to be damaged", n)
+		}
+		done, err := s.RetentionProgress(ctx)
+		if err != nil || len(done) != 1 || done[0].Mails != 2 {
+			t.Errorf("progress: %+v %v", done, err)
+		}
+	})
+}

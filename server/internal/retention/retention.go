@@ -131,13 +131,21 @@ func (r *Remover) Pass(ctx context.Context) error {
 	}
 	// Every process says how far behind the rules are, also where another one removes.
 	defer r.tellOverdue(ctx)
+	var failed error // one rule's fault stops no other
 	for _, rule := range r.Rules {
-		if err := r.rule(ctx, rule); err != nil {
-			return fmt.Errorf("%s of %s: %w", rule.Part, rule.Kind, err)
+		err := r.rule(ctx, rule)
+		if errors.Is(err, store.ErrNotHolder) || ctx.Err() != nil {
+			return err
+		}
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s of %s: %w", rule.Part, rule.Kind, err))
 		}
 	}
 	if err := r.contents(ctx); err != nil {
-		return fmt.Errorf("files: %w", err)
+		failed = errors.Join(failed, fmt.Errorf("files: %w", err))
+	}
+	if failed != nil {
+		return failed
 	}
 	r.Observer.Through(time.Now())
 	return nil
