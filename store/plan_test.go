@@ -175,7 +175,7 @@ func TestHundredThousand(t *testing.T) {
 			t.Run("statements on an empty database", func(t *testing.T) { plansOfStatements(t, s) })
 			seed(t, s, 50)
 			t.Run("statements on a small one", func(t *testing.T) { plansOfStatements(t, s) })
-			if err := s.Exec("truncate mail_server, breaker, quota, rate_share, replica, connection_slot, content, content_chunk, upload, mail, due, archive, term, change, count_delta, count_queue, count_batch restart identity cascade"); err != nil {
+			if err := s.Exec("truncate mail_server, breaker, quota, rate_share, replica, connection_slot, content, content_chunk, erased_request, upload, mail, due, archive, term, change, count_delta, count_queue, count_batch restart identity cascade"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -11,7 +11,7 @@ insert into mail (id, team, mail_server, mode, kind, priority, reference, sender
 values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller, :guard, true) on conflict do nothing;
 
 -- name: erased_requests (read)
--- the first row, if there is any
+-- none: the first row, if there is any
 select exists (select 1 from erased_request);
 
 -- name: server_has_version (read)
