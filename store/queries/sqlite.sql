@@ -341,7 +341,8 @@ delete from change where seq <= (select seq from change_forgotten);
 -- name: batch_count (look)
 -- due_owner, and the primary key of count_batch; count_delta has a handful of rows. One
 -- statement, so that all of it is of one moment. What is marked is counted as what it would be
--- without its owner, so it comes once more by itself.
+-- without its owner, so it comes once more by itself. The plus keeps the planner from due_team,
+-- which has all that waits.
 -- takes: batch_id, team, caller
 select status, sum(n) as mails, sum(case when waiting then n else 0 end) as waiting, sum(case when doubtful then n else 0 end) as doubtful,
   min(first) as first, max(last) as last, 0 as marked
@@ -354,7 +355,7 @@ group by 1
 union all
 select d.status, count(*), 0, 0, null, null, 1
 from due d cross join mail m on m.id = d.id
-where d.owner is not null and d.data_at is not null and d.team = :team and m.batch_id = :batch_id and (:caller = '' or m.caller = :caller)
+where d.owner is not null and d.data_at is not null and +d.team = :team and m.batch_id = :batch_id and (:caller = '' or m.caller = :caller)
 group by 1;
 
 -- name: batch_count_rows (look)
