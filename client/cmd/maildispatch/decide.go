@@ -107,8 +107,9 @@ func (a *app) followed(ctx context.Context, s *client.Client, r changed) (change
 	id := o.GetOperation().GetId()
 	stream, err := maildispatchv1.NewOperationsClient(s.Conn()).WatchOperation(ctx, &maildispatchv1.WatchOperationRequest{Id: id})
 	for err == nil {
-		var op *maildispatchv1.Operation
-		if op, err = stream.Recv(); err == nil && op.GetState() != maildispatchv1.OperationState_OPERATION_STATE_RUNNING {
+		var now *maildispatchv1.WatchOperationResponse
+		now, err = stream.Recv()
+		if op := now.GetOperation(); err == nil && op.GetState() != maildispatchv1.OperationState_OPERATION_STATE_RUNNING {
 			end := &maildispatchv1.RetryMailsResponse{Matched: int32(op.GetMatched()), Changed: int32(op.GetChanged())}
 			for _, g := range op.GetFailures() {
 				for _, mail := range g.GetIds() {

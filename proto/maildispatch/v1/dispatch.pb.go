@@ -3037,7 +3037,7 @@ var File_maildispatch_v1_dispatch_proto protoreflect.FileDescriptor
 
 const file_maildispatch_v1_dispatch_proto_rawDesc = "" +
 	"\n" +
-	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmaildispatch/v1/access.proto\x1a\x1amaildispatch/v1/bulk.proto\x1a\x1amaildispatch/v1/mail.proto\x1a\x1fmaildispatch/v1/operation.proto\x1a!maildispatch/v1/mail_server.proto\"\xc1\x01\n" +
+	"\x1emaildispatch/v1/dispatch.proto\x12\x0fmaildispatch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmaildispatch/v1/access.proto\x1a\x1amaildispatch/v1/bulk.proto\x1a\x1amaildispatch/v1/mail.proto\x1a!maildispatch/v1/mail_server.proto\x1a\x1fmaildispatch/v1/operation.proto\"\xc1\x01\n" +
 	"\vSendRequest\x126\n" +
 	"\aoptions\x18\x01 \x01(\v2\x1c.maildispatch.v1.SendOptionsR\aoptions\x126\n" +
 	"\amessage\x18\x02 \x01(\v2\x1c.maildispatch.v1.MailMessageR\amessage\x12\x1d\n" +
@@ -3522,8 +3522,8 @@ func file_maildispatch_v1_dispatch_proto_init() {
 	file_maildispatch_v1_access_proto_init()
 	file_maildispatch_v1_bulk_proto_init()
 	file_maildispatch_v1_mail_proto_init()
-	file_maildispatch_v1_operation_proto_init()
 	file_maildispatch_v1_mail_server_proto_init()
+	file_maildispatch_v1_operation_proto_init()
 	file_maildispatch_v1_dispatch_proto_msgTypes[1].OneofWrappers = []any{
 		(*SendResponse_Accepted_)(nil),
 		(*SendResponse_Attempt)(nil),

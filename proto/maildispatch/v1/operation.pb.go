@@ -375,6 +375,52 @@ func (x *GetOperationRequest) GetId() string {
 	return ""
 }
 
+// GetOperationResponse is the operation as it stands.
+type GetOperationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it is.
+	Operation     *Operation `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetOperationResponse) Reset() {
+	*x = GetOperationResponse{}
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetOperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetOperationResponse) ProtoMessage() {}
+
+func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
+func (*GetOperationResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *GetOperationResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
 // WatchOperationRequest names an operation.
 type WatchOperationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -386,7 +432,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -398,7 +444,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[3]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -411,7 +457,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{3}
+	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -419,6 +465,52 @@ func (x *WatchOperationRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+// WatchOperationResponse is the operation as it stands.
+type WatchOperationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it is.
+	Operation     *Operation `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchOperationResponse) Reset() {
+	*x = WatchOperationResponse{}
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchOperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchOperationResponse) ProtoMessage() {}
+
+func (x *WatchOperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchOperationResponse.ProtoReflect.Descriptor instead.
+func (*WatchOperationResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *WatchOperationResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
 }
 
 // StopOperationRequest names an operation.
@@ -432,7 +524,7 @@ type StopOperationRequest struct {
 
 func (x *StopOperationRequest) Reset() {
 	*x = StopOperationRequest{}
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +536,7 @@ func (x *StopOperationRequest) String() string {
 func (*StopOperationRequest) ProtoMessage() {}
 
 func (x *StopOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[4]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +549,7 @@ func (x *StopOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopOperationRequest.ProtoReflect.Descriptor instead.
 func (*StopOperationRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{4}
+	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StopOperationRequest) GetId() string {
@@ -465,6 +557,52 @@ func (x *StopOperationRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+// StopOperationResponse is the operation as it stands.
+type StopOperationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it is.
+	Operation     *Operation `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopOperationResponse) Reset() {
+	*x = StopOperationResponse{}
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopOperationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopOperationResponse) ProtoMessage() {}
+
+func (x *StopOperationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopOperationResponse.ProtoReflect.Descriptor instead.
+func (*StopOperationResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *StopOperationResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
 }
 
 // ListOperationsRequest pages through operations.
@@ -484,7 +622,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +634,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[5]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +647,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{5}
+	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListOperationsRequest) GetRunning() bool {
@@ -553,7 +691,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +703,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_operation_proto_msgTypes[6]
+	mi := &file_maildispatch_v1_operation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +716,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{6}
+	return file_maildispatch_v1_operation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -625,11 +763,17 @@ const file_maildispatch_v1_operation_proto_rawDesc = "" +
 	"\x05count\x18\x03 \x01(\x03R\x05count\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\tR\x03ids\"%\n" +
 	"\x13GetOperationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"'\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"P\n" +
+	"\x14GetOperationResponse\x128\n" +
+	"\toperation\x18\x01 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\"'\n" +
 	"\x15WatchOperationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"&\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"R\n" +
+	"\x16WatchOperationResponse\x128\n" +
+	"\toperation\x18\x01 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\"&\n" +
 	"\x14StopOperationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x8f\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"Q\n" +
+	"\x15StopOperationResponse\x128\n" +
+	"\toperation\x18\x01 \x01(\v2\x1a.maildispatch.v1.OperationR\toperation\"\x8f\x01\n" +
 	"\x15ListOperationsRequest\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -647,14 +791,14 @@ const file_maildispatch_v1_operation_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n" +
 	"\x14OPERATION_STATE_DONE\x10\x02\x12\x1b\n" +
 	"\x17OPERATION_STATE_STOPPED\x10\x03\x12\x1a\n" +
-	"\x16OPERATION_STATE_FAILED\x10\x042\xa8\x03\n" +
+	"\x16OPERATION_STATE_FAILED\x10\x042\xcc\x03\n" +
 	"\n" +
-	"Operations\x12]\n" +
-	"\fGetOperation\x12$.maildispatch.v1.GetOperationRequest\x1a\x1a.maildispatch.v1.Operation\"\v\xda\xe7\x18\x04\n" +
-	"\x02\x01\x02\x90\x02\x01\x12e\n" +
-	"\x0eWatchOperation\x12&.maildispatch.v1.WatchOperationRequest\x1a\x1a.maildispatch.v1.Operation\"\r\xda\xe7\x18\x06\n" +
-	"\x02\x01\x02(\x01\x90\x02\x010\x01\x12^\n" +
-	"\rStopOperation\x12%.maildispatch.v1.StopOperationRequest\x1a\x1a.maildispatch.v1.Operation\"\n" +
+	"Operations\x12h\n" +
+	"\fGetOperation\x12$.maildispatch.v1.GetOperationRequest\x1a%.maildispatch.v1.GetOperationResponse\"\v\xda\xe7\x18\x04\n" +
+	"\x02\x01\x02\x90\x02\x01\x12r\n" +
+	"\x0eWatchOperation\x12&.maildispatch.v1.WatchOperationRequest\x1a'.maildispatch.v1.WatchOperationResponse\"\r\xda\xe7\x18\x06\n" +
+	"\x02\x01\x02(\x01\x90\x02\x010\x01\x12j\n" +
+	"\rStopOperation\x12%.maildispatch.v1.StopOperationRequest\x1a&.maildispatch.v1.StopOperationResponse\"\n" +
 	"\xda\xe7\x18\x03\n" +
 	"\x01\x01\x90\x02\x02\x12t\n" +
 	"\x0eListOperations\x12&.maildispatch.v1.ListOperationsRequest\x1a'.maildispatch.v1.ListOperationsResponse\"\x11\xda\xe7\x18\n" +
@@ -674,38 +818,44 @@ func file_maildispatch_v1_operation_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_maildispatch_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_maildispatch_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_maildispatch_v1_operation_proto_goTypes = []any{
 	(OperationState)(0),            // 0: maildispatch.v1.OperationState
 	(*Operation)(nil),              // 1: maildispatch.v1.Operation
 	(*FailureGroup)(nil),           // 2: maildispatch.v1.FailureGroup
 	(*GetOperationRequest)(nil),    // 3: maildispatch.v1.GetOperationRequest
-	(*WatchOperationRequest)(nil),  // 4: maildispatch.v1.WatchOperationRequest
-	(*StopOperationRequest)(nil),   // 5: maildispatch.v1.StopOperationRequest
-	(*ListOperationsRequest)(nil),  // 6: maildispatch.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 7: maildispatch.v1.ListOperationsResponse
-	(*timestamppb.Timestamp)(nil),  // 8: google.protobuf.Timestamp
+	(*GetOperationResponse)(nil),   // 4: maildispatch.v1.GetOperationResponse
+	(*WatchOperationRequest)(nil),  // 5: maildispatch.v1.WatchOperationRequest
+	(*WatchOperationResponse)(nil), // 6: maildispatch.v1.WatchOperationResponse
+	(*StopOperationRequest)(nil),   // 7: maildispatch.v1.StopOperationRequest
+	(*StopOperationResponse)(nil),  // 8: maildispatch.v1.StopOperationResponse
+	(*ListOperationsRequest)(nil),  // 9: maildispatch.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 10: maildispatch.v1.ListOperationsResponse
+	(*timestamppb.Timestamp)(nil),  // 11: google.protobuf.Timestamp
 }
 var file_maildispatch_v1_operation_proto_depIdxs = []int32{
 	0,  // 0: maildispatch.v1.Operation.state:type_name -> maildispatch.v1.OperationState
 	2,  // 1: maildispatch.v1.Operation.failures:type_name -> maildispatch.v1.FailureGroup
-	8,  // 2: maildispatch.v1.Operation.create_time:type_name -> google.protobuf.Timestamp
-	8,  // 3: maildispatch.v1.Operation.update_time:type_name -> google.protobuf.Timestamp
-	8,  // 4: maildispatch.v1.Operation.end_time:type_name -> google.protobuf.Timestamp
-	1,  // 5: maildispatch.v1.ListOperationsResponse.operations:type_name -> maildispatch.v1.Operation
-	3,  // 6: maildispatch.v1.Operations.GetOperation:input_type -> maildispatch.v1.GetOperationRequest
-	4,  // 7: maildispatch.v1.Operations.WatchOperation:input_type -> maildispatch.v1.WatchOperationRequest
-	5,  // 8: maildispatch.v1.Operations.StopOperation:input_type -> maildispatch.v1.StopOperationRequest
-	6,  // 9: maildispatch.v1.Operations.ListOperations:input_type -> maildispatch.v1.ListOperationsRequest
-	1,  // 10: maildispatch.v1.Operations.GetOperation:output_type -> maildispatch.v1.Operation
-	1,  // 11: maildispatch.v1.Operations.WatchOperation:output_type -> maildispatch.v1.Operation
-	1,  // 12: maildispatch.v1.Operations.StopOperation:output_type -> maildispatch.v1.Operation
-	7,  // 13: maildispatch.v1.Operations.ListOperations:output_type -> maildispatch.v1.ListOperationsResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	11, // 2: maildispatch.v1.Operation.create_time:type_name -> google.protobuf.Timestamp
+	11, // 3: maildispatch.v1.Operation.update_time:type_name -> google.protobuf.Timestamp
+	11, // 4: maildispatch.v1.Operation.end_time:type_name -> google.protobuf.Timestamp
+	1,  // 5: maildispatch.v1.GetOperationResponse.operation:type_name -> maildispatch.v1.Operation
+	1,  // 6: maildispatch.v1.WatchOperationResponse.operation:type_name -> maildispatch.v1.Operation
+	1,  // 7: maildispatch.v1.StopOperationResponse.operation:type_name -> maildispatch.v1.Operation
+	1,  // 8: maildispatch.v1.ListOperationsResponse.operations:type_name -> maildispatch.v1.Operation
+	3,  // 9: maildispatch.v1.Operations.GetOperation:input_type -> maildispatch.v1.GetOperationRequest
+	5,  // 10: maildispatch.v1.Operations.WatchOperation:input_type -> maildispatch.v1.WatchOperationRequest
+	7,  // 11: maildispatch.v1.Operations.StopOperation:input_type -> maildispatch.v1.StopOperationRequest
+	9,  // 12: maildispatch.v1.Operations.ListOperations:input_type -> maildispatch.v1.ListOperationsRequest
+	4,  // 13: maildispatch.v1.Operations.GetOperation:output_type -> maildispatch.v1.GetOperationResponse
+	6,  // 14: maildispatch.v1.Operations.WatchOperation:output_type -> maildispatch.v1.WatchOperationResponse
+	8,  // 15: maildispatch.v1.Operations.StopOperation:output_type -> maildispatch.v1.StopOperationResponse
+	10, // 16: maildispatch.v1.Operations.ListOperations:output_type -> maildispatch.v1.ListOperationsResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_operation_proto_init() }
@@ -714,14 +864,14 @@ func file_maildispatch_v1_operation_proto_init() {
 		return
 	}
 	file_maildispatch_v1_access_proto_init()
-	file_maildispatch_v1_operation_proto_msgTypes[5].OneofWrappers = []any{}
+	file_maildispatch_v1_operation_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_operation_proto_rawDesc), len(file_maildispatch_v1_operation_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,14 +44,14 @@ const (
 type OperationsClient interface {
 	// GetOperation tells how far one is. Errors: NOT_FOUND (OPERATION_NOT_FOUND), also for one
 	// over mails that the caller does not see.
-	GetOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (*Operation, error)
+	GetOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (*GetOperationResponse, error)
 	// WatchOperation sends the operation, each of its changes at most twice a second, and ends
 	// behind the one that says that it has ended. Errors as GetOperation.
-	WatchOperation(ctx context.Context, in *WatchOperationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Operation], error)
+	WatchOperation(ctx context.Context, in *WatchOperationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchOperationResponse], error)
 	// StopOperation lets no further piece begin. What was done stays done, and the same control
 	// call again goes on with the rest. One that has ended stays as it is. Errors as
 	// GetOperation.
-	StopOperation(ctx context.Context, in *StopOperationRequest, opts ...grpc.CallOption) (*Operation, error)
+	StopOperation(ctx context.Context, in *StopOperationRequest, opts ...grpc.CallOption) (*StopOperationResponse, error)
 	// ListOperations lists those over mails that the caller sees, the last one first. Errors:
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListOperations(ctx context.Context, in *ListOperationsRequest, opts ...grpc.CallOption) (*ListOperationsResponse, error)
@@ -65,9 +65,9 @@ func NewOperationsClient(cc grpc.ClientConnInterface) OperationsClient {
 	return &operationsClient{cc}
 }
 
-func (c *operationsClient) GetOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (*Operation, error) {
+func (c *operationsClient) GetOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (*GetOperationResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(Operation)
+	out := new(GetOperationResponse)
 	err := c.cc.Invoke(ctx, Operations_GetOperation_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
@@ -75,13 +75,13 @@ func (c *operationsClient) GetOperation(ctx context.Context, in *GetOperationReq
 	return out, nil
 }
 
-func (c *operationsClient) WatchOperation(ctx context.Context, in *WatchOperationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Operation], error) {
+func (c *operationsClient) WatchOperation(ctx context.Context, in *WatchOperationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchOperationResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Operations_ServiceDesc.Streams[0], Operations_WatchOperation_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[WatchOperationRequest, Operation]{ClientStream: stream}
+	x := &grpc.GenericClientStream[WatchOperationRequest, WatchOperationResponse]{ClientStream: stream}
 	if err := x.ClientStream.SendMsg(in); err != nil {
 		return nil, err
 	}
@@ -92,11 +92,11 @@ func (c *operationsClient) WatchOperation(ctx context.Context, in *WatchOperatio
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Operations_WatchOperationClient = grpc.ServerStreamingClient[Operation]
+type Operations_WatchOperationClient = grpc.ServerStreamingClient[WatchOperationResponse]
 
-func (c *operationsClient) StopOperation(ctx context.Context, in *StopOperationRequest, opts ...grpc.CallOption) (*Operation, error) {
+func (c *operationsClient) StopOperation(ctx context.Context, in *StopOperationRequest, opts ...grpc.CallOption) (*StopOperationResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(Operation)
+	out := new(StopOperationResponse)
 	err := c.cc.Invoke(ctx, Operations_StopOperation_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
@@ -133,14 +133,14 @@ func (c *operationsClient) ListOperations(ctx context.Context, in *ListOperation
 type OperationsServer interface {
 	// GetOperation tells how far one is. Errors: NOT_FOUND (OPERATION_NOT_FOUND), also for one
 	// over mails that the caller does not see.
-	GetOperation(context.Context, *GetOperationRequest) (*Operation, error)
+	GetOperation(context.Context, *GetOperationRequest) (*GetOperationResponse, error)
 	// WatchOperation sends the operation, each of its changes at most twice a second, and ends
 	// behind the one that says that it has ended. Errors as GetOperation.
-	WatchOperation(*WatchOperationRequest, grpc.ServerStreamingServer[Operation]) error
+	WatchOperation(*WatchOperationRequest, grpc.ServerStreamingServer[WatchOperationResponse]) error
 	// StopOperation lets no further piece begin. What was done stays done, and the same control
 	// call again goes on with the rest. One that has ended stays as it is. Errors as
 	// GetOperation.
-	StopOperation(context.Context, *StopOperationRequest) (*Operation, error)
+	StopOperation(context.Context, *StopOperationRequest) (*StopOperationResponse, error)
 	// ListOperations lists those over mails that the caller sees, the last one first. Errors:
 	// INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error)
@@ -154,13 +154,13 @@ type OperationsServer interface {
 // pointer dereference when methods are called.
 type UnimplementedOperationsServer struct{}
 
-func (UnimplementedOperationsServer) GetOperation(context.Context, *GetOperationRequest) (*Operation, error) {
+func (UnimplementedOperationsServer) GetOperation(context.Context, *GetOperationRequest) (*GetOperationResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetOperation not implemented")
 }
-func (UnimplementedOperationsServer) WatchOperation(*WatchOperationRequest, grpc.ServerStreamingServer[Operation]) error {
+func (UnimplementedOperationsServer) WatchOperation(*WatchOperationRequest, grpc.ServerStreamingServer[WatchOperationResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchOperation not implemented")
 }
-func (UnimplementedOperationsServer) StopOperation(context.Context, *StopOperationRequest) (*Operation, error) {
+func (UnimplementedOperationsServer) StopOperation(context.Context, *StopOperationRequest) (*StopOperationResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopOperation not implemented")
 }
 func (UnimplementedOperationsServer) ListOperations(context.Context, *ListOperationsRequest) (*ListOperationsResponse, error) {
@@ -210,11 +210,11 @@ func _Operations_WatchOperation_Handler(srv interface{}, stream grpc.ServerStrea
 	if err := stream.RecvMsg(m); err != nil {
 		return err
 	}
-	return srv.(OperationsServer).WatchOperation(m, &grpc.GenericServerStream[WatchOperationRequest, Operation]{ServerStream: stream})
+	return srv.(OperationsServer).WatchOperation(m, &grpc.GenericServerStream[WatchOperationRequest, WatchOperationResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Operations_WatchOperationServer = grpc.ServerStreamingServer[Operation]
+type Operations_WatchOperationServer = grpc.ServerStreamingServer[WatchOperationResponse]
 
 func _Operations_StopOperation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StopOperationRequest)

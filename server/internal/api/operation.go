@@ -135,16 +135,16 @@ func (a *API) operationOf(ctx context.Context, text string) (*store.Operation, e
 }
 
 // GetOperation implements the service.
-func (a *API) GetOperation(ctx context.Context, r *pb.GetOperationRequest) (*pb.Operation, error) {
+func (a *API) GetOperation(ctx context.Context, r *pb.GetOperationRequest) (*pb.GetOperationResponse, error) {
 	o, err := a.operationOf(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}
-	return operation(o), nil
+	return &pb.GetOperationResponse{Operation: operation(o)}, nil
 }
 
 // WatchOperation implements the service.
-func (a *API) WatchOperation(r *pb.WatchOperationRequest, stream grpc.ServerStreamingServer[pb.Operation]) error {
+func (a *API) WatchOperation(r *pb.WatchOperationRequest, stream grpc.ServerStreamingServer[pb.WatchOperationResponse]) error {
 	ctx := stream.Context()
 	t := time.NewTicker(operationPoll)
 	defer t.Stop()
@@ -160,7 +160,7 @@ func (a *API) WatchOperation(r *pb.WatchOperationRequest, stream grpc.ServerStre
 			return err
 		}
 		if !bytes.Equal(now, last) {
-			if err := stream.Send(p); err != nil {
+			if err := stream.Send(&pb.WatchOperationResponse{Operation: p}); err != nil {
 				return err
 			}
 			last = now
@@ -181,7 +181,7 @@ func (a *API) WatchOperation(r *pb.WatchOperationRequest, stream grpc.ServerStre
 }
 
 // StopOperation implements the service.
-func (a *API) StopOperation(ctx context.Context, r *pb.StopOperationRequest) (*pb.Operation, error) {
+func (a *API) StopOperation(ctx context.Context, r *pb.StopOperationRequest) (*pb.StopOperationResponse, error) {
 	o, err := a.operationOf(ctx, r.Id)
 	if err != nil {
 		return nil, err
@@ -189,7 +189,10 @@ func (a *API) StopOperation(ctx context.Context, r *pb.StopOperationRequest) (*p
 	if err := a.Store.StopOperation(ctx, o.ID, a.audit(ctx, "StopOperation", "")); err != nil {
 		return nil, a.fault(err)
 	}
-	return a.GetOperation(ctx, &pb.GetOperationRequest{Id: r.Id})
+	if o, err = a.operationOf(ctx, r.Id); err != nil {
+		return nil, err
+	}
+	return &pb.StopOperationResponse{Operation: operation(o)}, nil
 }
 
 // ListOperations implements the service.

@@ -58,7 +58,7 @@ func TestOperations(t *testing.T) {
 			if err != nil {
 				break
 			}
-			last = o
+			last = o.Operation
 		}
 		if last.GetState() != pb.OperationState_OPERATION_STATE_DONE || last.Matched != mails || last.Changed != mails-2 || last.Failed != 2 || len(last.Failures) != 1 || last.Failures[0].Count != 2 {
 			t.Errorf("at the end: %v", last)
@@ -68,7 +68,7 @@ func TestOperations(t *testing.T) {
 			t.Errorf("the list: %v, %v", list, err)
 		}
 		stopped, err := operations.StopOperation(ctx(t), &pb.StopOperationRequest{Id: hold.Operation.Id})
-		if err != nil || stopped.State != pb.OperationState_OPERATION_STATE_DONE {
+		if err != nil || stopped.Operation.State != pb.OperationState_OPERATION_STATE_DONE {
 			t.Errorf("stopped behind its end: %v, %v", stopped, err)
 		}
 		if _, err := operations.GetOperation(ctx(t), &pb.GetOperationRequest{Id: uuid.NewString()}); verdict(err) != "NOT_FOUND" {
