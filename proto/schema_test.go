@@ -214,7 +214,7 @@ func TestOnlyWellKnownImports(t *testing.T) {
 func TestReadsAreMarked(t *testing.T) {
 	t.Parallel()
 	_, elements := schema(t)
-	read := regexp.MustCompile(`^(Get|List|Find|Download|Watch)`)
+	read := regexp.MustCompile(`^(Get|List|Find|Download|Preview|Watch)`)
 	for name, d := range elements {
 		m, is := d.(protoreflect.MethodDescriptor)
 		if !is {

@@ -33,7 +33,7 @@ type Writer struct {
 	mu      sync.Mutex // guards the rest, and keeps the lines in their order
 	lines   []byte
 	wrote   time.Time
-	waiting bool // a timer will write
+	later   *time.Timer // will write what waits; nil = nothing does
 	grouped bool
 }
 
@@ -54,16 +54,10 @@ func (w *Writer) Write(p []byte) (int, error) {
 	defer w.mu.Unlock()
 	w.lines = append(w.lines, p...)
 	switch {
-	case !w.grouped, len(w.lines) >= full, !w.waiting && time.Since(w.wrote) >= delay:
+	case !w.grouped, len(w.lines) >= full, w.later == nil && time.Since(w.wrote) >= delay:
 		w.flush()
-	case !w.waiting:
-		w.waiting = true
-		time.AfterFunc(delay, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.waiting = false
-			w.flush()
-		})
+	case w.later == nil:
+		w.later = time.AfterFunc(delay, w.Flush)
 	}
 	return len(p), nil
 }
@@ -87,11 +81,15 @@ func (w *Writer) Close() error {
 
 // flush writes what waits. With mu held.
 func (w *Writer) flush() {
+	if w.later != nil {
+		w.later.Stop() // one that begins already finds nothing
+		w.later = nil
+	}
 	if len(w.lines) > 0 {
 		_, _ = w.to.Write(w.lines)
 		w.lines = w.lines[:0]
+		w.wrote = time.Now()
 	}
-	w.wrote = time.Now()
 }
 
 // Handler is next, which writes to w, but that a warning or an error waits for nothing.
