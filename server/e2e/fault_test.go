@@ -228,7 +228,7 @@ func TestFaultTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dirs := map[string]string{"": ".", "engine": "../internal/engine", "fairqueue": "../internal/fairqueue", "lifecycle": "../internal/lifecycle", "budget": "../internal/budget", "smtpx": "../../smtpx"}
+	dirs := map[string]string{"": ".", "engine": "../internal/engine", "fairqueue": "../internal/fairqueue", "lifecycle": "../internal/lifecycle", "budget": "../internal/budget", "smtpx": "../../smtpx", "store": "../../store"}
 	tests := map[string]string{} // the text of the tests of a package
 	for name, dir := range dirs {
 		files, err := filepath.Glob(dir + "/*_test.go")
