@@ -55,6 +55,7 @@ func labelValues() [][2]string {
 		{"lane", "the priority: " + quoted(words...)},
 		{"outcome", quoted(string(lifecycle.Sent), string(lifecycle.Partial), string(lifecycle.Deferred), string(lifecycle.Failed), string(lifecycle.Unknown), string(lifecycle.ServerFault)) +
 			"; the last is a fault of the relay, which costs the mail no attempt"},
+		{"part", "`metadata`, `body` or `attachments`"},
 		{"failure", "`none`, or a class as `Recipient.failure` in the schema says it"},
 		{"kind", quoted(string(store.KindAgentMessage), string(store.KindInvoice), string(store.KindWorkOrder), string(store.KindBulk), string(store.KindOther))},
 		{"status", "the status of the mail, as in the schema in small letters"},

@@ -46,6 +46,7 @@ func everything(t testing.TB) (*Metrics, *journal) {
 		Pools:       func() map[string]sql.DBStats { return map[string]sql.DBStats{"mail": {MaxOpenConnections: 9}} },
 		OAuth:       func() map[string]OAuthToken { return map[string]OAuthToken{"relay-a": {now, now.Add(time.Hour)}} },
 		Certificate: func() time.Time { return now },
+		Damaged:     func() int { return 1 },
 		Token:       func() time.Time { return now },
 	})
 	m.Attempted("relay-a", lifecycle.Sent, smtpx.FailNone)
@@ -57,6 +58,10 @@ func everything(t testing.TB) (*Metrics, *journal) {
 	m.Began("a.B/C")
 	m.Called("a.B/C", "OK", time.Millisecond)
 	m.Refused()
+	m.Removed(store.KindBulk, store.PartBody, 2)
+	m.Overdue(store.KindBulk, store.PartBody, time.Hour)
+	m.RemovedContents(1, 2)
+	m.Through(now)
 	j := &journal{count: &store.QueueCount{Time: now, Scheduled: 4, WatchLag: time.Second, ByStatus: map[store.MailStatus]int{store.MailUnknown: 2},
 		DueByServer: map[store.ServerLane]store.Lane{{MailServer: "relay-a", Priority: store.PriorityHigh}: {Waiting: 8, Oldest: now.Add(-time.Minute)}}}}
 	m.sampleOnce(t.Context(), j)

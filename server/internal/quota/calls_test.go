@@ -111,7 +111,7 @@ func TestCallsOfMany(t *testing.T) {
 // again.
 func TestHold(t *testing.T) {
 	t.Parallel()
-	q := New(Config{Limits: Limits{Streams: 2, Tests: 2, Watchers: 2, UploadBytes: 2, StrictBytes: 2}})
+	q := New(Config{Limits: Limits{Streams: 2, Tests: 2, Watchers: 2, Uploads: 2, UploadBytes: 2, StrictBytes: 2}})
 	for thing := range things {
 		t.Run(string(thing), func(t *testing.T) {
 			one, err1 := q.Hold("a", thing, 1)
