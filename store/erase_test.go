@@ -150,9 +150,15 @@ func TestEraseEverywhere(t *testing.T) {
 		if after := dump(t, s, "customer.example"); !slices.Equal(before, after) {
 			t.Fatalf("counting has changed something:\n%v\n%v", before, after)
 		}
-		done, err := s.EraseRecipient(ctx, erasure())
+		e := erasure()
+		e.Keys = [][]byte{{1}} // of the allowance above
+		done, err := s.EraseRecipient(ctx, e)
 		if err != nil || done.Mails != 1 {
 			t.Fatalf("%+v %v", done, err)
+		}
+		var allowances int
+		if err := s.Get(&allowances, "select count(*) from allowance"); err != nil || allowances != 0 {
+			t.Errorf("%d allowances are left: %v", allowances, err)
 		}
 		// longer is another address, which is in one column
 		if left := dump(t, s, "anna"); !slices.Equal(left, []string{"mail.reference: 1"}) {
