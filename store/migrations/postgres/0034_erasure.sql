@@ -1,6 +1,6 @@
 -- +goose Up
--- What is left of an address that was erased: a keyed hash of it, by which whoever has the key and
--- the address can prove that something was sent to it, and when.
+-- What is left of an address that was erased: a keyed hash of it, by which whoever has the key
+-- and the address can prove that something was sent to it, and when.
 create table erasure (
   id uuid primary key,
   hash bytea not null,
@@ -13,9 +13,9 @@ create table erasure (
 create index erasure_hash on erasure (hash, time);
 
 -- A row of the audit log that holds commitment is chained by that, which is a hash of its texts
--- under salt. When a text is erased its salt goes too, so that nobody can guess what it was, and the
--- chain holds on. erasure: the last erasure that changed the row; a later row vouches for what it
--- says since.
+-- under salt. When a text is erased its salt goes too, so that nobody can guess what it was,
+-- and the chain holds on. erasure: the last erasure that changed the row; a later row vouches
+-- for what it says since.
 alter table audit add column salt bytea, add column commitment bytea, add column erasure uuid;
 
 -- +goose StatementBegin
