@@ -128,6 +128,8 @@ type NewMail struct {
 	ResentFrom  uuid.UUID // the mail that this one sends once more; zero = none
 	Reason      string    // why, with ResentFrom
 	Caller      string    // whose it is; "" = of a caller that nobody asked
+	// of the token that hands it over; nil = without one. It is not stored.
+	Budget *Budget
 
 	Owner ReplicaID // not 0: born claimed by this replica (php mode)
 	// RetryInBatch, with Owner: see Claimed. It is not stored.

@@ -29,11 +29,14 @@ type Token struct {
 	System      bool     // for all teams and the system itself
 	Kinds       []Kind   // mail only of these; empty = of all
 	MailServers []string // mail only through these; empty = through all
-	CreatedBy   string
-	CreateTime  time.Time
-	ExpireTime  time.Time
-	UseTime     *time.Time // nil = never
-	RevokeTime  *time.Time // nil = not revoked
+	// in any 24 hours, over all replicas; 0 = without a limit of its own
+	MailsPerDay, RecipientsPerDay int64
+
+	CreatedBy  string
+	CreateTime time.Time
+	ExpireTime time.Time
+	UseTime    *time.Time // nil = never
+	RevokeTime *time.Time // nil = not revoked
 }
 
 // Access is what a process has to know to ask callers who they are.
@@ -58,6 +61,8 @@ type tokenRow struct {
 	Kinds       string
 	MailServers string `db:"mail_servers"`
 	System      bool
+	Mails       int64  `db:"mails_per_day"`
+	Recipients  int64  `db:"recipients_per_day"`
 	CreatedBy   string `db:"created_by"`
 	CreateTime  dbTime `db:"create_time"`
 	ExpireTime  dbTime `db:"expire_time"`
@@ -66,7 +71,7 @@ type tokenRow struct {
 }
 
 func (r *tokenRow) token() (*Token, error) {
-	t := &Token{ID: r.ID, Name: r.Name, System: r.System, CreatedBy: r.CreatedBy, CreateTime: r.CreateTime.Time, ExpireTime: r.ExpireTime.Time,
+	t := &Token{ID: r.ID, Name: r.Name, System: r.System, MailsPerDay: r.Mails, RecipientsPerDay: r.Recipients, CreatedBy: r.CreatedBy, CreateTime: r.CreateTime.Time, ExpireTime: r.ExpireTime.Time,
 		UseTime: r.UseTime.ptr(), RevokeTime: r.RevokeTime.ptr()}
 	if copy(t.Hash[:], r.Hash) != len(t.Hash) || len(r.Hash) != len(t.Hash) {
 		return nil, fmt.Errorf("token %s: its sum has %d bytes", r.ID, len(r.Hash))
@@ -129,7 +134,7 @@ func (s *Store) CreateToken(ctx context.Context, t *Token, a Audit) error {
 			}
 		}
 		_, err := s.q.in(ctx, tx, "token_insert").ExecContext(ctx, t.ID, t.Name, t.Hash[:], list(t.Roles), list(t.Teams), list(t.Kinds),
-			list(t.MailServers), t.System, t.CreatedBy, s.t(&t.CreateTime), s.t(&t.ExpireTime))
+			list(t.MailServers), t.System, t.MailsPerDay, t.RecipientsPerDay, t.CreatedBy, s.t(&t.CreateTime), s.t(&t.ExpireTime))
 		if err != nil {
 			return err
 		}
@@ -140,7 +145,21 @@ func (s *Store) CreateToken(ctx context.Context, t *Token, a Audit) error {
 // detail is what the audit log says of a token.
 func (t *Token) detail() map[string]any {
 	return map[string]any{"name": t.Name, "roles": t.Roles, "teams": t.Teams, "system": t.System, "kinds": t.Kinds, "mail_servers": t.MailServers,
-		"expire_time": t.ExpireTime}
+		"mails_per_day": t.MailsPerDay, "recipients_per_day": t.RecipientsPerDay, "expire_time": t.ExpireTime}
+}
+
+// Budget is what the token may hand over; nil = without a limit of its own.
+func (t *Token) Budget() *Budget {
+	if t.MailsPerDay == 0 && t.RecipientsPerDay == 0 {
+		return nil
+	}
+	return &Budget{t.ID, t.MailsPerDay, t.RecipientsPerDay}
+}
+
+// Budget is what a token may hand over in any 24 hours, over all replicas; 0 = without a limit.
+type Budget struct {
+	Token             string // its id
+	Mails, Recipients int64
 }
 
 // tokenRemembered is how long an expired token is told from one that never was.

@@ -17,7 +17,7 @@ import (
 func someToken(id string, ttl time.Duration) *store.Token {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.Token{ID: id, Name: "billing", Hash: [32]byte{1, 2, 3}, Roles: []store.Role{store.RoleSend, store.RoleRead}, Teams: []string{"t1", "t2"},
-		Kinds: []store.Kind{store.KindInvoice}, MailServers: []string{"ss"}, CreatedBy: "me", CreateTime: now, ExpireTime: now.Add(ttl)}
+		Kinds: []store.Kind{store.KindInvoice}, MailServers: []string{"ss"}, MailsPerDay: 100, RecipientsPerDay: 1 << 40, CreatedBy: "me", CreateTime: now, ExpireTime: now.Add(ttl)}
 }
 
 func TestTokens(t *testing.T) {
@@ -31,6 +31,7 @@ func TestTokens(t *testing.T) {
 		}
 		made := map[string]*store.Token{"a": someToken("a", time.Hour), "b": someToken("b", time.Hour), "c": someToken("c", -time.Hour), "d": someToken("d", -48*time.Hour)}
 		made["b"].System, made["b"].Teams, made["b"].Kinds, made["b"].MailServers = true, []string{}, []store.Kind{}, []string{}
+		made["b"].MailsPerDay, made["b"].RecipientsPerDay = 0, 0
 		for _, id := range []string{"b", "a", "d", "c"} {
 			if err := s.CreateToken(ctx, made[id], store.Audit{Actor: "me", Action: "CreateToken"}); err != nil {
 				t.Fatal(err)

@@ -281,27 +281,27 @@ delete from upload where expire_time <= :expire_time;
 
 -- name: token_insert
 -- primary key
--- takes: id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time,
---   expire_time
-insert into token (id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time)
-values (:id, :name, :hash, :roles, :teams, :kinds, :mail_servers, :system, :created_by, :create_time, :expire_time);
+-- takes: id, name, hash, roles, teams, kinds, mail_servers, system, mails_per_day,
+--   recipients_per_day, created_by, create_time, expire_time
+insert into token (id, name, hash, roles, teams, kinds, mail_servers, system, mails_per_day, recipients_per_day, created_by, create_time, expire_time)
+values (:id, :name, :hash, :roles, :teams, :kinds, :mail_servers, :system, :mails_per_day, :recipients_per_day, :created_by, :create_time, :expire_time);
 
 -- name: tokens (read)
 -- a handful of rows
 -- takes: expire_time
-select id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time, use_time, revoke_time
+select id, name, hash, roles, teams, kinds, mail_servers, system, mails_per_day, recipients_per_day, created_by, create_time, expire_time, use_time, revoke_time
 from token where expire_time > :expire_time;
 
 -- name: token_list (look)
 -- primary key
 -- takes: after, ended, now, max
-select id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time, use_time, revoke_time
+select id, name, hash, roles, teams, kinds, mail_servers, system, mails_per_day, recipients_per_day, created_by, create_time, expire_time, use_time, revoke_time
 from token where id > :after and (:ended or revoke_time is null and expire_time > :now) order by id limit :max;
 
 -- name: token_get
 -- primary key
 -- takes: id
-select id, name, hash, roles, teams, kinds, mail_servers, system, created_by, create_time, expire_time, use_time, revoke_time
+select id, name, hash, roles, teams, kinds, mail_servers, system, mails_per_day, recipients_per_day, created_by, create_time, expire_time, use_time, revoke_time
 from token where id = :id;
 
 -- name: token_revoke

@@ -21,7 +21,7 @@ func (a *app) token() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		rows := [][]string{{"ID", "NAME", "ROLES", "TEAMS", "EXPIRES", "LAST USED"}}
+		rows := [][]string{{"ID", "NAME", "ROLES", "TEAMS", "A DAY", "EXPIRES", "LAST USED"}}
 		for req := (&maildispatchv1.ListTokensRequest{ShowEnded: ended}); ; {
 			res, err := s.ListTokens(c.Context(), req)
 			if err != nil {
@@ -31,7 +31,7 @@ func (a *app) token() *cobra.Command {
 				if a.json {
 					a.print(t, nil)
 				}
-				rows = append(rows, []string{safe(t.Id), safe(t.Name), roles(t.Roles), teams(t.Teams, t.System), clock(t.ExpireTime), clock(t.LastUseTime)})
+				rows = append(rows, []string{safe(t.Id), safe(t.Name), roles(t.Roles), teams(t.Teams, t.System), aDay(t), clock(t.ExpireTime), clock(t.LastUseTime)})
 			}
 			if req.PageToken = res.GetNextPageToken(); req.PageToken == "" {
 				break
@@ -91,6 +91,8 @@ func (a *app) token() *cobra.Command {
 	f.BoolVar(&req.System, "system", false, "for all teams and the system itself")
 	f.StringSliceVar(&kinds, "kind", nil, "mail of these kinds only")
 	f.StringSliceVar(&req.MailServers, "server", nil, "mail through these mail servers only")
+	f.Int64Var(&req.MailsPerDay, "mails-per-day", 0, "hands over at most so many mails in any 24 hours")
+	f.Int64Var(&req.RecipientsPerDay, "recipients-per-day", 0, "hands over mail for at most so many recipients in any 24 hours")
 	f.StringVar(&ttl, "ttl", "", "how long it holds: 12h, 30d (default 90d)")
 	f.StringVar(&reason, "reason", "", "why, for the audit log")
 	var why string
@@ -121,6 +123,18 @@ func roles(rs []maildispatchv1.Role) string {
 		words = append(words, word(r))
 	}
 	return strings.Join(words, ",")
+}
+
+// aDay is the budget of a token.
+func aDay(t *maildispatchv1.Token) string {
+	var out []string
+	if n := t.GetMailsPerDay(); n > 0 {
+		out = append(out, fmt.Sprintf("%d mails", n))
+	}
+	if n := t.GetRecipientsPerDay(); n > 0 {
+		out = append(out, fmt.Sprintf("%d recipients", n))
+	}
+	return strings.Join(out, ", ")
 }
 
 func teams(ts []string, system bool) string {

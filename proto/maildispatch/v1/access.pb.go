@@ -204,9 +204,14 @@ type Token struct {
 	// When it was last used, to about a minute; absent = never.
 	LastUseTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_use_time,json=lastUseTime,proto3" json:"last_use_time,omitempty"`
 	// When it was revoked; absent = it was not.
-	RevokeTime    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RevokeTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
+	// Mails that may be handed over with it in any 24 hours, over all replicas; 0 = no limit of
+	// its own. Beyond it a mail is refused with RESOURCE_EXHAUSTED (QUOTA_EXCEEDED).
+	MailsPerDay int64 `protobuf:"varint,13,opt,name=mails_per_day,json=mailsPerDay,proto3" json:"mails_per_day,omitempty"`
+	// The same of recipients.
+	RecipientsPerDay int64 `protobuf:"varint,14,opt,name=recipients_per_day,json=recipientsPerDay,proto3" json:"recipients_per_day,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Token) Reset() {
@@ -323,6 +328,20 @@ func (x *Token) GetRevokeTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Token) GetMailsPerDay() int64 {
+	if x != nil {
+		return x.MailsPerDay
+	}
+	return 0
+}
+
+func (x *Token) GetRecipientsPerDay() int64 {
+	if x != nil {
+		return x.RecipientsPerDay
+	}
+	return 0
+}
+
 // CreateTokenRequest is the token to make.
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -343,9 +362,15 @@ type CreateTokenRequest struct {
 	// How long it holds: 1 minute to 366 days; absent = 90 days.
 	Ttl *durationpb.Duration `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Why, for the audit log.
-	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Reason string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Mails that may be handed over with it in any 24 hours, over all replicas: up to
+	// 1,000,000,000; 0 = no limit of its own. The budget belongs to this token: another one of
+	// the same name has a budget of its own.
+	MailsPerDay int64 `protobuf:"varint,9,opt,name=mails_per_day,json=mailsPerDay,proto3" json:"mails_per_day,omitempty"`
+	// The same of recipients.
+	RecipientsPerDay int64 `protobuf:"varint,10,opt,name=recipients_per_day,json=recipientsPerDay,proto3" json:"recipients_per_day,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CreateTokenRequest) Reset() {
@@ -432,6 +457,20 @@ func (x *CreateTokenRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *CreateTokenRequest) GetMailsPerDay() int64 {
+	if x != nil {
+		return x.MailsPerDay
+	}
+	return 0
+}
+
+func (x *CreateTokenRequest) GetRecipientsPerDay() int64 {
+	if x != nil {
+		return x.RecipientsPerDay
+	}
+	return 0
 }
 
 // CreateTokenResponse is the token, once.
@@ -1267,7 +1306,7 @@ type Allowance struct {
 	Limit string `protobuf:"bytes,1,opt,name=limit,proto3" json:"limit,omitempty"`
 	// The team whose it is; empty = the caller's.
 	Team string `protobuf:"bytes,2,opt,name=team,proto3" json:"team,omitempty"`
-	// So many in a minute or an hour, as the name says.
+	// So many in a minute, an hour or a day, as the name says.
 	Value int64 `protobuf:"varint,3,opt,name=value,proto3" json:"value,omitempty"`
 	// So many are left of them now.
 	Left          int64 `protobuf:"varint,4,opt,name=left,proto3" json:"left,omitempty"`
@@ -1556,7 +1595,7 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\x04team\x18\x03 \x01(\tR\x04team\x12\x19\n" +
 	"\bown_team\x18\x04 \x01(\bR\aownTeam\x12\x18\n" +
 	"\alasting\x18\x05 \x01(\bR\alasting\x12\x12\n" +
-	"\x04open\x18\x06 \x01(\bR\x04open\"\xec\x03\n" +
+	"\x04open\x18\x06 \x01(\bR\x04open\"\xbe\x04\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
@@ -1574,7 +1613,9 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"expireTime\x12>\n" +
 	"\rlast_use_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\vlastUseTime\x12;\n" +
 	"\vrevoke_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"revokeTime\"\x98\x02\n" +
+	"revokeTime\x12\"\n" +
+	"\rmails_per_day\x18\r \x01(\x03R\vmailsPerDay\x12,\n" +
+	"\x12recipients_per_day\x18\x0e \x01(\x03R\x10recipientsPerDay\"\xea\x02\n" +
 	"\x12CreateTokenRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05roles\x18\x02 \x03(\x0e2\x15.maildispatch.v1.RoleR\x05roles\x12\x14\n" +
@@ -1583,7 +1624,10 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\x05kinds\x18\x05 \x03(\x0e2\x15.maildispatch.v1.KindR\x05kinds\x12!\n" +
 	"\fmail_servers\x18\x06 \x03(\tR\vmailServers\x12+\n" +
 	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
-	"\x06reason\x18\b \x01(\tR\x06reason\"^\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12\"\n" +
+	"\rmails_per_day\x18\t \x01(\x03R\vmailsPerDay\x12,\n" +
+	"\x12recipients_per_day\x18\n" +
+	" \x01(\x03R\x10recipientsPerDay\"^\n" +
 	"\x13CreateTokenResponse\x12*\n" +
 	"\x04info\x18\x01 \x01(\v2\x16.maildispatch.v1.TokenR\x04info\x12\x1b\n" +
 	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret\"n\n" +

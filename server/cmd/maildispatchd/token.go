@@ -39,6 +39,7 @@ func token(ctx context.Context, args []string) error {
 	var name, roles, teams, kinds, servers, reason string
 	var system, ended bool
 	var ttl time.Duration
+	var mails, recipients int64
 	c, err := configOf("token "+verb, args, func(fs *flag.FlagSet) {
 		switch verb {
 		case "create":
@@ -48,6 +49,8 @@ func token(ctx context.Context, args []string) error {
 			fs.BoolVar(&system, "system", false, "for all teams and the system itself")
 			fs.StringVar(&kinds, "kinds", "", "hands over only mail of these kinds: agent_message,invoice,work_order,bulk,other")
 			fs.StringVar(&servers, "mail-servers", "", "hands over mail only through these mail servers: A,B")
+			fs.Int64Var(&mails, "mails-per-day", 0, "hands over at most so many mails in any 24 hours; 0 = no limit of its own")
+			fs.Int64Var(&recipients, "recipients-per-day", 0, "the same of recipients")
 			fs.DurationVar(&ttl, "ttl", 90*24*time.Hour, "how long it holds, up to 366 days")
 		case "list":
 			fs.BoolVar(&ended, "ended", false, "also those that were revoked or have expired")
@@ -64,7 +67,7 @@ func token(ctx context.Context, args []string) error {
 	defer done()
 	switch verb {
 	case "create":
-		r := &pb.CreateTokenRequest{Name: name, Teams: words(teams), System: system, MailServers: words(servers), Ttl: durationpb.New(ttl), Reason: reason}
+		r := &pb.CreateTokenRequest{Name: name, Teams: words(teams), System: system, MailServers: words(servers), MailsPerDay: mails, RecipientsPerDay: recipients, Ttl: durationpb.New(ttl), Reason: reason}
 		for _, w := range words(roles) {
 			r.Roles = append(r.Roles, pb.Role(pb.Role_value["ROLE_"+strings.ToUpper(w)]))
 		}
@@ -111,12 +114,23 @@ func listTokens(ctx context.Context, admin pb.AccessAdminServer, ended bool) err
 			if t.RevokeTime != nil {
 				state = "revoked " + t.RevokeTime.AsTime().Format(time.RFC3339)
 			}
-			fmt.Printf("%s  %-20s %-15s %-20s %s\n", t.Id, t.Name, strings.Join(can, ","), of, state)
+			fmt.Printf("%s  %-20s %-15s %-20s %s%s\n", t.Id, t.Name, strings.Join(can, ","), of, state, budgetOf(t))
 		}
 		if page = r.NextPageToken; page == "" {
 			return nil
 		}
 	}
+}
+
+// budgetOf says what a token may hand over in a day, where it has a budget of its own.
+func budgetOf(t *pb.Token) (text string) {
+	if t.MailsPerDay > 0 {
+		text += fmt.Sprintf(", %d mails a day", t.MailsPerDay)
+	}
+	if t.RecipientsPerDay > 0 {
+		text += fmt.Sprintf(", %d recipients a day", t.RecipientsPerDay)
+	}
+	return text
 }
 
 func words(s string) []string {

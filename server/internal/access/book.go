@@ -170,7 +170,7 @@ func (b *Book) merge(had map[string]*token, read []*store.Token) map[string]*tok
 			continue
 		}
 		k := &token{id: t.ID, hash: t.Hash, revoked: t.RevokeTime != nil, Principal: &Principal{Actor: fmt.Sprintf("token %s (%s)", t.ID, t.Name),
-			Name: t.Name, Teams: t.Teams, System: t.System, Kinds: t.Kinds, MailServers: t.MailServers, Expire: t.ExpireTime,
+			Name: t.Name, Teams: t.Teams, System: t.System, Kinds: t.Kinds, MailServers: t.MailServers, Budget: t.Budget(), Expire: t.ExpireTime,
 			now: b.cfg.Now, ended: make(chan struct{})}}
 		for _, r := range t.Roles {
 			k.Roles = append(k.Roles, roles[r])

@@ -21,10 +21,11 @@ type Principal struct {
 	Name        string // whose its mails are
 	Roles       []pb.Role
 	Teams       []string
-	System      bool         // all teams, and the system itself
-	Kinds       []store.Kind // hands over only these; empty = all
-	MailServers []string     // hands over only through these; empty = all
-	Expire      time.Time    // zero = never
+	System      bool          // all teams, and the system itself
+	Kinds       []store.Kind  // hands over only these; empty = all
+	MailServers []string      // hands over only through these; empty = all
+	Budget      *store.Budget // hands over no more; nil = without a limit of its own
+	Expire      time.Time     // zero = never
 
 	now   func() time.Time
 	ended chan struct{} // closed by the Book when the principal is known no more; nil = never

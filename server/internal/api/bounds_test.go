@@ -3,12 +3,16 @@ package api_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/server/internal/quota"
 	"github.com/maildispatch/maildispatch/store"
 	"github.com/maildispatch/maildispatch/store/storetest"
 )
@@ -123,6 +127,63 @@ func TestBoundTokens(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestBudgetOfAToken: a token with a budget hands over no more by any way in, hears when it may
+// again and what is left, and another of the same name goes on.
+func TestBudgetOfAToken(t *testing.T) {
+	t.Parallel()
+	r := newGuardedRig(t, storetest.SQLiteDSN(t))
+	r.limited(quota.Limits{})
+	r.server("one", pb.Mode_MODE_DAEMON)
+	boss, _ := r.token("", store.RoleAdmin, system)
+	admin := pb.NewAccessAdminClient(r.conn)
+	request := &pb.CreateTokenRequest{Name: "shop", Roles: []pb.Role{pb.Role_ROLE_SEND}, Teams: []string{"t1"}, MailsPerDay: 4, RecipientsPerDay: 1_000_000_001}
+	if _, err := admin.CreateToken(with(ctx(t), boss), request); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "recipients_per_day") {
+		t.Errorf("too large a budget: got %v", err)
+	}
+	request.RecipientsPerDay = 50
+	made, err := admin.CreateToken(with(ctx(t), boss), request)
+	if err != nil || made.Info.MailsPerDay != 4 || made.Info.RecipientsPerDay != 50 {
+		t.Fatalf("got %v, %v", made, err)
+	}
+	listed, err := admin.ListTokens(with(ctx(t), boss), &pb.ListTokensRequest{})
+	if err != nil || !slices.ContainsFunc(listed.Tokens, func(x *pb.Token) bool { return x.Id == made.Info.Id && x.MailsPerDay == 4 && x.RecipientsPerDay == 50 }) {
+		t.Errorf("ListTokens: got %v, %v", listed, err)
+	}
+	options := `{"mail_server": "one", "hold": true}`
+	mail := `{"to": ["a@y.example"], "text": "x"}`
+	ways := map[string]string{
+		"Send":       fmt.Sprintf(`{"options": %s, "message": %s}`, options, mail),
+		"SendMail":   fmt.Sprintf(`{"options": %s, "message": %s}`, options, mail),
+		"SendBatch":  fmt.Sprintf(`{"options": {"options": %s}, "items": [{"message": %s}]}`, options, mail),
+		"SendStream": fmt.Sprintf(`{"options": {"options": %s}, "items": [{"message": %s}]}`, options, mail),
+	}
+	for method, request := range ways {
+		if got := r.call("/maildispatch.v1.Dispatch/"+method, made.Secret, request); got != nil {
+			t.Errorf("%s within the budget: got %v", method, got)
+		}
+	}
+	for method, request := range ways {
+		err := r.call("/maildispatch.v1.Dispatch/"+method, made.Secret, request)
+		if method == "SendStream" { // it answers each item
+			continue
+		}
+		if limit, after := overQuota(t, method, err); limit != "token_mails_per_day" || after < time.Hour {
+			t.Errorf("%s beyond the budget: got the limit %q and %v to wait", method, limit, after)
+		}
+	}
+	who, err := admin.WhoAmI(with(ctx(t), made.Secret), &pb.WhoAmIRequest{})
+	if err != nil || len(who.Allowances) != 2 || who.Allowances[0].Limit != "token_mails_per_day" || who.Allowances[0].Left != 0 || who.Allowances[1].Left != 46 {
+		t.Errorf("WhoAmI: got %v, %v", who, err)
+	}
+	again, _ := r.token("t1", store.RoleSend, func(x *store.Token) { x.Name = "shop" })
+	if err := r.call("/maildispatch.v1.Dispatch/SendMail", again, ways["SendMail"]); err != nil {
+		t.Errorf("another token of the name: got %v", err)
+	}
+	if n := r.counted("select count(*) from mail"); n != 5 {
+		t.Errorf("%d mails are stored, want four of the token and one of another", n)
 	}
 }
 

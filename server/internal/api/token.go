@@ -43,6 +43,7 @@ const (
 	tokenTTLMin = time.Minute
 	tokenTTLMax = 366 * 24 * time.Hour
 	maxBound    = 100 // teams or mail servers of a token
+	maxPerDay   = 1_000_000_000
 )
 
 var (
@@ -54,7 +55,7 @@ var (
 func (a *AccessAdmin) CreateToken(ctx context.Context, r *pb.CreateTokenRequest) (*pb.CreateTokenResponse, error) {
 	var c apierr.Check
 	now := a.Now().UTC().Truncate(time.Microsecond)
-	t := &store.Token{Name: r.Name, System: r.System, Teams: r.Teams, MailServers: r.MailServers, CreatedBy: access.From(ctx).Actor, CreateTime: now, ExpireTime: now.Add(tokenTTL)}
+	t := &store.Token{Name: r.Name, System: r.System, Teams: r.Teams, MailServers: r.MailServers, MailsPerDay: r.MailsPerDay, RecipientsPerDay: r.RecipientsPerDay, CreatedBy: access.From(ctx).Actor, CreateTime: now, ExpireTime: now.Add(tokenTTL)}
 	if r.Name == "" {
 		c.Bad("name", "is required: whose token is it?")
 	}
@@ -97,6 +98,11 @@ func (a *AccessAdmin) CreateToken(ctx context.Context, r *pb.CreateTokenRequest)
 	if slices.ContainsFunc(r.MailServers, func(name string) bool { return !serverSlug.MatchString(name) }) {
 		c.Bad("mail_servers", "holds what is not a mail server name: [a-z][a-z0-9-]{1,62}")
 	}
+	for field, n := range map[string]int64{"mails_per_day": r.MailsPerDay, "recipients_per_day": r.RecipientsPerDay} {
+		if n < 0 || n > maxPerDay {
+			c.Bad(field, "is not between 0 and %d; 0 = no limit of its own", maxPerDay)
+		}
+	}
 	checkDuration(&c, "ttl", r.Ttl, tokenTTLMin, tokenTTLMax)
 	if err := c.Err(); err != nil {
 		return nil, err
@@ -119,7 +125,7 @@ func (a *AccessAdmin) CreateToken(ctx context.Context, r *pb.CreateTokenRequest)
 }
 
 func tokenInfo(t *store.Token) *pb.Token {
-	out := &pb.Token{Id: t.ID, Name: t.Name, Teams: t.Teams, System: t.System, MailServers: t.MailServers, CreatedBy: t.CreatedBy,
+	out := &pb.Token{Id: t.ID, Name: t.Name, Teams: t.Teams, System: t.System, MailServers: t.MailServers, MailsPerDay: t.MailsPerDay, RecipientsPerDay: t.RecipientsPerDay, CreatedBy: t.CreatedBy,
 		CreateTime: timestamppb.New(t.CreateTime), ExpireTime: timestamppb.New(t.ExpireTime), LastUseTime: stamp(t.UseTime), RevokeTime: stamp(t.RevokeTime)}
 	for _, r := range t.Roles {
 		out.Roles = append(out.Roles, roleName[r])
@@ -186,7 +192,7 @@ func (a *AccessAdmin) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoA
 	if !c.Expire.IsZero() {
 		out.ExpireTime = timestamppb.New(c.Expire)
 	}
-	left, err := a.Quota.Left(ctx, c.Name, c.Teams)
+	left, err := a.Quota.Left(ctx, c.Name, c.Budget, c.Teams)
 	if err != nil {
 		return nil, a.fault(err)
 	}

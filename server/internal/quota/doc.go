@@ -12,6 +12,8 @@
 //     85 % of it. [Sender] charges a mail when it is accepted. A limit that is reached among
 //     many mails refuses those after it one by one. A request_id that is known already costs
 //     nothing, and is answered although nothing is left.
+//   - A token may have a budget of its own, of mails and of recipients in any 24 hours. It is
+//     kept as these limits are, and belongs to the token: another of the same name has another.
 //   - The guard's budgets are kept in the same way. A mail beyond one of them is accepted and
 //     held, with the reason, and only somebody else than its caller can release it. The address
 //     comes first: a mail that is held because of its recipient counts in no other budget.

@@ -40,9 +40,10 @@ type Left struct {
 // mostTeams is of how many teams Left tells.
 const mostTeams = 100
 
-// Left asks what is left to a caller and to its teams of what all replicas share. It counts
-// what this process has taken in advance as left.
-func (q *Quota) Left(ctx context.Context, caller string, teams []string) ([]Left, error) {
+// Left asks what is left to a caller, to its token (b; nil = without a budget of its own) and
+// to its teams of what all replicas share. It counts what this process has taken in advance as
+// left.
+func (q *Quota) Left(ctx context.Context, caller string, b *store.Budget, teams []string) ([]Left, error) {
 	if q == nil {
 		return nil, nil
 	}
@@ -51,7 +52,7 @@ func (q *Quota) Left(ctx context.Context, caller string, teams []string) ([]Left
 		team string
 	}
 	var all []of
-	m := &store.NewMail{Caller: caller}
+	m := &store.NewMail{Caller: caller, Budget: b}
 	add := func(team string, ws []want) {
 		for _, w := range ws {
 			all = append(all, of{w, team})
@@ -59,6 +60,7 @@ func (q *Quota) Left(ctx context.Context, caller string, teams []string) ([]Left
 	}
 	own := Quota{limits: Limits{CallerMails: q.limits.CallerMails, CallerRecipients: q.limits.CallerRecipients, Guard: Guard{Caller: q.limits.Guard.Caller}}}
 	add("", append(own.quotas(m, 0, 0), own.budgets(m)...))
+	m.Budget = nil
 	theirs := Quota{limits: Limits{TeamMails: q.limits.TeamMails, TeamRecipients: q.limits.TeamRecipients, Guard: Guard{Team: q.limits.Guard.Team}}}
 	for _, team := range teams[:min(len(teams), mostTeams)] {
 		m.Team = team

@@ -15,7 +15,7 @@ func TestLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := o.Left(t.Context(), "billing", []string{"t1", "t2"})
+	got, err := o.Left(t.Context(), "billing", nil, []string{"t1", "t2"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,6 +29,10 @@ func TestLeft(t *testing.T) {
 			t.Errorf("got %v, want %v", got[i], want[i])
 		}
 	}
+	own, err := o.Left(t.Context(), "billing", &store.Budget{Token: "a", Mails: 5, Recipients: 7}, nil)
+	if err != nil || len(own) != 3 || own[0] != (Left{"token_mails_per_day", "", 5, 5}) || own[1] != (Left{"token_recipients_per_day", "", 7, 7}) {
+		t.Errorf("of a token with a budget: got %v, %v", own, err)
+	}
 	names := o.Limits().ByName()
 	if names["caller_mails_per_minute"] != 40 || names["guard_kind_per_hour.bulk"] != 7 || len(names) != 5 {
 		t.Errorf("got %v, want the five limits in force", names)
@@ -37,7 +41,7 @@ func TestLeft(t *testing.T) {
 		t.Errorf("got %v of the defaults", d)
 	}
 	var none *Quota
-	if left, err := none.Left(t.Context(), "x", nil); left != nil || err != nil || len(none.Limits().ByName()) != 0 {
+	if left, err := none.Left(t.Context(), "x", nil, nil); left != nil || err != nil || len(none.Limits().ByName()) != 0 {
 		t.Errorf("no quota: got %v, %v", left, err)
 	}
 }

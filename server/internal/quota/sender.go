@@ -40,7 +40,7 @@ type sender struct {
 const patience = 66 * time.Second
 
 func (s *sender) Send(ctx context.Context, sub *delivery.Submission, observe func(delivery.Event) error) error {
-	if !s.q.limits.mails() {
+	if !s.q.limits.mails() && sub.Mail.Budget == nil {
 		return s.Sender.Send(ctx, sub, observe)
 	}
 	took, err := s.q.admit(ctx, []*store.NewMail{sub.Mail}, waits(sub.Mail), sub.Waits)
@@ -59,7 +59,7 @@ func (s *sender) Send(ctx context.Context, sub *delivery.Submission, observe fun
 }
 
 func (s *sender) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]store.Enqueued, error) {
-	if !s.q.limits.mails() || len(ms) == 0 {
+	if len(ms) == 0 || !s.q.limits.mails() && ms[0].Budget == nil {
 		return s.Sender.Queue(ctx, ms, all)
 	}
 	if all {
@@ -193,6 +193,8 @@ func (q *Quota) admit(ctx context.Context, ms []*store.NewMail, queued, waits bo
 
 // texts say in words what is over.
 var texts = map[string]string{
+	tokenMails:                     "the token has handed over as many mails as it may in 24 hours",
+	tokenRecipients:                "the token has handed over mail for as many recipients as it may in 24 hours",
 	"caller_mails_per_minute":      "the caller has handed over as many mails as it may in a minute",
 	"caller_recipients_per_minute": "the caller has handed over mail for as many recipients as it may in a minute",
 	"team_mails_per_minute":        "the team has handed over as many mails as it may in a minute",
@@ -203,6 +205,9 @@ var texts = map[string]string{
 func (q *Quota) quotas(m *store.NewMail, n, rcpts int64) []want {
 	l := &q.limits
 	var ws []want
+	if b := m.Budget; b != nil {
+		ws = budget(b, n, rcpts)
+	}
 	add := func(name, whose string, limit int, n int64) {
 		if limit > 0 {
 			ws = append(ws, want{name: name, whose: whose, limit: int64(limit), period: time.Minute, n: n})
@@ -212,6 +217,23 @@ func (q *Quota) quotas(m *store.NewMail, n, rcpts int64) []want {
 	add("caller_recipients_per_minute", m.Caller, l.CallerRecipients, rcpts)
 	add("team_mails_per_minute", m.Team, l.TeamMails, n)
 	add("team_recipients_per_minute", m.Team, l.TeamRecipients, rcpts)
+	return ws
+}
+
+// The limits of a token's own budget, as errors and WhoAmI name them.
+const (
+	tokenMails      = "token_mails_per_day"
+	tokenRecipients = "token_recipients_per_day"
+)
+
+// budget is what mails want of their token's own budget.
+func budget(b *store.Budget, n, rcpts int64) (ws []want) {
+	if b.Mails > 0 {
+		ws = append(ws, want{name: tokenMails, whose: b.Token, limit: b.Mails, period: 24 * time.Hour, n: n})
+	}
+	if b.Recipients > 0 {
+		ws = append(ws, want{name: tokenRecipients, whose: b.Token, limit: b.Recipients, period: 24 * time.Hour, n: rcpts})
+	}
 	return ws
 }
 
@@ -262,15 +284,19 @@ func (l *Limits) mails() bool {
 // recipients that a small limit lets them through one part after the other; one at least.
 func (l *Limits) piece(ms []*store.NewMail) int {
 	mails, rcpts := int64(500), int64(math.MaxInt64)
-	share := func(most *int64, limits ...int) {
+	share := func(most *int64, limits ...int64) {
 		for _, limit := range limits {
 			if limit > 0 {
-				*most = min(*most, int64(limit)/sliceFrac)
+				*most = min(*most, limit/sliceFrac)
 			}
 		}
 	}
-	share(&mails, l.CallerMails, l.TeamMails)
-	share(&rcpts, l.CallerRecipients, l.TeamRecipients)
+	share(&mails, int64(l.CallerMails), int64(l.TeamMails))
+	share(&rcpts, int64(l.CallerRecipients), int64(l.TeamRecipients))
+	if b := ms[0].Budget; b != nil {
+		share(&mails, b.Mails)
+		share(&rcpts, b.Recipients)
+	}
 	n := 0
 	for sum := int64(0); n < len(ms); n++ {
 		sum += int64(len(ms[n].Recipients))

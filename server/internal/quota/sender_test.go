@@ -151,15 +151,27 @@ func TestLimitsOfMail(t *testing.T) {
 	for name, c := range map[string]struct {
 		limits Limits
 		other  func(*store.NewMail) // what makes a mail another's
+		budget *store.Budget        // of the token
 	}{
-		"caller_mails_per_minute":      {Limits{CallerMails: 40}, func(m *store.NewMail) { m.Caller = "other" }},
-		"caller_recipients_per_minute": {Limits{CallerRecipients: 80}, func(m *store.NewMail) { m.Caller = "other" }},
-		"team_mails_per_minute":        {Limits{TeamMails: 40}, func(m *store.NewMail) { m.Team = "t2" }},
-		"team_recipients_per_minute":   {Limits{TeamRecipients: 80}, func(m *store.NewMail) { m.Team = "t2" }},
+		"caller_mails_per_minute":      {Limits{CallerMails: 40}, func(m *store.NewMail) { m.Caller = "other" }, nil},
+		"caller_recipients_per_minute": {Limits{CallerRecipients: 80}, func(m *store.NewMail) { m.Caller = "other" }, nil},
+		"team_mails_per_minute":        {Limits{TeamMails: 40}, func(m *store.NewMail) { m.Team = "t2" }, nil},
+		"team_recipients_per_minute":   {Limits{TeamRecipients: 80}, func(m *store.NewMail) { m.Team = "t2" }, nil},
+		"token_mails_per_day":          {Limits{}, func(m *store.NewMail) { m.Budget = nil }, &store.Budget{Token: "a", Mails: 40}},
+		"token_recipients_per_day":     {Limits{}, func(m *store.NewMail) { m.Budget.Token = "b" }, &store.Budget{Token: "a", Recipients: 80}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newOffice(t, c.limits)
+			period := time.Minute
+			mail := func(to ...string) *store.NewMail {
+				m := mail(to...)
+				if c.budget != nil {
+					own := *c.budget
+					m.Budget, period = &own, 24*time.Hour
+				}
+				return m
+			}
 			let := func() (n int, after time.Duration) {
 				for range 50 {
 					no, wait := over(t, o.send(mail("a@y.example", "b@y.example")))
@@ -171,19 +183,54 @@ func TestLimitsOfMail(t *testing.T) {
 				}
 				return n, after
 			}
-			if n, after := let(); n != 40 || after <= 0 || after > time.Minute+3*time.Second {
-				t.Errorf("got %d mails and %v to wait, want 40 and a minute at most", n, after)
+			if n, after := let(); n != 40 || after <= 0 || after > period*21/20 {
+				t.Errorf("got %d mails and %v to wait, want 40 and %v at most", n, after, period)
 			}
 			m := mail("a@y.example", "b@y.example")
 			c.other(m)
 			if err := o.send(m); err != nil {
 				t.Errorf("another's mail: %v", err)
 			}
-			o.clock.pass(63 * time.Second)
+			o.clock.pass(period * 21 / 20)
 			if n, _ := let(); n != 40 {
-				t.Errorf("a minute later: got %d mails, want 40", n)
+				t.Errorf("%v later: got %d mails, want 40", period, n)
 			}
 		})
+	}
+}
+
+// TestBudgetOfAToken: it holds over replicas and for the parts of a batch, whoever else is
+// limited or not.
+func TestBudgetOfAToken(t *testing.T) {
+	t.Parallel()
+	first := newOffice(t, Limits{})
+	second := replica(t, Limits{}, first.clock, first.store, first.book)
+	bound := func(n int) (ms []*store.NewMail) {
+		for _, m := range many(n) {
+			m.Budget = &store.Budget{Token: "a", Mails: 100}
+			ms = append(ms, m)
+		}
+		return ms
+	}
+	accepted := 0
+	for _, o := range []*office{first, second} {
+		res, err := o.to.Queue(t.Context(), bound(80), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range res {
+			if r.Err == nil {
+				accepted++
+			} else if no, after := over(t, r.Err); !no || after <= time.Minute {
+				t.Errorf("got %v and %v to wait, want hours", r.Err, after)
+			}
+		}
+	}
+	if accepted > 105 || accepted < 85 {
+		t.Errorf("two replicas accepted %d mails of a token with 100 a day", accepted)
+	}
+	if res, err := second.to.Queue(t.Context(), many(50), false); err != nil || res[49].Err != nil {
+		t.Errorf("another token's mails: got %v, %v", res, err)
 	}
 }
 
