@@ -6,6 +6,9 @@ help: ## print this help
 test: ## every test; on Debian as root it installs what is missing
 	./test.sh
 
+test-race: ## every test under the race detector, as test-all does
+	./test.sh --race
+
 test-all: ## everything a change has to pass: .ci/run, as root on Debian
 	.ci/run
 
@@ -32,4 +35,4 @@ FOR ?= 30m
 soak: ## a long run with steady faults: make soak FOR=2h
 	go run ./server/e2e/soak -for $(FOR)
 
-.PHONY: help test test-all test-full lint model proto demo load soak
+.PHONY: help test test-race test-all test-full lint model proto demo load soak
