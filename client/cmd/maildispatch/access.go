@@ -155,10 +155,7 @@ func (a *app) audit() *cobra.Command {
 			if len(args) == 1 {
 				req.Target = args[0]
 			}
-			if team != "" {
-				own := strings.TrimPrefix(team, "-")
-				req.Team = &own
-			}
+			req.Team = ofTeam(team)
 			if req.Since, err = moment("since", since, time.Now()); err != nil {
 				return err
 			}

@@ -24,6 +24,7 @@ type app struct {
 	out      io.Writer
 	errs     io.Writer
 	terminal bool // out is one
+	drawn    bool // errs is one: what goes on is drawn there
 	dial     func(target string, o client.Options) (*client.Client, error)
 
 	flags   profile // what the command line says; it wins over the profile
@@ -54,7 +55,7 @@ func (a *app) command() *cobra.Command {
 	f.BoolVar(&a.json, "json", false, "print JSON, one object a line")
 	f.BoolVar(&a.grpcurl, "grpcurl", false, "print the calls as lines for grpcurl instead of making them")
 	root.AddCommand(a.find(), a.why(), a.show(), a.raw(), a.resend(), a.retry(), a.cancel(), a.hold(), a.release(), a.resolve(), a.send(), a.bulk(),
-		a.server(), a.batch(), a.watch(), a.queue(), a.token(), a.audit(), a.whoami())
+		a.server(), a.batch(), a.operation(), a.watch(), a.queue(), a.token(), a.audit(), a.whoami())
 	fix(root)
 	return root
 }

@@ -72,7 +72,7 @@ refused. Lines that are refused stand in FILE.rejects, with the reason.`,
 			if bad != nil {
 				return usageError{bad}
 			}
-			b := &bulkRun{app: a, total: total, rejects: rejects, start: time.Now()}
+			b := &bulkRun{app: a, total: total, rejects: rejects}
 			if b.rejects == "" {
 				b.rejects = args[0] + ".rejects"
 			}
@@ -241,12 +241,12 @@ func jsonRows(list []byte) iter.Seq2[map[string]string, error] {
 }
 
 // bulkRun is one run of a bulk. The answers come on a goroutine of the client's, which writes
-// the counts; the progress reads them.
+// the counts; the bar reads them.
 type bulkRun struct {
 	app     *app
 	total   int
 	rejects string
-	start   time.Time
+	bar     *bar
 
 	taken, before, refused atomic.Int64
 }
@@ -303,6 +303,9 @@ func (b *bulkRun) send(c *cobra.Command, s *client.Client, o *maildispatchv1.Bat
 	}
 	out := bufio.NewWriter(f)
 	var failed error // of the file; written by the answers, read after Close
+	b.bar = a.bar(int64(b.total), func() string {
+		return fmt.Sprintf(", %d handed over, %d refused", b.taken.Load()+b.before.Load(), b.refused.Load())
+	})
 	run := s.Bulk(c.Context(), o, client.BulkOptions{Answer: func(item *maildispatchv1.BatchItem, answer *maildispatchv1.SendStreamResponse) {
 		switch {
 		case answer.GetRejection() != nil:
@@ -317,21 +320,15 @@ func (b *bulkRun) send(c *cobra.Command, s *client.Client, o *maildispatchv1.Bat
 		default:
 			b.taken.Add(1)
 		}
+		b.bar.at(b.taken.Load() + b.before.Load() + b.refused.Load())
 	}})
-	over := make(chan struct{})
-	ended := make(chan struct{})
-	go func() { // until over
-		defer close(ended)
-		b.progress(over)
-	}()
 	for _, l := range items {
 		if err = run.Add(l.item); err != nil {
 			break
 		}
 	}
 	_, closed := run.Close()
-	close(over)
-	<-ended
+	b.bar.end()
 	err = errors.Join(err, closed)
 	fileErr := errors.Join(failed, out.Flush(), f.Close())
 	if b.refused.Load() == 0 {
@@ -361,32 +358,4 @@ func (b *bulkRun) send(c *cobra.Command, s *client.Client, o *maildispatchv1.Bat
 		a.printf("Look with: maildispatch batch show %s\n", safe(o.BatchId))
 	}
 	return nil
-}
-
-// progress draws a line each quarter of a second, on a terminal only.
-func (b *bulkRun) progress(over <-chan struct{}) {
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-over:
-			if b.app.terminal {
-				fmt.Fprint(b.app.errs, "\r\x1b[K")
-			}
-			return
-		case <-tick.C:
-			if !b.app.terminal || b.app.json {
-				continue
-			}
-			n := b.taken.Load() + b.before.Load() + b.refused.Load()
-			rate := float64(n) / time.Since(b.start).Seconds()
-			left := "?"
-			if rate > 0 {
-				left = (time.Duration(float64(int64(b.total)-n)/rate) * time.Second).String()
-			}
-			const width = 24
-			full := int(n * width / int64(b.total))
-			fmt.Fprintf(b.app.errs, "\r\x1b[K[%s%s] %d/%d, %d refused, %.0f/s, %s left", strings.Repeat("#", full), strings.Repeat(".", width-full), n, b.total, b.refused.Load(), rate, left)
-		}
-	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -66,7 +65,7 @@ func (a *app) decide(x act) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if would, err = a.followed(ctx, s, would); err != nil {
+				if would, err = a.followed(ctx, would); err != nil {
 					return err
 				}
 				if dry || would.GetChanged() == 0 {
@@ -83,7 +82,7 @@ func (a *app) decide(x act) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if did, err = a.followed(ctx, s, did); err != nil {
+			if did, err = a.followed(ctx, did); err != nil {
 				return err
 			}
 			return a.changed(did, x.did)
@@ -96,30 +95,25 @@ func (a *app) decide(x act) *cobra.Command {
 }
 
 // followed waits for the operation that the service carries out when many mails are selected,
-// and is what it came to. Ctrl-C ends the waiting, not the operation.
-func (a *app) followed(ctx context.Context, s *client.Client, r changed) (changed, error) {
+// and is what it came to.
+func (a *app) followed(ctx context.Context, r changed) (changed, error) {
 	o, is := r.(interface {
 		GetOperation() *maildispatchv1.Operation
 	})
 	if !is || o.GetOperation() == nil || a.grpcurl {
 		return r, nil
 	}
-	id := o.GetOperation().GetId()
-	stream, err := maildispatchv1.NewOperationsClient(s.Conn()).WatchOperation(ctx, &maildispatchv1.WatchOperationRequest{Id: id})
-	for err == nil {
-		var now *maildispatchv1.WatchOperationResponse
-		now, err = stream.Recv()
-		if op := now.GetOperation(); err == nil && op.GetState() != maildispatchv1.OperationState_OPERATION_STATE_RUNNING {
-			end := &maildispatchv1.RetryMailsResponse{Matched: int32(op.GetMatched()), Changed: int32(op.GetChanged())}
-			for _, g := range op.GetFailures() {
-				for _, mail := range g.GetIds() {
-					end.Failures = append(end.Failures, &maildispatchv1.MailFailure{Id: mail, Reason: g.GetReason(), Message: g.GetMessage()})
-				}
-			}
-			return end, nil
+	op, err := a.await(ctx, o.GetOperation().GetId())
+	if err != nil {
+		return nil, err
+	}
+	end := &maildispatchv1.RetryMailsResponse{Matched: int32(op.GetMatched()), Changed: int32(op.GetChanged())}
+	for _, g := range op.GetFailures() {
+		for _, mail := range g.GetIds() {
+			end.Failures = append(end.Failures, &maildispatchv1.MailFailure{Id: mail, Reason: g.GetReason(), Message: g.GetMessage()})
 		}
 	}
-	return nil, fmt.Errorf("operation %s goes on: %w", id, err)
+	return end, nil
 }
 
 // changed says what an act did.

@@ -44,10 +44,7 @@ func (x *filterFlags) filter(now time.Time) (f *maildispatchv1.MailFilter, err e
 	if !some {
 		return nil, nil
 	}
-	if x.team != "" {
-		team := strings.TrimPrefix(x.team, "-")
-		f.Team = &team
-	}
+	f.Team = ofTeam(x.team)
 	for _, s := range x.statuses {
 		n, err := fromWord("--status", maildispatchv1.MailStatus(0), s)
 		if err != nil {

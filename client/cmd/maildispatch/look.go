@@ -40,7 +40,7 @@ func (a *app) batch() *cobra.Command {
 		return nil
 	}}
 	show.Flags().StringVar(&team, "team", "", "owner; empty = the system")
-	var reason, mode string
+	var reason, mode, owner string
 	stop := &cobra.Command{Use: "stop ID", Short: "Hold what of a batch has not been sent, or cancel it", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
 		if mode != "hold" && mode != "cancel" {
 			return usage("--how is hold or cancel, not %q", mode)
@@ -49,7 +49,7 @@ func (a *app) batch() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		f := &maildispatchv1.MailFilter{BatchId: args[0]}
+		f := &maildispatchv1.MailFilter{BatchId: args[0], Team: ofTeam(owner)}
 		stop := func(dry bool) (changed, error) {
 			if mode == "cancel" {
 				return s.CancelMails(c.Context(), &maildispatchv1.CancelMailsRequest{Filter: f, ValidateOnly: dry, Reason: reason})
@@ -59,6 +59,9 @@ func (a *app) batch() *cobra.Command {
 		did := map[string]string{"hold": "held", "cancel": "cancelled"}[mode]
 		if !a.grpcurl {
 			would, err := stop(true)
+			if err == nil {
+				would, err = a.followed(c.Context(), would)
+			}
 			if err != nil {
 				return err
 			}
@@ -70,12 +73,16 @@ func (a *app) batch() *cobra.Command {
 			}
 		}
 		r, err := stop(false)
+		if err == nil {
+			r, err = a.followed(c.Context(), r)
+		}
 		if err != nil {
 			return err
 		}
 		return a.changed(r, did)
 	}}
 	stop.Flags().StringVar(&mode, "how", "hold", "hold (release lets it go on) or cancel (for good)")
+	stop.Flags().StringVar(&owner, "team", "", "only this team's; \"-\" = only the system's")
 	stop.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
 	stop.Flags().BoolVarP(&a.yes, "yes", "y", false, "do not ask")
 	c.AddCommand(show, stop)
@@ -143,14 +150,7 @@ func (a *app) queue() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		req := &maildispatchv1.GetQueueStatsRequest{MailServer: server}
-		if team != "" {
-			own := team
-			if team == "-" {
-				own = ""
-			}
-			req.Team = &own
-		}
+		req := &maildispatchv1.GetQueueStatsRequest{MailServer: server, Team: ofTeam(team)}
 		look := func(ctx context.Context) error {
 			res, err := s.GetQueueStats(ctx, req)
 			if err != nil {

@@ -37,7 +37,7 @@ func usage(format string, args ...any) error { return usageError{fmt.Errorf(form
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], &app{in: os.Stdin, out: os.Stdout, errs: os.Stderr, terminal: isTerminal(os.Stdout), dial: client.New})
+	code := run(ctx, os.Args[1:], &app{in: os.Stdin, out: os.Stdout, errs: os.Stderr, terminal: isTerminal(os.Stdout), drawn: isTerminal(os.Stderr), dial: client.New})
 	stop()
 	os.Exit(code)
 }

@@ -30,11 +30,7 @@ func (a *app) serverList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		req := &maildispatchv1.ListMailServersRequest{ShowDeleted: deleted}
-		if team != "" {
-			own := strings.TrimPrefix(team, "-")
-			req.Team = &own
-		}
+		req := &maildispatchv1.ListMailServersRequest{ShowDeleted: deleted, Team: ofTeam(team)}
 		rows := [][]string{{"NAME", "TEAM", "MODE", "STATE", "TO", "FROM"}}
 		for m, err := range s.MailServers(c.Context(), req) {
 			if err != nil {

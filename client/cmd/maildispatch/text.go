@@ -49,6 +49,15 @@ func moment(flag, s string, now time.Time) (*timestamppb.Timestamp, error) {
 	return t, nil
 }
 
+// ofTeam reads --team of a listing: "" = no matter whose, "-" = the system's own.
+func ofTeam(s string) *string {
+	if s == "" {
+		return nil
+	}
+	team := strings.TrimPrefix(s, "-")
+	return &team
+}
+
 // clock is a time as people read it, in their zone.
 func clock(t *timestamppb.Timestamp) string {
 	if t == nil {
