@@ -57,12 +57,12 @@ func runDemo(ctx context.Context, out io.Writer, args []string) error {
 		return err
 	}
 	defer d.sink.Close()
-	interval := "1h" // the steps say when
+	interval, page := "1h", "" // the steps say when
 	if *keep {
-		interval = "1m"
+		interval, page = "1m", "127.0.0.1:0"
 	}
 	cfg, err := configOf("demo", []string{"-listen=" + *listen, "-database=sqlite:" + filepath.Join(dir, "demo.db"),
-		"-batch-interval=" + interval, "-log-level=error", "-smtp-destinations=loopback:*"})
+		"-batch-interval=" + interval, "-web-listen=" + page, "-log-level=error", "-smtp-destinations=loopback:*"})
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func runDemo(ctx context.Context, out io.Writer, args []string) error {
 	go func() { done <- s.Run(rctx) }()
 	err = d.run(ctx, s.Addr().String())
 	if err == nil && *keep {
-		d.goOn(s.Addr().String())
+		d.goOn(s.Addr().String(), s.WebAddr().String())
 		select {
 		case <-ctx.Done():
 		case err = <-done:
@@ -94,7 +94,7 @@ func runDemo(ctx context.Context, out io.Writer, args []string) error {
 }
 
 // goOn says how to go on by hand. From then on the catch-all shows what it takes.
-func (d *demonstration) goOn(addr string) {
+func (d *demonstration) goOn(addr, page string) {
 	d.say(`
 The service stays up until Ctrl-C, and shows here what the SMTP server takes. In another terminal:
 
@@ -104,7 +104,9 @@ The service stays up until Ctrl-C, and shows here what the SMTP server takes. In
   maildispatch --address %[1]s server test newsletter
   grpcurl -plaintext %[1]s maildispatch.v1.Dispatch/GetQueueStats
   grpcurl -plaintext -d '{"message": {"to": ["you@example.com"], "subject": "Hello", "text": "Queued, and sent within a minute"}}' %[1]s maildispatch.v1.Dispatch/SendMail
-`, addr)
+
+The same in a browser: http://%[2]s
+`, addr, page)
 	d.mu.Lock()
 	d.shows = true
 	d.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -47,6 +48,16 @@ func TestDemoKeep(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	seen := until("in a browser: ")
+	_, page, _ := strings.Cut(seen[len(seen)-1], "in a browser: ")
+	res, err := http.Get(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if b, err := io.ReadAll(res.Body); err != nil || !strings.Contains(string(b), "<h1>Queue</h1>") {
+		t.Errorf("the page at %s: got %d %s, %v", page, res.StatusCode, b, err)
+	}
 	sent := make(chan error, 1)
 	go func() { // what it shows is read meanwhile
 		_, err := pb.NewDispatchClient(conn).SendMail(ctx, &pb.SendMailRequest{Options: &pb.SendOptions{Team: "finance"},

@@ -18,12 +18,17 @@ import (
 
 var isID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
+// idLength is how long an id is.
+const idLength = 36
+
 // act is something a person may do. It is counted first, then confirmed with a reason, and then
 // counted and done.
 type act struct {
 	name  string
 	label string
-	role  pb.Role
+	// button has a place for the number of mails; empty = it is the label.
+	button string
+	role   pb.Role
 	// Why has to be said.
 	reason bool
 	danger bool
@@ -49,6 +54,8 @@ type ask struct {
 // counted is what an act would do.
 type counted struct {
 	Count    int64
+	Mails    bool     // Count is of mails
+	About    []header // what it is about
 	Text     string   // in words
 	More     []string // what else a person should know
 	Failures []*pb.MailFailure
@@ -82,6 +89,8 @@ const maxReason = 500
 type actBody struct {
 	Act      string
 	Label    string
+	Button   string
+	About    []header
 	Danger   bool
 	Reason   bool
 	Query    string // what it selects, as an address
@@ -121,6 +130,9 @@ func (v *view) askAgain(a *act, q, form url.Values, fault string) error {
 		return err
 	}
 	b := actBody{Act: a.name, Label: a.label, Danger: a.danger, Reason: a.reason, Query: q.Encode(), Words: form.Get("reason"), Counted: c, Fault: fault, Back: back(q), Possible: c.Count > 0}
+	if b.Button, b.About = a.label, c.About; c.Mails {
+		b.Button = fmt.Sprintf(a.button, plural(c.Count, "mail"))
+	}
 	for _, x := range slices.Concat(c.asks, a.asks) {
 		if form.Has(x.Name) {
 			x.Value = form.Get(x.Name)
@@ -225,7 +237,7 @@ func plural(n int64, what string) string {
 func (v *view) links(q url.Values, names ...string) (out []link) {
 	for _, n := range names {
 		if a := acts[n]; v.can(a.role) {
-			out = append(out, link{Label: a.label, Address: with("/act", q, "do", n)})
+			out = append(out, link{Label: a.label, Address: with("/act", q, "do", n), Risky: a.danger})
 		}
 	}
 	return out

@@ -25,16 +25,16 @@ type selecting func(ids []string, f *pb.MailFilter, only bool, why string) (meth
 
 func mailActs() []*act {
 	return []*act{
-		onMails("hold", "Hold", pb.Role_ROLE_SEND, "would be held", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
+		onMails("hold", "Hold", "Hold %s", pb.Role_ROLE_SEND, "would be held", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
 			return pb.Dispatch_HoldMails_FullMethodName, &pb.HoldMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.HoldMailsResponse{}
 		}),
-		onMails("release", "Release", pb.Role_ROLE_ADMIN, "would be released", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
+		onMails("release", "Release", "Release %s", pb.Role_ROLE_ADMIN, "would be released", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
 			return pb.Dispatch_ReleaseMails_FullMethodName, &pb.ReleaseMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.ReleaseMailsResponse{}
 		}),
-		onMails("cancel", "Cancel", pb.Role_ROLE_SEND, "would be cancelled, for good", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
+		onMails("cancel", "Cancel", "Cancel %s", pb.Role_ROLE_SEND, "would be cancelled, for good", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
 			return pb.Dispatch_CancelMails_FullMethodName, &pb.CancelMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.CancelMailsResponse{}
 		}),
-		onMails("retry", "Try again", pb.Role_ROLE_SEND, "would be tried again", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
+		onMails("retry", "Try again", "Try %s again", pb.Role_ROLE_SEND, "would be tried again", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
 			return pb.Dispatch_RetryMails_FullMethodName, &pb.RetryMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.RetryMailsResponse{}
 		}),
 		{name: "resolve", label: "Say what became of it", role: pb.Role_ROLE_ADMIN, reason: true, count: countUnknown, do: resolve,
@@ -45,7 +45,7 @@ func mailActs() []*act {
 }
 
 // onMails is an act on the mails that an address selects: by id, or by the fields of a filter.
-func onMails(name, label string, role pb.Role, would string, request selecting) *act {
+func onMails(name, label, button string, role pb.Role, would string, request selecting) *act {
 	call := func(v *view, q url.Values, only bool, why string) (changed, error) {
 		ids, f, err := v.selected(q)
 		if err != nil {
@@ -54,8 +54,12 @@ func onMails(name, label string, role pb.Role, would string, request selecting) 
 		method, req, answer := request(ids, f, only, why)
 		return answer, v.Invoke(v.ctx(), method, req, answer)
 	}
-	return &act{name: name, label: label, role: role, reason: true, danger: name == "cancel",
+	return &act{name: name, label: label, button: button, role: role, reason: true, danger: name == "cancel",
 		count: func(v *view, q url.Values) (*counted, error) {
+			about, err := v.about(q)
+			if err != nil {
+				return nil, err
+			}
 			r, err := call(v, q, true, "")
 			if err != nil {
 				return nil, err
@@ -63,7 +67,7 @@ func onMails(name, label string, role pb.Role, would string, request selecting) 
 			if op := r.GetOperation(); op != nil { // more mails than a view waits for
 				return &counted{Count: max(op.GetTotal(), 1), Text: "More than 1000 mails are selected; as an operation they " + would + "."}, nil
 			}
-			c := &counted{Count: int64(r.GetChanged()), Text: plural(int64(r.GetChanged()), "mail") + " " + would + ".", Failures: few(r.GetFailures())}
+			c := &counted{Count: int64(r.GetChanged()), Mails: true, About: about, Text: plural(int64(r.GetChanged()), "mail") + " " + would + ".", Failures: few(r.GetFailures())}
 			c.Unlisted = int64(r.GetMatched()-r.GetChanged()) - int64(len(c.Failures))
 			c.next = func(made *calls, why string) {
 				if ids, f, err := v.selected(q); err == nil {
@@ -110,6 +114,38 @@ func (v *view) selected(q url.Values) (ids []string, f *pb.MailFilter, err error
 	return nil, f, nil
 }
 
+// about says in words which mails an act is about.
+func (v *view) about(q url.Values) (out []header, err error) {
+	if q.Get("id") == "" {
+		for _, k := range filterFields {
+			for _, x := range q[k] {
+				if x != "" {
+					out = append(out, header{"All mails with " + k, x})
+				}
+			}
+		}
+		return out, nil
+	}
+	m, err := v.theMail(q)
+	if err != nil {
+		return nil, err
+	}
+	return aboutMail(m), nil
+}
+
+// aboutMail says in words which mail an act is about.
+func aboutMail(m *pb.Mail) (out []header) {
+	for _, h := range []header{{"Subject", m.Subject}, {"Reference", m.Reference}, {"To", recipients(m)}, {"State", strings.ReplaceAll(plain.Word(m.Status), "-", " ")}} {
+		if h.Value != "" {
+			out = append(out, h)
+		}
+	}
+	if n := len(m.Recipients); n > 1 && len(out) > 1 {
+		out[len(out)-2].Value += " and " + strconv.Itoa(n-1) + " more"
+	}
+	return out
+}
+
 // theMail is the mail that an act on one is about.
 func (v *view) theMail(q url.Values) (*pb.Mail, error) {
 	res, err := v.dispatch().GetMail(v.ctx(), &pb.GetMailRequest{Id: q.Get("id")})
@@ -121,7 +157,7 @@ func countUnknown(v *view, q url.Values) (*counted, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &counted{}
+	c := &counted{About: aboutMail(m)}
 	for _, r := range m.Recipients {
 		if r.Status == pb.RecipientResult_STATUS_UNKNOWN {
 			if c.Count++; c.Count <= 10 {
@@ -150,7 +186,7 @@ func countResend(v *view, q url.Values) (*counted, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &counted{Count: 1, Text: "1 new mail would go to " + plural(int64(len(m.Recipients)), "recipient") + "."}
+	c := &counted{Count: 1, About: aboutMail(m), Text: "1 new mail would go to " + plural(int64(len(m.Recipients)), "recipient") + "."}
 	only := ask{Name: "only", Label: "Only to", Kind: "choice", Choices: []choice{{"", "all of them", true}}}
 	for i, r := range m.Recipients {
 		if i < 50 {
@@ -196,15 +232,23 @@ func (v *view) actsOnMail(m *pb.Mail) []link {
 	}
 	switch m.Status {
 	case pb.MailStatus_MAIL_STATUS_HELD:
-		out = append(out, v.links(q, "release", "cancel")...)
+		out = append(out, recommend(v.links(q, "release", "cancel"))...)
 	case pb.MailStatus_MAIL_STATUS_UNKNOWN:
-		out = append(out, v.links(q, "resolve", "retry", "cancel")...)
+		out = append(out, recommend(v.links(q, "resolve", "retry", "cancel"))...)
 	case pb.MailStatus_MAIL_STATUS_FAILED:
-		out = append(out, v.links(q, "retry", "cancel")...)
+		out = append(out, recommend(v.links(q, "retry", "cancel"))...)
 	default:
 		out = append(out, v.links(q, "retry", "hold", "cancel")...)
 	}
 	return append(out, v.links(q, "resend")...)
+}
+
+// recommend marks the first act as what a person most likely wants next.
+func recommend(l []link) []link {
+	if len(l) > 0 && !l[0].Risky {
+		l[0].Main = true
+	}
+	return l
 }
 
 // actsOnFilter are the acts on all mails of a filter.

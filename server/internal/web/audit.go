@@ -20,7 +20,8 @@ type auditBody struct {
 type auditRow struct {
 	*pb.AuditRow
 	Detail string
-	Mail   bool // its target is a mail
+	Before string // its target: words
+	Mail   string // and the mail behind them
 }
 
 // audit shows who did what.
@@ -43,7 +44,10 @@ func audit(v *view) error {
 	}
 	b := auditBody{Query: q, More: req.Action+req.Actor != "" || req.Team != nil || req.Since != nil || req.Until != nil}
 	for _, r := range res.Rows {
-		x := auditRow{AuditRow: r, Mail: isID.MatchString(r.Target)}
+		x := auditRow{AuditRow: r, Before: r.Target}
+		if n := len(r.Target) - idLength; n >= 0 && isID.MatchString(r.Target[n:]) {
+			x.Before, x.Mail = r.Target[:n], r.Target[n:]
+		}
 		if r.Detail != nil {
 			x.Detail = plain.JSON(r.Detail)
 		}

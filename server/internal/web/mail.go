@@ -1,9 +1,11 @@
 package web
 
 import (
+	"net/url"
 	"slices"
 	"sort"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -24,6 +26,9 @@ type mailBody struct {
 	Mail       *pb.Mail
 	Name       string
 	Headline   string
+	NextStep   string // what a person does now; empty = nothing
+	Same       string // address of all mails with its reference
+	Bad        bool   // its last error is why it needs a person
 	Events     []event
 	Recipients []*pb.RecipientResult
 	From       int // place of the first recipient that is shown, from 1
@@ -40,6 +45,7 @@ type event struct {
 	What  string
 	Reply string // foreign words
 	Bad   bool
+	Good  bool
 }
 
 // mail tells the story of a mail.
@@ -49,7 +55,14 @@ func mail(v *view) error {
 		return err
 	}
 	m := res.Mail
-	b := mailBody{Mail: m, Name: m.Reference, Headline: plain.Headlines[m.Status], Acts: v.actsOnMail(m), From: 1}
+	b := mailBody{Mail: m, Name: m.Reference, Headline: sentence(plain.Headlines[m.Status]), Acts: v.actsOnMail(m), From: 1}
+	if v.can(pb.Role_ROLE_SEND) {
+		b.NextStep = nextSteps[m.Status]
+	}
+	b.Bad = m.Status == pb.MailStatus_MAIL_STATUS_FAILED || m.Status == pb.MailStatus_MAIL_STATUS_UNKNOWN
+	if m.Reference != "" && len(m.Reference) <= maxReason {
+		b.Same = with("/mails", url.Values{"reference": {m.Reference}})
+	}
 	if b.Name == "" {
 		b.Name = m.Id
 	}
@@ -85,6 +98,30 @@ func mail(v *view) error {
 	return v.render("mail", b.Name, b)
 }
 
+// nextSteps are what a person does about a mail in a state, where something is to be done.
+var nextSteps = map[pb.MailStatus]string{
+	pb.MailStatus_MAIL_STATUS_DEFERRED:       "Nothing has to be done. “Try again” does it sooner.",
+	pb.MailStatus_MAIL_STATUS_HELD:           "“Release” lets it go, “Cancel” ends it.",
+	pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT: "See below who has it. If an address is wrong, “Send once more” takes the right one. “Try again” sends only to those who have not got it.",
+	pb.MailStatus_MAIL_STATUS_FAILED:         "Mend what the mail server complains of, then “Try again”. If an address is wrong, “Send once more” takes the right one.",
+	pb.MailStatus_MAIL_STATUS_UNKNOWN:        "Ask the recipient, or look into the mail server's own log. Then “Say what became of it”. The service does not send it again by itself, so that nobody gets it twice.",
+}
+
+// sentence writes the words in capitals, which a terminal has instead of bold, as others.
+func sentence(s string) string {
+	words := strings.Fields(s)
+	for i, w := range words {
+		if len(w) > 1 && w == strings.ToUpper(w) {
+			words[i] = strings.ToLower(w)
+		}
+	}
+	s = strings.Join(words, " ")
+	if s == "" {
+		return ""
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
 // rank orders recipients: unknown, refused, put off, pending, accepted.
 func rank(s pb.RecipientResult_Status) int {
 	return slices.Index([]pb.RecipientResult_Status{pb.RecipientResult_STATUS_UNKNOWN, pb.RecipientResult_STATUS_REJECTED, pb.RecipientResult_STATUS_DEFERRED, pb.RecipientResult_STATUS_PENDING, pb.RecipientResult_STATUS_ACCEPTED}, s)
@@ -92,7 +129,7 @@ func rank(s pb.RecipientResult_Status) int {
 
 // events are what happened to a mail, in order.
 func events(m *pb.Mail, acts []*pb.AuditRow) []event {
-	out := []event{{at: m.CreateTime.AsTime(), When: clock(m.CreateTime), What: "the service took it"}}
+	out := []event{{at: m.CreateTime.AsTime(), When: clock(m.CreateTime), What: "given to the service"}}
 	for i, x := range m.Attempts {
 		e := event{at: x.StartTime.AsTime(), When: clock(x.StartTime), What: "attempt " + strconv.Itoa(int(x.Number)) + " through " + x.MailServer + ": " + plain.Outcome(x.Outcome)}
 		if i > 0 && x.Number > m.Attempts[i-1].Number+1 {
@@ -102,12 +139,13 @@ func events(m *pb.Mail, acts []*pb.AuditRow) []event {
 			e.Reply = x.Detail
 		}
 		e.Bad = x.Outcome == "failed" || x.Outcome == "unknown"
+		e.Good = x.Outcome == "sent"
 		out = append(out, e)
 	}
 	for _, x := range acts {
 		who := x.Actor
 		if who == "" {
-			who = "somebody"
+			who = "somebody (nobody was asked)"
 		}
 		out = append(out, event{at: x.Time.AsTime(), When: clock(x.Time), What: plain.Text(who, 120) + ": " + x.Action, Reply: x.Reason})
 	}
@@ -116,7 +154,7 @@ func events(m *pb.Mail, acts []*pb.AuditRow) []event {
 	}
 	slices.SortStableFunc(out, func(a, b event) int { return a.at.Compare(b.at) })
 	if m.FinishTime == nil && m.DueTime != nil {
-		out = append(out, event{When: clock(m.DueTime), What: "is when it is tried next"})
+		out = append(out, event{When: clock(m.DueTime), What: "tried next"})
 	}
 	return out
 }

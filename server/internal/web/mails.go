@@ -90,6 +90,7 @@ type mailsBody struct {
 	Next     string // address of the next page
 	First    string // address of the first page; empty = this is it
 	Words    bool   // no mail is called so: these have the words in the subject
+	Empty    bool   // nothing was searched for, and there is nothing
 	Statuses []choice
 	Kinds    []choice
 	Failures []choice
@@ -102,6 +103,8 @@ type link struct {
 	Label   string
 	Address string
 	Here    bool
+	Main    bool // what a person most likely wants next
+	Risky   bool // it ends something
 }
 
 // choice is an option of a field.
@@ -196,13 +199,14 @@ func mails(v *view) error {
 		b.First = with("/mails", q, "page", "", "words", "")
 	}
 	for _, j := range []string{"", "due-out", "archive"} {
-		label := map[string]string{"": "Both journals", "due-out": "Due-out", "archive": "Archive"}[j]
-		b.Journals = append(b.Journals, link{label, with("/mails", q, "journal", j, "status", "", "page", "", "words", ""), j == journal})
+		label := map[string]string{"": "All mails", "due-out": "Due-out journal", "archive": "Archive journal"}[j]
+		b.Journals = append(b.Journals, link{Label: label, Address: with("/mails", q, "journal", j, "status", "", "page", "", "words", ""), Here: j == journal})
 	}
 	b.Statuses = choices(plain.Words(pb.MailStatus(0)), q["status"])
 	b.Kinds = choices(plain.Words(pb.Kind(0)), q["kind"])
 	b.Failures = choices(plain.Words(pb.RecipientResult_Failure(0)), q["failure"])
 	b.More = slices.ContainsFunc(searchFields, func(k string) bool { return q.Get(k) != "" })
+	b.Empty = len(b.Mails) == 0 && with("/mails", q) == "/mails"
 	b.Acts = v.actsOnSelection(q, journal)
 	return v.render("mails", "Mails", b)
 }

@@ -22,6 +22,8 @@ import (
 const (
 	// maxFrame is how much of a part a frame shows; the whole can be downloaded.
 	maxFrame = 64 << 10
+	// littlePart is how many octets of a part fit into a low frame.
+	littlePart = 600
 	// maxParts and maxDepth bound what is read of a message that somebody else made.
 	maxParts = 100
 	maxDepth = 10
@@ -52,6 +54,7 @@ type messageBody struct {
 	Parts   []part
 	Shown   int // of Parts, in the frame; 0 = none
 	Cut     bool
+	Little  bool   // the part is short
 	Fault   string // why it could not be read to its end
 }
 
@@ -123,7 +126,13 @@ func (v *view) read(id string) (*parsed, error) {
 		if text, err := words.DecodeHeader(value); err == nil {
 			value = text
 		}
-		p.headers = append(p.headers, header{f.Key(), value})
+		name := f.Key()
+		if raw, err := f.Raw(); err == nil { // as it was written
+			if as, _, ok := bytes.Cut(raw, []byte(":")); ok && strings.EqualFold(string(as), name) {
+				name = string(as)
+			}
+		}
+		p.headers = append(p.headers, header{name, value})
 	}
 	p.walk(e, 0)
 	return p, nil
@@ -180,7 +189,7 @@ func showMessage(v *view) error {
 	for _, x := range p.parts {
 		if x.Inline && (x.Number == want || want == 0) {
 			// with alternatives the last is the best
-			b.Shown, b.Cut = x.Number, x.Size > maxFrame
+			b.Shown, b.Cut, b.Little = x.Number, x.Size > maxFrame, x.Size < littlePart
 		}
 	}
 	return v.render("message", "Message of "+id, b)

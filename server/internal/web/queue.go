@@ -1,11 +1,13 @@
 package web
 
 import (
+	"net/url"
 	"slices"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
+	"github.com/maildispatch/maildispatch/proto/plain"
 )
 
 // queueBody is what the view of the queue shows.
@@ -21,6 +23,10 @@ type queueBody struct {
 	Charts  string // why there is none
 	Servers []*pb.MailServer
 	More    bool // mail servers than are shown
+	Admin   bool
+	Acts    []link
+	// Attention is what somebody has to look at.
+	Attention []link
 }
 
 // state is a count of mails in one state, and leads to them.
@@ -60,6 +66,8 @@ func queue(v *view) error {
 		return err
 	}
 	b.States = states(b.Stats.Counts)
+	b.Admin = v.can(pb.Role_ROLE_ADMIN)
+	b.attend()
 	if l := b.Stats.WatchLag; l.AsDuration() > 0 {
 		b.Lag = l
 	}
@@ -76,6 +84,23 @@ func queue(v *view) error {
 	return v.render("queue", "Queue", b)
 }
 
+// attend names what does not go on without a person.
+func (b *queueBody) attend() {
+	for _, x := range []struct {
+		status pb.MailStatus
+		n      int64
+		text   string
+	}{
+		{pb.MailStatus_MAIL_STATUS_UNKNOWN, b.Stats.Counts.GetUnknown(), "of unknown outcome: say what became of it"},
+		{pb.MailStatus_MAIL_STATUS_FAILED, b.Stats.Counts.GetFailed(), "refused: see why"},
+	} {
+		if x.n > 0 {
+			q := url.Values{"status": {plain.Word(x.status)}, "server": {b.Server}, "team": {b.Team}}
+			b.Attention = append(b.Attention, link{Label: plural(x.n, "mail") + " " + x.text, Address: with("/mails", q)})
+		}
+	}
+}
+
 // chart draws the last hours. The samples are of whole teams or of everything, and only who may
 // count those mails sees them.
 func (v *view) chart(b *queueBody) {
@@ -90,13 +115,13 @@ func (v *view) chart(b *queueBody) {
 		return // the counts were refused already
 	}
 	if !v.page.history.watch(b.Team, v.page.cfg.Now()) {
-		b.Charts = "Too many teams are looked at just now to keep samples of this one."
+		b.Charts = "Too many teams are looked at to keep samples of this one."
 		return
 	}
 	samples := v.page.history.of(b.Team)
 	b.Waiting = draw("waiting", "Mails that wait", samples, func(s sample) int64 { return s.waiting })
 	b.Sent = draw("sent", "Mails sent a minute", samples, func(s sample) int64 { return s.sent })
 	if b.Waiting == nil {
-		b.Charts = "The service keeps samples in memory since this page was started or first looked at. There are too few yet: look again in a minute."
+		b.Charts = "The service counts every 30 seconds from its start on. There are too few yet: look again in a minute."
 	}
 }

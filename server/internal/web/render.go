@@ -39,8 +39,18 @@ var funcs = template.FuncMap{
 	"ago":     ago,
 	"span":    func(d *durationpb.Duration) string { return short(d.AsDuration()) },
 	"number":  number,
-	"reply":   plain.Reply,
-	"pem":     func(s string) exact { return exact(pemOnly(s)) },
+	"size":    size,
+	"means":   func(s pb.MailStatus) string { return meanings[s] },
+	"mode":    func(m pb.Mode) string { return modes[m] },
+	"route":   func(r pb.Route) string { return routes[r] },
+	"encryption": func(e pb.Smtp_Encryption) string {
+		if e == pb.Smtp_ENCRYPTION_NONE {
+			return "not encrypted"
+		}
+		return strings.ToUpper(plain.Word(e))
+	},
+	"reply": plain.Reply,
+	"pem":   func(s string) exact { return exact(pemOnly(s)) },
 	"field": func(name, label, value, hint string) map[string]string {
 		return map[string]string{"Name": name, "Label": label, "Value": value, "Hint": hint}
 	},
@@ -51,6 +61,19 @@ var funcs = template.FuncMap{
 	"more":       func(r []*pb.RecipientResult) int { return len(r) - 1 },
 	"paused":     func(t *timestamppb.Timestamp) bool { return t.AsTime().After(time.Now()) },
 }
+
+// meanings say what a status means for a person.
+var meanings = map[pb.MailStatus]string{
+	pb.MailStatus_MAIL_STATUS_QUEUED: "waits for its first attempt", pb.MailStatus_MAIL_STATUS_SENDING: "on its way", pb.MailStatus_MAIL_STATUS_DEFERRED: "is tried again automatically",
+	pb.MailStatus_MAIL_STATUS_HELD: "waits until somebody releases it", pb.MailStatus_MAIL_STATUS_PARTIALLY_SENT: "some recipients have it", pb.MailStatus_MAIL_STATUS_UNKNOWN: "may have arrived: somebody has to say",
+	pb.MailStatus_MAIL_STATUS_FAILED: "refused: is not tried again automatically", pb.MailStatus_MAIL_STATUS_SENT: "handed over to every recipient's mail server", pb.MailStatus_MAIL_STATUS_CANCELLED: "is not sent any more",
+}
+
+// modes and routes are the words for how a mail leaves, and for why through this mail server.
+var (
+	modes  = map[pb.Mode]string{pb.Mode_MODE_PHP: "php: sent while the caller waits", pb.Mode_MODE_DAEMON: "daemon: queued for the batch"}
+	routes = map[pb.Route]string{pb.Route_ROUTE_NAMED: "named by the caller", pb.Route_ROUTE_TEAM_DEFAULT: "the team's default", pb.Route_ROUTE_SYSTEM_DEFAULT: "the system's default"}
+)
 
 // foreign is the last step of every value in a template.
 func foreign(v any) any {
@@ -184,6 +207,18 @@ func short(d time.Duration) string {
 		return fmt.Sprintf("%d h", d/time.Hour)
 	}
 	return fmt.Sprintf("%d days", d/(24*time.Hour))
+}
+
+// size is a count of octets in a unit that people read.
+func size(v any) string {
+	n := reflect.ValueOf(v).Int()
+	switch {
+	case n < 10<<10:
+		return plural(n, "byte")
+	case n < 10<<20:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
 }
 
 // number is a count with a thin blank between thousands.

@@ -25,6 +25,7 @@ type formField struct {
 	Hint    string
 	Section string
 	Kind    string // text, number, choice, check, secret, area
+	Short   string // label of a check in the view of a mail server
 	head    bool   // the view of a mail server says it in its first lines
 	fixed   bool   // cannot be changed
 	first   string // what a new one begins with
@@ -32,31 +33,31 @@ type formField struct {
 
 // serverFields are what the form offers. OAuth 2, DKIM and annotations are set by other means.
 var serverFields = []formField{
-	{Path: "name", Label: "Name", Hint: "a-z, 0-9 and hyphens; stays as it is", Section: "What it is", Kind: "text", fixed: true, head: true},
-	{Path: "team", Label: "Team", Hint: "empty: the whole system", Section: "What it is", Kind: "text", fixed: true, head: true},
-	{Path: "display_name", Label: "What it is for", Section: "What it is", Kind: "text", head: true},
-	{Path: "from", Label: "Sender", Hint: "Shop <shop@shop.example>", Section: "What it is", Kind: "text", head: true},
-	{Path: "mode", Label: "Mode", Hint: "php: sent while the caller waits; daemon: queued", Section: "What it is", Kind: "choice", first: "daemon", head: true},
-	{Path: "type", Label: "Hand over", Hint: "smtp: to the host below; localhost: to this machine's mail program", Section: "What it is", Kind: "choice", fixed: true, first: "smtp", head: true},
-	{Path: "smtp.host", Label: "Host", Hint: "smtp.shop.example", Section: "Connection", Kind: "text", head: true},
+	{Path: "name", Label: "Name", Hint: "a-z, 0-9 and hyphens; cannot be changed later", Section: "Mail server", Kind: "text", fixed: true, head: true},
+	{Path: "team", Label: "Team", Hint: "empty: the whole system", Section: "Mail server", Kind: "text", fixed: true, head: true},
+	{Path: "display_name", Label: "Description", Section: "Mail server", Kind: "text", head: true},
+	{Path: "from", Label: "Sender", Hint: "such as Shop <shop@shop.example>", Section: "Mail server", Kind: "text", head: true},
+	{Path: "mode", Label: "Mode", Hint: "php: sent while the caller waits; daemon: queued", Section: "Mail server", Kind: "choice", first: "daemon", head: true},
+	{Path: "type", Label: "Type", Hint: "smtp: the host below; localhost: this machine's mail program", Section: "Mail server", Kind: "choice", fixed: true, first: "smtp", head: true},
+	{Path: "smtp.host", Label: "Host", Hint: "such as smtp.shop.example", Section: "Connection", Kind: "text", head: true},
 	{Path: "smtp.port", Label: "Port", Section: "Connection", Kind: "number", first: "587", head: true},
 	{Path: "smtp.encryption", Label: "Encryption", Section: "Connection", Kind: "choice", first: "starttls", head: true},
 	{Path: "smtp.username", Label: "User", Hint: "empty: no login", Section: "Connection", Kind: "text"},
 	{Path: "smtp.password", Label: "Password", Hint: "empty: the stored one", Section: "Connection", Kind: "secret"},
 	{Path: "smtp.auth", Label: "Login mechanism", Section: "Connection", Kind: "choice"},
 	{Path: "smtp.helo_name", Label: "Name in EHLO", Hint: "empty: the machine's", Section: "Connection", Kind: "text"},
-	{Path: "smtp.timeout", Label: "Time to connect", Hint: "30s", Section: "Connection", Kind: "text"},
-	{Path: "smtp.allow_plaintext_auth", Label: "Log in without TLS: anybody on the way can read the password", Section: "Connection", Kind: "check"},
+	{Path: "smtp.timeout", Label: "Timeout", Hint: "such as 30s", Section: "Connection", Kind: "text"},
+	{Path: "smtp.allow_plaintext_auth", Short: "Log in without TLS", Label: "Log in without TLS: anybody on the way can read the password", Section: "Connection", Kind: "check"},
 	{Path: "smtp.ca_pem", Label: "Certificates of a private authority (PEM)", Section: "Connection", Kind: "area"},
-	{Path: "status", Label: "May be chosen", Section: "Use", Kind: "choice", first: "available"},
-	{Path: "fallback", Label: "Fallback", Hint: "mail server that mail goes on through while this one is down", Section: "Use", Kind: "text"},
-	{Path: "hold_unknown", Label: "Every mail of unknown outcome waits for a person, not only invoices and work orders", Section: "Use", Kind: "check"},
-	{Path: "limits.mails_per_minute", Label: "Mails a minute", Hint: "0: no limit", Section: "Limits", Kind: "number"},
-	{Path: "limits.mails_per_day", Label: "Mails a day", Hint: "0: no limit", Section: "Limits", Kind: "number"},
-	{Path: "limits.max_connections", Label: "Connections", Hint: "0: 10 of each replica", Section: "Limits", Kind: "number"},
-	{Path: "limits.max_attempts", Label: "Attempts", Hint: "0: for 5 days", Section: "Limits", Kind: "number"},
-	{Path: "limits.max_recipients_per_mail", Label: "Recipients at once", Hint: "0: 100", Section: "Limits", Kind: "number"},
-	{Path: "limits.max_mail_bytes", Label: "Bytes of a mail", Hint: "0: 10 MiB", Section: "Limits", Kind: "number"},
+	{Path: "status", Label: "Status", Hint: "unavailable: no mail is taken for it", Section: "Use", Kind: "choice", first: "available"},
+	{Path: "fallback", Label: "Fallback", Hint: "name of another mail server, used while this one is down", Section: "Use", Kind: "text"},
+	{Path: "hold_unknown", Short: "Holds every unknown mail", Label: "Every mail of unknown outcome waits for a person, not only invoices and work orders", Section: "Use", Kind: "check"},
+	{Path: "limits.mails_per_minute", Label: "Mails per minute", Hint: "0: no limit", Section: "Limits", Kind: "number"},
+	{Path: "limits.mails_per_day", Label: "Mails per day", Hint: "0: no limit", Section: "Limits", Kind: "number"},
+	{Path: "limits.max_connections", Label: "Connections", Hint: "0: 10 per replica", Section: "Limits", Kind: "number"},
+	{Path: "limits.max_attempts", Label: "Attempts", Hint: "0: attempts for 5 days", Section: "Limits", Kind: "number"},
+	{Path: "limits.max_recipients_per_mail", Label: "Recipients per transaction", Hint: "0: 100", Section: "Limits", Kind: "number"},
+	{Path: "limits.max_mail_bytes", Label: "Bytes per mail", Hint: "0: 10 MiB", Section: "Limits", Kind: "number"},
 }
 
 // at leads to the field's message and descriptor; make makes what is missing on the way.

@@ -39,11 +39,14 @@ func servers(v *view) error {
 // serverBody is what the view of one mail server shows.
 type serverBody struct {
 	Server *pb.MailServer
-	Facts  []header // what is set, beyond the first lines
-	Admin  bool
-	Sends  bool
-	Acts   []link
-	Test   *testBody
+	// NextStep is what a person does now; empty = nothing.
+	NextStep string
+	Facts    []header // what is set, beyond the first lines
+	Secrets  []header // which are stored
+	Admin    bool
+	Sends    bool
+	Acts     []link
+	Test     *testBody
 }
 
 // server shows one mail server.
@@ -58,11 +61,42 @@ func (v *view) showServer(name string, test *testBody) error {
 	b := serverBody{Server: m, Admin: v.can(pb.Role_ROLE_ADMIN), Sends: v.can(pb.Role_ROLE_SEND), Test: test}
 	for _, f := range serverFields {
 		if text := f.text(m); text != "" && text != "0" && text != "false" && f.Kind != "area" && !f.head {
-			b.Facts = append(b.Facts, header{f.Label, text})
+			label := f.Label
+			if f.Kind == "check" {
+				label, text = f.Short, "yes"
+			}
+			b.Facts = append(b.Facts, header{label, text})
 		}
+	}
+	b.NextStep = v.nextStepOf(m)
+	if m.Smtp != nil {
+		b.Secrets = append(b.Secrets, header{"Password", stored(m.Smtp.HasPassword)})
 	}
 	b.Acts = v.actsOnServer(m)
 	return v.render("server", m.Name, b)
+}
+
+// stored says whether a secret is.
+func stored(is bool) string {
+	if is {
+		return "stored"
+	}
+	return "none"
+}
+
+// nextStepOf says what a person does about a mail server that sends nothing.
+func (v *view) nextStepOf(m *pb.MailServer) string {
+	switch {
+	case m.DeleteTime != nil:
+		return "It is deleted and takes no mail. “Undelete” brings it back."
+	case m.Status == pb.MailServer_STATUS_UNAVAILABLE:
+		return "It is switched off: no mail is taken for it. “Change” makes it available."
+	case v.pausedNow(m.PauseUntil):
+		return "It takes mail and sends none meanwhile. “Resume” ends the pause."
+	case m.GetHealth().GetState() == pb.Health_STATE_SUSPENDED:
+		return "Sessions with it fail, so it is left alone for a while. “Test” shows at which step, and what to do about it."
+	}
+	return ""
 }
 
 // testBody is how a test went.

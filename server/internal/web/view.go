@@ -113,12 +113,28 @@ func (v *view) end(err error) {
 	case codes.NotFound:
 		v.fail(http.StatusNotFound, "Not found", s.Message())
 	case codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.Aborted, codes.OutOfRange:
-		v.fail(http.StatusBadRequest, "The service refused", words(s)...)
+		v.fail(http.StatusBadRequest, "The service refused this", words(s)...)
 	case codes.ResourceExhausted:
 		v.fail(http.StatusTooManyRequests, "Too much at once", s.Message())
 	default:
 		v.fail(http.StatusServiceUnavailable, "The service does not answer as it should", s.Message())
 	}
+}
+
+// faultSteps are what a person does next, by the code of an answer.
+var faultSteps = map[int]string{
+	http.StatusForbidden:          "An administrator can give you a token with the role or team that this takes. Sign out to use another one.",
+	http.StatusNotFound:           "It may have another name, be gone, or be of a team that you do not see. Look for it in the lists.",
+	http.StatusBadRequest:         "Nothing was changed. Go back, mend what is named above, and try again.",
+	http.StatusTooManyRequests:    "Nothing was changed. Wait a moment, then load the page again.",
+	http.StatusServiceUnavailable: "Load the page again. If that does not help, `maildispatchd doctor` on the service's machine tells what is wrong.",
+}
+
+// faultBody is what the view of a fault shows.
+type faultBody struct {
+	Words []string
+	Next  string
+	Links []link
 }
 
 // words are what a refused call says: its message and each field that is wrong.
@@ -140,7 +156,16 @@ func words(s *status.Status) []string {
 // fail shows what went wrong.
 func (v *view) fail(code int, title string, words ...string) {
 	v.code = code
-	v.render("fault", title, words)
+	b := faultBody{Words: words, Next: faultSteps[code]}
+	if v.r.Method == http.MethodGet && (code == http.StatusTooManyRequests || code == http.StatusServiceUnavailable) {
+		b.Links = append(b.Links, link{Label: "Load it again", Address: inside(v.r.URL.RequestURI()), Main: true})
+	}
+	if v.who != nil {
+		b.Links = append(b.Links, link{Label: "Find a mail", Address: "/mails"}, link{Label: "Mail servers", Address: "/servers"})
+	} else {
+		b.Links = append(b.Links, link{Label: "To the first page", Address: "/"})
+	}
+	v.render("fault", title, b)
 }
 
 // go_ leads the browser to another view after a form.
@@ -161,8 +186,10 @@ func inside(path string) string {
 // frame is what every view shows around its own.
 type frame struct {
 	Title  string
-	Active string
+	Tabs   []link
+	Beside []link // views of the same tab
 	Style  string
+	Zone   string // of the times
 	CSRF   string
 	Who    *pb.WhoAmIResponse
 	Name   string
@@ -172,14 +199,33 @@ type frame struct {
 	Body   any
 }
 
-// tabs are the views of the top line that the others belong to.
-var tabs = map[string]string{"queue": "queue", "mails": "mails", "mail": "mails", "message": "mails", "servers": "servers", "server": "servers", "serverform": "servers",
-	"batches": "batches", "batch": "batches", "audit": "audit"}
+// tab is a word of the top line.
+type tab struct {
+	label   string
+	address string
+	views   []string // by the names of their templates; they belong to it
+	role    pb.Role  // that it takes; 0 = any
+}
+
+// tabs are those of the top line.
+var tabs = []tab{
+	{label: "Queue", address: "/queue", views: []string{"queue"}},
+	{label: "Mails", address: "/mails", views: []string{"mails", "mail", "message"}},
+	{label: "Mail servers", address: "/servers", views: []string{"servers", "server", "serverform"}},
+	{label: "Batches", address: "/batches", views: []string{"batches", "batch"}},
+	{label: "Audit", address: "/audit", views: []string{"audit"}, role: pb.Role_ROLE_ADMIN},
+}
 
 // render answers with a view.
 func (v *view) render(name, title string, body any) error {
-	f := frame{Title: title, Active: tabs[name], Style: v.page.style.path, CSRF: v.page.csrf(v.cookie), Who: v.who, Signed: v.token != "", Lines: v.lines(), Body: body}
+	f := frame{Title: title, Style: v.page.style.path, CSRF: v.page.csrf(v.cookie), Who: v.who, Signed: v.token != "", Lines: v.lines(), Body: body}
 	if v.who != nil {
+		f.Zone = v.page.cfg.Now().Format("MST")
+		for _, t := range tabs {
+			if t.role == 0 || v.can(t.role) {
+				f.Tabs = append(f.Tabs, link{Label: t.label, Address: t.address, Here: slices.Contains(t.views, name)})
+			}
+		}
 		f.Done = done(v.r.URL.Query())
 		if f.Name = v.who.Name; f.Name == "" {
 			f.Name = "everybody on this machine"
