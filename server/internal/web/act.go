@@ -77,7 +77,7 @@ type did struct {
 var acts = map[string]*act{}
 
 func init() { // they lead to views that lead to them
-	for _, a := range slices.Concat(mailActs(), serverActs()) {
+	for _, a := range slices.Concat(mailActs(), serverActs(), holdActs(), []*act{stopAct(), revokeAct()}) {
 		acts[a.name] = a
 	}
 }
@@ -153,12 +153,20 @@ func back(q url.Values) string {
 	switch {
 	case q.Get("id") != "":
 		return "/mails/" + url.PathEscape(q.Get("id"))
+	case q.Get("operation") != "":
+		return operationPath(q.Get("operation"), "")
+	case q.Get("token") != "":
+		return "/tokens"
+	case q.Get("hold") != "":
+		return "/holds"
+	case q.Get("do") == "run":
+		return "/queue"
 	case q.Get("name") != "":
 		return serverPath(q.Get("name"), "")
 	case q.Get("batch") != "":
 		return with("/batch", url.Values{"id": q["batch"], "team": q["team"]})
 	}
-	return with("/mails", q, "do", "")
+	return with("/mails", q, "do", "", "through", "", "counting", "", "seal", "")
 }
 
 // perform does an act that was confirmed for just what would be done now.
@@ -214,6 +222,8 @@ var dones = map[string]string{
 	"paused": "The mail server is paused.", "resumed": "The mail server sends again.", "default": "The mail server is the default.",
 	"deleted": "The mail server is deleted. Its name stays taken.", "undeleted": "The mail server is back. What was held stays held.",
 	"resolved": "The mail was resolved.", "resent": "The mail goes out once more, as this one.", "test-mail": "This is the test mail.",
+	"begun": "It goes on in the background.", "stopped": "It is stopped. What was done stays done.", "revoked": "The token is revoked.", "kept": "The legal hold is placed.",
+	"lifted": "The legal hold is lifted.", "ran": "The batch runs.", "move": "Moved.",
 	"hold": "Held.", "release": "Released.", "cancel": "Cancelled.", "retry": "Tried again as soon as the batch runs.",
 }
 

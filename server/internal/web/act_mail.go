@@ -20,22 +20,34 @@ type changed interface {
 	GetOperation() *pb.Operation
 }
 
+// selection is which mails an act is about, and how it is called.
+type selection struct {
+	ids     []string
+	filter  *pb.MailFilter
+	only    bool // count, change nothing
+	why     string
+	through string // mail server that they are moved to
+}
+
 // selecting makes the request of an act on selected mails.
-type selecting func(ids []string, f *pb.MailFilter, only bool, why string) (method string, req proto.Message, answer changed)
+type selecting func(s selection) (method string, req proto.Message, answer changed)
 
 func mailActs() []*act {
 	return []*act{
-		onMails("hold", "Hold", "Hold %s", pb.Role_ROLE_SEND, "would be held", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
-			return pb.Dispatch_HoldMails_FullMethodName, &pb.HoldMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.HoldMailsResponse{}
+		onMails("hold", "Hold", "Hold %s", pb.Role_ROLE_SEND, "would be held", func(s selection) (string, proto.Message, changed) {
+			return pb.Dispatch_HoldMails_FullMethodName, &pb.HoldMailsRequest{Ids: s.ids, Filter: s.filter, ValidateOnly: s.only, Reason: s.why}, &pb.HoldMailsResponse{}
 		}),
-		onMails("release", "Release", "Release %s", pb.Role_ROLE_ADMIN, "would be released", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
-			return pb.Dispatch_ReleaseMails_FullMethodName, &pb.ReleaseMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.ReleaseMailsResponse{}
+		onMails("release", "Release", "Release %s", pb.Role_ROLE_ADMIN, "would be released", func(s selection) (string, proto.Message, changed) {
+			return pb.Dispatch_ReleaseMails_FullMethodName, &pb.ReleaseMailsRequest{Ids: s.ids, Filter: s.filter, ValidateOnly: s.only, Reason: s.why}, &pb.ReleaseMailsResponse{}
 		}),
-		onMails("cancel", "Cancel", "Cancel %s", pb.Role_ROLE_SEND, "would be cancelled, for good", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
-			return pb.Dispatch_CancelMails_FullMethodName, &pb.CancelMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.CancelMailsResponse{}
+		onMails("cancel", "Cancel", "Cancel %s", pb.Role_ROLE_SEND, "would be cancelled, for good", func(s selection) (string, proto.Message, changed) {
+			return pb.Dispatch_CancelMails_FullMethodName, &pb.CancelMailsRequest{Ids: s.ids, Filter: s.filter, ValidateOnly: s.only, Reason: s.why}, &pb.CancelMailsResponse{}
 		}),
-		onMails("retry", "Try again", "Try %s again", pb.Role_ROLE_SEND, "would be tried again", func(ids []string, f *pb.MailFilter, only bool, why string) (string, proto.Message, changed) {
-			return pb.Dispatch_RetryMails_FullMethodName, &pb.RetryMailsRequest{Ids: ids, Filter: f, ValidateOnly: only, Reason: why}, &pb.RetryMailsResponse{}
+		onMails("retry", "Try again", "Try %s again", pb.Role_ROLE_SEND, "would be tried again", func(s selection) (string, proto.Message, changed) {
+			return pb.Dispatch_RetryMails_FullMethodName, &pb.RetryMailsRequest{Ids: s.ids, Filter: s.filter, ValidateOnly: s.only, Reason: s.why}, &pb.RetryMailsResponse{}
+		}),
+		onMails("move", "Move", "Move %s", pb.Role_ROLE_ADMIN, "would go on through the other mail server", func(s selection) (string, proto.Message, changed) {
+			return pb.Dispatch_MoveMails_FullMethodName, &pb.MoveMailsRequest{Ids: s.ids, Filter: s.filter, MailServer: s.through, ValidateOnly: s.only, Reason: s.why}, &pb.MoveMailsResponse{}
 		}),
 		{name: "resolve", label: "Say what became of it", role: pb.Role_ROLE_ADMIN, reason: true, count: countUnknown, do: resolve,
 			asks: []ask{{Name: "resolution", Label: "What became of it", Kind: "choice", Choices: []choice{{"delivered", "It arrived", true}, {"not-delivered", "It did not arrive", false}, {"resend", "Send it again", false}}}}},
@@ -51,7 +63,7 @@ func onMails(name, label, button string, role pb.Role, would string, request sel
 		if err != nil {
 			return nil, err
 		}
-		method, req, answer := request(ids, f, only, why)
+		method, req, answer := request(selection{ids, f, only, why, q.Get("through")})
 		return answer, v.Invoke(v.ctx(), method, req, answer)
 	}
 	return &act{name: name, label: label, button: button, role: role, reason: true, danger: name == "cancel",
@@ -60,18 +72,29 @@ func onMails(name, label, button string, role pb.Role, would string, request sel
 			if err != nil {
 				return nil, err
 			}
-			r, err := call(v, q, true, "")
-			if err != nil {
-				return nil, err
+			if t := q.Get("through"); t != "" {
+				about = append(about, header{"Goes on through", t})
 			}
-			if op := r.GetOperation(); op != nil { // more mails than a view waits for
-				return &counted{Count: max(op.GetTotal(), 1), Text: "More than 1000 mails are selected; as an operation they " + would + "."}, nil
+			var c *counted
+			if q.Get("counting") != "" {
+				if c, err = v.countedInBackground(q, would); err != nil {
+					return nil, err
+				}
+			} else {
+				r, err := call(v, q, true, "")
+				if err != nil {
+					return nil, err
+				}
+				if op := r.GetOperation(); op != nil { // more mails than a view waits for
+					return nil, v.countInBackground(q, op)
+				}
+				c = &counted{Count: int64(r.GetChanged()), Mails: true, Text: plural(int64(r.GetChanged()), "mail") + " " + would + ".", Failures: few(r.GetFailures())}
+				c.Unlisted = int64(r.GetMatched()-r.GetChanged()) - int64(len(c.Failures))
 			}
-			c := &counted{Count: int64(r.GetChanged()), Mails: true, About: about, Text: plural(int64(r.GetChanged()), "mail") + " " + would + ".", Failures: few(r.GetFailures())}
-			c.Unlisted = int64(r.GetMatched()-r.GetChanged()) - int64(len(c.Failures))
+			c.About = about
 			c.next = func(made *calls, why string) {
 				if ids, f, err := v.selected(q); err == nil {
-					method, req, _ := request(ids, f, false, why)
+					method, req, _ := request(selection{ids, f, false, why, q.Get("through")})
 					made.note(method, req)
 				}
 			}
@@ -83,9 +106,7 @@ func onMails(name, label, button string, role pb.Role, would string, request sel
 				return nil, err
 			}
 			if op := r.GetOperation(); op != nil {
-				path, query, _ := strings.Cut(back(q), "?")
-				rest, _ := url.ParseQuery(query) // of our own making
-				return &did{done: name, Text: "Operation " + op.GetId() + " goes on in the background.", to: with(path, rest)}, nil
+				return &did{done: "begun", to: operationPath(op.GetId(), "begun")}, nil
 			}
 			d := &did{done: name, Failures: few(r.GetFailures()), Text: plural(int64(r.GetChanged()), "mail") + " of " + strconv.Itoa(int(r.GetMatched())) + " done."}
 			d.Unlisted = int64(r.GetMatched()-r.GetChanged()) - int64(len(d.Failures))
@@ -228,7 +249,7 @@ func (v *view) actsOnMail(m *pb.Mail) []link {
 	q := url.Values{"id": {m.Id}}
 	out := []link{{Label: "Message and parts", Address: "/mails/" + m.Id + "/message"}}
 	if m.FinishTime != nil {
-		return append(out, v.links(q, "resend")...)
+		return append(out, v.links(q, "resend", "keep")...)
 	}
 	switch m.Status {
 	case pb.MailStatus_MAIL_STATUS_HELD:
@@ -240,7 +261,10 @@ func (v *view) actsOnMail(m *pb.Mail) []link {
 	default:
 		out = append(out, v.links(q, "retry", "hold", "cancel")...)
 	}
-	return append(out, v.links(q, "resend")...)
+	if m.Status != pb.MailStatus_MAIL_STATUS_UNKNOWN && !m.PossibleDuplicate {
+		out = append(out, v.moveLink(q)...)
+	}
+	return append(out, v.links(q, "resend", "keep")...)
 }
 
 // recommend marks the first act as what a person most likely wants next.
@@ -253,7 +277,7 @@ func recommend(l []link) []link {
 
 // actsOnFilter are the acts on all mails of a filter.
 func (v *view) actsOnFilter(q url.Values) []link {
-	return v.links(q, "hold", "release", "retry", "cancel")
+	return append(v.links(q, "hold", "release", "retry", "cancel"), v.moveLink(q)...)
 }
 
 // actsOnSelection are the acts on what a search selects, when they can be said by a filter.

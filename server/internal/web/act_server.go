@@ -41,6 +41,7 @@ func serverActs() []*act {
 			_, err := v.servers().UndeleteMailServer(v.ctx(), &pb.UndeleteMailServerRequest{Name: q.Get("name"), Reason: form.Get("reason")})
 			return &did{done: "undeleted", to: serverPath(q.Get("name"), "undeleted")}, err
 		}},
+		{name: "run", label: "Send now", button: "Send %s now", role: admin, count: countRun, do: run},
 		{name: "test-mail", label: "Send a test mail", role: pb.Role_ROLE_SEND, reason: true, count: countTestMail, do: sendTestMail,
 			asks: []ask{{Name: "to", Label: "To", Kind: "text", Required: true, Hint: "an address of your own"}}},
 	}
@@ -107,6 +108,27 @@ func pause(v *view, q, form url.Values) (*did, error) {
 	return v.update(pausing(&pb.MailServer{Name: q.Get("name")}, v.page.cfg.Now().Add(d)), form, "paused")
 }
 
+// countRun counts what waits for the batch, of one mail server or of all.
+func countRun(v *view, q url.Values) (*counted, error) {
+	name := q.Get("name")
+	stats, err := v.dispatch().GetQueueStats(v.ctx(), &pb.GetQueueStatsRequest{MailServer: name})
+	if err != nil {
+		return nil, err
+	}
+	text := plural(stats.Waiting, "mail") + " due now would leave, instead of with the next batch."
+	if stats.Waiting == 0 {
+		text = "No mail is due now."
+	}
+	return &counted{Count: stats.Waiting, Mails: true, Text: text, next: func(made *calls, _ string) {
+		made.note(pb.MailServerAdmin_RunBatch_FullMethodName, &pb.RunBatchRequest{MailServer: name})
+	}}, nil
+}
+
+func run(v *view, q, _ url.Values) (*did, error) {
+	_, err := v.servers().RunBatch(v.ctx(), &pb.RunBatchRequest{MailServer: q.Get("name")})
+	return &did{done: "ran", to: with("/queue", nil, "server", q.Get("name"), "done", "ran")}, err
+}
+
 // testMail is a mail by which a person sees that a mail server works.
 func testMail(server, to, request, why string, only bool) *pb.SendMailRequest {
 	return &pb.SendMailRequest{Options: &pb.SendOptions{MailServer: server, Reference: "test mail", Labels: map[string]string{"test-mail": plain.Text(why, 250)}}, RequestId: request, ValidateOnly: only,
@@ -149,7 +171,7 @@ func (v *view) actsOnServer(m *pb.MailServer) (out []link) {
 	if v.can(pb.Role_ROLE_ADMIN) {
 		out = append(out, link{Label: "Change", Address: with("/server/edit", q)})
 	}
-	out = append(out, v.links(q, "test-mail")...)
+	out = append(out, v.links(q, "test-mail", "run")...)
 	if v.pausedNow(m.PauseUntil) {
 		out = append(out, v.links(q, "resume")...)
 	} else {

@@ -29,6 +29,8 @@ type made struct {
 
 func (c *calls) servers() pb.MailServerAdminClient { return pb.NewMailServerAdminClient(c) }
 func (c *calls) dispatch() pb.DispatchClient       { return pb.NewDispatchClient(c) }
+func (c *calls) operations() pb.OperationsClient   { return pb.NewOperationsClient(c) }
+func (c *calls) retention() pb.RetentionClient     { return pb.NewRetentionClient(c) }
 func (c *calls) access() pb.AccessAdminClient      { return pb.NewAccessAdminClient(c) }
 
 // Invoke implements grpc.ClientConnInterface.

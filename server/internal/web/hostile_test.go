@@ -67,7 +67,20 @@ func (h hostile) Invoke(_ context.Context, method string, _, reply any, _ ...grp
 		for len(r.MailServers) < pageSize {
 			r.MailServers = append(r.MailServers, r.MailServers[0])
 		}
+	case *pb.ListOperationsResponse:
+		for len(r.Operations) < pageSize {
+			r.Operations = append(r.Operations, r.Operations[0])
+		}
+	case *pb.ListTokensResponse:
+		for len(r.Tokens) < pageSize {
+			r.Tokens = append(r.Tokens, r.Tokens[0])
+		}
+	case *pb.ListLegalHoldsResponse:
+		for len(r.LegalHolds) < pageSize {
+			r.LegalHolds = append(r.LegalHolds, r.LegalHolds[0])
+		}
 	case *pb.HoldMailsResponse:
+		r.Operation = nil
 		for len(r.Failures) < 100 {
 			r.Failures = append(r.Failures, r.Failures[0])
 		}
@@ -160,7 +173,8 @@ func (s *hostileStream) RecvMsg(m any) error {
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	paths := []string{"/queue", "/queue?server=x", "/mails", "/mails?%s", "/mails/x", "/mails/x?from=40", "/mails/x/message", "/servers", "/servers/x", "/server/add", "/server/edit?name=x", "/batches", "/batch?id=x",
-		"/audit", "/audit?%s", "/act?do=hold&id=x", "/act?do=resolve&id=x", "/act?do=resend&id=x", "/act?do=pause&name=x", "/act?do=delete&name=x", "/act?do=test-mail&name=x", "/login?next=%s", "/act?do=%s"}
+		"/audit", "/audit?%s", "/act?do=hold&id=x", "/act?do=resolve&id=x", "/act?do=resend&id=x", "/act?do=pause&name=x", "/act?do=delete&name=x", "/act?do=test-mail&name=x", "/act?do=stop&operation=x", "/act?do=keep&id=x", "/act?do=run&name=x", "/act?do=%s&token=x", "/act?do=revoke&token=%s",
+		"/act?do=lift&hold=%s", "/move?id=x", "/move?batch=x", "/operations", "/operations/x", "/tokens", "/token", "/holds", "/service", "/login?next=%s", "/act?do=%s"}
 	for name, text := range hostiles {
 		for _, fail := range []bool{false, true} {
 			p, err := New(Config{Calls: hostile{text, fail}, Samples: hostile{text, fail}, Asks: func() bool { return false }, Named: func(string) bool { return false }, Loopback: true,
@@ -211,6 +225,8 @@ func TestHostile(t *testing.T) {
 			ask("POST", "/server/test", csrf+"&saved=x")
 			ask("POST", "/act", csrf+"&query="+urlEscape("do=hold&id=x")+"&reason="+escaped)
 			ask("POST", "/act", csrf+"&query="+urlEscape("do=hold&id=x")+"&reason=x&confirm=7")
+			ask("POST", "/token", csrf+"&once="+random()+"&name="+escaped+"&teams="+escaped+"&role=admin&ttl=1d&confirm=1&reason="+escaped)
+			ask("POST", "/token", csrf+"&once="+random()+"&name="+escaped+"&teams="+escaped+"&role="+escaped+"&ttl="+escaped+"&confirm=1&reason="+escaped)
 		}
 	}
 }

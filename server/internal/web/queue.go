@@ -68,6 +68,9 @@ func queue(v *view) error {
 	b.States = states(b.Stats.Counts)
 	b.Admin = v.can(pb.Role_ROLE_ADMIN)
 	b.attend()
+	if b.Stats.Waiting > 0 && b.Team == "" {
+		b.Acts = v.links(url.Values{"name": {b.Server}}, "run")
+	}
 	if l := b.Stats.WatchLag; l.AsDuration() > 0 {
 		b.Lag = l
 	}

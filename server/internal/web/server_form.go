@@ -3,6 +3,7 @@ package web
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,14 +25,15 @@ type formField struct {
 	Label   string
 	Hint    string
 	Section string
-	Kind    string // text, number, choice, check, secret, area
-	Short   string // label of a check in the view of a mail server
-	head    bool   // the view of a mail server says it in its first lines
-	fixed   bool   // cannot be changed
-	first   string // what a new one begins with
+	// text, number, choice, check, list, area, and secret or key, which are never shown
+	Kind  string
+	Short string // label of a check in the view of a mail server
+	head  bool   // the view of a mail server says it in its first lines
+	fixed bool   // cannot be changed
+	first string // what a new one begins with
 }
 
-// serverFields are what the form offers. OAuth 2, DKIM and annotations are set by other means.
+// serverFields are what the form offers. Annotations are set by other means.
 var serverFields = []formField{
 	{Path: "name", Label: "Name", Hint: "a-z, 0-9 and hyphens; cannot be changed later", Section: "Mail server", Kind: "text", fixed: true, head: true},
 	{Path: "team", Label: "Team", Hint: "empty: the whole system", Section: "Mail server", Kind: "text", fixed: true, head: true},
@@ -52,6 +54,16 @@ var serverFields = []formField{
 	{Path: "status", Label: "Status", Hint: "unavailable: no mail is taken for it", Section: "Use", Kind: "choice", first: "available"},
 	{Path: "fallback", Label: "Fallback", Hint: "name of another mail server, used while this one is down", Section: "Use", Kind: "text"},
 	{Path: "hold_unknown", Short: "Holds every unknown mail", Label: "Every mail of unknown outcome waits for a person, not only invoices and work orders", Section: "Use", Kind: "check"},
+	{Path: "smtp.oauth2.grant", Label: "By what a token is asked for", Section: "OAuth 2", Kind: "choice"},
+	{Path: "smtp.oauth2.client_id", Label: "Client", Section: "OAuth 2", Kind: "text"},
+	{Path: "smtp.oauth2.token_url", Label: "Token endpoint", Hint: "https://...", Section: "OAuth 2", Kind: "text"},
+	{Path: "smtp.oauth2.scopes", Label: "Scopes", Hint: "with blanks between them", Section: "OAuth 2", Kind: "list"},
+	{Path: "smtp.oauth2.client_secret", Label: "Client secret", Hint: "empty: the stored one", Section: "OAuth 2", Kind: "secret"},
+	{Path: "smtp.oauth2.refresh_token", Label: "Refresh token", Hint: "empty: the stored one", Section: "OAuth 2", Kind: "secret"},
+	{Path: "smtp.oauth2.service_account_key", Label: "Key of a service account (JSON)", Hint: "empty: the stored one", Section: "OAuth 2", Kind: "key"},
+	{Path: "dkim.domain", Label: "Domain that signs", Hint: "that of the sender, or one above it; empty: no signature", Section: "DKIM", Kind: "text", head: true},
+	{Path: "dkim.selector", Label: "Selector", Hint: "such as mail2026", Section: "DKIM", Kind: "text", head: true},
+	{Path: "dkim.private_key", Label: "Private key (PEM)", Hint: "empty: the stored one, or a new one that the service makes", Section: "DKIM", Kind: "key"},
 	{Path: "limits.mails_per_minute", Label: "Mails per minute", Hint: "0: no limit", Section: "Limits", Kind: "number"},
 	{Path: "limits.mails_per_day", Label: "Mails per day", Hint: "0: no limit", Section: "Limits", Kind: "number"},
 	{Path: "limits.max_connections", Label: "Connections", Hint: "0: 10 per replica", Section: "Limits", Kind: "number"},
@@ -74,14 +86,23 @@ func (f *formField) at(m *pb.MailServer, make bool) (protoreflect.Message, proto
 	return x, x.Descriptor().Fields().ByName(protoreflect.Name(names[len(names)-1]))
 }
 
+// secret reports whether the field's value is never shown.
+func (f *formField) secret() bool { return f.Kind == "secret" || f.Kind == "key" }
+
 // text is a field's value as the form has it.
 func (f *formField) text(m *pb.MailServer) string {
 	x, d := f.at(m, false)
-	if x == nil || f.Kind == "secret" {
+	if x == nil || f.secret() {
 		return ""
 	}
 	value := x.Get(d)
 	switch {
+	case d.IsList():
+		var words []string
+		for i := range value.List().Len() {
+			words = append(words, value.List().Get(i).String())
+		}
+		return strings.Join(words, " ")
 	case d.Kind() == protoreflect.EnumKind:
 		if value.Enum() == 0 {
 			return ""
@@ -101,6 +122,11 @@ func (f *formField) text(m *pb.MailServer) string {
 func (f *formField) set(m *pb.MailServer, text string) error {
 	x, d := f.at(m, true)
 	switch {
+	case d.IsList():
+		x.Clear(d)
+		for _, w := range strings.Fields(text) {
+			x.Mutable(d).List().Append(protoreflect.ValueOfString(w))
+		}
 	case d.Kind() == protoreflect.EnumKind && text == "":
 		x.Clear(d)
 	case d.Kind() == protoreflect.EnumKind:
@@ -177,7 +203,7 @@ func (v *view) formServer(form url.Values) (m *pb.MailServer, paths []string, er
 			text = "false"
 		}
 		switch {
-		case strings.HasPrefix(f.Path, "smtp.") && localhost, f.Kind == "secret" && text == "", name != "" && f.fixed:
+		case strings.HasPrefix(f.Path, "smtp.") && localhost, f.secret() && text == "", name != "" && f.fixed:
 			continue
 		case name != "" && !differs(&f, saved, text):
 			continue
@@ -195,7 +221,26 @@ func (v *view) formServer(form url.Values) (m *pb.MailServer, paths []string, er
 	if len(faults) > 0 {
 		return nil, nil, status.Error(codes.InvalidArgument, strings.Join(faults, "\n"))
 	}
-	return m, paths, nil
+	return m, dropEmpty(m, saved, paths, form), nil
+}
+
+// dropEmpty takes a group of settings away of which nothing is left: signing by DKIM, the login
+// by OAuth 2.
+func dropEmpty(m, saved *pb.MailServer, paths []string, form url.Values) []string {
+	for group, had := range map[string]bool{"dkim": saved.Dkim != nil, "smtp.oauth2": saved.GetSmtp().GetOauth2() != nil} {
+		of := func(path string) bool { return strings.HasPrefix(path, group+".") }
+		left := slices.ContainsFunc(serverFields, func(f formField) bool { return of(f.Path) && strings.TrimSpace(form.Get(f.Path)) != "" })
+		if !had || left || !slices.ContainsFunc(paths, of) {
+			continue
+		}
+		paths = append(slices.DeleteFunc(paths, of), group)
+		if m.Dkim != nil && group == "dkim" {
+			m.Dkim = nil
+		} else if m.Smtp != nil && group == "smtp.oauth2" {
+			m.Smtp.Oauth2 = nil
+		}
+	}
+	return paths
 }
 
 // differs reports whether a form says something else than what is saved, as it was shown.
@@ -209,7 +254,7 @@ func differs(f *formField, saved *pb.MailServer, text string) bool {
 	default:
 		was = strings.TrimSpace(plain.Text(was, maxShown))
 	}
-	return f.Kind == "secret" || text != was
+	return f.secret() || text != was
 }
 
 // formBody is what the form shows.
@@ -225,8 +270,13 @@ type formBody struct {
 // section is a group of fields.
 type section struct {
 	Name   string
+	Folded bool // it is not what most mail servers need
+	Open   bool // something is set in it
 	Fields []shownField
 }
+
+// foldedSections are those that the form shows on demand.
+var foldedSections = []string{"Use", "Limits", "OAuth 2", "DKIM"}
 
 // shownField is a field with its value.
 type shownField struct {
@@ -269,26 +319,30 @@ func (v *view) showFormWith(form url.Values, faults []string, t *testBody) error
 		}
 		s := shownField{formField: f, Value: form.Get(f.Path)}
 		switch f.Kind {
-		case "secret":
+		case "secret", "key":
 			s.Value = "" // the page never shows one again
 		case "choice":
 			_, d := f.at(&pb.MailServer{}, true)
 			for _, w := range append([]string{""}, plain.Words(enumOf(d.Enum()))...) {
-				if w == "" && f.first != "" || w == "xoauth2" && s.Value != w {
+				if w == "" && f.first != "" {
 					continue
 				}
 				label := w
-				if w == "" {
+				switch {
+				case w == "" && f.Section == "OAuth 2":
+					label = "no OAuth 2"
+				case w == "":
 					label = "automatic"
 				}
-				s.Choices = append(s.Choices, choice{w, label, w == s.Value})
+				s.Choices = append(s.Choices, choice{w, strings.ReplaceAll(label, "-", " "), w == s.Value})
 			}
 		}
 		if n := len(b.Sections); n == 0 || b.Sections[n-1].Name != f.Section {
-			b.Sections = append(b.Sections, section{Name: f.Section})
+			b.Sections = append(b.Sections, section{Name: f.Section, Folded: slices.Contains(foldedSections, f.Section)})
 		}
 		last := &b.Sections[len(b.Sections)-1]
 		last.Fields = append(last.Fields, s)
+		last.Open = last.Open || s.Value != "" && s.Value != f.first && s.Value != "0" && s.Value != "false"
 	}
 	title := "Add a mail server"
 	if b.Saved != "" {

@@ -71,6 +71,9 @@ func (v *view) showServer(name string, test *testBody) error {
 	b.NextStep = v.nextStepOf(m)
 	if m.Smtp != nil {
 		b.Secrets = append(b.Secrets, header{"Password", stored(m.Smtp.HasPassword)})
+		if o := m.Smtp.Oauth2; o != nil {
+			b.Secrets = append(b.Secrets, header{"Client secret", stored(o.HasClientSecret)}, header{"Refresh token", stored(o.HasRefreshToken)}, header{"Key of a service account", stored(o.HasServiceAccountKey)})
+		}
 	}
 	b.Acts = v.actsOnServer(m)
 	return v.render("server", m.Name, b)

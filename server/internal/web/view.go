@@ -205,6 +205,16 @@ type tab struct {
 	address string
 	views   []string // by the names of their templates; they belong to it
 	role    pb.Role  // that it takes; 0 = any
+	system  bool     // it takes one who may see everything
+	beside  []tab    // views beside each other in it, the first of them its own
+}
+
+// link is a tab as the view of that name shows it; none for somebody who may not see it.
+func (v *view) link(t *tab, name string) []link {
+	if t.role != 0 && !v.can(t.role) || t.system && !v.who.System {
+		return nil
+	}
+	return []link{{Label: t.label, Address: t.address, Here: slices.Contains(t.views, name)}}
 }
 
 // tabs are those of the top line.
@@ -212,8 +222,16 @@ var tabs = []tab{
 	{label: "Queue", address: "/queue", views: []string{"queue"}},
 	{label: "Mails", address: "/mails", views: []string{"mails", "mail", "message"}},
 	{label: "Mail servers", address: "/servers", views: []string{"servers", "server", "serverform"}},
-	{label: "Batches", address: "/batches", views: []string{"batches", "batch"}},
-	{label: "Audit", address: "/audit", views: []string{"audit"}, role: pb.Role_ROLE_ADMIN},
+	{label: "Batches", address: "/batches", views: []string{"batches", "batch", "operations", "operation"}, beside: []tab{
+		{label: "Batches", address: "/batches", views: []string{"batches"}},
+		{label: "Operations", address: "/operations", views: []string{"operations"}},
+	}},
+	{label: "Admin", address: "/audit", views: []string{"audit", "tokens", "token", "holds", "service"}, role: pb.Role_ROLE_ADMIN, beside: []tab{
+		{label: "Audit log", address: "/audit", views: []string{"audit"}},
+		{label: "Tokens", address: "/tokens", views: []string{"tokens"}, system: true},
+		{label: "Retention", address: "/holds", views: []string{"holds"}},
+		{label: "Service", address: "/service", views: []string{"service"}},
+	}},
 }
 
 // render answers with a view.
@@ -222,8 +240,11 @@ func (v *view) render(name, title string, body any) error {
 	if v.who != nil {
 		f.Zone = v.page.cfg.Now().Format("MST")
 		for _, t := range tabs {
-			if t.role == 0 || v.can(t.role) {
-				f.Tabs = append(f.Tabs, link{Label: t.label, Address: t.address, Here: slices.Contains(t.views, name)})
+			f.Tabs = append(f.Tabs, v.link(&t, name)...)
+			if slices.ContainsFunc(t.beside, func(b tab) bool { return slices.Contains(b.views, name) }) {
+				for _, b := range t.beside {
+					f.Beside = append(f.Beside, v.link(&b, name)...)
+				}
 			}
 		}
 		f.Done = done(v.r.URL.Query())

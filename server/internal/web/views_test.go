@@ -239,6 +239,7 @@ func TestActs(t *testing.T) {
 		{"/act?do=resume&name=later", "1 mail server: later", nil, func() bool { return later().PauseUntil == nil }, "UpdateMailServer"},
 		{"/act?do=default&name=later", "1 mail server: later", nil, func() bool { return later().GetIsDefault() }, "SetDefaultMailServer"},
 		{"/act?do=test-mail&name=main", "1 mail would leave now", []string{"to", "me@shop.example"}, func() bool { return r.found("me@shop.example") == 1 }, ""},
+		{"/act?do=keep&id=" + one.Id, "1 legal hold would be placed", []string{"scope", "reference"}, func() bool { return r.get("/holds").has("reference WO-1") }, "PlaceLegalHold"},
 		{"/act?do=delete&name=later", "1 mail server: later", []string{"force", "true"}, func() bool { return later().DeleteTime != nil }, "DeleteMailServer"},
 		{"/act?do=undelete&name=later", "1 mail server: later", nil, func() bool { return later().DeleteTime == nil }, "UndeleteMailServer"},
 	} {

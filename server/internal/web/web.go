@@ -54,6 +54,7 @@ type Page struct {
 	sessions sessions
 	logins   limiter
 	history  history
+	made     onces
 	key      []byte // of the CSRF tokens
 	cross    *http.CrossOriginProtection
 }
@@ -102,7 +103,15 @@ func (p *Page) routes() *http.ServeMux {
 	m.HandleFunc("POST /act", p.known(perform))
 	m.HandleFunc("GET /batches", p.known(batches))
 	m.HandleFunc("GET /batch", p.known(batch))
+	m.HandleFunc("GET /operations", p.known(operations))
+	m.HandleFunc("GET /operations/{id}", p.known(operation))
+	m.HandleFunc("GET /move", p.known(move))
 	m.HandleFunc("GET /audit", p.known(audit))
+	m.HandleFunc("GET /tokens", p.known(tokens))
+	m.HandleFunc("GET /token", p.known(tokenForm))
+	m.HandleFunc("POST /token", p.known(makeToken))
+	m.HandleFunc("GET /holds", p.known(holds))
+	m.HandleFunc("GET /service", p.known(service))
 	m.HandleFunc("GET /mails", p.known(mails))
 	m.HandleFunc("GET /mails/{id}", p.known(mail))
 	m.HandleFunc("GET /mails/{id}/message", p.known(showMessage))
