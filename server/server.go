@@ -149,6 +149,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		TokenKey:  keys.Derive("page tokens"),
 		LookupTXT: net.DefaultResolver.LookupTXT,
 		Now:       eng.Now,
+		// the book is there before the first call
+		SenderDomains: func(team string) []string { return s.book.SenderDomains(team) },
 		Probe: func(ctx context.Context, s *store.MailServer, r smtpx.Relay, o smtpx.ProbeOptions) smtpx.ProbeResult {
 			return smtpx.Probe(ctx, dial.to(s), r, o)
 		}})

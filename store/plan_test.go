@@ -93,6 +93,7 @@ func planArgs() map[string][]any {
 		"audit_redact": {"", "", "", "", "", nil, id, 1}, "erasure_known": {hash}, "erase_found": {1, id, 200}, "erase_mail": {"[]", id}, "erase_result": {"{}", id}, "erase_result_of": {id}, "allowance_drop": {hash},
 		"rule_state": {"bulk/body"}, "rules_again": {}, "rules_done": {}, "rule_next": {at, id, at.AddDate(0, 0, 1)}, "holder_take": {"me", at, at}, "holder_lock": {},
 		"hold_lift": {"me", "over", at, id}, "hold_get": {id, false, `["t1"]`}, "hold_list": {id, false, `["t1"]`, false, "t1", false, 50},
+		"sender_get": {"t1"}, "sender_delete": {"t1"}, "sender_list": {"t1", 100},
 		"token_list": {"t1", true, at, 100}, "token_get": {"t1"}, "token_revoke": {at, "t1"}, "token_use": {at, "t1"}, "change_lag": {}, "change_read": {0, 0, 1 << 40, 100}, "change_forget": {5000, 1000000}, "batch_count": {"b4", "t4", ""}, "batch_count_rows": {"b4", "t4", ""},
 
 		"count_fold": {1000}, "count_fold_batches": {`["b4"]`}, "lanes": {}, "brake_delete": {id}, "operation_get": {id}, "operation_list": {id, 0, 50},

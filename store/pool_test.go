@@ -137,6 +137,8 @@ func TestOneConnection(t *testing.T) {
 			{"TakeRate", func() error { _, _, err := s.TakeRate(c, r, "ss", store.RateUse{}, 1, 10, 10); return err }},
 			{"LastChange", func() error { return second(s.LastChange(c)) }},
 			{"WatchLag", func() error { return second(s.WatchLag(c)) }},
+			{"SetSenderDomains", func() error { return second(s.SetSenderDomains(c, "t1", []string{"x.example"}, audit)) }},
+			{"SenderDomains", func() error { return second(s.SenderDomains(c, "", 5)) }},
 			{"Access", func() error { return second(s.Access(c)) }},
 			{"CreateToken", func() error {
 				return s.CreateToken(c, &store.Token{ID: "t1", Name: "t", Hash: sum, CreateTime: time.Now(), ExpireTime: time.Now().Add(time.Hour)}, audit)

@@ -41,8 +41,9 @@ type Token struct {
 
 // Access is what a process has to know to ask callers who they are.
 type Access struct {
-	On     bool // the first token has been made
-	Tokens []*Token
+	On      bool // the first token has been made
+	Tokens  []*Token
+	Senders map[string][]string // by team: under which domains it may send
 }
 
 // OldReplicaError refuses the first token while a replica runs that would not ask for it.
@@ -165,8 +166,9 @@ type Budget struct {
 // tokenRemembered is how long an expired token is told from one that never was.
 const tokenRemembered = 24 * time.Hour
 
-// Access reads whether callers are asked, and all tokens that have not been expired for long.
-// The switch comes last: who sees it set sees the token that set it, or a later reading does.
+// Access reads whether callers are asked, under which domains teams may send, and all tokens
+// that have not been expired for long. The switch comes last: who sees it set sees the token
+// that set it, or a later reading does.
 func (s *Store) Access(ctx context.Context) (*Access, error) {
 	before := s.now().Add(-tokenRemembered)
 	var rows []tokenRow
@@ -178,6 +180,9 @@ func (s *Store) Access(ctx context.Context) (*Access, error) {
 		return nil, s.fault(err)
 	}
 	var err error
+	if out.Senders, err = s.senders(ctx); err != nil {
+		return nil, err
+	}
 	out.Tokens, err = tokensOf(rows)
 	return out, err
 }

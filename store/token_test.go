@@ -198,3 +198,29 @@ func TestScopeOfACaller(t *testing.T) {
 		}
 	})
 }
+
+// TestSenderDomains: what was set last counts, and nothing is left of what was taken back.
+func TestSenderDomains(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		by := store.Audit{Actor: "me", Action: "SetSenderDomains"}
+		for _, x := range []struct {
+			team    string
+			domains []string
+		}{{"t2", []string{"a.example"}}, {"t1", []string{"x.example", "*.x.example"}}, {"t2", []string{"b.example"}}, {"t3", []string{"c.example"}}, {"t3", nil}, {"t4", nil}} {
+			if _, err := s.SetSenderDomains(ctx, x.team, x.domains, by); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := map[string][]string{"t1": {"x.example", "*.x.example"}, "t2": {"b.example"}}
+		if a, err := s.Access(ctx); err != nil || !reflect.DeepEqual(a.Senders, want) {
+			t.Errorf("got %+v, %v, want %v", a, err, want)
+		}
+		first, err := s.SenderDomains(ctx, "", 1)
+		if err != nil || len(first) != 1 || first[0].Team != "t1" || first[0].UpdateTime.IsZero() || !reflect.DeepEqual(first[0].Domains, want["t1"]) {
+			t.Errorf("the first page: got %v, %v", first, err)
+		}
+		if next, err := s.SenderDomains(ctx, "t1", 5); err != nil || len(next) != 1 || next[0].Team != "t2" {
+			t.Errorf("the next page: got %v, %v", next, err)
+		}
+	})
+}

@@ -314,6 +314,31 @@ update token set revoke_time = :revoke_time where id = :id and revoke_time is nu
 -- takes: time, id
 update token set use_time = :time where id = :id and (use_time is null or use_time < :time);
 
+-- name: sender_get
+-- primary key
+-- takes: team
+select team, domains, update_time from sender_domain where team = :team;
+
+-- name: sender_set
+-- primary key
+-- takes: team, domains, update_time
+insert into sender_domain (team, domains, update_time) values (:team, :domains, :update_time)
+on conflict (team) do update set domains = excluded.domains, update_time = excluded.update_time;
+
+-- name: sender_delete
+-- primary key
+-- takes: team
+delete from sender_domain where team = :team;
+
+-- name: sender_list (look)
+-- primary key
+-- takes: after, max
+select team, domains, update_time from sender_domain where team > :after order by team limit :max;
+
+-- name: senders (read)
+-- one row for each team that a system administrator has bound: a handful
+select team, domains, update_time from sender_domain;
+
 -- name: access_on (read)
 -- one row
 select access_on from installation;

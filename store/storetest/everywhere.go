@@ -55,6 +55,8 @@ type Store interface {
 	CreateToken(ctx context.Context, t *store.Token, a store.Audit) error
 	Access(ctx context.Context) (*store.Access, error)
 	Tokens(ctx context.Context, afterID string, ended bool, n int) ([]*store.Token, error)
+	SetSenderDomains(ctx context.Context, team string, domains []string, a store.Audit) (*store.SenderDomains, error)
+	SenderDomains(ctx context.Context, after string, n int) ([]store.SenderDomains, error)
 	RevokeToken(ctx context.Context, id string, a store.Audit) (*store.Token, error)
 	TouchToken(ctx context.Context, id string, at time.Time) error
 	Now(ctx context.Context) (time.Time, error)

@@ -55,7 +55,7 @@ func (a *app) command() *cobra.Command {
 	f.BoolVar(&a.json, "json", false, "print JSON, one object a line")
 	f.BoolVar(&a.grpcurl, "grpcurl", false, "print the calls as lines for grpcurl instead of making them")
 	root.AddCommand(a.find(), a.why(), a.show(), a.raw(), a.resend(), a.retry(), a.cancel(), a.hold(), a.release(), a.resolve(), a.send(), a.bulk(),
-		a.server(), a.batch(), a.operation(), a.watch(), a.queue(), a.token(), a.audit(), a.whoami())
+		a.server(), a.batch(), a.operation(), a.watch(), a.queue(), a.token(), a.domains(), a.audit(), a.whoami())
 	fix(root)
 	return root
 }

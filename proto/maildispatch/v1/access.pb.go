@@ -1161,6 +1161,291 @@ func (x *ResealSecretsResponse) GetLostCount() int32 {
 	return 0
 }
 
+// SenderDomains are the domains under which a team's own mail servers may send.
+type SenderDomains struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The team.
+	Team string `protobuf:"bytes,1,opt,name=team,proto3" json:"team,omitempty"`
+	// The domains, as A-labels in lower case. `x.example` is that domain alone, and
+	// `*.x.example` are all below it.
+	Domains []string `protobuf:"bytes,2,rep,name=domains,proto3" json:"domains,omitempty"`
+	// When they were set.
+	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SenderDomains) Reset() {
+	*x = SenderDomains{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SenderDomains) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SenderDomains) ProtoMessage() {}
+
+func (x *SenderDomains) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SenderDomains.ProtoReflect.Descriptor instead.
+func (*SenderDomains) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SenderDomains) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *SenderDomains) GetDomains() []string {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+func (x *SenderDomains) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+// SetSenderDomainsRequest gives a team its domains, in place of those it had.
+type SetSenderDomainsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// REQUIRED. The team.
+	Team string `protobuf:"bytes,1,opt,name=team,proto3" json:"team,omitempty"`
+	// At most 100: `x.example`, or `*.x.example` for all below it; none = any domain.
+	Domains []string `protobuf:"bytes,2,rep,name=domains,proto3" json:"domains,omitempty"`
+	// Why, for the audit log: at most 500 characters.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSenderDomainsRequest) Reset() {
+	*x = SetSenderDomainsRequest{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSenderDomainsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSenderDomainsRequest) ProtoMessage() {}
+
+func (x *SetSenderDomainsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSenderDomainsRequest.ProtoReflect.Descriptor instead.
+func (*SetSenderDomainsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SetSenderDomainsRequest) GetTeam() string {
+	if x != nil {
+		return x.Team
+	}
+	return ""
+}
+
+func (x *SetSenderDomainsRequest) GetDomains() []string {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+func (x *SetSenderDomainsRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// SetSenderDomainsResponse is what is saved.
+type SetSenderDomainsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The team's domains.
+	SenderDomains *SenderDomains `protobuf:"bytes,1,opt,name=sender_domains,json=senderDomains,proto3" json:"sender_domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSenderDomainsResponse) Reset() {
+	*x = SetSenderDomainsResponse{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSenderDomainsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSenderDomainsResponse) ProtoMessage() {}
+
+func (x *SetSenderDomainsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSenderDomainsResponse.ProtoReflect.Descriptor instead.
+func (*SetSenderDomainsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetSenderDomainsResponse) GetSenderDomains() *SenderDomains {
+	if x != nil {
+		return x.SenderDomains
+	}
+	return nil
+}
+
+// ListSenderDomainsRequest pages a listing.
+type ListSenderDomainsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many; 0 = 50, at most 500.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the page before; empty = from the start.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSenderDomainsRequest) Reset() {
+	*x = ListSenderDomainsRequest{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSenderDomainsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSenderDomainsRequest) ProtoMessage() {}
+
+func (x *ListSenderDomainsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSenderDomainsRequest.ProtoReflect.Descriptor instead.
+func (*ListSenderDomainsRequest) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListSenderDomainsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSenderDomainsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListSenderDomainsResponse is a page.
+type ListSenderDomainsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The teams, by name.
+	SenderDomains []*SenderDomains `protobuf:"bytes,1,rep,name=sender_domains,json=senderDomains,proto3" json:"sender_domains,omitempty"`
+	// For the next page; empty = this is the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSenderDomainsResponse) Reset() {
+	*x = ListSenderDomainsResponse{}
+	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSenderDomainsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSenderDomainsResponse) ProtoMessage() {}
+
+func (x *ListSenderDomainsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSenderDomainsResponse.ProtoReflect.Descriptor instead.
+func (*ListSenderDomainsResponse) Descriptor() ([]byte, []int) {
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListSenderDomainsResponse) GetSenderDomains() []*SenderDomains {
+	if x != nil {
+		return x.SenderDomains
+	}
+	return nil
+}
+
+func (x *ListSenderDomainsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // WhoAmIRequest is empty.
 type WhoAmIRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1170,7 +1455,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1467,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[13]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1480,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{13}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{18}
 }
 
 // WhoAmIResponse is the caller as the service knows it.
@@ -1222,7 +1507,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1519,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[14]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1532,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{14}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WhoAmIResponse) GetActor() string {
@@ -1316,7 +1601,7 @@ type Allowance struct {
 
 func (x *Allowance) Reset() {
 	*x = Allowance{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1613,7 @@ func (x *Allowance) String() string {
 func (*Allowance) ProtoMessage() {}
 
 func (x *Allowance) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[15]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1626,7 @@ func (x *Allowance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allowance.ProtoReflect.Descriptor instead.
 func (*Allowance) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{15}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Allowance) GetLimit() string {
@@ -1381,7 +1666,7 @@ type GetServiceInfoRequest struct {
 
 func (x *GetServiceInfoRequest) Reset() {
 	*x = GetServiceInfoRequest{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1678,7 @@ func (x *GetServiceInfoRequest) String() string {
 func (*GetServiceInfoRequest) ProtoMessage() {}
 
 func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[16]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1691,7 @@ func (x *GetServiceInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoRequest) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{16}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{21}
 }
 
 // GetServiceInfoResponse is what a caller may want to know of the service.
@@ -1433,7 +1718,7 @@ type GetServiceInfoResponse struct {
 
 func (x *GetServiceInfoResponse) Reset() {
 	*x = GetServiceInfoResponse{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1730,7 @@ func (x *GetServiceInfoResponse) String() string {
 func (*GetServiceInfoResponse) ProtoMessage() {}
 
 func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[17]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1743,7 @@ func (x *GetServiceInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServiceInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServiceInfoResponse) Descriptor() ([]byte, []int) {
-	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{17}
+	return file_maildispatch_v1_access_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetServiceInfoResponse) GetVersion() string {
@@ -1523,7 +1808,7 @@ type ResealSecretsResponse_Lost struct {
 
 func (x *ResealSecretsResponse_Lost) Reset() {
 	*x = ResealSecretsResponse_Lost{}
-	mi := &file_maildispatch_v1_access_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1820,7 @@ func (x *ResealSecretsResponse_Lost) String() string {
 func (*ResealSecretsResponse_Lost) ProtoMessage() {}
 
 func (x *ResealSecretsResponse_Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_maildispatch_v1_access_proto_msgTypes[18]
+	mi := &file_maildispatch_v1_access_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1966,25 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\x04Lost\x12\x1f\n" +
 	"\vmail_server\x18\x01 \x01(\tR\n" +
 	"mailServer\x12\x12\n" +
-	"\x04what\x18\x02 \x01(\tR\x04what\"\x0f\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\"z\n" +
+	"\rSenderDomains\x12\x12\n" +
+	"\x04team\x18\x01 \x01(\tR\x04team\x12\x18\n" +
+	"\adomains\x18\x02 \x03(\tR\adomains\x12;\n" +
+	"\vupdate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\"_\n" +
+	"\x17SetSenderDomainsRequest\x12\x12\n" +
+	"\x04team\x18\x01 \x01(\tR\x04team\x12\x18\n" +
+	"\adomains\x18\x02 \x03(\tR\adomains\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"a\n" +
+	"\x18SetSenderDomainsResponse\x12E\n" +
+	"\x0esender_domains\x18\x01 \x01(\v2\x1e.maildispatch.v1.SenderDomainsR\rsenderDomains\"V\n" +
+	"\x18ListSenderDomainsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"\x8a\x01\n" +
+	"\x19ListSenderDomainsResponse\x12E\n" +
+	"\x0esender_domains\x18\x01 \x03(\v2\x1e.maildispatch.v1.SenderDomainsR\rsenderDomains\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x0f\n" +
 	"\rWhoAmIRequest\"\x8e\x02\n" +
 	"\x0eWhoAmIResponse\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12\x12\n" +
@@ -1716,7 +2019,7 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\tROLE_SEND\x10\x01\x12\r\n" +
 	"\tROLE_READ\x10\x02\x12\x0e\n" +
 	"\n" +
-	"ROLE_ADMIN\x10\x032\xc0\x05\n" +
+	"ROLE_ADMIN\x10\x032\xb1\a\n" +
 	"\vAccessAdmin\x12c\n" +
 	"\vCreateToken\x12#.maildispatch.v1.CreateTokenRequest\x1a$.maildispatch.v1.CreateTokenResponse\"\t\xda\xe7\x18\x05\n" +
 	"\x01\x03\x10\x01\x12c\n" +
@@ -1728,7 +2031,11 @@ const file_maildispatch_v1_access_proto_rawDesc = "" +
 	"\tListAudit\x12!.maildispatch.v1.ListAuditRequest\x1a\".maildispatch.v1.ListAuditResponse\"\x10\xda\xe7\x18\t\n" +
 	"\x01\x03\x1a\x04team\x90\x02\x01\x12i\n" +
 	"\rResealSecrets\x12%.maildispatch.v1.ResealSecretsRequest\x1a&.maildispatch.v1.ResealSecretsResponse\"\t\xda\xe7\x18\x05\n" +
-	"\x01\x03\x10\x01\x12I\n" +
+	"\x01\x03\x10\x01\x12u\n" +
+	"\x10SetSenderDomains\x12(.maildispatch.v1.SetSenderDomainsRequest\x1a).maildispatch.v1.SetSenderDomainsResponse\"\f\xda\xe7\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12x\n" +
+	"\x11ListSenderDomains\x12).maildispatch.v1.ListSenderDomainsRequest\x1a*.maildispatch.v1.ListSenderDomainsResponse\"\f\xda\xe7\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x01\x12I\n" +
 	"\x06WhoAmI\x12\x1e.maildispatch.v1.WhoAmIRequest\x1a\x1f.maildispatch.v1.WhoAmIResponse\x12f\n" +
 	"\x0eGetServiceInfo\x12&.maildispatch.v1.GetServiceInfoRequest\x1a'.maildispatch.v1.GetServiceInfoResponse\"\x03\x90\x02\x01:Q\n" +
 	"\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xfb\x8c\x03 \x01(\v2\x17.maildispatch.v1.PolicyR\x06policyBKZIgithub.com/maildispatch/maildispatch/proto/maildispatch/v1;maildispatchv1b\x06proto3"
@@ -1746,7 +2053,7 @@ func file_maildispatch_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_maildispatch_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_maildispatch_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_maildispatch_v1_access_proto_goTypes = []any{
 	(Role)(0),                          // 0: maildispatch.v1.Role
 	(*Policy)(nil),                     // 1: maildispatch.v1.Policy
@@ -1762,64 +2069,76 @@ var file_maildispatch_v1_access_proto_goTypes = []any{
 	(*AuditRow)(nil),                   // 11: maildispatch.v1.AuditRow
 	(*ResealSecretsRequest)(nil),       // 12: maildispatch.v1.ResealSecretsRequest
 	(*ResealSecretsResponse)(nil),      // 13: maildispatch.v1.ResealSecretsResponse
-	(*WhoAmIRequest)(nil),              // 14: maildispatch.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),             // 15: maildispatch.v1.WhoAmIResponse
-	(*Allowance)(nil),                  // 16: maildispatch.v1.Allowance
-	(*GetServiceInfoRequest)(nil),      // 17: maildispatch.v1.GetServiceInfoRequest
-	(*GetServiceInfoResponse)(nil),     // 18: maildispatch.v1.GetServiceInfoResponse
-	(*ResealSecretsResponse_Lost)(nil), // 19: maildispatch.v1.ResealSecretsResponse.Lost
-	nil,                                // 20: maildispatch.v1.GetServiceInfoResponse.LimitsEntry
-	(Kind)(0),                          // 21: maildispatch.v1.Kind
-	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 23: google.protobuf.Duration
-	(*structpb.Struct)(nil),            // 24: google.protobuf.Struct
-	(*descriptorpb.MethodOptions)(nil), // 25: google.protobuf.MethodOptions
+	(*SenderDomains)(nil),              // 14: maildispatch.v1.SenderDomains
+	(*SetSenderDomainsRequest)(nil),    // 15: maildispatch.v1.SetSenderDomainsRequest
+	(*SetSenderDomainsResponse)(nil),   // 16: maildispatch.v1.SetSenderDomainsResponse
+	(*ListSenderDomainsRequest)(nil),   // 17: maildispatch.v1.ListSenderDomainsRequest
+	(*ListSenderDomainsResponse)(nil),  // 18: maildispatch.v1.ListSenderDomainsResponse
+	(*WhoAmIRequest)(nil),              // 19: maildispatch.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),             // 20: maildispatch.v1.WhoAmIResponse
+	(*Allowance)(nil),                  // 21: maildispatch.v1.Allowance
+	(*GetServiceInfoRequest)(nil),      // 22: maildispatch.v1.GetServiceInfoRequest
+	(*GetServiceInfoResponse)(nil),     // 23: maildispatch.v1.GetServiceInfoResponse
+	(*ResealSecretsResponse_Lost)(nil), // 24: maildispatch.v1.ResealSecretsResponse.Lost
+	nil,                                // 25: maildispatch.v1.GetServiceInfoResponse.LimitsEntry
+	(Kind)(0),                          // 26: maildispatch.v1.Kind
+	(*timestamppb.Timestamp)(nil),      // 27: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 28: google.protobuf.Duration
+	(*structpb.Struct)(nil),            // 29: google.protobuf.Struct
+	(*descriptorpb.MethodOptions)(nil), // 30: google.protobuf.MethodOptions
 }
 var file_maildispatch_v1_access_proto_depIdxs = []int32{
 	0,  // 0: maildispatch.v1.Policy.roles:type_name -> maildispatch.v1.Role
 	0,  // 1: maildispatch.v1.Token.roles:type_name -> maildispatch.v1.Role
-	21, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
-	22, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
-	22, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	22, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
-	22, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
+	26, // 2: maildispatch.v1.Token.kinds:type_name -> maildispatch.v1.Kind
+	27, // 3: maildispatch.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	27, // 4: maildispatch.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	27, // 5: maildispatch.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
+	27, // 6: maildispatch.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
 	0,  // 7: maildispatch.v1.CreateTokenRequest.roles:type_name -> maildispatch.v1.Role
-	21, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
-	23, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	26, // 8: maildispatch.v1.CreateTokenRequest.kinds:type_name -> maildispatch.v1.Kind
+	28, // 9: maildispatch.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	2,  // 10: maildispatch.v1.CreateTokenResponse.info:type_name -> maildispatch.v1.Token
 	2,  // 11: maildispatch.v1.ListTokensResponse.tokens:type_name -> maildispatch.v1.Token
 	2,  // 12: maildispatch.v1.RevokeTokenResponse.info:type_name -> maildispatch.v1.Token
-	22, // 13: maildispatch.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	22, // 14: maildispatch.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
+	27, // 13: maildispatch.v1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	27, // 14: maildispatch.v1.ListAuditRequest.until:type_name -> google.protobuf.Timestamp
 	11, // 15: maildispatch.v1.ListAuditResponse.rows:type_name -> maildispatch.v1.AuditRow
-	22, // 16: maildispatch.v1.AuditRow.time:type_name -> google.protobuf.Timestamp
-	24, // 17: maildispatch.v1.AuditRow.detail:type_name -> google.protobuf.Struct
-	19, // 18: maildispatch.v1.ResealSecretsResponse.lost:type_name -> maildispatch.v1.ResealSecretsResponse.Lost
-	0,  // 19: maildispatch.v1.WhoAmIResponse.roles:type_name -> maildispatch.v1.Role
-	22, // 20: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 21: maildispatch.v1.WhoAmIResponse.allowances:type_name -> maildispatch.v1.Allowance
-	20, // 22: maildispatch.v1.GetServiceInfoResponse.limits:type_name -> maildispatch.v1.GetServiceInfoResponse.LimitsEntry
-	25, // 23: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
-	1,  // 24: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
-	3,  // 25: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
-	5,  // 26: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
-	7,  // 27: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
-	9,  // 28: maildispatch.v1.AccessAdmin.ListAudit:input_type -> maildispatch.v1.ListAuditRequest
-	12, // 29: maildispatch.v1.AccessAdmin.ResealSecrets:input_type -> maildispatch.v1.ResealSecretsRequest
-	14, // 30: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
-	17, // 31: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
-	4,  // 32: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
-	6,  // 33: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
-	8,  // 34: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
-	10, // 35: maildispatch.v1.AccessAdmin.ListAudit:output_type -> maildispatch.v1.ListAuditResponse
-	13, // 36: maildispatch.v1.AccessAdmin.ResealSecrets:output_type -> maildispatch.v1.ResealSecretsResponse
-	15, // 37: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
-	18, // 38: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
-	32, // [32:39] is the sub-list for method output_type
-	25, // [25:32] is the sub-list for method input_type
-	24, // [24:25] is the sub-list for extension type_name
-	23, // [23:24] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	27, // 16: maildispatch.v1.AuditRow.time:type_name -> google.protobuf.Timestamp
+	29, // 17: maildispatch.v1.AuditRow.detail:type_name -> google.protobuf.Struct
+	24, // 18: maildispatch.v1.ResealSecretsResponse.lost:type_name -> maildispatch.v1.ResealSecretsResponse.Lost
+	27, // 19: maildispatch.v1.SenderDomains.update_time:type_name -> google.protobuf.Timestamp
+	14, // 20: maildispatch.v1.SetSenderDomainsResponse.sender_domains:type_name -> maildispatch.v1.SenderDomains
+	14, // 21: maildispatch.v1.ListSenderDomainsResponse.sender_domains:type_name -> maildispatch.v1.SenderDomains
+	0,  // 22: maildispatch.v1.WhoAmIResponse.roles:type_name -> maildispatch.v1.Role
+	27, // 23: maildispatch.v1.WhoAmIResponse.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 24: maildispatch.v1.WhoAmIResponse.allowances:type_name -> maildispatch.v1.Allowance
+	25, // 25: maildispatch.v1.GetServiceInfoResponse.limits:type_name -> maildispatch.v1.GetServiceInfoResponse.LimitsEntry
+	30, // 26: maildispatch.v1.policy:extendee -> google.protobuf.MethodOptions
+	1,  // 27: maildispatch.v1.policy:type_name -> maildispatch.v1.Policy
+	3,  // 28: maildispatch.v1.AccessAdmin.CreateToken:input_type -> maildispatch.v1.CreateTokenRequest
+	5,  // 29: maildispatch.v1.AccessAdmin.ListTokens:input_type -> maildispatch.v1.ListTokensRequest
+	7,  // 30: maildispatch.v1.AccessAdmin.RevokeToken:input_type -> maildispatch.v1.RevokeTokenRequest
+	9,  // 31: maildispatch.v1.AccessAdmin.ListAudit:input_type -> maildispatch.v1.ListAuditRequest
+	12, // 32: maildispatch.v1.AccessAdmin.ResealSecrets:input_type -> maildispatch.v1.ResealSecretsRequest
+	15, // 33: maildispatch.v1.AccessAdmin.SetSenderDomains:input_type -> maildispatch.v1.SetSenderDomainsRequest
+	17, // 34: maildispatch.v1.AccessAdmin.ListSenderDomains:input_type -> maildispatch.v1.ListSenderDomainsRequest
+	19, // 35: maildispatch.v1.AccessAdmin.WhoAmI:input_type -> maildispatch.v1.WhoAmIRequest
+	22, // 36: maildispatch.v1.AccessAdmin.GetServiceInfo:input_type -> maildispatch.v1.GetServiceInfoRequest
+	4,  // 37: maildispatch.v1.AccessAdmin.CreateToken:output_type -> maildispatch.v1.CreateTokenResponse
+	6,  // 38: maildispatch.v1.AccessAdmin.ListTokens:output_type -> maildispatch.v1.ListTokensResponse
+	8,  // 39: maildispatch.v1.AccessAdmin.RevokeToken:output_type -> maildispatch.v1.RevokeTokenResponse
+	10, // 40: maildispatch.v1.AccessAdmin.ListAudit:output_type -> maildispatch.v1.ListAuditResponse
+	13, // 41: maildispatch.v1.AccessAdmin.ResealSecrets:output_type -> maildispatch.v1.ResealSecretsResponse
+	16, // 42: maildispatch.v1.AccessAdmin.SetSenderDomains:output_type -> maildispatch.v1.SetSenderDomainsResponse
+	18, // 43: maildispatch.v1.AccessAdmin.ListSenderDomains:output_type -> maildispatch.v1.ListSenderDomainsResponse
+	20, // 44: maildispatch.v1.AccessAdmin.WhoAmI:output_type -> maildispatch.v1.WhoAmIResponse
+	23, // 45: maildispatch.v1.AccessAdmin.GetServiceInfo:output_type -> maildispatch.v1.GetServiceInfoResponse
+	37, // [37:46] is the sub-list for method output_type
+	28, // [28:37] is the sub-list for method input_type
+	27, // [27:28] is the sub-list for extension type_name
+	26, // [26:27] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_maildispatch_v1_access_proto_init() }
@@ -1835,7 +2154,7 @@ func file_maildispatch_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_maildispatch_v1_access_proto_rawDesc), len(file_maildispatch_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 1,
 			NumServices:   1,
 		},

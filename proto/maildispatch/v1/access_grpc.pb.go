@@ -19,13 +19,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AccessAdmin_CreateToken_FullMethodName    = "/maildispatch.v1.AccessAdmin/CreateToken"
-	AccessAdmin_ListTokens_FullMethodName     = "/maildispatch.v1.AccessAdmin/ListTokens"
-	AccessAdmin_RevokeToken_FullMethodName    = "/maildispatch.v1.AccessAdmin/RevokeToken"
-	AccessAdmin_ListAudit_FullMethodName      = "/maildispatch.v1.AccessAdmin/ListAudit"
-	AccessAdmin_ResealSecrets_FullMethodName  = "/maildispatch.v1.AccessAdmin/ResealSecrets"
-	AccessAdmin_WhoAmI_FullMethodName         = "/maildispatch.v1.AccessAdmin/WhoAmI"
-	AccessAdmin_GetServiceInfo_FullMethodName = "/maildispatch.v1.AccessAdmin/GetServiceInfo"
+	AccessAdmin_CreateToken_FullMethodName       = "/maildispatch.v1.AccessAdmin/CreateToken"
+	AccessAdmin_ListTokens_FullMethodName        = "/maildispatch.v1.AccessAdmin/ListTokens"
+	AccessAdmin_RevokeToken_FullMethodName       = "/maildispatch.v1.AccessAdmin/RevokeToken"
+	AccessAdmin_ListAudit_FullMethodName         = "/maildispatch.v1.AccessAdmin/ListAudit"
+	AccessAdmin_ResealSecrets_FullMethodName     = "/maildispatch.v1.AccessAdmin/ResealSecrets"
+	AccessAdmin_SetSenderDomains_FullMethodName  = "/maildispatch.v1.AccessAdmin/SetSenderDomains"
+	AccessAdmin_ListSenderDomains_FullMethodName = "/maildispatch.v1.AccessAdmin/ListSenderDomains"
+	AccessAdmin_WhoAmI_FullMethodName            = "/maildispatch.v1.AccessAdmin/WhoAmI"
+	AccessAdmin_GetServiceInfo_FullMethodName    = "/maildispatch.v1.AccessAdmin/GetServiceInfo"
 )
 
 // AccessAdminClient is the client API for AccessAdmin service.
@@ -60,6 +62,14 @@ type AccessAdminClient interface {
 	// nothing. Behind it older keys may be taken out of the key file. What does not open stays as
 	// it is and is told. `maildispatchd key reseal` calls it.
 	ResealSecrets(ctx context.Context, in *ResealSecretsRequest, opts ...grpc.CallOption) (*ResealSecretsResponse, error)
+	// SetSenderDomains says under which domains a team's own mail servers may send; none = under
+	// any, as it is where nothing was said. Only a system administrator gives a mail server of
+	// the team a `from` outside of them, or hands over mail through one that has such a `from`
+	// already: others hear PERMISSION_DENIED. The system's mail servers stay open to the team.
+	// It holds on every replica within 3 seconds.
+	SetSenderDomains(ctx context.Context, in *SetSenderDomainsRequest, opts ...grpc.CallOption) (*SetSenderDomainsResponse, error)
+	// ListSenderDomains lists the teams that have such domains, by name.
+	ListSenderDomains(ctx context.Context, in *ListSenderDomainsRequest, opts ...grpc.CallOption) (*ListSenderDomainsResponse, error)
 	// WhoAmI says as whom the service knows the caller, and what that one may do.
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
 	// GetServiceInfo says which version runs, what is switched on and what the limits are.
@@ -124,6 +134,26 @@ func (c *accessAdminClient) ResealSecrets(ctx context.Context, in *ResealSecrets
 	return out, nil
 }
 
+func (c *accessAdminClient) SetSenderDomains(ctx context.Context, in *SetSenderDomainsRequest, opts ...grpc.CallOption) (*SetSenderDomainsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetSenderDomainsResponse)
+	err := c.cc.Invoke(ctx, AccessAdmin_SetSenderDomains_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessAdminClient) ListSenderDomains(ctx context.Context, in *ListSenderDomainsRequest, opts ...grpc.CallOption) (*ListSenderDomainsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSenderDomainsResponse)
+	err := c.cc.Invoke(ctx, AccessAdmin_ListSenderDomains_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accessAdminClient) WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WhoAmIResponse)
@@ -176,6 +206,14 @@ type AccessAdminServer interface {
 	// nothing. Behind it older keys may be taken out of the key file. What does not open stays as
 	// it is and is told. `maildispatchd key reseal` calls it.
 	ResealSecrets(context.Context, *ResealSecretsRequest) (*ResealSecretsResponse, error)
+	// SetSenderDomains says under which domains a team's own mail servers may send; none = under
+	// any, as it is where nothing was said. Only a system administrator gives a mail server of
+	// the team a `from` outside of them, or hands over mail through one that has such a `from`
+	// already: others hear PERMISSION_DENIED. The system's mail servers stay open to the team.
+	// It holds on every replica within 3 seconds.
+	SetSenderDomains(context.Context, *SetSenderDomainsRequest) (*SetSenderDomainsResponse, error)
+	// ListSenderDomains lists the teams that have such domains, by name.
+	ListSenderDomains(context.Context, *ListSenderDomainsRequest) (*ListSenderDomainsResponse, error)
 	// WhoAmI says as whom the service knows the caller, and what that one may do.
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)
 	// GetServiceInfo says which version runs, what is switched on and what the limits are.
@@ -204,6 +242,12 @@ func (UnimplementedAccessAdminServer) ListAudit(context.Context, *ListAuditReque
 }
 func (UnimplementedAccessAdminServer) ResealSecrets(context.Context, *ResealSecretsRequest) (*ResealSecretsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResealSecrets not implemented")
+}
+func (UnimplementedAccessAdminServer) SetSenderDomains(context.Context, *SetSenderDomainsRequest) (*SetSenderDomainsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetSenderDomains not implemented")
+}
+func (UnimplementedAccessAdminServer) ListSenderDomains(context.Context, *ListSenderDomainsRequest) (*ListSenderDomainsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSenderDomains not implemented")
 }
 func (UnimplementedAccessAdminServer) WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhoAmI not implemented")
@@ -322,6 +366,42 @@ func _AccessAdmin_ResealSecrets_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccessAdmin_SetSenderDomains_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetSenderDomainsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessAdminServer).SetSenderDomains(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessAdmin_SetSenderDomains_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessAdminServer).SetSenderDomains(ctx, req.(*SetSenderDomainsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccessAdmin_ListSenderDomains_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSenderDomainsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessAdminServer).ListSenderDomains(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessAdmin_ListSenderDomains_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessAdminServer).ListSenderDomains(ctx, req.(*ListSenderDomainsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AccessAdmin_WhoAmI_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhoAmIRequest)
 	if err := dec(in); err != nil {
@@ -384,6 +464,14 @@ var AccessAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ResealSecrets",
 			Handler:    _AccessAdmin_ResealSecrets_Handler,
+		},
+		{
+			MethodName: "SetSenderDomains",
+			Handler:    _AccessAdmin_SetSenderDomains_Handler,
+		},
+		{
+			MethodName: "ListSenderDomains",
+			Handler:    _AccessAdmin_ListSenderDomains_Handler,
 		},
 		{
 			MethodName: "WhoAmI",

@@ -79,6 +79,7 @@ type state struct {
 	names    map[string]*Principal // by the name in a certificate
 	read     time.Time             // when the database answered
 	switched bool                  // the database says that access is on
+	senders  map[string][]string   // by team: under which domains it may send
 }
 
 // token is a token in memory.
@@ -112,6 +113,9 @@ func NewBook(ctx context.Context, cfg Config) (*Book, error) {
 // On reports whether callers are asked who they are.
 func (b *Book) On() bool { return b.state.Load().open == nil }
 
+// SenderDomains are those under which a team's own mail servers may send; none = under any.
+func (b *Book) SenderDomains(team string) []string { return b.state.Load().senders[team] }
+
 // NextExpiry is when the first of the tokens ends that are valid now; zero when none ends.
 func (b *Book) NextExpiry() (first time.Time) {
 	now := b.cfg.Now()
@@ -128,11 +132,11 @@ func (b *Book) Read(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.state.Load()
-	next := &state{open: old.open, tokens: old.tokens, names: old.names, read: old.read, switched: old.switched}
+	next := &state{open: old.open, tokens: old.tokens, names: old.names, read: old.read, switched: old.switched, senders: old.senders}
 	err := b.readNames(next)
 	a, dbErr := b.cfg.Store.Access(ctx)
 	if dbErr == nil {
-		next.read, next.switched = b.cfg.Now(), a.On
+		next.read, next.switched, next.senders = b.cfg.Now(), a.On, a.Senders
 		next.tokens = b.merge(old.tokens, a.Tokens)
 	}
 	if b.asks(next) {

@@ -20,9 +20,9 @@ func (a *API) audit(ctx context.Context, action, reason string) store.Audit {
 	return store.Audit{Actor: access.From(ctx).Actor, Action: action, Reason: reason}
 }
 
-// mayHand says whether the caller may hand over such mail through a mail server.
-func mayHand(ctx context.Context, k store.Kind, s *store.MailServer) error {
-	return maySend(ctx, k, s.Name)
+// mayHand says whether the caller may hand over such mail through a mail server, in its name.
+func (a *API) mayHand(ctx context.Context, k store.Kind, s *store.MailServer) error {
+	return firstOf(maySend(ctx, k, s.Name), a.mayBeSender(ctx, s.Team, s.From))
 }
 
 // maySend says whether the caller may have such mail sent through a mail server, whoever has
@@ -35,7 +35,12 @@ func maySend(ctx context.Context, k store.Kind, server string) error {
 // mayConfigure says whether the caller may give a mail server the configuration that it has
 // now. before is the one it had, nil for a new one: what stays as it was, a system
 // administrator has allowed.
-func mayConfigure(ctx context.Context, before, s *store.MailServer) error {
+func (a *API) mayConfigure(ctx context.Context, before, s *store.MailServer) error {
+	if before == nil || before.From != s.From {
+		if err := a.mayBeSender(ctx, s.Team, s.From); err != nil {
+			return err
+		}
+	}
 	what := reserved(s)
 	if what == "" || before != nil && sameUse(before, s) {
 		return nil

@@ -82,7 +82,8 @@ type Batch interface {
 	NextPass() time.Time
 }
 
-// Config is what an API is made of; all of it is required but Now, Logger, Quota and LookupTXT.
+// Config is what an API is made of; all of it is required but Now, Logger, Quota, LookupTXT and
+// SenderDomains.
 type Config struct {
 	Store    Store
 	Sender   Sender
@@ -98,6 +99,9 @@ type Config struct {
 	Now      func() time.Time
 	Logger   *slog.Logger
 	Quota    *quota.Quota // of what callers hold open; nil = no limits
+	// under which domains a team's own mail servers may send, from memory; none = under any,
+	// nil = nobody is bound
+	SenderDomains func(team string) []string
 	// how long a strict batch keeps what it has without hearing of more; 0 = 5 minutes
 	StrictIdle time.Duration
 	// how far an upload may be behind its least rate; 0 = 30 seconds

@@ -140,7 +140,7 @@ func (b *bulk) route(ctx context.Context) (err error) {
 	if b.draft.server, b.draft.route, err = b.a.route(ctx, b.send); err != nil {
 		return err
 	}
-	if err := mayHand(ctx, b.draft.kind, b.draft.server); err != nil {
+	if err := b.a.mayHand(ctx, b.draft.kind, b.draft.server); err != nil {
 		return err
 	}
 	// that it can sign, before every item says that it cannot

@@ -100,7 +100,7 @@ func (a *API) CreateMailServer(ctx context.Context, r *pb.CreateMailServerReques
 	m := r.MailServer
 	s := &store.MailServer{Name: m.Name, Team: m.Team, Type: typeOf[m.Type], RequestID: r.RequestId}
 	fill(s, m)
-	if err := mayConfigure(ctx, nil, s); err != nil {
+	if err := a.mayConfigure(ctx, nil, s); err != nil {
 		return nil, err
 	}
 	if err := a.seal(s, given(m)); err != nil {
@@ -207,7 +207,7 @@ func (a *API) UpdateMailServer(ctx context.Context, r *pb.UpdateMailServerReques
 			before.SMTP = &smtp
 		}
 		_, err := a.change(s, r.MailServer, r.UpdateMask)
-		return firstOf(err, mayConfigure(ctx, &before, s))
+		return firstOf(err, a.mayConfigure(ctx, &before, s))
 	}
 	if r.ValidateOnly {
 		s, err := a.server(ctx, "mail_server.name", name)

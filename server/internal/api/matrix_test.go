@@ -77,6 +77,8 @@ var requests = map[string]string{
 	"AccessAdmin/ListAudit":                 `{"team": "t1"}`,
 	"AccessAdmin/RevokeToken":               `{"id": "$token"}`,
 	"AccessAdmin/ResealSecrets":             `{"validate_only": true}`,
+	"AccessAdmin/SetSenderDomains":          `{"team": "t1", "domains": ["x.example"]}`,
+	"AccessAdmin/ListSenderDomains":         `{}`,
 	"AccessAdmin/WhoAmI":                    `{}`,
 	"AccessAdmin/GetServiceInfo":            `{}`,
 	"Health/Check":                          `{}`,

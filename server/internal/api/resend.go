@@ -63,7 +63,7 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 	case s.Status != store.ServerAvailable:
 		return nil, apierr.Precondition(pb.ReasonMailServerUnavailable, s.Name, "mail server %q is unavailable", s.Name)
 	}
-	if err := mayHand(ctx, m.Kind, s); err != nil {
+	if err := firstOf(maySend(ctx, m.Kind, s.Name), a.mayBeSender(ctx, s.Team, m.From)); err != nil {
 		return nil, err
 	}
 	m.Caller, m.Budget = access.From(ctx).Name, access.From(ctx).Budget

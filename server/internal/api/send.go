@@ -135,14 +135,14 @@ func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft,
 	if !fresh {
 		if d.server = a.servers.get(r.GetOptions()); d.server != nil {
 			d.route, d.cached = "named", true
-			return d, mayHand(ctx, d.kind, d.server)
+			return d, a.mayHand(ctx, d.kind, d.server)
 		}
 	}
 	if d.server, d.route, err = a.route(ctx, r.GetOptions()); err != nil {
 		return nil, err
 	}
 	a.servers.put(d.server)
-	return d, mayHand(ctx, d.kind, d.server)
+	return d, a.mayHand(ctx, d.kind, d.server)
 }
 
 func violations(c *apierr.Check, prefix string, vs []message.Violation) {

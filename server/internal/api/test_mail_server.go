@@ -131,7 +131,7 @@ func (a *API) toTest(ctx context.Context, r *pb.TestMailServerRequest) (*store.M
 		}
 		s := &store.MailServer{Name: m.Name, Team: team, Type: typeOf[m.Type]}
 		fill(s, m)
-		return s, given(m), firstOf(mayConfigure(ctx, nil, s), a.sealKey(s, given(m).SigningKey))
+		return s, given(m), firstOf(a.mayConfigure(ctx, nil, s), a.sealKey(s, given(m).SigningKey))
 	}
 	s, err := a.server(ctx, "name", r.Name)
 	if err != nil || r.MailServer == nil {
@@ -143,7 +143,7 @@ func (a *API) toTest(ctx context.Context, r *pb.TestMailServerRequest) (*store.M
 		before.SMTP = &smtp
 	}
 	secrets, err := a.change(s, r.MailServer, nil)
-	return s, secrets, firstOf(err, mayConfigure(ctx, &before, s))
+	return s, secrets, firstOf(err, a.mayConfigure(ctx, &before, s))
 }
 
 func (a *API) relayToTest(s *store.MailServer, secrets outbound.Secrets, config *pb.TestStep) (smtpx.Relay, *smtpx.Error) {

@@ -25,6 +25,8 @@ type Tokens interface {
 	CreateToken(ctx context.Context, t *store.Token, a store.Audit) error
 	Tokens(ctx context.Context, afterID string, ended bool, n int) ([]*store.Token, error)
 	RevokeToken(ctx context.Context, id string, a store.Audit) (*store.Token, error)
+	SetSenderDomains(ctx context.Context, team string, domains []string, a store.Audit) (*store.SenderDomains, error)
+	SenderDomains(ctx context.Context, after string, n int) ([]store.SenderDomains, error)
 	AuditRows(ctx context.Context, sc store.Scope, f store.AuditFilter, before int64, n int) ([]store.AuditRow, error)
 }
 

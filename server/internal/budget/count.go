@@ -44,6 +44,7 @@ var limits = map[protoreflect.FullName]int{
 	"maildispatch.v1.CreateTokenRequest.kinds":                16,
 	"maildispatch.v1.CreateTokenRequest.teams":                100,
 	"maildispatch.v1.CreateTokenRequest.mail_servers":         100,
+	"maildispatch.v1.SetSenderDomainsRequest.domains":         100,
 	"google.protobuf.FieldMask.paths":                         64,
 }
 

@@ -38,6 +38,7 @@ type Store struct {
 	forgot   int64 // changes up to this one are not kept
 	audits   []AuditRow
 	tokens   map[string]*store.Token
+	senders  map[string]store.SenderDomains
 	accessOn bool
 }
 
@@ -108,7 +109,7 @@ func New(now func() time.Time) *Store {
 	}
 	return &Store{now: now, mails: map[uuid.UUID]*row{}, requests: map[request]uuid.UUID{}, contents: map[[32]byte][]byte{},
 		servers: map[string]*store.MailServer{}, replicas: map[store.ReplicaID]*replica{}, breakers: map[string]*store.Breaker{},
-		slots: map[string]map[int]held{}, quotas: map[string]*quota{}, tokens: map[string]*store.Token{}}
+		slots: map[string]map[int]held{}, quotas: map[string]*quota{}, tokens: map[string]*store.Token{}, senders: map[string]store.SenderDomains{}}
 }
 
 // clock is the time that decides. With mu held or not.

@@ -27,7 +27,10 @@ func (s *Store) CreateToken(_ context.Context, t *store.Token, a store.Audit) er
 func (s *Store) Access(context.Context) (*store.Access, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := &store.Access{On: s.accessOn}
+	out := &store.Access{On: s.accessOn, Senders: map[string][]string{}}
+	for team, d := range s.senders {
+		out.Senders[team] = d.Domains
+	}
 	for _, id := range slices.Sorted(maps.Keys(s.tokens)) {
 		if t := *s.tokens[id]; t.ExpireTime.After(s.clock().Add(-24 * time.Hour)) {
 			out.Tokens = append(out.Tokens, &t)
@@ -67,6 +70,31 @@ func (s *Store) RevokeToken(_ context.Context, id string, a store.Audit) (*store
 	}
 	c := *t
 	return &c, nil
+}
+
+// SetSenderDomains saves the domains of a team; none = it may send under any.
+func (s *Store) SetSenderDomains(_ context.Context, team string, domains []string, a store.Audit) (*store.SenderDomains, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := store.SenderDomains{Team: team, Domains: slices.Clone(domains), UpdateTime: micro(s.clock())}
+	if delete(s.senders, team); len(domains) > 0 {
+		s.senders[team] = d
+	}
+	s.audits = append(s.audits, AuditRow{Audit: a, Team: team, Target: team})
+	return &d, nil
+}
+
+// SenderDomains lists up to n teams that have such domains, after one.
+func (s *Store) SenderDomains(_ context.Context, after string, n int) ([]store.SenderDomains, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []store.SenderDomains
+	for _, team := range slices.Sorted(maps.Keys(s.senders)) {
+		if len(out) < n && team > after {
+			out = append(out, s.senders[team])
+		}
+	}
+	return out, nil
 }
 
 // TouchToken notes that a token was used at a time.
