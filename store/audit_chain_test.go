@@ -45,6 +45,7 @@ func record(t *testing.T, s *store.Store, n int, team string) {
 // TestAuditChain: rows written at the same time, by two processes and with any text, are one
 // chain without a gap, whose head the service and an inspection tell alike.
 func TestAuditChain(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -113,6 +114,7 @@ func TestAuditWaitsForNobody(t *testing.T) {
 // TestAuditIsKept: no row can be changed or taken out by who only has the tables' rights, also
 // not by the statement that links rows.
 func TestAuditIsKept(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		record(t, s, 2, "")
 		for _, q := range []string{
@@ -128,6 +130,7 @@ func TestAuditIsKept(t *testing.T) {
 // TestAuditForgery: who owns the tables can switch the triggers off. The chain shows what was
 // done, and a head that is kept elsewhere shows also what the chain cannot.
 func TestAuditForgery(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name, does string
 		known      bool // whether a head from the log is given
@@ -186,6 +189,7 @@ func TestAuditForgery(t *testing.T) {
 // TestAuditOfAnOlderVersion: what an older version wrote beside this one is linked by the next
 // row, or by the next look at the head, also when it is more than one transaction links.
 func TestAuditOfAnOlderVersion(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

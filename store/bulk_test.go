@@ -24,6 +24,7 @@ func content(b []byte) *store.Content {
 // TestRangesOfSharedContent: a body that is cut at variables is one copy for all, whatever
 // stands between its runs.
 func TestRangesOfSharedContent(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		body, pdf := content([]byte("Dear =\r\n, your parcel =\r\n is here.\r\n")), content(bytes.Repeat([]byte("pdf\r\n"), 1000))
 		var ms []*store.NewMail
@@ -78,6 +79,7 @@ func TestRangesOfSharedContent(t *testing.T) {
 }
 
 func TestEnqueueAll(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		withID := func(id, sum string) *store.NewMail {
 			return newMail("ss", func(m *store.NewMail) { m.Team, m.RequestID, m.Fingerprint, m.BatchID = "", id, []byte(sum), "b" })
@@ -115,6 +117,7 @@ func TestEnqueueAll(t *testing.T) {
 // TestEnqueueAllIsBounded: a transaction of EnqueueAll that takes too long ends, writes
 // nothing, and the same mails are taken later.
 func TestEnqueueAllIsBounded(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	release, held := make(chan struct{}), make(chan error, 1)
 	go func() { held <- s.Hold("lock table term in access exclusive mode", release) }()
@@ -139,6 +142,7 @@ func TestEnqueueAllIsBounded(t *testing.T) {
 }
 
 func TestCounts(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail
 		for i := range 10 {
@@ -209,6 +213,7 @@ func TestCounts(t *testing.T) {
 }
 
 func TestUploads(t *testing.T) {
+	t.Parallel()
 	clock := time.Now()
 	var mu sync.Mutex
 	now := func() time.Time { mu.Lock(); defer mu.Unlock(); return clock }
@@ -282,6 +287,7 @@ func TestUploads(t *testing.T) {
 // TestUploadAskedForAgain: an upload that has expired and is asked for again by its request_id
 // lives again, so that the id in the answer is found.
 func TestUploadAskedForAgain(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			clock := time.Now()
@@ -327,6 +333,7 @@ func TestUploadAskedForAgain(t *testing.T) {
 // TestServerChanged: a mail that was routed by what a mail server was before is not stored, but
 // the repetition of one that was is told so.
 func TestServerChanged(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
 			t.Fatal(err)

@@ -26,6 +26,7 @@ func teams(t testing.TB, s storetest.Store, n int, at time.Time) {
 // TestClaimNeverMoreThanAsked: limits are counted by what was asked for; with more teams than
 // that, others have their turn each time.
 func TestClaimNeverMoreThanAsked(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		teams(t, s, 100, time.Now())
@@ -49,6 +50,7 @@ func TestClaimNeverMoreThanAsked(t *testing.T) {
 // TestClaimAsManyAsAsked: what other teams have due later, or little of, takes nothing off a
 // page.
 func TestClaimAsManyAsAsked(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		teams(t, s, 499, time.Now().Add(time.Hour))

@@ -19,6 +19,7 @@ import (
 // TestEnqueueBatchAnswersInOrder: whatever the order of the ids, with request_ids that come
 // twice, in the batch and before it, and mails written again.
 func TestEnqueueBatchAnswersInOrder(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		with := func(request string, print byte) func(*store.NewMail) {
 			return func(m *store.NewMail) { m.RequestID, m.Fingerprint = request, []byte{print} }
@@ -65,6 +66,7 @@ func TestEnqueueBatchAnswersInOrder(t *testing.T) {
 // TestBadRowsFailAlone: several in one commit, each in another way; all others are stored, and
 // each is told its own.
 func TestBadRowsFailAlone(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		var ms []*store.NewMail
 		for range 60 {
@@ -97,6 +99,7 @@ func TestBadRowsFailAlone(t *testing.T) {
 // TestSettledAgain: a result is written once. Handed over again under its token it is answered
 // like the first time; nothing else is taken for it, and nothing is written.
 func TestSettledAgain(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		at := time.Now().Add(-time.Second)
@@ -147,6 +150,7 @@ func TestSettledAgain(t *testing.T) {
 // mark leaves that mark alone. Were it cleared, a crash would send that part of a large mail a
 // second time, without a flag.
 func TestLateProgress(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		m := newMail("ss", func(m *store.NewMail) { m.Owner = r })
@@ -196,6 +200,7 @@ func TestLateProgress(t *testing.T) {
 // that later claim: its mark stands, and its result counts. So does one of a person, or of a
 // rescue, in between.
 func TestLateWrite(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
 		claim := func() *store.Claimed {
@@ -256,6 +261,7 @@ func TestLateWrite(t *testing.T) {
 // TestLostOwnershipIsTold: whoever lost a mail to a rescue, or to an orderly end, is never told
 // that its result was written.
 func TestLostOwnershipIsTold(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		for _, end := range []string{"rescued", "unregistered"} {
 			r := register(t, s)
@@ -284,6 +290,7 @@ func TestLostOwnershipIsTold(t *testing.T) {
 // TestSharedContentOverDays: content used again on a later day is marked as used then, by
 // whoever has not yet marked it, and every store reads the same bytes.
 func TestSharedContentOverDays(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			var day atomic.Int64
@@ -349,6 +356,7 @@ func TestSharedContentOverDays(t *testing.T) {
 // TestFullSQLite: a database that cannot grow refuses new mail as full, loses nothing, and
 // takes mail again when it can.
 func TestFullSQLite(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.SQLiteDSN(t))
 	kept := newMail("ss")
 	enqueue(t, s, kept)

@@ -74,6 +74,7 @@ func acceptedWithin(t *testing.T, s *store.Store, d time.Duration) {
 // TestReadOnlyServer: a database that refuses writes is unavailable, neither full nor a puzzle,
 // and used again as soon as it takes them. No connection stays with what was.
 func TestReadOnlyServer(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.PostgresDSN(t)
 	s := storetest.Open(t, dsn)
 	name := databaseOf(t, dsn)
@@ -101,6 +102,7 @@ func TestReadOnlyServer(t *testing.T) {
 // standby is promoted, mail is accepted again within 5 seconds; until then the database is
 // unavailable.
 func TestStandby(t *testing.T) {
+	t.Parallel()
 	first := cluster(t)
 	second, err := first.StartStandby()
 	if err != nil {
@@ -141,6 +143,7 @@ func cluster(t *testing.T, settings ...string) *storetest.Cluster {
 
 // TestServerHasNoMoreConnections: a call waits for a connection that stands, and does not fail.
 func TestServerHasNoMoreConnections(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.PostgresDSN(t)
 	name := databaseOf(t, dsn)
 	role := "few_" + name

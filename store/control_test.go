@@ -45,6 +45,7 @@ func auditRows(t *testing.T, dsn string) (rows [][4]string) {
 }
 
 func TestKindsHavePriorities(t *testing.T) {
+	t.Parallel()
 	for kind, want := range map[store.Kind]int16{store.KindAgentMessage: store.PriorityUrgent, store.KindInvoice: store.PriorityHigh, store.KindWorkOrder: store.PriorityHigh,
 		store.KindOther: store.PriorityNormal, store.KindBulk: store.PriorityLow} {
 		if got := kind.Priority(); got != want {
@@ -54,6 +55,7 @@ func TestKindsHavePriorities(t *testing.T) {
 }
 
 func TestClaimTakesTheHighestPriorityFirst(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		with := func(p int16, ago time.Duration) *store.NewMail {
 			return newMail("ss", func(m *store.NewMail) { m.Priority, m.RunAt = p, time.Now().Add(-ago) })
@@ -72,6 +74,7 @@ func TestClaimTakesTheHighestPriorityFirst(t *testing.T) {
 
 // TestHeldMail: held mail is out of reach and knows when it would be due, whoever held it.
 func TestHeldMail(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
 			t.Fatal(err)
@@ -132,6 +135,7 @@ func TestHeldMail(t *testing.T) {
 
 // TestModifyMail: one mail, its audit row in the same transaction, and what is left of it.
 func TestModifyMail(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			s := storetest.Open(t, dsn)
@@ -190,6 +194,7 @@ func TestModifyMail(t *testing.T) {
 // TestAPersonsWordEndsAQuarantine: else a mail that was put aside for its owners' deaths could
 // never be sent again.
 func TestAPersonsWordEndsAQuarantine(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		m := newMail("ss")
 		enqueue(t, s, m)
@@ -219,6 +224,7 @@ func TestAPersonsWordEndsAQuarantine(t *testing.T) {
 // TestHoldUnknown: what a mail server says of unknown outcomes reaches whoever claims or
 // rescues its mail.
 func TestHoldUnknown(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		holding := newServer("holding", "")
 		holding.HoldUnknown = true

@@ -42,6 +42,7 @@ func damage(t *testing.T, s *store.Store, id uuid.UUID) (mend func()) {
 // TestClaimPastDamage: a mail that the database cannot write keeps nobody's mail from being
 // claimed. It is found once, remembered, and claimed as soon as it is mended.
 func TestClaimPastDamage(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
 		var ms []*store.NewMail
@@ -82,6 +83,7 @@ func TestClaimPastDamage(t *testing.T) {
 // TestRecoverPastDamage: a dead replica's mail is rescued but for what the database cannot
 // write, and so is that once it is mended.
 func TestRecoverPastDamage(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		dead := register(t, s)
 		ms := owned(t, s, dead, 20)
@@ -133,6 +135,7 @@ func placeholder(s *store.Store) string {
 
 // TestUnregisterPastDamage: an orderly end gives back what it can.
 func TestUnregisterPastDamage(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
 		ms := owned(t, s, r, 20)
@@ -152,6 +155,7 @@ func TestUnregisterPastDamage(t *testing.T) {
 // TestModifyPastDamage: of many mails that a person changes, the damaged one is a failure of
 // its own.
 func TestModifyPastDamage(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail
 		var ids []uuid.UUID
@@ -173,6 +177,7 @@ func TestModifyPastDamage(t *testing.T) {
 // TestModifyPastDamageOnce: damage that a later transaction of the same chunk meets does not
 // repeat what the first one has done.
 func TestModifyPastDamageOnce(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	r := register(t, s)
 	good := newMail("ss")
@@ -206,6 +211,7 @@ func TestModifyPastDamageOnce(t *testing.T) {
 // TestCommonValuesAreNoDamage: where the database refuses what a call writes for all of its
 // mails, no mail is to blame.
 func TestCommonValuesAreNoDamage(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	a, b := newMail("ss"), newMail("ss")
 	enqueue(t, s, a, b)
@@ -220,6 +226,7 @@ func TestCommonValuesAreNoDamage(t *testing.T) {
 // TestDeletePastDamage: what waits at a deleted mail server is held but for what is damaged,
 // when it is deleted and at any later pass.
 func TestDeletePastDamage(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
 			t.Fatal(err)
@@ -240,6 +247,7 @@ func TestDeletePastDamage(t *testing.T) {
 // TestFaultOfTheServerIsNoDamage: where the server fails at every row, no mail is to blame, and
 // none is left out afterwards.
 func TestFaultOfTheServerIsNoDamage(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	r := register(t, s)
 	enqueue(t, s, newMail("ss"), newMail("ss"))
@@ -267,6 +275,7 @@ func TestFaultOfTheServerIsNoDamage(t *testing.T) {
 
 // TestClaimPastDamagedPage: a page of SQLite's file is overwritten that one message lies on.
 func TestClaimPastDamagedPage(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.SQLiteDSN(t)
 	s, err := store.Open(ctx, dsn, store.Options{})
 	if err != nil {

@@ -61,6 +61,7 @@ func dump(t *testing.T, s *store.Store, what string) (found []string) {
 // as the schema has them, and erases it: nothing of it is left but the tombstone, and the
 // database is as sound as before.
 func TestEraseEverywhere(t *testing.T) {
+	t.Parallel()
 	eachDSN(t, func(t *testing.T, s *store.Store, dsn string) {
 		serve(t, s)
 		to := []store.Recipient{{Mailbox: forgotten}, {Mailbox: "other@x.example", Kind: "cc"}}
@@ -203,6 +204,7 @@ func TestEraseEverywhere(t *testing.T) {
 // TestEraseIsRefused: an address that mail of the due-out journal names, that a legal hold
 // keeps or that is in use is not erased, and nothing is changed.
 func TestEraseIsRefused(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
 		to := func(m *store.NewMail) { m.Recipients = []store.Recipient{{Mailbox: forgotten}} }
@@ -234,6 +236,7 @@ func TestEraseIsRefused(t *testing.T) {
 // sent before the address was erased, is told of that mail. When its metadata go the request_id
 // is free.
 func TestEraseKeepsRequestIDs(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
 		mail := func(to string) *store.NewMail {
@@ -279,6 +282,7 @@ func TestEraseKeepsRequestIDs(t *testing.T) {
 // TestEraseAddsCountsUp: counts of a caller whose name is the address, in more than one way of
 // writing it, become one count.
 func TestEraseAddsCountsUp(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		no, late := "0", "9"
 		if s.Dialect() == "postgres" {
@@ -319,6 +323,7 @@ func TestEraseAddsCountsUp(t *testing.T) {
 // TestEraseLeavesLegalHolds: what an open hold is about stays as it is, and a hold that comes
 // while the erasure is under way is seen.
 func TestEraseLeavesLegalHolds(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		ref := "order of " + forgotten
 		h := &store.LegalHold{ID: uuid.Must(uuid.NewV7()), Team: "sales", Reference: &ref}
@@ -344,6 +349,7 @@ func TestEraseLeavesLegalHolds(t *testing.T) {
 // TestErasureHidesNoChange: a row of the audit log that somebody changed as if it had been an
 // erasure is a breach, and so is one that was changed behind an erasure.
 func TestErasureHidesNoChange(t *testing.T) {
+	t.Parallel()
 	eachDSN(t, func(t *testing.T, s *store.Store, dsn string) {
 		if err := s.Record(ctx, store.Audit{Actor: "a", Reason: "for " + forgotten}, "sales", "x", nil); err != nil {
 			t.Fatal(err)

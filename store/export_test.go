@@ -261,7 +261,8 @@ func (s *Store) Begin() (*sqlx.Tx, error) { return s.read.Beginx() }
 // Locked says whether a table is locked against everybody.
 func (s *Store) Locked(table string) bool {
 	var n int
-	err := s.write.Get(&n, "select count(*) from pg_locks where relation = $1::regclass and mode = 'AccessExclusiveLock' and granted", table)
+	// copies of one database have the same numbers for their tables
+	err := s.write.Get(&n, "select count(*) from pg_locks where relation = $1::regclass and mode = 'AccessExclusiveLock' and granted and database = (select oid from pg_database where datname = current_database())", table)
 	return err == nil && n > 0
 }
 

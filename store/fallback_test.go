@@ -13,6 +13,7 @@ import (
 // TestFallbackIsChecked: a fallback is another living mail server of the same team or of the
 // system that has none itself, whichever of the two is saved first.
 func TestFallbackIsChecked(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		named := func(name, team, fallback string) *store.MailServer {
 			m := newServer(name, team)
@@ -69,6 +70,7 @@ func TestFallbackIsChecked(t *testing.T) {
 // TestFallbackIsDeleted: a mail server that is the fallback of others is deleted only by force,
 // and they have none then, as a change of theirs.
 func TestFallbackIsDeleted(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		first := newServer("main", "red")
 		first.Fallback = "spare"
@@ -94,6 +96,7 @@ func TestFallbackIsDeleted(t *testing.T) {
 // TestFallbackOfEachOther: of two changes at once that would make each mail server the fallback
 // of the other, one is refused.
 func TestFallbackOfEachOther(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		for _, name := range []string{"aa", "bb"} {
 			if _, _, err := s.CreateServer(ctx, newServer(name, ""), store.Audit{}); err != nil {

@@ -157,6 +157,7 @@ func pages(t *testing.T, s storetest.Store, archive bool, sc store.Scope, f stor
 // TestEveryFilter: every field alone, every two and all together, on both journals, page by
 // page, find what the filter's meaning says.
 func TestEveryFilter(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		all := journals(t, s)
 		var names []string
@@ -293,6 +294,7 @@ func TestScopeIsOnEveryRead(t *testing.T) {
 // TestPagesInAnyOrderOfInsertion: the order of the journals is that of ids and of finishing,
 // whatever the order of the rows.
 func TestPagesInAnyOrderOfInsertion(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail
 		r := register(t, s)

@@ -15,6 +15,7 @@ import (
 // TestFindMails: every field of the search, alone and with others, over both journals, page by
 // page, finds what its meaning says, the newest first.
 func TestFindMails(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		journals(t, s)
 		var all []*store.Mail

@@ -11,6 +11,7 @@ import (
 // TestReplaceGrant: a new refresh token is stored in the place of the one that was used, and of
 // no other; nothing else of the mail server changes by that, its version neither.
 func TestReplaceGrant(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		oauth := &store.OAuth{ClientID: "app", TokenURL: "https://login.example/token", Scopes: []string{"a", "b"}, Grant: "refresh_token",
 			SealedClientSecret: []byte{1, 2}, SealedGrant: []byte{3, 4}}

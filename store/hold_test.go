@@ -43,6 +43,7 @@ func TestForcedDeleteIsWatched(t *testing.T) {
 // TestForcedDeleteKeepsTheOrder: a mail that a younger transaction changes while a delete is
 // under way is held behind that change, not before it.
 func TestForcedDeleteKeepsTheOrder(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
 		t.Fatal(err)
@@ -68,7 +69,7 @@ func TestForcedDeleteKeepsTheOrder(t *testing.T) {
 	}()
 	until(t, "the delete waits", func() bool {
 		var n int
-		if err := s.Get(&n, "select count(*) from pg_locks where not granted and relation = 'due'::regclass"); err != nil {
+		if err := s.Get(&n, "select count(*) from pg_locks where not granted and relation = 'due'::regclass and database = (select oid from pg_database where datname = current_database())"); err != nil {
 			t.Fatal(err)
 		}
 		return n > 0

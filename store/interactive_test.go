@@ -103,6 +103,7 @@ func TestInteractiveWindow(t *testing.T) {
 // TestInteractiveWork: what a caller in php mode waits for opens the window, and nothing else
 // does.
 func TestInteractiveWork(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			s := storetest.Open(t, dsn)

@@ -19,6 +19,7 @@ func newServer(name, team string) *store.MailServer {
 }
 
 func TestServers(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		a := store.Audit{Actor: "me", Action: "test"}
 		m := newServer("one", "sales")
@@ -107,6 +108,7 @@ func TestServers(t *testing.T) {
 }
 
 func TestDefaultSwapRace(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		for _, n := range []string{"aa", "bb"} {
 			if _, _, err := s.CreateServer(ctx, newServer(n, ""), store.Audit{}); err != nil {
@@ -133,6 +135,7 @@ func TestDefaultSwapRace(t *testing.T) {
 }
 
 func TestRequestIDRace(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var wg sync.WaitGroup
 		ids := make([]uuid.UUID, 50)
@@ -174,6 +177,7 @@ func TestRequestIDRace(t *testing.T) {
 // TestServerKeepsItsKey: how mail is signed is stored with its mail server, and taken away with
 // one write.
 func TestServerKeepsItsKey(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		key := &store.DKIM{Domain: "x.example", Selector: "s1", PublicKey: "QUJD", SealedKey: []byte{1, 0, 0xff}}
 		m := newServer("signs", "")

@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/maildispatch/maildispatch/store"
@@ -11,8 +13,15 @@ import (
 
 // TestMain ends a run of the whole package with the question whether every statement was
 // executed on its database.
+//
+// More tests run beside each other than there are processors: they wait for commits and locks.
+// Those that measure are not parallel, nor are those that want a change to be in the log at
+// once: a transaction in any database of the cluster holds it back.
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
+		_ = flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0))))
+	}
 	was := store.RecordUse()
 	code := m.Run()
 	if code == 0 && whole() {

@@ -126,6 +126,7 @@ func largeAudit(t *testing.T, s *store.Store, steps int) {
 // TestModifyShowsTheWholeMail: what decides about a mail sees of it what everybody sees, and
 // one that a replica has as it is without its owner.
 func TestModifyShowsTheWholeMail(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		n, owned := 0, 0
 		for _, m := range journals(t, s) {
@@ -160,6 +161,7 @@ func TestModifyShowsTheWholeMail(t *testing.T) {
 // TestModifyAmongSenders: while workers claim and settle, control calls over everything lose no
 // mail, change none that is being sent, and end.
 func TestModifyAmongSenders(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		const n = 500
 		r := register(t, s)

@@ -14,6 +14,7 @@ import (
 // TestMove: a change can let a mail go on through another mail server, which has to be there
 // and available when the change is written. The mail is claimed from there then.
 func TestMove(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		off := newServer("off", "")
 		off.Status = store.ServerUnavailable
@@ -55,6 +56,7 @@ func TestMove(t *testing.T) {
 
 // TestRecord: a call that changes nothing leaves a row of the audit all the same.
 func TestRecord(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		if err := s.Record(ctx, store.Audit{Action: "TestMailServer"}, "", "ss", newServer("ss", "")); err != nil {
 			t.Fatal(err)

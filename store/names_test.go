@@ -5,6 +5,7 @@ import "testing"
 // TestParameters: parameters are numbered in the order in which callers give them, however
 // often and wherever the text names them. Texts, comments and casts are left alone.
 func TestParameters(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		takes []string
 		text  string

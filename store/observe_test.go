@@ -26,6 +26,7 @@ func (c *commits) Committed(line string, mails int, took time.Duration) {
 // TestWatched: what is due is counted by mail server and priority, every commit is heard of
 // under its line, and the pools are told apart.
 func TestWatched(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			heard := &commits{mails: map[string]int{}}

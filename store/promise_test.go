@@ -14,6 +14,7 @@ import (
 // TestClaimIsFair: every team gets its share of a page, and what is left of it goes to those
 // who have more; by priority inside a team, and a claim above a priority takes nothing else.
 func TestClaimIsFair(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
@@ -70,6 +71,7 @@ func TestClaimIsFair(t *testing.T) {
 
 // TestBreaker: changes are serialised and read back whole.
 func TestBreaker(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		var wg sync.WaitGroup
 		for range 10 {
@@ -101,6 +103,7 @@ func TestBreaker(t *testing.T) {
 // TestDeathBetweenTransactions: a mail whose owner goes after the first hundred recipients have
 // it is partially sent, not queued.
 func TestDeathBetweenTransactions(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		m := newMail("ss")
 		enqueue(t, s, m)
@@ -138,6 +141,7 @@ func TestDeathBetweenTransactions(t *testing.T) {
 // TestDeathsAreCounted: an owner's death counts once for what it held, and again only for what
 // the next ones had begun. What two owners died of is adopted. The owner's word ends the count.
 func TestDeathsAreCounted(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		held, begun := newMail("ss"), newMail("ss")
 		enqueue(t, s, held, begun)

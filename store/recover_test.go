@@ -30,6 +30,7 @@ func dies(t testing.TB, s storetest.Store, r store.ReplicaID) (successor store.R
 // TestLateBirth: a mail that is written in the name of a replica that was buried, and
 // forgotten, meanwhile belongs to nobody, or is found by the next recovery.
 func TestLateBirth(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.PostgresDSN(t)
 	s := storetest.Open(t, dsn)
 	db, err := sql.Open("postgres", dsn)
@@ -75,6 +76,7 @@ func TestLateBirth(t *testing.T) {
 // TestOwnedByNobodyKnown: mail whose owner is in no list is recovered like that of a dead one,
 // marked and unmarked.
 func TestOwnedByNobodyKnown(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
 		ms := owned(t, s, r, 4)
@@ -96,6 +98,7 @@ func TestOwnedByNobodyKnown(t *testing.T) {
 // TestTheBuriedTakeNothing: whoever was taken for dead claims nothing, adopts nothing, and what
 // it takes in is nobody's.
 func TestTheBuriedTakeNothing(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		marked := owned(t, s, r, 1)[0]
@@ -146,6 +149,7 @@ func TestTheBuriedTakeNothing(t *testing.T) {
 // TestNobodyBuriesItself: a replica whose renewals are late goes on with its mail, and renews
 // its lease, as long as nobody else has taken it for dead. On SQLite nobody else is there.
 func TestNobodyBuriesItself(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		ms := owned(t, s, r, 2)
@@ -172,6 +176,7 @@ func TestNobodyBuriesItself(t *testing.T) {
 // TestUnreadableRow: a mail whose row does not decode is settled with the reason, by a claim
 // and by a recovery; the rest of its page goes on, and the journal lists it.
 func TestUnreadableRow(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
 		var ms []*store.NewMail
@@ -229,6 +234,7 @@ func TestUnreadableRow(t *testing.T) {
 // TestTakeBack: a claim or a recovery whose answer is lost is an error; what it has taken is
 // found by comparing, and goes back, or comes again when it is marked.
 func TestTakeBack(t *testing.T) {
+	t.Parallel()
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s := storetest.Open(t, dsn)
 	r := register(t, s)
@@ -282,6 +288,7 @@ func TestTakeBack(t *testing.T) {
 // TestTakeBackEverywhere: what a replica has and does not know of goes back as it was; what may
 // have left, or what somebody died of, comes again; another claim stays.
 func TestTakeBackEverywhere(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		var ms []*store.NewMail
@@ -328,6 +335,7 @@ func TestTakeBackEverywhere(t *testing.T) {
 // TestTakeBackPastDamage: a mail whose row the database cannot write, because its page is
 // damaged, stays as it is. All others are given back, or are the replica's anew.
 func TestTakeBackPastDamage(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	r := register(t, s)
 	ms := owned(t, s, r, 20)

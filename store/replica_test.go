@@ -14,6 +14,7 @@ import (
 // TestRecoverInPages: marked mails of several dead replicas come page by page, each once;
 // unmarked ones are free at the first call; the living keep theirs.
 func TestRecoverInPages(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		const marked, unmarked = 750, 330
 		var dead []store.ReplicaID
@@ -77,6 +78,7 @@ func TestRecoverInPages(t *testing.T) {
 // TestUnregisterIsNoDeath: what was counted before a suspect was begun is taken back when its
 // owner ends in good order before the mark. A death behind that counts from there.
 func TestUnregisterIsNoDeath(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		m := newMail("ss")
 		enqueue(t, s, m)

@@ -82,6 +82,7 @@ var allOfBulk = store.KeepRule{Kind: store.KindBulk, Part: store.PartMetadata, A
 // pass of retention, though the replica that accepted the mail is a month behind, and though
 // the content seems to have rested for long.
 func TestContentOfDueMailStays(t *testing.T) {
+	t.Parallel()
 	eachDSN(t, func(t *testing.T, s *store.Store, dsn string) {
 		serve(t, s)
 		file := aFile(bytes.Repeat([]byte("price list"), 10000))
@@ -113,6 +114,7 @@ func TestContentOfDueMailStays(t *testing.T) {
 // TestContentOfEarlierMail: of mail that a program of before has written no content goes until
 // each has its terms; then what no mail needs does.
 func TestContentOfEarlierMail(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
 		both, one := aFile([]byte("a file of two")), aFile([]byte("a file of one"))
@@ -141,6 +143,7 @@ func TestContentOfEarlierMail(t *testing.T) {
 // TestContentGoesBeforeTheMail: content that goes between its upload and the commit of the mail
 // is stored once more, and a mail that brings no bytes of it is refused.
 func TestContentGoesBeforeTheMail(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		file := aFile([]byte("a file"))
 		goes := func(how string) {
@@ -189,6 +192,7 @@ func TestContentGoesBeforeTheMail(t *testing.T) {
 // TestContentLockedByIntake: a mail that is being written while its content is looked at keeps
 // it, though its terms are not to be seen yet.
 func TestContentLockedByIntake(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.PostgresDSN(t)
 	s := storetest.Open(t, dsn)
 	serve(t, s)
@@ -270,6 +274,7 @@ func blocked(t *testing.T, s *store.Store, want int) {
 // TestUploadLetsGo: a file that its mail lets go of while the upload lives goes with the
 // upload, and no content is left when all mail and all uploads are gone.
 func TestUploadLetsGo(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			var off time.Duration
@@ -304,6 +309,7 @@ func TestUploadLetsGo(t *testing.T) {
 
 // TestContentWithoutMail: content that was stored for a mail that was never written goes.
 func TestContentWithoutMail(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		enqueue(t, s, newMail("ss", func(m *store.NewMail) { m.RequestID, m.Fingerprint = "r", []byte("f") }))
 		other := newMail("ss", carrying(aFile([]byte("a file"))), func(m *store.NewMail) { m.RequestID, m.Fingerprint = "r", []byte("other") })

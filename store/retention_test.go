@@ -126,6 +126,7 @@ func eachDSN(t *testing.T, f func(t *testing.T, s *store.Store, dsn string)) {
 // by, and nothing else: no younger mail, no other kind, and never a mail of the due-out
 // journal, however old. Its request_id is free again.
 func TestPurge(t *testing.T) {
+	t.Parallel()
 	eachDSN(t, func(t *testing.T, s *store.Store, dsn string) {
 		serve(t, s)
 		labels := func(m *store.NewMail) {
@@ -181,6 +182,7 @@ func TestPurge(t *testing.T) {
 // TestPurgeParts: of a mail whose body is gone only the metadata is told, and one whose files
 // are gone still has its text. Shared content goes when the last mail has ceased to need it.
 func TestPurgeParts(t *testing.T) {
+	t.Parallel()
 	eachDSN(t, func(t *testing.T, s *store.Store, dsn string) {
 		serve(t, s)
 		file := content(bytes.Repeat([]byte("file"), 300<<10)) // in three chunks
@@ -264,6 +266,7 @@ func TestPurgeParts(t *testing.T) {
 
 // TestContentIsKept: content that is let go stays while a mail needs it.
 func TestContentIsKept(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
 		file := content([]byte("file"))
@@ -288,6 +291,7 @@ func TestContentIsKept(t *testing.T) {
 // TestLegalHold: what a hold is about is neither removed nor loses a part, whatever the rule
 // says; when the hold is lifted it goes.
 func TestLegalHold(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
 		ref := "INV-7"
@@ -341,6 +345,7 @@ func TestLegalHold(t *testing.T) {
 // TestOneProcessPurges: while one process removes, another one is told so, until it has not
 // been heard of for a while.
 func TestOneProcessPurges(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		rule := store.KeepRule{Kind: store.KindBulk, Part: store.PartMetadata}
 		if _, err := s.Purge(ctx, "one", rule, 10); err != nil {
@@ -361,6 +366,7 @@ func TestOneProcessPurges(t *testing.T) {
 // TestErasedStaysErased: a purge that has read a mail before it was erased does not take that
 // back.
 func TestErasedStaysErased(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
 		m := newMail("ss", aged(20*day))
@@ -381,6 +387,7 @@ func TestErasedStaysErased(t *testing.T) {
 // TestPurgePastDamage: a finished mail that the database cannot remove keeps no other from
 // being removed.
 func TestPurgePastDamage(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		serve(t, s)
 		bad := newMail("ss", aged(20*day))

@@ -27,6 +27,7 @@ func schemas(t *testing.T) map[string][]store.Schema {
 // TestSchemasAreTheSame: the same versions, and after each of them the same tables, columns
 // that may or may not be empty, and indexes.
 func TestSchemasAreTheSame(t *testing.T) {
+	t.Parallel()
 	all := schemas(t)
 	p, s := all["postgres"], all["sqlite"]
 	if len(p) != len(s) || len(p) == 0 {
@@ -64,6 +65,7 @@ func difference[V comparable](p, s map[string]V) (out []string) {
 // TestTheBinaryBeforeRunsOnTheNewSchema: no migration takes away or renames a table or column,
 // and what it adds to a table need not be written.
 func TestTheBinaryBeforeRunsOnTheNewSchema(t *testing.T) {
+	t.Parallel()
 	for name, versions := range schemas(t) {
 		for i, now := range versions[1:] {
 			before := versions[i]

@@ -56,6 +56,7 @@ func (h *holder) hold() []store.Slot {
 
 // TestSlots: replicas that ask at once never get more than the limit together.
 func TestSlots(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	a, b := register(t, s), register(t, s)
 	var taken atomic.Int32
@@ -84,6 +85,7 @@ func TestSlots(t *testing.T) {
 // TestSlotsAreState: a slot is free when its replica does not say that it holds it, whatever
 // became of the answers.
 func TestSlotsAreState(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]func(t *testing.T, a, b *holder){
 		"given back": func(t *testing.T, a, b *holder) {
 			a.take(1, false)
@@ -184,6 +186,7 @@ func TestSlotsAreState(t *testing.T) {
 
 // TestSlotsOnSQLite: one process counts for itself.
 func TestSlotsOnSQLite(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.SQLiteDSN(t))
 	h := &holder{t: t, s: s, r: 1}
 	for range 3 {
@@ -329,6 +332,7 @@ func TestRate(t *testing.T) {
 
 // TestRateIsOneForAll: callers at once never get more than a day's limit.
 func TestRateIsOneForAll(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var wg sync.WaitGroup
 		var got atomic.Int64

@@ -187,6 +187,7 @@ func (p *transactionPooler) serve(client net.Conn) error {
 // TestTransactionPooler: it is refused at the start, however many sessions it has and whichever
 // it prefers.
 func TestTransactionPooler(t *testing.T) {
+	t.Parallel()
 	for _, sessions := range []int{1, 2, 5} {
 		for _, newest := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%d sessions, newest first %v", sessions, newest), func(t *testing.T) {
@@ -206,6 +207,7 @@ func TestTransactionPooler(t *testing.T) {
 // TestUnsafeServer: a server that may lose what it has confirmed is refused, unless that is
 // allowed.
 func TestUnsafeServer(t *testing.T) {
+	t.Parallel()
 	for _, set := range []string{"fsync=off", "full_page_writes=off"} {
 		t.Run(set, func(t *testing.T) {
 			c := cluster(t, set)
@@ -235,6 +237,7 @@ func TestUnsafeServer(t *testing.T) {
 
 // TestNewerSchema: a program does not touch what a later one has made, unless it is told to.
 func TestNewerSchema(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			s, err := store.Open(ctx, dsn, store.Options{})
@@ -307,6 +310,7 @@ func TestMigrationWaits(t *testing.T) {
 // TestLockIsOnTheFile: whatever name leads to a database, a second one that uses it is refused,
 // and the first one is not harmed by that.
 func TestLockIsOnTheFile(t *testing.T) {
+	t.Parallel()
 	open := func(path string) error {
 		s, err := store.Open(ctx, "sqlite:"+path, store.Options{})
 		if err == nil {
@@ -418,6 +422,7 @@ func TestLockIsOnTheFile(t *testing.T) {
 // TestMountedFile: a file that is mounted by itself is told from one in a folder that is
 // mounted.
 func TestMountedFile(t *testing.T) {
+	t.Parallel()
 	const mounts = `22 1 259:1 / / rw,relatime - ext4 /dev/root rw
 31 22 0:26 / /data rw - tmpfs tmpfs rw
 40 22 259:1 /srv/mail.db /var/lib/md/mail.db rw,relatime - ext4 /dev/root rw

@@ -26,6 +26,7 @@ func holdIt(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
 // it gets the mail again. Behind the mark the stop fails, and says so. A dry run counts the
 // same.
 func TestStopReachesTheMark(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		for name, stop := range map[string]store.Decide{"cancel": cancelIt, "hold": holdIt} {
 			r := register(t, s)
@@ -96,6 +97,7 @@ func TestStopReachesTheMark(t *testing.T) {
 
 // TestOwnedIsLeftAlone: what does not stop a mail is not done to one that a replica has.
 func TestOwnedIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		r := register(t, s)
 		m := newMail("ss", func(m *store.NewMail) { m.Owner = r })
@@ -122,6 +124,7 @@ func TestOwnedIsLeftAlone(t *testing.T) {
 // mail is cancelled or its mark is taken, never both, the calls say how many they stopped, and
 // nobody waits for anybody in a circle.
 func TestStopAmongMarks(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		const n = 1500
 		r := register(t, s)
@@ -215,6 +218,7 @@ func TestStopAmongMarks(t *testing.T) {
 // its owners until the mark, and holds it with what waits. Nothing counts that they write after
 // that. What is behind its mark is its owner's still.
 func TestForcedDeleteReachesTheMark(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("gone", ""), store.Audit{}); err != nil {
 			t.Fatal(err)

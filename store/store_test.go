@@ -80,6 +80,7 @@ func settle(t testing.TB, s storetest.Store, st *store.Settlement) bool {
 }
 
 func TestClaimSettleJournals(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		for _, n := range []string{"ss"} {
 			if _, _, err := s.CreateServer(ctx, newServer(n, ""), store.Audit{}); err != nil {
@@ -210,6 +211,7 @@ func TestClaimSettleJournals(t *testing.T) {
 }
 
 func TestClaimIsExclusive(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail
 		for range 400 {
@@ -252,6 +254,7 @@ func TestClaimIsExclusive(t *testing.T) {
 }
 
 func TestRecover(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		dead, err := s.Register(ctx, "dead", time.Minute)
 		if err != nil {
@@ -306,6 +309,7 @@ func TestRecover(t *testing.T) {
 }
 
 func TestModify(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail
 		for range 5 {
@@ -358,6 +362,7 @@ func TestModify(t *testing.T) {
 }
 
 func TestSharedContentIsStoredOnce(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		pdf := bytes.Repeat([]byte("0123456789abcdef"), 100_000) // 1.6 MB, several chunks
 		var ms []*store.NewMail
@@ -385,6 +390,7 @@ func TestSharedContentIsStoredOnce(t *testing.T) {
 }
 
 func TestBadRowFailsAlone(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		bad := newMail("ss", func(m *store.NewMail) { m.Kind = "nonsense" })
 		res, err := s.EnqueueBatch(ctx, []*store.NewMail{newMail("ss"), bad, newMail("ss")})
@@ -395,6 +401,7 @@ func TestBadRowFailsAlone(t *testing.T) {
 }
 
 func TestPagesWithInserts(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		var ms []*store.NewMail
 		for range 25 {
@@ -454,6 +461,7 @@ func TestPagesWithInserts(t *testing.T) {
 }
 
 func TestSecondProcessIsRefused(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.SQLiteDSN(t)
 	storetest.Open(t, dsn)
 	if _, err := store.Open(ctx, dsn, store.Options{}); !errors.Is(err, store.ErrLocked) {
@@ -464,6 +472,7 @@ func TestSecondProcessIsRefused(t *testing.T) {
 // TestLongTextIsReadInPieces: the part of a message that lies in its row is read in pieces,
 // none of them twice and none left out.
 func TestLongTextIsReadInPieces(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		long := make([]byte, 300<<10)
 		for i := range long {

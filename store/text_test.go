@@ -52,6 +52,7 @@ func resultWith(id uuid.UUID, r store.ReplicaID, kind store.SettleKind, text str
 // TestHostileTexts: whatever text comes with a result, the result is written, with all that is
 // handed over beside it, and can be read.
 func TestHostileTexts(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		for name, text := range hostile {
 			for _, kind := range []store.SettleKind{store.SettleArchive, store.SettlePark, store.SettleRetry, store.SettleProgress} {
@@ -98,6 +99,7 @@ func TestHostileTexts(t *testing.T) {
 // TestRefusedData: a result that the database refuses for its numbers is written with plain
 // words and is counted; those in its batch are written as they are.
 func TestRefusedData(t *testing.T) {
+	t.Parallel()
 	s := storetest.Open(t, storetest.PostgresDSN(t))
 	r := register(t, s)
 	var ms []*store.NewMail
@@ -131,6 +133,7 @@ func TestRefusedData(t *testing.T) {
 
 // TestNeverStorable: a result that no words can save is answered with the fault, alone.
 func TestNeverStorable(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
 		ms := []*store.NewMail{newMail("ss"), newMail("ss"), newMail("ss")}

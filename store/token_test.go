@@ -21,6 +21,7 @@ func someToken(id string, ttl time.Duration) *store.Token {
 }
 
 func TestTokens(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		a, err := s.Access(ctx)
 		if err != nil || a.On || len(a.Tokens) > 0 {
@@ -84,6 +85,7 @@ func TestTokens(t *testing.T) {
 // TestNobodyMakesOneToken: who is not known makes the first token and no other, also when many
 // try at once, and revokes none.
 func TestNobodyMakesOneToken(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		const many = 8
 		errs := make(chan error, many)
@@ -118,6 +120,7 @@ func TestNobodyMakesOneToken(t *testing.T) {
 
 // TestFirstTokenWaitsForOldReplicas: an older program that still runs asks nobody who it is.
 func TestFirstTokenWaitsForOldReplicas(t *testing.T) {
+	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
 		r := register(t, s)
 		if err := s.Exec("update replica set asks = 0, name = 'old-one'"); err != nil {
@@ -142,6 +145,7 @@ func TestFirstTokenWaitsForOldReplicas(t *testing.T) {
 
 // TestScopeOfACaller: what another caller of the same team has handed over is not there.
 func TestScopeOfACaller(t *testing.T) {
+	t.Parallel()
 	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
 		if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
 			t.Fatal(err)

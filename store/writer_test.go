@@ -66,6 +66,7 @@ func TestResultsAfterAnOutage(t *testing.T) {
 // TestNothingOvertakes: when a write of a mail fails, those behind it wait. The results of one
 // transaction never take away the mark of the next.
 func TestNothingOvertakes(t *testing.T) {
+	t.Parallel()
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s := storetest.Open(t, dsn)
 	r := register(t, s)
@@ -106,6 +107,7 @@ func TestNothingOvertakes(t *testing.T) {
 
 // TestFullLine: more writes than the line holds make whoever hands over wait, and lose none.
 func TestFullLine(t *testing.T) {
+	t.Parallel()
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s := storetest.Open(t, dsn)
 	r := register(t, s)
@@ -147,6 +149,7 @@ func TestFullLine(t *testing.T) {
 // TestClosedStoreAnswers: what a store cannot write any more is answered with an error,
 // whenever it was handed over.
 func TestClosedStoreAnswers(t *testing.T) {
+	t.Parallel()
 	p, dsn := storetest.NewProxy(t, storetest.PostgresDSN(t))
 	s, err := store.Open(ctx, dsn, store.Options{})
 	if err != nil {
@@ -176,6 +179,7 @@ func TestClosedStoreAnswers(t *testing.T) {
 // index is damaged, is found among the others of its group, which are written. It is repeated
 // for a while, because a fault of the server may pass, and then answered with the fault.
 func TestDamageHoldsUpNobody(t *testing.T) {
+	t.Parallel()
 	for _, passes := range []bool{false, true} {
 		t.Run(fmt.Sprintf("passes %v", passes), func(t *testing.T) {
 			s := storetest.Open(t, storetest.PostgresDSN(t))

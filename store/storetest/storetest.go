@@ -286,7 +286,7 @@ func (c *Cluster) Start() error {
 	if shm := memoryFolder(); shm != "" && strings.HasPrefix(root, shm) {
 		wal = "1GB"
 	}
-	for _, set := range append([]string{"listen_addresses=127.0.0.1", "shared_buffers=256MB", "max_connections=200", "wal_compression=on", "max_wal_size=" + wal}, c.set...) {
+	for _, set := range append([]string{"listen_addresses=127.0.0.1", "shared_buffers=256MB", "max_connections=400", "wal_compression=on", "max_wal_size=" + wal}, c.set...) {
 		args = append(args, "-c", set)
 	}
 	cmd := exec.Command("/bin/sh", args...)
