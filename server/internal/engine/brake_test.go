@@ -107,6 +107,7 @@ func (d *dots) between(from, to time.Time) (n int) {
 // obeyed within a second by every replica, whoever changed it: from then on only what was
 // behind its mark still leaves. What was claimed goes back, and nothing is lost.
 func TestChangeInMidRun(t *testing.T) {
+	t.Parallel()
 	const connections = 5
 	mails := 400
 	if os.Getenv("MAILDISPATCH_TEST_FULL") == "1" {
@@ -214,6 +215,7 @@ func TestChangeInMidRun(t *testing.T) {
 // TestPassWaitsForTheSuccessor: a pass that waits returns when all that was due is settled,
 // also when a change of the configuration ends the drain that it waits for and another goes on.
 func TestPassWaitsForTheSuccessor(t *testing.T) {
+	t.Parallel()
 	const mails = 200
 	var left, moved dots
 	old, next := left.relay(t, 10*time.Millisecond), moved.relay(t, 0)

@@ -47,6 +47,7 @@ func (r *rig) failed(ms []*store.NewMail) (failed, attempts, sent int) {
 // stops the queue, not the mails. What it said to the first few stands; the others wait, and
 // leave when it is well again, those last that it was suspended for.
 func TestRefusesEveryMail(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ verb, words string }{
 		{"RCPT", "550 5.4.5 no"}, {"DOT", "554 5.7.0 no"}, {"DOT", "550 5.2.0 your allowance is used up"}, {"DATA", "550 5.7.26 DMARC"},
 	} {
@@ -113,6 +114,7 @@ func TestRefusesEveryMail(t *testing.T) {
 // TestLoginGone: 530 to every MAIL fails none of 200 queued mails; they leave when the relay
 // lets us in again.
 func TestLoginGone(t *testing.T) {
+	t.Parallel()
 	for step, ext := range bothExtensions {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
@@ -137,6 +139,7 @@ func TestLoginGone(t *testing.T) {
 // longer and longer: 1 s, 5 s, 30 s. So 30 mails make at most 12 connects until the third rest,
 // which ends 36 s after the first answer, and none of them loses an attempt.
 func TestRateExceeded(t *testing.T) {
+	t.Parallel()
 	for step, ext := range bothExtensions {
 		for _, verb := range []string{"MAIL", "RCPT", "DATA", "DOT"} {
 			t.Run(verb+" "+step, func(t *testing.T) {
@@ -167,6 +170,7 @@ func TestRateExceeded(t *testing.T) {
 // nobody else: no php-mode mail fails beside them, the mail server is not suspended, and the
 // five are tried once, then a minute later.
 func TestGreylistingStopsNobody(t *testing.T) {
+	t.Parallel()
 	for step, ext := range bothExtensions {
 		for _, verb := range []string{"MAIL", "RCPT", "DOT"} {
 			t.Run(verb+" "+step, func(t *testing.T) {
@@ -233,6 +237,7 @@ func TestGreylistingStopsNobody(t *testing.T) {
 // connections away: of 200 mails only those that were on their way hear it, and the others
 // leave over what the relay takes.
 func TestConcurrentConnections(t *testing.T) {
+	t.Parallel()
 	for step, ext := range bothExtensions {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()

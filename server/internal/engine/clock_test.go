@@ -20,6 +20,7 @@ import (
 // mail, retries come when they should, and the time that the service gives mails is the
 // database's.
 func TestWrongClocks(t *testing.T) {
+	t.Parallel()
 	for _, off := range []time.Duration{time.Hour, -time.Hour, 48 * time.Hour} {
 		t.Run(off.String(), func(t *testing.T) {
 			t.Parallel()

@@ -61,6 +61,7 @@ func (p *pair) arrived() string {
 // its fallback in the same pass. The mails stay those of their mail server, and each attempt
 // says through which one it went.
 func TestFallbackTakesTheBatch(t *testing.T) {
+	t.Parallel()
 	for database, dsn := range storetest.DSNs(t) {
 		t.Run(database, func(t *testing.T) {
 			p := newPair(t, dsn, store.ModeDaemon, store.Limits{})
@@ -82,6 +83,7 @@ func TestFallbackTakesTheBatch(t *testing.T) {
 // TestFallbackGivesBack: a mail server that can be used again is tried with one mail, and the
 // rest goes through it and not through the fallback.
 func TestFallbackGivesBack(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, storetest.SQLiteDSN(t), store.ModeDaemon, store.Limits{})
 	p.down.Store(true)
 	p.bulk(p.main, 5)
@@ -103,6 +105,7 @@ func TestFallbackGivesBack(t *testing.T) {
 // TestFallbackKeepsBack: what may have left, and what the fallback does not take, waits for its
 // own mail server and says why. It costs no attempt.
 func TestFallbackKeepsBack(t *testing.T) {
+	t.Parallel()
 	for database, dsn := range storetest.DSNs(t) {
 		t.Run(database, func(t *testing.T) {
 			p := newPair(t, dsn, store.ModeDaemon, store.Limits{MaxMailBytes: 1000})
@@ -162,6 +165,7 @@ func (p *pair) dueNow(m *store.NewMail) {
 // TestFallbackSparesWhoHasIt: a mail of many recipients whose mail server breaks off after the
 // first hundred goes on through the fallback, and nobody gets it twice.
 func TestFallbackSparesWhoHasIt(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []store.Mode{store.ModeDaemon, store.ModePHP} {
 		t.Run(string(mode), func(t *testing.T) {
 			p := newPair(t, storetest.SQLiteDSN(t), mode, store.Limits{})
@@ -214,6 +218,7 @@ func (p *pair) dueNowIfWaiting(m *store.NewMail) {
 // known to be suspended, goes through the fallback in the same call, and the caller hears
 // through which it went.
 func TestFallbackAnswersTheCaller(t *testing.T) {
+	t.Parallel()
 	for database, dsn := range storetest.DSNs(t) {
 		t.Run(database, func(t *testing.T) {
 			p := newPair(t, dsn, store.ModePHP, store.Limits{})
@@ -246,6 +251,7 @@ func TestFallbackAnswersTheCaller(t *testing.T) {
 // fallback; that of one that is paused waits, because that is what a pause is for. So does mail
 // whose fallback cannot be used.
 func TestFallbackOfWhatIsSwitchedOff(t *testing.T) {
+	t.Parallel()
 	until := time.Now().Add(time.Hour)
 	off := func(s *store.MailServer) { s.Status = store.ServerUnavailable }
 	pause := func(s *store.MailServer) { s.PauseUntil = &until }

@@ -53,6 +53,7 @@ func (e *ear) Suspended(server string)               { e.note("suspend %s", serv
 // TestObserver: an observer hears once of each session, dot, attempt and end, in either mode,
 // and of a mail that waits for another attempt no end.
 func TestObserver(t *testing.T) {
+	t.Parallel()
 	refuses := map[string]*smtpxtest.Action{
 		"gone@y.example": {Reply: "550 5.1.1 no such user\r\n", Refuse: true},
 		"full@y.example": {Reply: "452 4.2.2 mailbox full\r\n", Refuse: true},
@@ -101,6 +102,7 @@ func TestObserver(t *testing.T) {
 // TestMailLine: the end of a mail is one line that says which and what became of its
 // recipients, and neither an address nor the subject.
 func TestMailLine(t *testing.T) {
+	t.Parallel()
 	var said bytes.Buffer
 	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) { c.Logger = slog.New(slog.NewJSONHandler(&said, nil)) })
 	relay := (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {

@@ -11,6 +11,7 @@ import (
 // yet, or what comes before its connections stand would be a backlog; never for one that is
 // slow, and not for longer than a backlog takes to go.
 func TestPace(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		rate        int64
 		age, behind time.Duration

@@ -115,6 +115,7 @@ func (l *lateRepeat) Settle(s *store.Settlement) <-chan store.Settled {
 // and lets its dot leave. If the give-back is written once more now, because its answer was
 // lost, it takes neither the mail nor its mark: the invoice arrives once, or twice and flagged.
 func TestGiveBackWrittenAgain(t *testing.T) {
+	t.Parallel()
 	for database, dsn := range storetest.DSNs(t) {
 		t.Run(database, func(t *testing.T) {
 			l := &lateRepeat{repeat: make(chan struct{}), answer: make(chan store.Settled, 1)}

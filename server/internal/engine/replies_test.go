@@ -60,6 +60,7 @@ var replies = []struct {
 // TestRepliesInBothModes: what a reply does to a mail, row by row. Its code, enhanced code and
 // words stand with every recipient and in the mail's last error; each has a class.
 func TestRepliesInBothModes(t *testing.T) {
+	t.Parallel()
 	type sent struct {
 		name, words, at, does string
 		mode                  store.Mode
@@ -157,6 +158,7 @@ func TestRepliesInBothModes(t *testing.T) {
 // for now, and about that alone: mails wait with its words and lose no attempt, a caller in
 // mode php is told them at once, and the mail server is suspended.
 func TestSTARTTLSAnswered(t *testing.T) {
+	t.Parallel()
 	conf, ca := smtpxtest.Certificate(t, time.Now().Add(time.Hour), "127.0.0.1")
 	r := newRig(t, storetest.SQLiteDSN(t), nil, func(c *engine.Config) {
 		c.Dial = func(ctx context.Context, s *store.MailServer) (engine.Session, error) {

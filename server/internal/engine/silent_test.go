@@ -15,6 +15,7 @@ import (
 // TestOneSilentConnection: one connection to PostgreSQL stops answering, the others are well,
 // and TCP acknowledges everything. Whatever it was asked, mail goes on within 20 seconds.
 func TestOneSilentConnection(t *testing.T) {
+	t.Parallel()
 	for name, question := range map[string]func(m *store.NewMail) func(startup, question []byte) bool{
 		"of a settlement": func(m *store.NewMail) func(startup, question []byte) bool {
 			return func(_, question []byte) bool { return bytes.Contains(question, []byte(m.ID.String())) }

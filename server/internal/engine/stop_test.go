@@ -167,6 +167,7 @@ func TestStopTellsTheCaller(t *testing.T) {
 // relay when their mail server is deleted by force. All that are not behind their mark are held
 // at once, the answer counts them, and nothing else leaves.
 func TestForcedDeleteInMidRun(t *testing.T) {
+	t.Parallel()
 	const mails, connections = 500, 5
 	for database, dsn := range storetest.DSNs(t) {
 		t.Run(database, func(t *testing.T) {

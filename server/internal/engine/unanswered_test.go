@@ -140,6 +140,7 @@ func TestRefusalIsToldWhenDurable(t *testing.T) {
 // TestDeadlineBehindTheDot: a caller whose time runs out behind the dot hears what is known of
 // every recipient: those that are accepted, and unknown for all others, never pending.
 func TestDeadlineBehindTheDot(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		recipients, answered int
 		want                 string
