@@ -60,14 +60,18 @@ func bodyRelay(t *testing.T, ext string, take int64, end func(c *net.TCPConn)) s
 }
 
 // largeBody is more than the buffers between two processes hold.
-func largeBody() []byte {
-	return []byte("Subject: s\r\n\r\n" + strings.Repeat(strings.Repeat("z", 76)+"\r\n", 200_000))
+func largeBody() []byte { return body(200_000) }
+
+// body is a mail of so many lines of 78 octets.
+func body(lines int) []byte {
+	return []byte("Subject: s\r\n\r\n" + strings.Repeat(strings.Repeat("z", 76)+"\r\n", lines))
 }
 
 // TestCutInTheBodyIsNotTried: a connection that breaks, or falls silent, before the block with
 // the dot was begun has delivered nothing. The mail is not tried, the gate was not asked, and
 // nobody is in doubt.
 func TestCutInTheBodyIsNotTried(t *testing.T) {
+	t.Parallel()
 	over := make(chan struct{})
 	t.Cleanup(func() { close(over) })
 	ends := map[string]func(*net.TCPConn){
@@ -187,6 +191,7 @@ func TestCutInTheLastBlock(t *testing.T) {
 // TestGateClosesALargeBody: the gate of a large mail is asked when all but its last block has
 // left, and what it refuses does not arrive.
 func TestGateClosesALargeBody(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, ext []string) {
 		srv := (&smtpxtest.Server{Extensions: ext}).Start(t)
 		r := relay(srv)
@@ -194,7 +199,7 @@ func TestGateClosesALargeBody(t *testing.T) {
 		s := dial(t, r)
 		no := errors.New("no")
 		x := tx(1)
-		x.Raw = largeBody()
+		x.Raw = body(20_000) // some twenty blocks, and the relay reads them all
 		x.Gate = func(context.Context) error { return no }
 		if o := s.Send(context.Background(), x); statuses(o) != "n" || o.DotSent || o.Err.Phase != smtpx.PhaseGate || !errors.Is(o.Err, no) || s.Usable() {
 			t.Errorf("%s %+v", statuses(o), o.Err)

@@ -281,6 +281,7 @@ func (c *brokenRelay) beyondTelling(verb string, code int) bool {
 // to three mails. Whatever the relay does, no recipient is given an outcome that the relay did
 // not decide for that recipient.
 func TestOutOfStep(t *testing.T) {
+	t.Parallel()
 	rnd := rand.New(rand.NewPCG(10, 10))
 	seen, doubts := map[Status]int{}, 0
 	for i := range *outOfStepCases {
