@@ -133,29 +133,41 @@ func TestPlants(t *testing.T) {
 	}
 }
 
-// TestReplays: the same seed is the same run, to the last operation. A machine that takes the
-// processor away for 10 ms may change the order of two goroutines; then a further run decides.
+// TestReplays: the same seed is the same run, to the last operation.
+//
+// A machine that takes the processor away for 10 ms may change the order of two goroutines.
+// Such a run is like no other, and further runs decide. Chance in the program itself shows as
+// two orders that come again and again, or as none that comes twice.
 func TestReplays(t *testing.T) {
-	disturbed := 0
+	disturbed, torn := 0, 0
 	n := min(*seedsFlag, 100)
 	for seed := *fromFlag; seed < *fromFlag+n; seed++ {
 		seen := map[uint64]int{}
-		runs := 0
-		for agreed := false; !agreed && runs < 6; runs++ {
+		runs, most := 0, 0
+		for runs < 9 && (most < 2 || len(seen) > 1 && most < 3) {
 			h := Run(t, seed, Options{}).Hash
 			seen[h]++
-			agreed = seen[h] == 2
+			runs, most = runs+1, max(most, seen[h])
 		}
 		runtime.GC()
+		twice := 0
+		for _, times := range seen {
+			if times > 1 {
+				twice++
+			}
+		}
+		switch {
+		case twice == 0:
+			t.Errorf("seed %d: %d runs, no two of them the same", seed, runs)
+		case twice > 1:
+			torn++
+		}
 		if runs > 2 {
 			disturbed++
 		}
-		if len(seen) == runs {
-			t.Errorf("seed %d: %d runs, no two of them the same", seed, runs)
-		}
 	}
-	if disturbed > int(n)/10+1 {
-		t.Errorf("%d of %d seeds needed a further run", disturbed, n)
+	if torn > int(n)/20 {
+		t.Errorf("%d of %d seeds have two orders", torn, n)
 	}
 	t.Logf("%d of %d seeds needed a further run", disturbed, n)
 }
