@@ -101,6 +101,7 @@ func (r *guardedRig) held(secret, server string) (id, batch string) {
 // TestNobodyMakesNoSecondToken: a replica that does not ask yet makes the first token for
 // whoever calls, and no other; who has this machine's user may.
 func TestNobodyMakesNoSecondToken(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	as := func(p *access.Principal) pb.AccessAdminClient {
 		return pb.NewAccessAdminClient(r.serve(access.As(p), func(g *grpc.Server) {
@@ -129,6 +130,7 @@ func TestNobodyMakesNoSecondToken(t *testing.T) {
 
 // TestLongCallsEnd: a revoked token ends the calls that last.
 func TestLongCallsEnd(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	r.server("one", pb.Mode_MODE_DAEMON)
 	secret, id := r.token("t1", store.RoleSend)
@@ -192,6 +194,7 @@ func TestLongCallsEnd(t *testing.T) {
 // TestTokenSecretsStayHidden: the secret of a token is in the answer that makes it, and nowhere
 // else: not in the log, not in an error, not in the database.
 func TestTokenSecretsStayHidden(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, plain *rig) {
 		r := &guardedRig{rig: plain}
 		var err error

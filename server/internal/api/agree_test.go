@@ -63,6 +63,7 @@ type party struct {
 
 // TestAgreesWithTheServiceInMemory: what becomes of a mail, step by step.
 func TestAgreesWithTheServiceInMemory(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	letters := map[string]byte{} // by address
 	relay := &smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
@@ -211,6 +212,7 @@ func (p *party) do(c context.Context, step, server string, kind pb.Kind, to []st
 // TestAgreesOnMailServers: what CreateMailServer, UpdateMailServer and DeleteMailServer answer,
 // call by call: repeated calls, names that are taken, and fallbacks.
 func TestAgreesOnMailServers(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	fake := clienttest.New(t)
 	conn, err := grpc.NewClient(clienttest.Target, fake.DialOption(), grpc.WithTransportCredentials(insecure.NewCredentials()))

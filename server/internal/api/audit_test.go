@@ -16,6 +16,7 @@ import (
 // TestListAudit: administrators see who did what to their teams, by filter and page by page,
 // and nothing of other teams, nor a secret.
 func TestListAudit(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -95,6 +96,7 @@ func TestListAudit(t *testing.T) {
 // TestReasonOfChanges: why a mail server was changed stands in the audit log, and is no longer
 // than what people read.
 func TestReasonOfChanges(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

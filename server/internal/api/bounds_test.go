@@ -20,6 +20,7 @@ import (
 // TestReservedForSystemAdmins: what reaches this machine or says whom to believe is not set by
 // an administrator of a team, not even to try it.
 func TestReservedForSystemAdmins(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	secret, _ := r.token("t1", store.RoleAdmin)
 	admin := pb.NewMailServerAdminClient(r.conn)
@@ -83,6 +84,7 @@ func TestReservedForSystemAdmins(t *testing.T) {
 
 // TestRetryReleasesForAdministratorsOnly: who may send does not let go what is held.
 func TestRetryReleasesForAdministratorsOnly(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	r.server("one", pb.Mode_MODE_DAEMON)
 	sender, _ := r.token("t1", store.RoleSend)
@@ -105,6 +107,7 @@ func TestRetryReleasesForAdministratorsOnly(t *testing.T) {
 
 // TestBoundTokens: a token hands over only what it is bound to, by every way in.
 func TestBoundTokens(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	for _, name := range []string{"one", "two"} {
 		r.server(name, pb.Mode_MODE_DAEMON)
@@ -190,6 +193,7 @@ func TestBudgetOfAToken(t *testing.T) {
 // TestBoundTokensControl: what a token may not hand over it does not let go either, nor to a
 // mail server of others.
 func TestBoundTokensControl(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	for _, name := range []string{"one", "two"} {
 		r.server(name, pb.Mode_MODE_DAEMON)

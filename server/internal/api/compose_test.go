@@ -29,6 +29,7 @@ func (r *rig) downloaded(id string) (mail.Header, string) {
 // TestWhatAMailSaysOfItself: a sender's name of its own, an invitation, ways to unsubscribe,
 // and that no person wrote it; alone and in a bulk.
 func TestWhatAMailSaysOfItself(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("main", pb.Mode_MODE_DAEMON)
 	want := func(name, id string, headers map[string]string, body string) {

@@ -51,6 +51,7 @@ func TestManyControlCallsAtOnce(t *testing.T) {
 // TestRetryLooksAtTheMailServer: a mail is not retried through a mail server that is switched
 // off.
 func TestRetryLooksAtTheMailServer(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)
 		id := r.queue("main", 1)[0]

@@ -91,6 +91,7 @@ func named(t *testing.T, what string, err error, server string) {
 // mail server is refused, naming that default, and leaves through no other; once the default is
 // available again, it is what the mail leaves through.
 func TestDefaultUnavailable(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("system", pb.Mode_MODE_DAEMON, isDefault)
 		r.server("sales", pb.Mode_MODE_DAEMON, isDefault, of("sales"))
@@ -130,6 +131,7 @@ func TestDefaultUnavailable(t *testing.T) {
 // TestDefaultAndStatus: each is set without the other, at creation and later, and both at once.
 // There is one default a team, available or not.
 func TestDefaultAndStatus(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		if m := r.server("one", pb.Mode_MODE_DAEMON, isDefault, off); !m.GetIsDefault() || m.Status != pb.MailServer_STATUS_UNAVAILABLE {
 			t.Fatalf("created: got %v, want an unavailable default", m)

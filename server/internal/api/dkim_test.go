@@ -81,6 +81,7 @@ func (r *rig) update(mask string, m *pb.MailServer) *pb.MailServer {
 // TestSignedMail: whatever way a mail is given, it leaves with a signature that verifies, and
 // the journal has the bytes that left.
 func TestSignedMail(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.relay.Extensions = []string{"PIPELINING", "8BITMIME", "SMTPUTF8", "SIZE 10485760"}
 		d := r.server("main", pb.Mode_MODE_PHP, signs("s1")).Dkim
@@ -156,6 +157,7 @@ func TestSignedMail(t *testing.T) {
 // TestRetryKeepsItsSignature: every attempt sends the same bytes, also after the key was
 // changed and the service was started anew.
 func TestRetryKeepsItsSignature(t *testing.T) {
+	t.Parallel()
 	dsn := storetest.SQLiteDSN(t)
 	var mu sync.Mutex
 	var tried []string
@@ -218,6 +220,7 @@ func TestRetryKeepsItsSignature(t *testing.T) {
 // TestFallbackKeepsTheSignature: through another mail server, mail leaves with the signature of
 // its own, whose domain its From is of.
 func TestFallbackKeepsTheSignature(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("spare", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) {
 		m.From, m.Dkim = "other@z.example", &pb.Dkim{Domain: "z.example", Selector: "s9"}
@@ -237,6 +240,7 @@ func TestFallbackKeepsTheSignature(t *testing.T) {
 
 // TestSigningKey: when a key is kept, when another is made, and that none ever comes out.
 func TestSigningKey(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	text, record := keyText()
 	m := r.server("main", pb.Mode_MODE_PHP, func(m *pb.MailServer) { m.Dkim = &pb.Dkim{Domain: "X.Example", Selector: "S1"} })
@@ -305,6 +309,7 @@ func TestSigningKey(t *testing.T) {
 // TestSwappedKey: a sealed key that was moved to another mail server opens to nothing, and mail
 // is refused rather than sent unsigned.
 func TestSwappedKey(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("one", pb.Mode_MODE_PHP, signs("s1"))
 	r.server("two", pb.Mode_MODE_PHP, signs("s1"))
@@ -336,6 +341,7 @@ func TestSwappedKey(t *testing.T) {
 // TestRecordStep: the test of a mail server says what DNS has for its key, and is not failed by
 // it.
 func TestRecordStep(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("main", pb.Mode_MODE_PHP, signs("s1"))
 	r.server("far", pb.Mode_MODE_PHP, signs("s1"), func(m *pb.MailServer) { m.From = "a@z.example" })
@@ -382,6 +388,7 @@ func TestRecordStep(t *testing.T) {
 // TestAgreesWithTheServiceOnKeys: the service in memory shows a key, and when it is another, as
 // the service does. The text of its record is its own.
 func TestAgreesWithTheServiceOnKeys(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.txt.Store(func(string) ([]string, error) { return nil, nil })
 	conn, err := grpc.NewClient(clienttest.Target, clienttest.New(t).DialOption(), grpc.WithTransportCredentials(insecure.NewCredentials()))

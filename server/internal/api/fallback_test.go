@@ -14,6 +14,7 @@ import (
 // TestFallbackOfMailServer: a fallback is saved and shown; a chain is refused with the field's
 // name, also by validate_only; a mail server in use as one is deleted only by force.
 func TestFallbackOfMailServer(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("spare", pb.Mode_MODE_DAEMON)
 		r.server("main", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { m.Fallback = "spare" })
@@ -60,6 +61,7 @@ func TestFallbackOfMailServer(t *testing.T) {
 // off goes through its fallback, as it does in the batch of every minute. Without one that can
 // be used the call is refused.
 func TestRunBatchThroughFallback(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("spare", pb.Mode_MODE_DAEMON)
 		r.server("main", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) { m.Fallback = "spare" })

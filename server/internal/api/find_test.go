@@ -56,6 +56,7 @@ func (r *rig) whole(id string) string {
 // TestFindMailsOverBothJournals: a search finds what was sent and what was not, the newest
 // first, page by page, and a token is good for its own search only.
 func TestFindMailsOverBothJournals(t *testing.T) {
+	t.Parallel()
 	eachRefusing(t, func(t *testing.T, r *rig) {
 		r.server("now", pb.Mode_MODE_PHP)
 		var ids []string
@@ -123,6 +124,7 @@ func TestFindMailsOverBothJournals(t *testing.T) {
 // other call finds the same mail. TestSendMailTakesLargeMail: SendMail takes what Send takes,
 // though other unary requests have a megabyte at most.
 func TestSendMailTakesLargeMail(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("now", pb.Mode_MODE_PHP)
 	for _, size := range []int{700 << 10, 3 << 20} {
@@ -146,6 +148,7 @@ func TestSendMailTakesLargeMail(t *testing.T) {
 }
 
 func TestSendMail(t *testing.T) {
+	t.Parallel()
 	eachRefusing(t, func(t *testing.T, r *rig) {
 		r.server("now", pb.Mode_MODE_PHP)
 		req := &pb.SendMailRequest{Options: &pb.SendOptions{MailServer: "now"}, Message: message("a@y.example", "nobody@y.example"), RequestId: "q1"}
@@ -179,6 +182,7 @@ func TestSendMail(t *testing.T) {
 // TestResendToAnotherAddress: the right address takes the place of the wrong one, on the wire
 // and where the reader sees it; the others of the mail get nothing.
 func TestResendToAnotherAddress(t *testing.T) {
+	t.Parallel()
 	eachRefusing(t, func(t *testing.T, r *rig) {
 		r.server("now", pb.Mode_MODE_PHP)
 		msg := message()

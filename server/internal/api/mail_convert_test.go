@@ -12,6 +12,7 @@ import (
 // TestFailureIsShown: each class of the schema is a class of smtpx under the same name, and
 // comes with a hint. A result without one has neither.
 func TestFailureIsShown(t *testing.T) {
+	t.Parallel()
 	for number, name := range pb.RecipientResult_Failure_name {
 		f := pb.RecipientResult_Failure(number)
 		word := strings.ToLower(strings.TrimPrefix(name, "FAILURE_"))

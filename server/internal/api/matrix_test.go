@@ -137,6 +137,7 @@ var columns = []string{"no token", "expired", "revoked", "wrong role", "wrong te
 // TestMatrix: every method of a server, called by each kind of caller. The table that comes of
 // it stands in proto/README.md; -update writes it.
 func TestMatrix(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	expired, _ := r.token("t1", store.RoleAdmin, system, func(x *store.Token) { x.ExpireTime = time.Now().Add(-time.Minute) })
 	revoked, id := r.token("t1", store.RoleAdmin, system)

@@ -17,6 +17,7 @@ import (
 // TestMoveMails: mails that wait go on through another mail server and arrive there; those of
 // another team do not; nothing happens with validate_only.
 func TestMoveMails(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		other := (&smtpxtest.Server{}).Start(t)
 		there := func(m *pb.MailServer) { m.Smtp.Port = int32(other.Port()) }
@@ -89,6 +90,7 @@ func TestMoveMails(t *testing.T) {
 
 // TestMoveNeverUnknown: a mail that may have arrived is not sent through another mail server.
 func TestMoveNeverUnknown(t *testing.T) {
+	t.Parallel()
 	silent := &smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "DOT" {
 			return &smtpxtest.Action{Close: true}
@@ -115,6 +117,7 @@ func TestMoveNeverUnknown(t *testing.T) {
 // TestPause: a mail server that is paused takes mail and sends none, also as a default. Its
 // php-mode mail is queued, and the answer says so. Cleared, the batch sends what waits.
 func TestPause(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		yes := true
 		until := time.Now().Add(time.Hour)

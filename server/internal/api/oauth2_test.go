@@ -130,6 +130,7 @@ func (r *rig) oauthOf(name string) *pb.OAuth2 {
 // TestOAuth2: a mail leaves after a login with a token, whose secrets never come out again, and
 // which go with the place that they were given for.
 func TestOAuth2(t *testing.T) {
+	t.Parallel()
 	e := newTokenEndpoint(t)
 	r := newRig(t, storetest.SQLiteDSN(t), takes(func(int, string) bool { return true }, nil))
 	m := r.server("main", pb.Mode_MODE_PHP, withOAuth(e, clientSecret("cl1ent-s3cret")))
@@ -233,6 +234,7 @@ func (r *rig) nowhere(secrets ...string) {
 
 // TestTokenSteps: a test asks for a token of its own and reports it and the login as steps.
 func TestTokenSteps(t *testing.T) {
+	t.Parallel()
 	e := newTokenEndpoint(t)
 	right := true
 	r := newRig(t, storetest.SQLiteDSN(t), takes(func(int, string) bool { return right }, nil))
@@ -279,6 +281,7 @@ func TestTokenSteps(t *testing.T) {
 // TestNoTokenCostsNoAttempt: while the provider is down mail waits, loses no attempt and leaves
 // by no other login; then it is sent. Who waits for one hears why it was not.
 func TestNoTokenCostsNoAttempt(t *testing.T) {
+	t.Parallel()
 	e := newTokenEndpoint(t)
 	e.down = true
 	r := newRig(t, storetest.SQLiteDSN(t), takes(func(int, string) bool { return true }, nil))
@@ -324,6 +327,7 @@ func TestNoTokenCostsNoAttempt(t *testing.T) {
 // TestTokenEndsBeforeMail: a token that ends between the login and the mail costs nothing but a
 // fresh login with a new one.
 func TestTokenEndsBeforeMail(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []pb.Mode{pb.Mode_MODE_PHP, pb.Mode_MODE_DAEMON} {
 		e := newTokenEndpoint(t)
 		r := newRig(t, storetest.SQLiteDSN(t), takes(func(conn int, token string) bool { return conn == 1 || token == "tok2" }, func(c smtpxtest.Command) *smtpxtest.Action {
@@ -352,6 +356,7 @@ func TestTokenEndsBeforeMail(t *testing.T) {
 // TestRotatedRefreshToken: each refresh token that the provider gives is stored in the place of
 // the one before, by sends and by tests, and is no change of the mail server.
 func TestRotatedRefreshToken(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		e := newTokenEndpoint(t)
 		relay := takes(func(int, string) bool { return true }, nil).Start(t)
@@ -386,6 +391,7 @@ func TestRotatedRefreshToken(t *testing.T) {
 // token and its answer. The refresh token that the answer brings is stored all the same: the
 // one that it replaces is used up, and a person would have to consent again.
 func TestSealedAnewWhileItRotates(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		admin := pb.NewAccessAdminClient(r.serve(access.As(access.Local()), func(g *grpc.Server) {
 			pb.RegisterAccessAdminServer(g, r.api.AccessAdmin(r.store, nil, func() bool { return true }))
@@ -414,6 +420,7 @@ func TestSealedAnewWhileItRotates(t *testing.T) {
 // TestOAuth2IsChecked: what contradicts itself, or would show a token to the network, is
 // refused with its field.
 func TestOAuth2IsChecked(t *testing.T) {
+	t.Parallel()
 	e := newTokenEndpoint(t)
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	for field, change := range map[string]func(m *pb.MailServer){

@@ -12,6 +12,7 @@ import (
 // TestOutcomesOfTheServiceInMemory: the outcomes that callers test with have the class and the
 // hint that the service gives to these replies, and lead to the same status.
 func TestOutcomesOfTheServiceInMemory(t *testing.T) {
+	t.Parallel()
 	for name, o := range map[string]clienttest.Outcome{"Refused": clienttest.Refused, "Deferred": clienttest.Deferred, "MailboxFull": clienttest.MailboxFull, "Greylisted": clienttest.Greylisted,
 		"Spam": clienttest.Spam, "TooLarge": clienttest.TooLarge, "BlockListed": clienttest.BlockListed, "LoginRefused": clienttest.LoginRefused, "Throttled": clienttest.Throttled,
 		"Unreachable": clienttest.Unreachable, "NoToken": clienttest.NoToken} {

@@ -12,6 +12,7 @@ import (
 // TestTokensTellNothing: a page token or a cursor does not show the position it stands for, two
 // of one position differ, and it is good for its own listing and filter only.
 func TestTokensTellNothing(t *testing.T) {
+	t.Parallel()
 	a := New(Config{TokenKey: bytes.Repeat([]byte{7}, 32)})
 	f := &pb.MailFilter{BatchId: "spring"}
 	position := binary.BigEndian.AppendUint64(nil, 0x1122334455667788)

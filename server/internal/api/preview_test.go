@@ -44,6 +44,7 @@ func upload(t *testing.T, r *rig, team, name, content string) string {
 // TestPreview: a preview is what Send sends, on both databases, and leaves nothing behind. An
 // uploaded file is in it with its size.
 func TestPreview(t *testing.T) {
+	t.Parallel()
 	for name, dsn := range storetest.DSNs(t) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, dsn, &smtpxtest.Server{})
@@ -89,6 +90,7 @@ func TestPreview(t *testing.T) {
 
 // TestPreviewWarns: what a person should know, and what would become of the mail.
 func TestPreviewWarns(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), &smtpxtest.Server{})
 	r.server("now", pb.Mode_MODE_PHP)
 	r.server("later", pb.Mode_MODE_DAEMON)

@@ -27,6 +27,7 @@ func signedMail(id, header string) []byte {
 // TestRaw: a signed invoice reaches the relay and the journal byte for byte, under its own
 // Message-ID, in both modes; what cannot be done with it is refused with its field.
 func TestRaw(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_PHP)
 		r.server("daemon", pb.Mode_MODE_DAEMON)
@@ -124,6 +125,7 @@ func refusedField(t *testing.T, what string, err error, field string) {
 // TestAllowedHeaders: a header by which a provider adds recipients needs the mail server's
 // leave.
 func TestAllowedHeaders(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)
 		msg := message("a@y.example")

@@ -24,6 +24,7 @@ import (
 // sent through a relay that wants a login for every mail. No send fails; behind it the newest
 // key alone opens everything, and the audit log has a row for each mail server.
 func TestKeysRotateUnderLoad(t *testing.T) {
+	t.Parallel()
 	relay := &smtpxtest.Server{Username: "shop", Password: "s3cret", On: func(c smtpxtest.Command) *smtpxtest.Action {
 		if c.Verb == "DOT" {
 			return &smtpxtest.Action{Reply: "250 taken\r\n", Close: true}
@@ -120,6 +121,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 // changes; its version does not, so no session ends for it. What does not open is told and
 // stays.
 func TestEverySecretIsSealedAnew(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		keys, err := seal.LoadKeyFile(r.keyFile)
 		if err != nil {

@@ -35,6 +35,7 @@ func (r *rig) stored(req *pb.DownloadMailRequest) (raw []byte, told int64, err e
 // TestContentRemoved: GetMail says what is left of a mail, and what is gone is refused with a
 // reason of its own; the text of a mail without its files can be had.
 func TestContentRemoved(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("now", pb.Mode_MODE_PHP)
 	m := message("a@y.example")
@@ -84,6 +85,7 @@ func TestContentRemoved(t *testing.T) {
 
 // TestLegalHolds: a hold names one of three things, is listed and lifted, and is a team's own.
 func TestLegalHolds(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	one, _ := r.token("t1", store.RoleAdmin)
 	two, _ := r.token("t2", store.RoleAdmin)
@@ -136,6 +138,7 @@ func TestLegalHolds(t *testing.T) {
 // TestEraseRecipient: counted first, then erased; the answer to a second call proves that mail
 // was sent. The pseudonym is the same for the address in any case.
 func TestEraseRecipient(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	r.server("now", pb.Mode_MODE_PHP)
 	c := pb.NewRetentionClient(r.conn)

@@ -149,7 +149,7 @@ func newRig(t testing.TB, dsn string, relay *smtpxtest.Server) *rig {
 		}})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- eng.Run(ctx, 5*time.Second) }()
+	go func() { ended <- eng.Run(ctx, time.Minute) }()
 	select {
 	case <-eng.Ready():
 	case err := <-ended:

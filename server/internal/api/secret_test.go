@@ -44,6 +44,7 @@ func login(password string) *pb.MailServer {
 // TestPasswordCannotBeGuessed: neither what lies in the database nor what a repeated call
 // answers says whether a guess is the password.
 func TestPasswordCannotBeGuessed(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		const right = "Summer2024!"
 		create := func(m *pb.MailServer) (*pb.CreateMailServerResponse, error) {
@@ -84,6 +85,7 @@ func TestPasswordCannotBeGuessed(t *testing.T) {
 // TestPasswordStaysWithItsAuthorities: with a CA of their own, callers do not get the stored
 // password.
 func TestPasswordStaysWithItsAuthorities(t *testing.T) {
+	t.Parallel()
 	conf, ca := smtpxtest.Certificate(t, time.Now().Add(24*time.Hour), "127.0.0.1")
 	relay := &smtpxtest.Server{TLS: conf, Implicit: true, Username: "u", Password: "other", Mechanisms: []string{"PLAIN"}}
 	r := newRig(t, storetest.SQLiteDSN(t), relay)
@@ -118,6 +120,7 @@ func TestPasswordStaysWithItsAuthorities(t *testing.T) {
 // TestOnlyCertificatesAreKept: a private key that stands beside its certificate is not stored,
 // and the same certificates written otherwise are no change of the login.
 func TestOnlyCertificatesAreKept(t *testing.T) {
+	t.Parallel()
 	_, ca := smtpxtest.Certificate(t, time.Now().Add(24*time.Hour), "a.example")
 	key := "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
@@ -158,6 +161,7 @@ func (r *rig) audits() (rows [][4]string) {
 // which hold neither; calls that change nothing in the database leave a row too; and a control
 // call leaves one for each team that it touched.
 func TestAuditShowsWhatChanged(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		_, one := smtpxtest.Certificate(t, time.Now().Add(24*time.Hour), "a.example")
 		_, two := smtpxtest.Certificate(t, time.Now().Add(24*time.Hour), "b.example")

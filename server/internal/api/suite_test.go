@@ -39,6 +39,7 @@ func refused(t *testing.T, what string, err error, code codes.Code, why string) 
 // TestSendTwice: a request_id and the same content is the first mail again; other content, in
 // whatever part, is refused and changes nothing.
 func TestSendTwice(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)
 		first := func() *pb.SendRequest {
@@ -98,6 +99,7 @@ func (r *rig) batch(c context.Context, opts *pb.BatchOptions, items ...*pb.Batch
 // TestBatchTwice: an item is known again by its request_id and what it becomes, which the
 // shared part has a share in.
 func TestBatchTwice(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)
 		options := func() *pb.BatchOptions {
@@ -145,6 +147,7 @@ func TestBatchTwice(t *testing.T) {
 // TestPageTokens: pages hold every mail once, and a token is good for its own listing and
 // filter.
 func TestPageTokens(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)
 		r.server("other", pb.Mode_MODE_DAEMON)
@@ -205,6 +208,7 @@ func TestPageTokens(t *testing.T) {
 
 // TestMasks: what an update changes, with a mask and without.
 func TestMasks(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		yes, no := true, false
 		r.server("main", pb.Mode_MODE_DAEMON, func(m *pb.MailServer) {
@@ -274,6 +278,7 @@ func TestMasks(t *testing.T) {
 // TestBccAlone: a mail with nobody in to and cc is delivered to those in bcc, and none of them
 // stands in it.
 func TestBccAlone(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_PHP)
 		msg := &pb.MailMessage{Bcc: []string{"One <one@y.example>", "two@y.example"}, Subject: "s", Text: "t"}

@@ -18,6 +18,7 @@ import (
 // TestNoPortScanner: whatever a port answers before it has greeted, who is no system
 // administrator reads the same in Test, in php mode, in the journals and of the mail server.
 func TestNoPortScanner(t *testing.T) {
+	t.Parallel()
 	r := newGuardedRig(t, storetest.SQLiteDSN(t))
 	admin, _ := r.token("t1", store.RoleAdmin)
 	root, _ := r.token("", store.RoleAdmin, system)

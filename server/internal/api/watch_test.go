@@ -15,6 +15,7 @@ import (
 // TestWatchersThatHearNothing: a transaction that does not end keeps changes from watchers.
 // They are told how long, so is who asks for the queue's figures, and the log says it.
 func TestWatchersThatHearNothing(t *testing.T) {
+	// Not parallel: an open transaction holds up the watchers of every database of the cluster.
 	each(t, func(t *testing.T, r *rig) {
 		postgres := r.store.Dialect() == "postgres"
 		r.server("ss", pb.Mode_MODE_DAEMON)
@@ -76,6 +77,7 @@ func TestWatchersThatHearNothing(t *testing.T) {
 // TestManyWatchers: watchers whom nothing concerns look for nothing, however many they are and
 // whatever happens to others, and the one whom it concerns hears every change in its order.
 func TestManyWatchers(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, r *rig) {
 		r.server("main", pb.Mode_MODE_DAEMON)
 		const idle, mails = 150, 40
