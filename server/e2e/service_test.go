@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 	// Most of the time of a scenario is waiting, for a lease or for a relay that says nothing.
 	flag.Parse()
 	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
-		_ = flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0))))
+		_ = flag.Set("test.parallel", strconv.Itoa(max(6, runtime.GOMAXPROCS(0))))
 	}
 	// A process with the race detector sleeps for a second when it ends, and these end by the
 	// hundred.
