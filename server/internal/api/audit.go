@@ -55,12 +55,12 @@ func (a *AccessAdmin) ListAudit(ctx context.Context, r *pb.ListAuditRequest) (*p
 		return nil, a.fault(err)
 	}
 	out := &pb.ListAuditResponse{}
-	if len(rows) > n {
-		rows = rows[:n]
-		out.NextPageToken = a.pageToken("audit", filter, binary.BigEndian.AppendUint64(nil, uint64(rows[n-1].ID)))
-	}
 	for i := range rows {
 		out.Rows = append(out.Rows, auditRow(&rows[i]))
+	}
+	if n = fits(out.Rows, n); n < len(rows) {
+		out.Rows = out.Rows[:n]
+		out.NextPageToken = a.pageToken("audit", filter, binary.BigEndian.AppendUint64(nil, uint64(rows[n-1].ID)))
 	}
 	return out, nil
 }

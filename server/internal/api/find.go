@@ -80,14 +80,22 @@ func (a *API) FindMails(ctx context.Context, r *pb.FindMailsRequest) (*pb.FindMa
 	if err != nil {
 		return nil, err
 	}
-	ms, next, err := a.Store.FindMails(ctx, a.scope(ctx), f, cursor(pos).ID, n)
-	if err != nil {
-		return nil, a.fault(err)
+	p, next := &mailPage{}, cursor(pos).ID
+	for asked, got := 0, 0; got == asked && len(p.mails) < n; {
+		asked = p.room(n - len(p.mails))
+		var ms []*store.Mail
+		if ms, next, err = a.Store.FindMails(ctx, a.scope(ctx), f, next, asked); err != nil {
+			return nil, a.fault(err)
+		}
+		if p.add(viewerOf(ctx), ms) {
+			next = p.last().ID
+			break
+		}
+		if got = len(ms); next == uuid.Nil {
+			break
+		}
 	}
-	out := &pb.FindMailsResponse{Mails: make([]*pb.Mail, len(ms))}
-	for i, m := range ms {
-		out.Mails[i] = viewerOf(ctx).mail(m)
-	}
+	out := &pb.FindMailsResponse{Mails: p.mails}
 	if next != uuid.Nil {
 		out.NextPageToken = a.pageToken("find", same, cursorBytes(nil, next))
 	}

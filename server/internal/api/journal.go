@@ -198,20 +198,30 @@ func (a *API) list(ctx context.Context, kind string, f *pb.MailFilter, size int3
 	if err != nil {
 		return nil, "", err
 	}
-	ms, err := read(ctx, a.scope(ctx), sf, cursor(pos), n+1)
-	if err != nil {
-		return nil, "", a.fault(err)
+	p, at, full := &mailPage{}, cursor(pos), false
+	for asked, got := 0, 0; got == asked && !full && len(p.mails) <= n; {
+		asked = p.room(n + 1 - len(p.mails))
+		ms, err := read(ctx, a.scope(ctx), sf, at, asked)
+		if err != nil {
+			return nil, "", a.fault(err)
+		}
+		if got = len(ms); got == 0 {
+			break
+		}
+		if full = p.add(viewerOf(ctx), ms); !full {
+			at = store.Cursor{ID: p.last().ID}
+			if done := p.last().FinishTime; done != nil {
+				at.Time = *done
+			}
+		}
 	}
-	next := ""
-	if len(ms) > n {
-		ms = ms[:n]
-		next = a.pageToken(kind, f, cursorBytes(ms[n-1].FinishTime, ms[n-1].ID))
+	if len(p.mails) > n {
+		p.mails, p.from, full = p.mails[:n], p.from[:n], true
 	}
-	out := make([]*pb.Mail, len(ms))
-	for i, m := range ms {
-		out[i] = viewerOf(ctx).mail(m)
+	if !full {
+		return p.mails, "", nil
 	}
-	return out, next, nil
+	return p.mails, a.pageToken(kind, f, cursorBytes(p.last().FinishTime, p.last().ID)), nil
 }
 
 // ListDueOutMails implements the service.

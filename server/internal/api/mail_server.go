@@ -43,10 +43,6 @@ func (a *API) ListMailServers(ctx context.Context, r *pb.ListMailServersRequest)
 		return nil, a.fault(err)
 	}
 	out := &pb.ListMailServersResponse{}
-	if len(ms) > n {
-		ms = ms[:n]
-		out.NextPageToken = a.pageToken("servers", filter, []byte(ms[n-1].Name))
-	}
 	bs, err := a.Store.Breakers(ctx)
 	if err != nil {
 		return nil, a.fault(err)
@@ -55,6 +51,10 @@ func (a *API) ListMailServers(ctx context.Context, r *pb.ListMailServersRequest)
 		x := mailServer(m)
 		x.Health = viewerOf(ctx).health(m, bs[m.Name])
 		out.MailServers = append(out.MailServers, x)
+	}
+	if n = fits(out.MailServers, n); n < len(ms) {
+		out.MailServers = out.MailServers[:n]
+		out.NextPageToken = a.pageToken("servers", filter, []byte(ms[n-1].Name))
 	}
 	return out, nil
 }

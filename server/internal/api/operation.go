@@ -215,20 +215,22 @@ func (a *API) ListOperations(ctx context.Context, r *pb.ListOperationsRequest) (
 		before = uuid.UUID(pos)
 	}
 	out := &pb.ListOperationsResponse{}
-	for read := 0; read < operationsScanned; {
+	for read, weight := 0, 0; read < operationsScanned; {
 		os, err := a.Store.Operations(ctx, r.Running, before, largestPage)
 		if err != nil {
 			return nil, a.fault(err)
 		}
 		for _, o := range os {
-			if len(out.Operations) == n {
-				out.NextPageToken = a.pageToken("operations", of, before[:])
-				return out, nil
+			if named := o.Filter.Team; sees(a.scope(ctx), o) && (r.Team == nil || named != nil && *named == *r.Team) {
+				p := operation(o)
+				weight += proto.Size(p)
+				if len(out.Operations) == n || weight > pageWeight && len(out.Operations) > 0 {
+					out.NextPageToken = a.pageToken("operations", of, before[:])
+					return out, nil
+				}
+				out.Operations = append(out.Operations, p)
 			}
 			before = o.ID
-			if named := o.Filter.Team; sees(a.scope(ctx), o) && (r.Team == nil || named != nil && *named == *r.Team) {
-				out.Operations = append(out.Operations, operation(o))
-			}
 		}
 		if read += len(os); len(os) < largestPage {
 			return out, nil

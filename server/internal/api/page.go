@@ -13,12 +13,63 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/server/internal/apierr"
+	"github.com/maildispatch/maildispatch/store"
 )
 
 const (
 	defaultPage = 50
 	largestPage = 500
+	// A page ends before it is larger than this, so that every client takes it: 4 MiB is what
+	// gRPC's take unless they are told otherwise. One entry alone is never so large.
+	pageWeight = 2 << 20
+	// mails that are read at once, before it is known how large they are
+	firstRead = defaultPage + 1
 )
+
+// fits is how many of the first n entries go into a page: fewer than there are where they are
+// heavy, but one at least.
+func fits[T proto.Message](entries []T, n int) int {
+	n = min(n, len(entries))
+	weight := 0
+	for i, e := range entries[:n] {
+		if weight += proto.Size(e); weight > pageWeight && i > 0 {
+			return i
+		}
+	}
+	return n
+}
+
+// mailPage is a page of mails that is read piece by piece, so that not many more heavy mails
+// are in memory than go into it.
+type mailPage struct {
+	mails  []*pb.Mail
+	from   []*store.Mail // what they show
+	weight int
+}
+
+// room is how many mails are read next, of n that are still wanted.
+func (p *mailPage) room(n int) int {
+	if len(p.mails) == 0 {
+		return min(n, firstRead)
+	}
+	return max(1, min(n, (pageWeight-p.weight)/max(1, p.weight/len(p.mails))+1))
+}
+
+// add takes mails up to the page's weight; full: there was one too many.
+func (p *mailPage) add(v viewer, ms []*store.Mail) (full bool) {
+	for _, m := range ms {
+		x := v.mail(m)
+		size := proto.Size(x)
+		if p.weight+size > pageWeight && len(p.mails) > 0 {
+			return true
+		}
+		p.mails, p.from, p.weight = append(p.mails, x), append(p.from, m), p.weight+size
+	}
+	return false
+}
+
+// last is the last mail of the page.
+func (p *mailPage) last() *store.Mail { return p.from[len(p.from)-1] }
 
 func pageSize(c *apierr.Check, n int32) int {
 	switch {

@@ -177,12 +177,12 @@ func (a *API) ListLegalHolds(ctx context.Context, r *pb.ListLegalHoldsRequest) (
 		return nil, a.fault(err)
 	}
 	out := &pb.ListLegalHoldsResponse{}
-	if len(hs) > n {
-		hs = hs[:n]
-		out.NextPageToken = a.pageToken("legal holds", filter, hs[n-1].ID[:])
-	}
 	for _, h := range hs {
 		out.LegalHolds = append(out.LegalHolds, legalHold(h))
+	}
+	if n = fits(out.LegalHolds, n); n < len(hs) {
+		out.LegalHolds = out.LegalHolds[:n]
+		out.NextPageToken = a.pageToken("legal holds", filter, hs[n-1].ID[:])
 	}
 	return out, nil
 }

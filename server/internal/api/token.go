@@ -155,12 +155,12 @@ func (a *AccessAdmin) ListTokens(ctx context.Context, r *pb.ListTokensRequest) (
 		return nil, a.fault(err)
 	}
 	out := &pb.ListTokensResponse{}
-	if len(ts) > n {
-		ts = ts[:n]
-		out.NextPageToken = a.pageToken("tokens", filter, []byte(ts[n-1].ID))
-	}
 	for _, t := range ts {
 		out.Tokens = append(out.Tokens, tokenInfo(t))
+	}
+	if n = fits(out.Tokens, n); n < len(ts) {
+		out.Tokens = out.Tokens[:n]
+		out.NextPageToken = a.pageToken("tokens", filter, []byte(ts[n-1].ID))
 	}
 	return out, nil
 }
