@@ -12,18 +12,28 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// maxMarks is how many marks a letter may have: more than any language puts on one, and few
+// enough not to cover the lines around it.
+const maxMarks = 4
+
 // Text is a foreign text, such as a mail server's reply or a subject, that a terminal or a page
 // may show: what controls it, changes the direction of text or is not seen is written as its
-// number. Of longer texts the first most runes are shown.
+// number; so are marks without end on one letter. Of longer texts the first most runes are
+// shown.
 func Text(s string, most int) string {
 	var b strings.Builder
-	n := 0
+	n, marks := 0, 0
 	for _, r := range s {
 		if n++; n > most {
 			b.WriteString("…")
 			break
 		}
+		if marks++; !unicode.Is(unicode.M, r) {
+			marks = 0
+		}
 		switch {
+		case marks > maxMarks:
+			fmt.Fprintf(&b, `\u{%x}`, r)
 		case r == '\n' || r == '\t':
 			b.WriteByte(' ')
 		case r == utf8.RuneError, unicode.IsControl(r), !unicode.IsPrint(r) && r != ' ':

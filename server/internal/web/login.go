@@ -29,13 +29,13 @@ func (p *Page) login(v *view) error {
 
 // signIn begins a session.
 func (p *Page) signIn(v *view) error {
-	next := inside(v.r.PostFormValue("next"))
+	next := inside(v.r.PostForm.Get("next"))
 	if wait := p.logins.take(v.r.RemoteAddr); wait > 0 {
 		v.w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
 		v.code = http.StatusTooManyRequests
 		return v.render("login", "Sign in", loginBody{next, "There were too many attempts. Wait " + short(wait+time.Second) + " and try again."})
 	}
-	c := &calls{conn: p.cfg.Calls, quiet: true, token: strings.TrimSpace(v.r.PostFormValue("token"))}
+	c := &calls{conn: p.cfg.Calls, quiet: true, token: strings.TrimSpace(v.r.PostForm.Get("token"))}
 	if !headerSafe(c.token) {
 		c.token = "none"
 	}

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,9 @@ const (
 	maxDepth = 10
 	// maxHeaders is how many header fields are shown.
 	maxHeaders = 60
+	// maxReading is how many messages are held in memory at once, to be taken apart: each is up
+	// to 25 MiB, and needs some times that.
+	maxReading = 4
 	// downloadTime is what a download may take.
 	downloadTime = 10 * time.Minute
 )
@@ -108,8 +112,23 @@ func raw(v *view) error {
 	return err
 }
 
-// read downloads a message and takes it apart.
-func (v *view) read(id string) (*parsed, error) {
+// read downloads a message, takes it apart and has it used. Only so many are in memory.
+func (v *view) read(id string, use func(*parsed) error) error {
+	select {
+	case v.page.reading <- struct{}{}:
+	case <-v.ctx().Done():
+		return status.Error(codes.ResourceExhausted, "Other people are reading large messages. Wait a moment.")
+	}
+	defer func() { <-v.page.reading }()
+	p, err := v.takeApart(id)
+	if err != nil {
+		return err
+	}
+	return use(p)
+}
+
+// takeApart reads a message into memory.
+func (v *view) takeApart(id string) (*parsed, error) {
 	var b bytes.Buffer
 	if err := v.download(id, &b, nil); err != nil {
 		return nil, err
@@ -177,8 +196,14 @@ func showMessage(v *view) error {
 	if err != nil {
 		return err
 	}
-	p, err := v.read(id)
-	if err != nil {
+	var p *parsed
+	if err := v.read(id, func(whole *parsed) error {
+		for i := range whole.parts {
+			whole.parts[i].body = nil // the view has the names alone
+		}
+		p = whole
+		return nil
+	}); err != nil {
 		return err
 	}
 	b := messageBody{Mail: res.Mail, Headers: p.headers, Parts: p.parts, Fault: p.fault}
@@ -197,15 +222,23 @@ func showMessage(v *view) error {
 
 // showPart hands one part out: text for the frame, anything else as a file.
 func showPart(v *view) error {
-	p, err := v.read(v.r.PathValue("id"))
+	var x part
+	n, err := strconv.Atoi(v.r.PathValue("part"))
+	if err == nil {
+		err = v.read(v.r.PathValue("id"), func(p *parsed) error {
+			if n < 1 || n > len(p.parts) {
+				return status.Error(codes.NotFound, "the message has no such part")
+			}
+			x = p.parts[n-1]
+			x.body = bytes.Clone(x.body) // the rest of the message is let go
+			return nil
+		})
+	} else {
+		err = status.Error(codes.NotFound, "the message has no such part")
+	}
 	if err != nil {
 		return err
 	}
-	n, err := strconv.Atoi(v.r.PathValue("part"))
-	if err != nil || n < 1 || n > len(p.parts) {
-		return status.Error(codes.NotFound, "the message has no such part")
-	}
-	x := p.parts[n-1]
 	h := v.w.Header()
 	// Neither scripts nor loads nor forms, and an origin of its own: whatever the part holds,
 	// it reaches nothing. Only styles in it count.
@@ -223,7 +256,7 @@ func showPart(v *view) error {
 		h.Set("Content-Disposition", "attachment; filename*=UTF-8''"+url.PathEscape(safeName(name)))
 	case x.Type == "text/html":
 		h.Set("Content-Type", "text/html; charset=utf-8")
-		body = cutText(body)
+		body = disarm(cutText(body))
 	default:
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		body = cutText(body)
@@ -231,6 +264,15 @@ func showPart(v *view) error {
 	_, _ = v.w.Write(body) // a browser that is gone needs no answer
 	return errDone
 }
+
+// reaching are the elements by which a document without scripts makes a browser speak to others
+// although its policy forbids every load: a name is looked up or a connection is opened ahead
+// (link), or another page is loaded (meta, base for where links lead).
+var reaching = regexp.MustCompile(`(?i)<(/?)(link|meta|base)`)
+
+// disarm turns these into elements that mean nothing. The start of a tag is always written as
+// these characters in UTF-8, so no parser has to agree with the browser's.
+func disarm(html []byte) []byte { return reaching.ReplaceAll(html, []byte("<${1}x-$2")) }
 
 // cutText is as much of a text as a frame shows.
 func cutText(b []byte) []byte {

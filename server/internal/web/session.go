@@ -127,7 +127,7 @@ func (p *Page) csrf(cookie string) string {
 // mayPost reports whether a form was made by this page for this browser.
 func (p *Page) mayPost(r *http.Request) bool {
 	c := p.cookie(r)
-	return c != "" && hmac.Equal([]byte(r.PostFormValue("csrf")), []byte(p.csrf(c)))
+	return c != "" && hmac.Equal([]byte(r.PostForm.Get("csrf")), []byte(p.csrf(c)))
 }
 
 const (

@@ -40,12 +40,23 @@ func (v *view) can(r pb.Role) bool {
 }
 
 // anybody is a view that nobody has to sign in for.
-func (p *Page) anybody(show func(*view) error) http.HandlerFunc {
+func (p *Page) anybody(show func(*view) error) http.HandlerFunc { return p.within(viewTime, show) }
+
+// within is a view that nobody has to sign in for, and what it may take.
+func (p *Page) within(limit time.Duration, show func(*view) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), viewTime)
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
 		defer cancel()
 		r = r.WithContext(ctx)
 		v := &view{calls: &calls{conn: p.cfg.Calls}, page: p, w: w, r: r, cookie: p.cookie(r)}
+		if err := r.ParseForm(); r.Method == http.MethodPost && err != nil {
+			code, title := http.StatusBadRequest, "This form cannot be read"
+			if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+				code, title = http.StatusRequestEntityTooLarge, "This form is too large"
+			}
+			v.fail(code, title, "Nothing was done. A form has at most "+size(maxForm)+".")
+			return
+		}
 		if r.Method == http.MethodPost && !p.mayPost(r) {
 			v.fail(http.StatusForbidden, "This form is out of date", "Go back, load the page again and repeat it. Nothing was done.")
 			return
@@ -64,8 +75,11 @@ func (p *Page) anybody(show func(*view) error) http.HandlerFunc {
 
 // known is a view for somebody whom the service knows. The service is asked each time, so that
 // a session ends with its token.
-func (p *Page) known(show func(*view) error) http.HandlerFunc {
-	return p.anybody(func(v *view) error {
+func (p *Page) known(show func(*view) error) http.HandlerFunc { return p.knownWithin(viewTime, show) }
+
+// knownWithin is known with what it may take.
+func (p *Page) knownWithin(limit time.Duration, show func(*view) error) http.HandlerFunc {
+	return p.within(limit, func(v *view) error {
 		if v.token == "" && p.cfg.Asks() {
 			return status.Error(codes.Unauthenticated, "nobody has signed in")
 		}
@@ -88,9 +102,10 @@ func (p *Page) strayed(w http.ResponseWriter, r *http.Request) bool {
 	if r.Method != http.MethodGet || site != "cross-site" && site != "same-site" {
 		return false
 	}
-	w.Header().Set("Refresh", "0; url="+r.URL.RequestURI())
+	here := inside(r.URL.RequestURI())
+	w.Header().Set("Refresh", "0; url="+here)
 	v := &view{calls: &calls{}, page: p, w: w, r: r}
-	v.render("stray", "One moment", r.URL.RequestURI())
+	v.render("stray", "One moment", here)
 	return true
 }
 

@@ -350,6 +350,17 @@ func TestRoles(t *testing.T) {
 	if p := r.look("/mails/" + m.Id); p.code != http.StatusNotFound {
 		t.Errorf("another team's mail: got %d", p.code)
 	}
+	for _, tc := range [][2]string{{"/mails/" + m.Id, "/mails/01980000-0000-7000-8000-000000000000"}, {"/mails/" + m.Id + "/message", "/mails/01980000-0000-7000-8000-000000000000/message"},
+		{"/act?do=cancel&id=" + m.Id, "/act?do=cancel&id=01980000-0000-7000-8000-000000000000"}, {"/servers/main", "/servers/nobody"}, {"/batch?team=t2&id=news", "/batch?team=t2&id=none"}} {
+		theirs, nobodys := r.look(tc[0]), r.look(tc[1])
+		bare := func(p *page) string {
+			s, _, _ := strings.Cut(p.words(), "This view by grpcurl")
+			return strings.NewReplacer(m.Id, "X", "01980000-0000-7000-8000-000000000000", "X", "nobody", "X", "main", "X", "none", "X", "news", "X").Replace(s)
+		}
+		if theirs.code != nobodys.code || bare(theirs) != bare(nobodys) || theirs.code < 400 {
+			t.Errorf("%s is told from %s: got %d %s, and %d %s", tc[0], tc[1], theirs.code, bare(theirs), nobodys.code, bare(nobodys))
+		}
+	}
 	if p := r.get("/queue"); !p.has("Queue of t1") {
 		t.Errorf("got %s", p.words())
 	}

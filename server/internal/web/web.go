@@ -55,7 +55,8 @@ type Page struct {
 	logins   limiter
 	history  history
 	made     onces
-	key      []byte // of the CSRF tokens
+	reading  chan struct{} // has a place for each message that is read whole
+	key      []byte        // of the CSRF tokens
 	cross    *http.CrossOriginProtection
 }
 
@@ -67,7 +68,7 @@ func New(cfg Config) (*Page, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	p := &Page{cfg: cfg, key: make([]byte, 32), cross: http.NewCrossOriginProtection()}
+	p := &Page{cfg: cfg, key: make([]byte, 32), reading: make(chan struct{}, maxReading), cross: http.NewCrossOriginProtection()}
 	_, _ = rand.Read(p.key) // never fails: crypto/rand ends the program first
 	p.sessions.now, p.logins.now = cfg.Now, cfg.Now
 	var err error
@@ -116,7 +117,7 @@ func (p *Page) routes() *http.ServeMux {
 	m.HandleFunc("GET /mails/{id}", p.known(mail))
 	m.HandleFunc("GET /mails/{id}/message", p.known(showMessage))
 	m.HandleFunc("GET /mails/{id}/parts/{part}", p.known(showPart))
-	m.HandleFunc("GET /mails/{id}/raw", p.known(raw))
+	m.HandleFunc("GET /mails/{id}/raw", p.knownWithin(downloadTime, raw))
 	return m
 }
 
