@@ -110,3 +110,14 @@ func (s *Session) sendBody(ctx context.Context, t *Transaction, next []byte) (go
 	}
 	return gone, gate, err
 }
+
+// cutInBody is the outcome of a mail whose body the connection did not take to its end. No dot
+// has left, so the mail is refused, where the relay said so before it closed, or not tried.
+func (s *Session) cutInBody(tr *transfer, rep Reply, err, werr error) Outcome {
+	s.kill(werr)
+	if err != nil || rep.Code/100 < 4 {
+		return notTried(tr, s.deadFault(PhaseData))
+	}
+	tr.decide(rep, PhaseData)
+	return Outcome{Recipients: tr.rcpt, Err: &Error{Phase: PhaseData, Reply: rep, Temporary: rep.Code < 500}, ServerDown: rep.Code == 421}
+}
