@@ -62,6 +62,8 @@ type Config struct {
 	MetricsListen string        // "" = no metrics
 	HealthListen  string        // "" = no port of its own for health
 	WebListen     string        // "" = no page for people
+	TraceEndpoint string        // "" = no traces
+	TraceSample   float64       // share of the calls that are followed
 	DrainDelay    time.Duration // between NOT_SERVING and the end of the ports
 
 	LogOutput io.Writer // nil = standard error

@@ -42,7 +42,7 @@ var importRules = []importRule{
 		why: "counts what is taken; callers are names to it"},
 	{pkg: "server/internal/interceptor", may: []string{"proto/...", "server/internal/access", "server/internal/apierr", "server/internal/budget"}, why: "what every call passes, in its order"},
 	{pkg: "server/internal/logwriter", why: "the log's lines in groups"},
-	{pkg: "server/internal/observe", may: []string{"server/internal/lifecycle", "smtpx", "store"}, why: "metrics; nobody else knows Prometheus"},
+	{pkg: "server/internal/observe", may: []string{"server/internal/lifecycle", "smtpx", "store"}, why: "metrics and traces; nobody else knows Prometheus and OpenTelemetry"},
 	{pkg: "server/internal/retention", may: []string{"store"}, tests: []string{"store/storetest"}, why: "when what is removed; the store knows how"},
 	{pkg: "server/internal/seal", why: "cryptography and nothing else"},
 	{pkg: "server/internal/catchall", why: "a relay for the demo; it shares nothing with the client it receives from"},
@@ -86,6 +86,12 @@ var importRules = []importRule{
 	{pkg: "store/storetest/memory", may: []string{"store"}, why: "a store for simulations; no service runs on it"},
 	{pkg: "smtpx/smtpxtest", why: "a scripted relay has to disagree with smtpx when smtpx is wrong"},
 	{pkg: "client/clienttest", may: []string{"client", "proto/..."}, why: "stands in for the service in callers' tests"},
+}
+
+// foreignRules are the modules of others that one package alone may import, tests apart.
+var foreignRules = []struct{ prefix, only string }{
+	{"github.com/prometheus/", "server/internal/observe"},
+	{"go.opentelemetry.io/", "server/internal/observe"},
 }
 
 // covers says whether a pattern of the table names pkg, and how closely.
@@ -139,6 +145,11 @@ func TestImports(t *testing.T) {
 				may, who = slices.Concat(rule.may, rule.tests, []string{pkg}), "a test of "+pkg
 			}
 			for _, imp := range strings.Fields(imports) {
+				for _, r := range foreignRules {
+					if strings.HasPrefix(imp, r.prefix) && i == 0 && pkg != r.only {
+						t.Errorf("%s must not import %s: only %s does", who, imp, r.only)
+					}
+				}
 				imp, ours := strings.CutPrefix(imp, module)
 				if !ours {
 					continue

@@ -39,6 +39,15 @@ func (s *Server) newMetrics() *observe.Metrics {
 	})
 }
 
+// stopTraces gives the last spans away. A collector that does not answer keeps nobody.
+func (s *Server) stopTraces() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := s.traces.Stop(ctx); err != nil {
+		s.log.Warn("traces: the last spans are lost", "error", err)
+	}
+}
+
 // oauthTokens are the lives of the access tokens that this process holds.
 func (s *Server) oauthTokens() map[string]observe.OAuthToken {
 	all := map[string]observe.OAuthToken{}

@@ -87,6 +87,7 @@ func (s *Server) offer(a *api.API, admin *api.AccessAdmin, guard *access.Guard, 
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	)
+	options = append(options, s.traces.ServerOptions()...)
 	for i, p := range s.ports {
 		most := maxMessage
 		if i > 0 {

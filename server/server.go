@@ -53,6 +53,7 @@ type Server struct {
 
 	transport   *transport
 	metrics     *observe.Metrics // nil = nobody is offered them
+	traces      *observe.Traces  // nil = there are none
 	metricsPort *httpPort        // nil = none
 	healthPort  *httpPort        // nil = none
 	webPort     *httpPort        // nil = none; web serves it
@@ -93,6 +94,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, log: log, lines: lines, outbound: out, health: health.NewServer(), transport: creds}
 	s.metrics = s.newMetrics()
+	if s.traces, err = observe.NewTraces(observe.TraceConfig{Endpoint: cfg.TraceEndpoint, Sample: cfg.TraceSample, Build: buildOf(), Logger: log}); err != nil {
+		return nil, err
+	}
 	if creds.refusals != nil {
 		creds.refusals.count = s.metrics.Refused
 	}
@@ -130,7 +134,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	// the book is there before anything is dialled
 	dial := newDialers(dest, func() bool { return s.book.On() })
 	host, _ := os.Hostname() // only a name for people
-	eng := engine.New(engine.Config{Journal: st, Logger: log, Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), BatchInterval: cfg.BatchInterval, Observer: s.metrics, Connections: s.metrics,
+	eng := engine.New(engine.Config{Journal: st, Logger: log, Replica: fmt.Sprintf("%s/%d", host, os.Getpid()), BatchInterval: cfg.BatchInterval, Observer: s.metrics, Connections: s.metrics, Tracer: s.traces,
 		Dial: func(ctx context.Context, s *store.MailServer) (engine.Session, error) {
 			r, err := out.Relay(s)
 			if err != nil {
@@ -146,6 +150,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s.limits = limits
 	s.remover = retention.New(retention.Config{Store: st, Rules: rules, Logger: log, Observer: s.metrics})
 	a := api.New(api.Config{Keeping: st, Rules: rules, EraseKey: keys.Derive("erasures"), Store: tellingStore{st, eng}, Quota: limits, Sender: limits.Sender(eng), Batch: eng, Outbound: out, Stopping: engine.ErrStopping, Draining: eng.Stopping(), Logger: log,
+		Trace:     s.traces.Of,
 		TokenKey:  keys.Derive("page tokens"),
 		LookupTXT: net.DefaultResolver.LookupTXT,
 		Now:       eng.Now,
@@ -333,6 +338,7 @@ func (s *Server) Run(ctx context.Context) error {
 	<-removerDone
 	<-operationsDone
 	s.outbound.Wait()
+	s.stopTraces()
 	err = errors.Join(err, s.store.Close())
 	if err == nil {
 		s.log.Info("stopped")

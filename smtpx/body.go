@@ -92,8 +92,10 @@ func (s *Session) sendBody(ctx context.Context, t *Transaction, next []byte) (go
 			if t.Gate != nil {
 				asked := time.Now()
 				if gate = t.Gate(ctx); gate != nil {
+					t.Trace.step(StepGate, StepFailed, 0)
 					return gate
 				}
+				t.Trace.step(StepGate, StepOK, 0)
 				began = began.Add(time.Since(asked)) // it is not the relay that was slow
 			}
 			s.setPastDot(true)

@@ -55,9 +55,13 @@ func (t Timeouts) withDefaults() Timeouts {
 }
 
 // Dial opens a session: name lookup, TCP, TLS, greeting, EHLO, STARTTLS and login, all within
-// r.Timeouts.Connect. A failure is an *[Error].
+// r.Timeouts.Connect. A failure is an *[Error]. See [WithTrace].
 func (d *Dialer) Dial(ctx context.Context, r Relay) (*Session, error) {
-	s, fault := d.dial(ctx, r, nil)
+	var tr *trace
+	if t := TraceOf(ctx); t != nil {
+		tr = &trace{hears: t}
+	}
+	s, fault := d.dial(ctx, r, tr)
 	if fault != nil {
 		return nil, fault.clean()
 	}

@@ -92,6 +92,8 @@ type Transaction struct {
 	// Done receives the outcome exactly once, on the goroutine that called Submit or Flush,
 	// before that call's own return or during a later one.
 	Done func(Outcome)
+	// Trace hears the steps, from the reply to MAIL to that to the dot. nil = nobody does.
+	Trace *Trace
 }
 
 // MaxRecipients is the most recipients one transaction takes (RFC 5321 4.5.3.1.8 obliges

@@ -140,9 +140,11 @@ func (s *Session) probeFault(p Phase, rep Reply, err error) *Error {
 
 func shown(rep Reply) string { return Clean(rep.String(), maxShown) }
 
-// trace collects the steps of a probe. A nil trace collects nothing, which is what a send uses.
+// trace collects the steps of a probe, or of opening a session that somebody looks at. A nil
+// trace collects nothing, which is what a send uses.
 type trace struct {
 	steps []Step
+	hears *Trace // nil = nobody
 }
 
 // doneFunc ends a step.
@@ -155,6 +157,7 @@ func (t *trace) begin(k StepKind) doneFunc {
 	start := time.Now()
 	return func(o StepOutcome, detail string, code int, facts map[string]string) {
 		t.steps = append(t.steps, Step{Kind: k, Outcome: o, Detail: detail, Code: code, Elapsed: time.Since(start), Facts: facts})
+		t.hears.step(k, o, code)
 	}
 }
 

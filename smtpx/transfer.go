@@ -200,6 +200,7 @@ func (s *Session) envelopePipelined(ctx context.Context, tr *transfer) bool {
 	if mailRep.Code/100 == 3 {
 		return s.outOfStep(tr, PhaseMail, errProtocol)
 	}
+	t.Trace.replied(StepMailFrom, mailRep.Code)
 	tr.heard(mailRep, PhaseMail)
 	down := mailRep.Code == 421
 	s.setDeadline(tm.Rcpt)
@@ -234,6 +235,7 @@ func (s *Session) cutFlight(tr *transfer, p Phase, mailRep Reply, err error) boo
 
 // noteRcpt files the reply to the RCPT at position i. Replies are matched by position only.
 func (tr *transfer) noteRcpt(i int, rep Reply) {
+	tr.t.Trace.replied(StepRcptTo, rep.Code)
 	means := Means(Said{Phase: PhaseRcpt, Reply: rep, Behind: tr.ok > 0})
 	if means.Action == ActSplit && tr.took == 0 {
 		tr.took = tr.ok
@@ -277,6 +279,7 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 	if err != nil {
 		return s.broken(tr, PhaseMail, err)
 	}
+	t.Trace.replied(StepMailFrom, mailRep.Code)
 	if mailRep.Code/100 != 2 {
 		if mailRep.Code/100 == 3 {
 			return s.outOfStep(tr, PhaseMail, errProtocol)
@@ -314,6 +317,7 @@ func (s *Session) envelopeLockStep(tr *transfer) bool {
 // afterData decides how the envelope came out. dataRep.Code 0 = DATA was not asked.
 func (s *Session) afterData(tr *transfer, mailRep, dataRep Reply, down bool) bool {
 	waiting := dataRep.Code == 354
+	tr.t.Trace.replied(StepData, dataRep.Code)
 	s.inData = waiting
 	down = down || dataRep.Code == 421
 	if dataRep.Code/100 == 2 || dataRep.Code/100 == 3 && !waiting { // another command's
@@ -435,6 +439,7 @@ func (s *Session) flushHeld(ctx context.Context, next []byte) bool {
 		return false
 	}
 	o := Outcome{DotSent: true, DotTime: time.Now()}
+	tr.t.Trace.replied(StepDot, rep.Code)
 	if err != nil {
 		if werr != nil {
 			err = werr

@@ -12,7 +12,7 @@ import (
 
 // claimedColumns is the beginning of claimedRow, from mail m and the row q of due.
 const claimedColumns = `m.id, m.team, m.mail_server, m.mode, m.kind, m.priority, m.sender, m.message_id, m.size_bytes, m.utf8, m.recipients, m.create_time,
-  m.expire_time, m.reference, m.caller, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes`
+  m.expire_time, m.reference, m.caller, m.trace, m.raw, m.layout, q.claim, q.run_at, q.attempts, q.crashes`
 
 // claimedRow is a claimed mail as the statements return it.
 type claimedRow struct {
@@ -31,6 +31,7 @@ type claimedRow struct {
 	ExpireTime        dbTime `db:"expire_time"`
 	Reference         string
 	Caller            *string
+	Trace             []byte
 	Raw               []byte
 	Layout            []byte
 	Claim             int64
@@ -49,7 +50,7 @@ func (r *claimedRow) claimed() (*Claimed, error) {
 		MessageID: r.MessageID, SizeBytes: r.SizeBytes, UTF8: r.UTF8, Attempts: r.Attempts, Crashes: r.Crashes, Begun: r.Begun, CreateTime: r.CreateTime.Time,
 		RunAt: r.RunAt.Time, ExpireTime: r.ExpireTime.ptr(), PossibleDuplicate: r.PossibleDuplicate, HoldUnknown: r.HoldUnknown, Marked: !r.DataAt.IsZero(), Raw: r.Raw, Layout: r.Layout,
 		Claim: r.Claim}
-	c.Reference = r.Reference
+	c.Reference, c.Trace = r.Reference, r.Trace
 	if r.Caller != nil {
 		c.Caller = *r.Caller
 	}

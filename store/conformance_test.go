@@ -379,3 +379,26 @@ func TestFullSQLite(t *testing.T) {
 	}
 	enqueue(t, s, big)
 }
+
+// TestTrace: a mail keeps the trace of the call that brought it until it is sent, whoever sends
+// it, and one that has none gets none.
+func TestTrace(t *testing.T) {
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		traced, plain := newMail("ss", func(m *store.NewMail) { m.Trace = []byte("\x00\xff trace") }), newMail("ss")
+		if _, err := s.EnqueueBatch(ctx, []*store.NewMail{traced, plain}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Claim(ctx, register(t, s), "ss", 10, store.AnyPriority)
+		if err != nil || len(got) != 2 {
+			t.Fatal(len(got), err)
+		}
+		for _, c := range got {
+			if want := map[uuid.UUID][]byte{traced.ID: traced.Trace}[c.ID]; !bytes.Equal(c.Trace, want) {
+				t.Errorf("got trace %x, want %x", c.Trace, want)
+			}
+		}
+		if c := traced.Claimed(false); !bytes.Equal(c.Trace, traced.Trace) {
+			t.Errorf("born claimed: got trace %x", c.Trace)
+		}
+	})
+}

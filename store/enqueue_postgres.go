@@ -45,6 +45,7 @@ type mailRow struct {
 	Version     int64             `json:"server_version,omitempty"`
 	RequestHash string            `json:"request_hash,omitempty"`
 	Contents    []string          `json:"contents,omitempty"`
+	Trace       string            `json:"trace,omitempty"`
 }
 
 // enqueueFlushers is how many write at once.
@@ -62,7 +63,7 @@ func (s onPostgres) packMails(ops []*enqueueOp) (packedMails, error) {
 			Sender: m.From, Subject: m.Subject, MessageID: m.MessageID, SizeBytes: m.SizeBytes, Recipients: m.Recipients, Labels: m.Labels,
 			RequestID: m.RequestID, Fingerprint: hex.EncodeToString(m.Fingerprint), Route: m.Route, UTF8: m.UTF8, CreateTime: m.CreateTime.UnixMicro(),
 			RunAt: m.RunAt.UnixMicro(), Layout: m.layout, Owner: m.Owner, Held: m.Held, Offset: offset, Length: len(m.inline), Terms: s.termsOf(m),
-			BatchID: m.BatchID, Reason: m.Reason, Caller: m.Caller, Guard: m.Guard, Version: m.ServerVersion}
+			BatchID: m.BatchID, Reason: m.Reason, Caller: m.Caller, Guard: m.Guard, Version: m.ServerVersion, Trace: hex.EncodeToString(m.Trace)}
 		for _, sum := range m.contents {
 			r.Contents = append(r.Contents, hex.EncodeToString(sum[:]))
 		}

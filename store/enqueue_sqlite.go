@@ -73,7 +73,7 @@ func (s onSQLite) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (
 		}
 		res, err := mail.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Mode, m.Kind, m.Priority, m.Reference, m.From, m.Subject, m.MessageID,
 			m.SizeBytes, string(rcpts), nullJSON(m.Labels), nullString(m.RequestID), nullBytes(m.Fingerprint), m.Route, m.UTF8, s.t(&m.CreateTime),
-			s.t(m.ExpireTime), m.inline, nullString(string(m.layout)), nullString(m.BatchID), resent, nullString(m.Reason), nullString(m.Caller), nullString(m.Guard))
+			s.t(m.ExpireTime), m.inline, nullString(string(m.layout)), nullString(m.BatchID), resent, nullString(m.Reason), nullString(m.Caller), nullString(m.Guard), nullBytes(m.Trace))
 		if err != nil {
 			return nil, err
 		}

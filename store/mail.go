@@ -128,6 +128,7 @@ type NewMail struct {
 	ResentFrom  uuid.UUID // the mail that this one sends once more; zero = none
 	Reason      string    // why, with ResentFrom
 	Caller      string    // whose it is; "" = of a caller that nobody asked
+	Trace       []byte    // of the call that brought it, for who makes spans; nil = none
 	// of the token that hands it over; nil = without one. It is not stored.
 	Budget *Budget
 
@@ -163,7 +164,7 @@ func (m *NewMail) Claimed(holdUnknown bool) *Claimed {
 	m.pack()
 	return &Claimed{ID: m.ID, Team: m.Team, MailServer: m.MailServer, Mode: m.Mode, Kind: m.Kind, Priority: m.Priority, From: m.From,
 		MessageID: m.MessageID, SizeBytes: m.SizeBytes, UTF8: m.UTF8, Recipients: m.Recipients, CreateTime: m.CreateTime, RunAt: m.RunAt,
-		ExpireTime: m.ExpireTime, Reference: m.Reference, Caller: m.Caller, HoldUnknown: holdUnknown, RetryInBatch: m.RetryInBatch, Raw: m.inline, Layout: m.layout, Claim: BornClaim}
+		ExpireTime: m.ExpireTime, Reference: m.Reference, Caller: m.Caller, Trace: m.Trace, HoldUnknown: holdUnknown, RetryInBatch: m.RetryInBatch, Raw: m.inline, Layout: m.layout, Claim: BornClaim}
 }
 
 // BornClaim is the token of a mail that is born owned.
@@ -200,6 +201,7 @@ type Claimed struct {
 	ExpireTime *time.Time
 	Reference  string
 	Caller     string // see NewMail
+	Trace      []byte // see NewMail
 
 	PossibleDuplicate bool
 	// RetryInBatch, of a mail that was born owned: its caller wants it to go on in the batch

@@ -14,15 +14,15 @@ with u as materialized (
     sender text, subject text, message_id text, size_bytes bigint, recipients json, labels json, request_id text, fingerprint text, route text,
     utf8 boolean, create_time bigint, run_at bigint, expire_time bigint, layout json, owner bigint, held text, o integer, l integer, terms json,
     batch_id text, resent_from uuid, resend_reason text, caller text, guard text,
-    server_version bigint, contents json, request_hash text)
+    server_version bigint, contents json, request_hash text, trace text)
 ), c as materialized (
   select hash from content where used and hash = any (array(select decode(x.value, 'hex') from u, json_array_elements_text(u.contents) x)) for key share
 ), m as (
   insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, listed)
+    fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, listed, trace)
   select id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
     decode(fingerprint, 'hex'), route, utf8, timestamptz 'epoch' + create_time * interval '1 microsecond',
-    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller, guard, true
+    timestamptz 'epoch' + expire_time * interval '1 microsecond', substr(:bodies::bytea, o, l), layout, batch_id, resent_from, resend_reason, caller, guard, true, decode(trace, 'hex')
   from u where (server_version is null or exists (select 1 from mail_server s where s.name = u.mail_server and s.version = u.server_version))
     and not exists (select 1 from json_array_elements_text(u.contents) x where decode(x.value, 'hex') not in (select hash from c))
     and (request_hash is null or not exists (select 1 from erased_request)

@@ -5,10 +5,10 @@
 -- primary key and mail_request decide what is new
 -- takes: id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id,
 --   size_bytes, recipients, labels, request_id, fingerprint, route, utf8, create_time,
---   expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard
+--   expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, trace
 insert into mail (id, team, mail_server, mode, kind, priority, reference, sender, subject, message_id, size_bytes, recipients, labels, request_id,
-  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, listed)
-values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller, :guard, true) on conflict do nothing;
+  fingerprint, route, utf8, create_time, expire_time, raw, layout, batch_id, resent_from, resend_reason, caller, guard, listed, trace)
+values (:id, :team, :mail_server, :mode, :kind, :priority, :reference, :sender, :subject, :message_id, :size_bytes, :recipients, :labels, :request_id, :fingerprint, :route, :utf8, :create_time, :expire_time, :raw, :layout, :batch_id, :resent_from, :resend_reason, :caller, :guard, true, :trace) on conflict do nothing;
 
 -- name: erased_requests (read)
 -- none: the first row, if there is any

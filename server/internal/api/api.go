@@ -109,6 +109,8 @@ type Config struct {
 	Keeping        Keeping // of finished mail; usually Store
 	Rules          []store.KeepRule
 	EraseKey       []byte // keys the hashes of addresses that were erased
+	// the trace context of a call, as it is stored with its mail; nil = no call is followed
+	Trace func(ctx context.Context) []byte
 }
 
 // API implements the services but AccessAdmin.
@@ -128,6 +130,14 @@ type API struct {
 	begun   chan struct{} // an operation has begun
 	// when it was last logged that watchers are late, Unix nanoseconds; written by watchers
 	lateLogged atomic.Int64
+}
+
+// traceOf is what a mail of the call keeps of its trace; nil = nothing.
+func (a *API) traceOf(ctx context.Context) []byte {
+	if a.Trace == nil {
+		return nil
+	}
+	return a.Trace(ctx)
 }
 
 // New makes an API.

@@ -79,7 +79,7 @@ func (a *API) heavy(ctx context.Context) (done func(), err error) {
 func (a *API) openBulk(ctx context.Context, o *pb.BatchOptions) (*bulk, error) {
 	var c apierr.Check
 	b := &bulk{a: a, send: o.GetOptions(), shared: o.GetMessage(), id: o.GetBatchId(), contents: contents{}}
-	b.draft = draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindBulk, caller: access.From(ctx)}
+	b.draft = draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindBulk, caller: access.From(ctx), trace: a.traceOf(ctx)}
 	a.checkOptions(&c, "options.options.", &b.draft, b.send)
 	checkRequestID(&c, "options.batch_id", b.id)
 	var gone error

@@ -67,6 +67,7 @@ func (a *API) ResendMail(ctx context.Context, r *pb.ResendMailRequest) (*pb.Rese
 		return nil, err
 	}
 	m.Caller, m.Budget = access.From(ctx).Name, access.From(ctx).Budget
+	m.Trace = a.traceOf(ctx)
 	if len(m.Raw) > 0 && m.Raw[0].Shared != nil { // see message.Raw.Pieces
 		c.Bad("id", "was given as a finished message (raw), which cannot get another Message-ID and Date: send it anew, or RetryMails")
 		return nil, c.Err()

@@ -97,13 +97,14 @@ type draft struct {
 	kind     store.Kind
 	priority int16
 	caller   access.Caller
+	trace    []byte // of the call; nil = nobody follows it
 }
 
 // draft checks everything about a request at once, then finds its mail server; fresh: as the
 // database has it now.
 func (a *API) draft(ctx context.Context, r *pb.SendRequest, fresh bool) (*draft, error) {
 	var c apierr.Check
-	d := &draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindOther, caller: access.From(ctx)}
+	d := &draft{now: a.Now().UTC().Truncate(time.Microsecond), kind: store.KindOther, caller: access.From(ctx), trace: a.traceOf(ctx)}
 	checkRequestID(&c, "request_id", r.RequestId)
 	a.checkOptions(&c, "options.", d, r.GetOptions())
 	var gone error
@@ -412,7 +413,7 @@ func (d *draft) newMail(o *pb.SendOptions) (*store.NewMail, message.Address, err
 		return nil, from, err
 	}
 	m := &store.NewMail{ID: id, Team: o.GetTeam(), MailServer: d.server.Name, Mode: d.server.Mode, Kind: d.kind, Priority: d.priority, Reference: o.GetReference(), From: from.Mailbox,
-		MessageID: message.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire, Caller: d.caller.Name, Budget: d.caller.Budget}
+		MessageID: message.NewMessageID(id.String(), from), Recipients: d.rcpts, Route: d.route, UTF8: d.utf8 || from.NeedsUTF8(), CreateTime: d.now, RunAt: d.runAt, ExpireTime: d.expire, Caller: d.caller.Name, Budget: d.caller.Budget, Trace: d.trace}
 	m.RetryInBatch = o.GetRetryInBatch()
 	if o.GetHold() {
 		m.Held = "held: its sender asked for it"

@@ -476,6 +476,7 @@ func (d *drain) finish(j *job, end lifecycle.End, why string) {
 	v := j.Finish(end, why, d.Server.Limits, d.e.now())
 	d.note(counts(v))
 	d.e.attempted(j.Mail, v)
+	j.span.over(v.Outcome, v.Failure)
 	d.e.releaseMemory(j)
 	d.e.ledger.Record(v.Settlement, func(mine bool) {
 		if mine {

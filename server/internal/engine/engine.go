@@ -28,6 +28,7 @@ type Config struct {
 	Now           func() time.Time
 	Observer      Observer       // nil = nobody
 	Connections   relay.Observer // the same for connections
+	Tracer        Tracer         // makes spans of attempts; nil = nobody does
 
 	// MaxConnections is how many connections one mail server gets in one process when its own
 	// limits say nothing; default 10.

@@ -39,6 +39,8 @@ func (e *Engine) settleCrashed(me store.ReplicaID, marked []*store.Claimed) {
 	for _, c := range marked {
 		v := lifecycle.Crash(c, me, now)
 		e.attempted(c, v)
+		s := e.follow(c, c.Attempts+1)
+		s.over(v.Outcome, v.Failure)
 		e.ledger.Record(v.Settlement, func(mine bool) {
 			if mine {
 				e.ended(c, v)

@@ -25,6 +25,7 @@ type job struct {
 	begun  bool   // it is recorded that this owner is at it
 	told   bool   // the journal knows the way
 	todo   int    // recipients that were to be tried when the attempt began
+	span   span   // of the attempt
 
 	weight int64 // bytes taken from the engine's budget
 	direct int64 // bytes taken from the budget of what was handed over in memory

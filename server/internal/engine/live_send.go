@@ -33,6 +33,7 @@ func (s *liveSend) run() {
 	defer cut()
 	s.Begin(cut)
 	j := s.job()
+	s.e.followJob(j)
 	if err := s.e.load(ctx, j); err != nil {
 		s.finish(j, lifecycle.Unreadable, "read the message: "+err.Error())
 		return
@@ -96,7 +97,7 @@ func (s *liveSend) deliver(ctx context.Context, j *job) (end lifecycle.End, why 
 	p := s.e.relays.Of(w.Via)
 	defer func() { j.settleRate(p) }()
 	for s.begin(j, w, ""); err == nil; {
-		session, unreachable := p.Get(ctx, w.Via)
+		session, unreachable := p.Get(j.span.opening(ctx), w.Via)
 		next := lifecycle.StepOver
 		switch {
 		case errors.Is(unreachable, context.Canceled):
@@ -195,6 +196,7 @@ func (s *liveSend) finish(j *job, end lifecycle.End, why string) {
 	defer s.e.releaseMemory(j)
 	switch reason := s.CutReason(); {
 	case end == lifecycle.Lost, s.Dropped():
+		j.span.over(lost, smtpx.FailNone)
 		s.e.ledger.Let(s.Mail.ID, store.BornClaim)
 		s.complete(nil, false)
 		return
@@ -206,6 +208,7 @@ func (s *liveSend) finish(j *job, end lifecycle.End, why string) {
 	}
 	v := j.Finish(end, why, s.sub.Server.Limits, s.e.now())
 	s.e.attempted(j.Mail, v)
+	j.span.over(v.Outcome, v.Failure)
 	s.settle(v.Settlement, func() { s.e.ended(j.Mail, v) })
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/maildispatch/maildispatch/server/internal/brake"
+	"github.com/maildispatch/maildispatch/smtpx"
 )
 
 // A person's stop takes a mail from the replica that has it: the mail is cancelled or held at
@@ -80,6 +81,7 @@ func (e *Engine) lookThrough(ctx context.Context) {
 // lost leaves a mail to whoever has taken it from this replica.
 func (d *drain) lost(j *job) {
 	j.over = true
+	j.span.over(lost, smtpx.FailNone)
 	j.settleRate(d.relay)
 	d.e.log.Info("mail was taken from this replica before its dot", "mail_id", j.Mail.ID)
 	d.e.ledger.Let(j.Mail.ID, j.Mail.Claim)

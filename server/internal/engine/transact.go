@@ -42,7 +42,7 @@ func (e *Engine) transact(ctx context.Context, r *relay.Relay, session Session, 
 	}
 	positions, began := j.Next(), time.Now()
 	return session.Submit(ctx, &smtpx.Transaction{
-		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8,
+		From: j.Mail.From, To: j.mailboxes(positions), Raw: j.raw, UTF8: j.Mail.UTF8, Trace: j.span.trace,
 		Gate: func(ctx context.Context) error {
 			err := passed(e.gate(ctx, j))
 			if err == nil {

@@ -46,6 +46,7 @@ func (w *worker) run(ctx context.Context) {
 			}
 			continue
 		}
+		w.e.followJob(j)
 		if !w.open(ctx, j) {
 			return
 		}
@@ -80,7 +81,7 @@ func (w *worker) open(ctx context.Context, j *job) bool {
 	if w.session != nil {
 		return true
 	}
-	s, err := w.d.relay.Connect(ctx, w.permit, w.d.Via, w.d.force)
+	s, err := w.d.relay.Connect(j.span.opening(ctx), w.permit, w.d.Via, w.d.force)
 	if err != nil {
 		w.e.releaseBody(j)
 		w.d.jobs.PutBack(j)

@@ -237,7 +237,7 @@ func (r *Relay) Connect(ctx context.Context, pm *Permit, s *store.MailServer, fo
 	pm.dialing = true
 	r.mu.Unlock()
 	r.rs.spawn(func() {
-		session, err := r.openSession(pm, s, force)
+		session, err := r.openSession(smtpx.TraceOf(ctx), pm, s, force)
 		r.mu.Lock()
 		pm.dialing = false
 		abandoned := pm.abandoned
@@ -271,14 +271,17 @@ func (r *Relay) Connect(ctx context.Context, pm *Permit, s *store.MailServer, fo
 	return a.session, a.err
 }
 
-// openSession opens one session. A failure while others stand only means that the relay
-// wants fewer connections.
-func (r *Relay) openSession(pm *Permit, s *store.MailServer, force bool) (Session, error) {
+// openSession opens one session, whose steps tr hears. A failure while others stand only means
+// that the relay wants fewer connections.
+func (r *Relay) openSession(tr *smtpx.Trace, pm *Permit, s *store.MailServer, force bool) (Session, error) {
 	ctx, cancel := context.WithTimeout(r.rs.base, dialLimit)
 	defer cancel()
 	probe, err := r.rs.breakers.allow(ctx, s, force)
 	if err != nil {
 		return nil, err
+	}
+	if tr != nil {
+		ctx = smtpx.WithTrace(ctx, tr)
 	}
 	session, err := r.rs.cfg.Dial(ctx, s)
 	if err == nil {
