@@ -31,7 +31,7 @@ func (s *Server) newMetrics() *observe.Metrics {
 		BatchLate:   s.batchLate,
 		Serving:     func() bool { return s.notServing() == "" },
 		Writers:     func() map[string]int { return s.store.Waiting() },
-		Damaged:     func() int { return s.store.DamagedMails() },
+		Damaged:     func() (mails, pages int) { return s.store.DamagedMails(), s.store.DamagedPages() },
 		Pools:       func() map[string]sql.DBStats { return s.store.PoolStats() },
 		OAuth:       s.oauthTokens,
 		Certificate: s.transport.expiry,

@@ -147,9 +147,8 @@ const forgetPage = 5000
 // ForgetChanges forgets changes older than age, a page in each transaction, and damage that
 // nobody has met for an hour.
 func (s *Store) ForgetChanges(ctx context.Context, age time.Duration) (int, error) {
-	before := s.now().Add(-damageTold)
-	if _, err := s.q.get("damage_forget").ExecContext(ctx, s.t(&before)); err != nil {
-		return 0, s.fault(err)
+	if err := s.forgetDamage(ctx, s.now().Add(-damageTold)); err != nil {
+		return 0, err
 	}
 	total := 0
 	for {

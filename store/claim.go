@@ -107,6 +107,9 @@ func unreadable(why error) string {
 // too.
 func (s *Store) DueServers(ctx context.Context) ([]string, error) {
 	names, err := s.dialect.dueServers(ctx)
+	if damaged(err) {
+		names, err = s.dueServersPast(ctx, err)
+	}
 	return names, s.fault(err)
 }
 
@@ -151,6 +154,9 @@ func (s *Store) claimPage(ctx context.Context, r ReplicaID, p claimPage) ([]clai
 		return rows, err
 	}
 	ids, err := s.dialect.claimable(ctx, r, p)
+	if damaged(err) {
+		ids, err = s.claimablePast(ctx, p, err)
+	}
 	if err != nil {
 		return nil, s.fault(err)
 	}

@@ -19,7 +19,7 @@ import (
 const CopiedReason = "it was copied to PostgreSQL, which sends its mail since"
 
 // notCopied are tables that say something of a process or of the database itself, not of mail.
-var notCopied = []string{"goose_db_version", "damage", "installation", "change", "change_forgotten", "rate_share", "connection_slot",
+var notCopied = []string{"goose_db_version", "damage", "damaged_page", "installation", "change", "change_forgotten", "rate_share", "connection_slot",
 	"count_delta", "count_queue", "count_batch", "count_state"}
 
 // CopyTable is what was copied of a table.

@@ -23,14 +23,18 @@ var ErrDamaged = errors.New("the database cannot read or write this mail: it is 
 // have mended it.
 const damageKept = 10 * time.Minute
 
+// damageTries is how often one mail meets damage before it is taken for damaged.
+const damageTries = 3
+
 // damageTold is for how long the database says which mails were met damaged.
 const damageTold = time.Hour
 
-// damage remembers the mails that this process has found damaged. All methods may be called
-// from any goroutine.
+// damage remembers the mails and pages that this process has found damaged. All methods may be
+// called from any goroutine.
 type damage struct {
 	mu    sync.Mutex // guards everything below; a leaf
 	known map[uuid.UUID]time.Time
+	pages map[int64]time.Time // of the due-out journal
 }
 
 // list is the mails to leave out, in the order of their ids.
@@ -85,6 +89,11 @@ func (s *Store) pastWith(ctx context.Context, ids []uuid.UUID, control func() er
 		return nil, nil
 	}
 	err = do(ids)
+	// Not the row may be damaged but the page that was to take its new version, which is
+	// another one next time.
+	for try := 1; try < damageTries && len(ids) == 1 && damaged(err); try++ {
+		err = do(ids)
+	}
 	if !rowFault(err) {
 		return nil, err
 	}

@@ -62,6 +62,17 @@ type dialect interface {
 	// left out.
 	claimPage(ctx context.Context, r ReplicaID, p claimPage) ([]claimedRow, error)
 	claimable(ctx context.Context, r ReplicaID, p claimPage) ([]uuid.UUID, error)
+	// duePages is how many pages the due-out journal has that statements can go round; 0 = this
+	// database has none. What ends in On looks at the rows of some of them, and only at those.
+	duePages(ctx context.Context) (int64, error)
+	dueServersOn(ctx context.Context, pages duePages) ([]string, error)
+	claimableOn(ctx context.Context, pages duePages, p claimPage) ([]dueRow, error)
+	ownedOn(ctx context.Context, pages duePages, r ReplicaID) ([]Ownership, error)
+	// ownerlessOn is what belongs to nobody who lives.
+	ownerlessOn(ctx context.Context, pages duePages) ([]ownerlessRow, error)
+	// dueRoom keeps new rows away from pages of the due-out journal that have others on them,
+	// or lets them there again.
+	dueRoom(ctx context.Context, away bool) error
 	// claimThese makes those of the mails r's that are still due at the mail server.
 	claimThese(ctx context.Context, r ReplicaID, server string, ids []uuid.UUID) ([]claimedRow, error)
 	// writeResults is one transaction of settlements of one owner, each of another mail. mine

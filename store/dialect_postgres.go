@@ -87,6 +87,47 @@ func (s onPostgres) claimable(ctx context.Context, r ReplicaID, p claimPage) (id
 	return ids, err
 }
 
+func (s onPostgres) duePages(ctx context.Context) (n int64, err error) {
+	err = s.q.get("due_pages").GetContext(ctx, &n)
+	return n, err
+}
+
+func (s onPostgres) dueServersOn(ctx context.Context, pages duePages) (names []string, err error) {
+	first, last := pages.tids()
+	err = s.q.get("due_servers_on").SelectContext(ctx, &names, first, last)
+	return names, err
+}
+
+func (s onPostgres) claimableOn(ctx context.Context, pages duePages, p claimPage) (rows []dueRow, err error) {
+	first, last := pages.tids()
+	err = s.q.get("claimable_on").SelectContext(ctx, &rows, first, last, p.server, p.above, p.max, idArray(p.except))
+	return rows, err
+}
+
+func (s onPostgres) ownedOn(ctx context.Context, pages duePages, r ReplicaID) (out []Ownership, err error) {
+	first, last := pages.tids()
+	err = s.q.get("owned_on").SelectContext(ctx, &out, first, last, int64(r))
+	return out, err
+}
+
+func (s onPostgres) ownerlessOn(ctx context.Context, pages duePages) (rows []ownerlessRow, err error) {
+	first, last := pages.tids()
+	err = s.q.get("ownerless_on").SelectContext(ctx, &rows, first, last)
+	return rows, err
+}
+
+// dueRoom: PostgreSQL looks for room in a map that goes on naming a damaged page, and a row
+// that is to go there is refused. With this fill factor no page has room that is not nearly
+// empty. A migration made it 40.
+func (s onPostgres) dueRoom(ctx context.Context, away bool) error {
+	q := "alter table due set (fillfactor = 40)"
+	if away {
+		q = "alter table due set (fillfactor = 10)"
+	}
+	_, err := s.write.ExecContext(ctx, q)
+	return err
+}
+
 func (s onPostgres) claimThese(ctx context.Context, r ReplicaID, server string, ids []uuid.UUID) (rows []claimedRow, err error) {
 	list, err := idsJSON(ids)
 	if err != nil {

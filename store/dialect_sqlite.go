@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -77,6 +78,27 @@ func (s onSQLite) dueServers(ctx context.Context) (names []string, err error) {
 	err = s.q.get("due_servers").SelectContext(ctx, &names, s.nowArg())
 	return names, err
 }
+
+// A malformed file has no pages of a table that statements could leave out.
+func (onSQLite) duePages(context.Context) (int64, error) { return 0, nil }
+
+func (onSQLite) dueServersOn(context.Context, duePages) ([]string, error) { return nil, errNoPages }
+
+func (onSQLite) claimableOn(context.Context, duePages, claimPage) ([]dueRow, error) {
+	return nil, errNoPages
+}
+
+func (onSQLite) ownedOn(context.Context, duePages, ReplicaID) ([]Ownership, error) {
+	return nil, errNoPages
+}
+
+func (onSQLite) ownerlessOn(context.Context, duePages) ([]ownerlessRow, error) {
+	return nil, errNoPages
+}
+
+func (onSQLite) dueRoom(context.Context, bool) error { return nil }
+
+var errNoPages = errors.New("SQLite has no pages to go round") // nobody asks: duePages is 0
 
 func (s onSQLite) claimPage(ctx context.Context, r ReplicaID, p claimPage) ([]claimedRow, error) {
 	except, err := idsJSON(p.except)

@@ -267,8 +267,8 @@ func (s *Store) flushEnqueue(ops []*enqueueOp) {
 			s.observe.Committed(LineAccept, len(ops), time.Since(began))
 		}
 		// A broken connection leaves open whether the commit happened. The same ids again write
-		// nothing twice.
-		if err == nil || try == 3 || !(retryable(err) || errors.Is(s.fault(err), ErrUnavailable)) {
+		// nothing twice. A damaged page that was to take the new row is another one next time.
+		if err == nil || try == 3 || !(retryable(err) || errors.Is(s.fault(err), ErrUnavailable) || damaged(err) && len(ops) == 1) {
 			break
 		}
 		select {

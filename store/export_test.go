@@ -227,11 +227,17 @@ func (s *Store) AllTransaction(d time.Duration) { s.allTransaction = d }
 // DamageWait sets how long a write that meets damage is repeated. Nothing may be going on.
 func (s *Store) DamageWait(d time.Duration) { s.damageWait = d }
 
+// ForgetDamageNotes forgets all damage that was noted, as ForgetChanges does what is old.
+func (s *Store) ForgetDamageNotes(ctx context.Context) error {
+	return s.forgetDamage(ctx, s.now().Add(time.Hour))
+}
+
 // ForgetDamage lets damaged mails be tried again at once.
 func (s *Store) ForgetDamage() {
 	s.damage.mu.Lock()
 	defer s.damage.mu.Unlock()
 	clear(s.damage.known)
+	clear(s.damage.pages)
 }
 
 // RecipientTerm is what term holds of a recipient.

@@ -290,10 +290,16 @@ func (l *look) all(opt InspectOptions) error {
 		}
 		l.r.Invariants = append(l.r.Invariants, inv)
 	}
-	whole := &l.r.Invariants[5]
+	whole, readable := &l.r.Invariants[5], &l.r.Invariants[8]
 	for _, f := range []func() error{
-		func() error { return l.pastDamage(whole, func() error { return l.contents(opt.ContentBytes, whole) }) },
-		func() error { return l.pastDamage(whole, func() error { return l.messages(opt.Messages, whole) }) },
+		func() error { return l.contents(opt.ContentBytes, whole) },
+		func() error { return l.messages(opt.Messages, whole) },
+	} {
+		if err := l.pastDamage(whole, f); err != nil {
+			return err
+		}
+	}
+	for _, f := range []func() error{
 		func() error {
 			return l.tx.QueryRowxContext(l.ctx, l.in.st["totals"]).Scan(&l.r.Mails, &l.r.Bytes)
 		},
@@ -306,7 +312,7 @@ func (l *look) all(opt InspectOptions) error {
 		l.wentBack,
 		func() error { return l.overdue(opt.Keep) },
 	} {
-		if err := f(); err != nil {
+		if err := l.pastDamage(readable, f); err != nil {
 			return err
 		}
 	}

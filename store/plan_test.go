@@ -83,7 +83,7 @@ func planArgs() map[string][]any {
 		"upload_get": {list, "t1", at}, "upload_by_request": {"t1", "q1"}, "upload_use": {at.AddDate(9, 0, 0), list}, "upload_forget": {at},
 		"breaker_lock": {"s1"}, "breaker_write": {1, 0, "", nil, nil, nil, nil, nil, "", "s1"}, "quota_lock": {"s1"}, "allowance_lock": {hash}, "allowance_write": {"[]", at, hash}, "allowance_forget": {at}, "quota_write": {1.5, at, "2022-01-08", 0, "s1"},
 		"enqueue": {"[]", []byte{}}, "due_servers": {}, "claim": {"s1", store.AnyPriority, 1, 100, "{}"}, "claimable": {"s1", store.AnyPriority, 1, 100, "{}"}, "claim_these": {list, "s1", 1},
-		"damage_control": {id}, "damage_note": {id, at, "x"}, "damage_forget": {at},
+		"damage_control": {id}, "damage_note": {id, at, "x"}, "damage_forget": {at}, "damaged_page_note": {1, at, "x"}, "damaged_page_forget": {at}, "damaged_page_count": {},
 		"settle": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`, `[{"id":"00000001-0000-7000-8000-000000000003"}]`, `[{"id":"00000001-0000-7000-8000-000000000002"}]`, 1}, "modify_lock": {list}, "modify_lock_owned": {list}, "move_target": {"s1"}, "move_due": {"s1", list}, "move_mail": {"s1", list}, "unguard": {list}, "modify": {`[{"id":"00000001-0000-7000-8000-000000000001"}]`},
 		"owned_by": {"[1]"}, "recover_unmarked": {list, "[1]"}, "recover_marked": {list, "[1]", 1, 100}, "owned": {1}, "owners_gone": {}, "replica_end": {1}, "replica_bury": {1},
 		"take_back": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`, 1}, "take_back_marked": {`[{"id":"00000001-0000-7000-8000-000000000001","c":1}]`, 1},

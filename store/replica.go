@@ -62,7 +62,7 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 			return err
 		}
 	}
-	return s.tx(ctx, func(tx *sqlx.Tx) error {
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
 		res, err := s.q.in(ctx, tx, "replica_unregister").ExecContext(ctx, int64(r))
 		if err != nil {
 			return err
@@ -73,6 +73,11 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 		_, err = s.q.in(ctx, tx, "replica_end").ExecContext(ctx, int64(r))
 		return err
 	})
+	if damaged(err) { // whether it owns anything cannot be said
+		_, err = s.q.get("replica_end").ExecContext(ctx, int64(r))
+		err = s.fault(err)
+	}
+	return err
 }
 
 // Recover takes over what belongs to nobody who lives: replicas whose lease has run out, by the
@@ -85,24 +90,7 @@ func (s *Store) Unregister(ctx context.Context, r ReplicaID) error {
 // A mail that the database cannot read or write stays as it is and holds up no other. After an
 // error, or where an answer was lost, mails may be me's that it does not know of: see Owned.
 func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released int, adopted []*Claimed, err error) {
-	var gone string
-	var ids []uuid.UUID
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		ids = nil
-		if err := s.dialect.bury(ctx, tx, me); err != nil {
-			return err
-		}
-		var owners []int64
-		if err := s.q.in(ctx, tx, "owners_gone").SelectContext(ctx, &owners); err != nil || len(owners) == 0 {
-			return err
-		}
-		b, err := json.Marshal(owners)
-		if err != nil {
-			return err
-		}
-		gone = string(b)
-		return s.q.in(ctx, tx, "owned_by").SelectContext(ctx, &ids, gone)
-	})
+	gone, ids, err := s.ownerless(ctx, me)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -118,12 +106,37 @@ func (s *Store) Recover(ctx context.Context, me ReplicaID, max int) (released in
 		}
 	}
 	if err == nil {
-		_, err = s.q.get("replica_forget").ExecContext(ctx)
+		// It looks whether they own anything: where a page of that cannot be read, they stay.
+		if _, err = s.q.get("replica_forget").ExecContext(ctx); damaged(err) {
+			err = nil
+		}
 	}
 	if err != nil && released+len(rows) == 0 {
 		return 0, nil, s.fault(err)
 	}
 	return released, s.claimedOf(me, rows), nil
+}
+
+// ownerless is what belongs to nobody who lives, and to whom it belonged as JSON. Whose lease
+// has run out is buried first, but for me.
+func (s *Store) ownerless(ctx context.Context, me ReplicaID) (gone string, ids []uuid.UUID, err error) {
+	var owners []int64
+	err = s.tx(ctx, func(tx *sqlx.Tx) error {
+		gone, owners, ids = "", nil, nil
+		if err := s.dialect.bury(ctx, tx, me); err != nil {
+			return err
+		}
+		if err := s.q.in(ctx, tx, "owners_gone").SelectContext(ctx, &owners); err != nil || len(owners) == 0 {
+			return err
+		}
+		gone = jsonText(owners)
+		return s.q.in(ctx, tx, "owned_by").SelectContext(ctx, &ids, gone)
+	})
+	if damaged(err) {
+		owners, ids, err = s.ownerlessPast(ctx, me, err)
+		gone = jsonText(owners)
+	}
+	return gone, ids, err
 }
 
 // ownedChunk is how many mails change their owner in one transaction, where they are found
@@ -174,6 +187,9 @@ type Ownership struct {
 func (s *Store) Owned(ctx context.Context, r ReplicaID) ([]Ownership, error) {
 	var out []Ownership
 	err := s.q.get("owned").SelectContext(ctx, &out, int64(r))
+	if damaged(err) {
+		out, err = s.ownedPast(ctx, r, err)
+	}
 	return out, s.fault(err)
 }
 

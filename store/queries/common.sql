@@ -369,6 +369,21 @@ on conflict (mail_id) do update set found_at = excluded.found_at, problem = excl
 -- takes: found_at
 delete from damage where found_at < :found_at;
 
+-- name: damaged_page_note
+-- primary key
+-- takes: page, found_at, problem
+insert into damaged_page (page, found_at, problem) values (:page, :found_at, :problem)
+on conflict (page) do update set found_at = excluded.found_at, problem = excluded.problem;
+
+-- name: damaged_page_forget
+-- a handful of rows
+-- takes: found_at
+delete from damaged_page where found_at < :found_at;
+
+-- name: damaged_page_count
+-- a handful of rows
+select count(*) from damaged_page;
+
 -- name: unlisted_page (look)
 -- mail_unlisted; only mail that a program of before has written
 -- takes: max

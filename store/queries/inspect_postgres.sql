@@ -79,4 +79,7 @@ select count(*) from json_array_elements_text(:list::json) x where not exists (s
 
 -- name: I9
 -- a handful of rows
-select mail_id::text as subject, 'cannot be read or written, as somebody found at ' || to_char(found_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ': ' || problem as problem from damage order by mail_id limit 1000;
+select mail_id::text as subject, 'cannot be read or written, as somebody found at ' || to_char(found_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ': ' || problem as problem from damage
+union all
+select 'page ' || page || ' of due', 'cannot be read, as somebody found at ' || to_char(found_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ': ' || problem from damaged_page
+order by subject limit 1000;

@@ -75,4 +75,7 @@ select count(*) from json_each(:list) x where not exists (select 1 from term t w
 
 -- name: I9
 -- a handful of rows
-select mail_id as subject, 'cannot be read or written, as somebody found at ' || datetime(found_at / 1000000, 'unixepoch') || ': ' || problem as problem from damage order by mail_id limit 1000;
+select mail_id as subject, 'cannot be read or written, as somebody found at ' || datetime(found_at / 1000000, 'unixepoch') || ': ' || problem as problem from damage
+union all
+select 'page ' || page || ' of due', 'cannot be read, as somebody found at ' || datetime(found_at / 1000000, 'unixepoch') || ': ' || problem from damaged_page
+order by subject limit 1000;

@@ -126,6 +126,41 @@ with recursive p as (
 {pick}
 select id from c;
 
+-- name: due_pages
+-- none
+select pg_relation_size('due') / current_setting('block_size')::bigint;
+
+-- name: claimable_on
+-- none: rows are read in their places, because where an index leads to a page that cannot be
+-- read the statement fails; case keeps indexes out, which the plan would rather use
+-- takes: first, last, server, above, max, except
+select id, team, priority, run_at, rank from (
+  select id, team, priority, run_at, row_number() over (partition by team order by priority desc, run_at) as rank from due
+  where ctid >= :first::tid and ctid < :last::tid
+    and case when mail_server = :server and owner is null and run_at <= now() and priority > :above and id <> all (:except::uuid[]) then true else false end
+) d where rank <= :max;
+
+-- name: due_servers_on
+-- none, as claimable_on
+-- takes: first, last
+with p as materialized (
+  select distinct mail_server from due where ctid >= :first::tid and ctid < :last::tid and case when owner is null and run_at <= now() then true else false end
+)
+select p.mail_server from p join mail_server s on s.name = p.mail_server;
+
+-- name: owned_on
+-- none, as claimable_on
+-- takes: first, last, owner
+select id, claim from due where ctid >= :first::tid and ctid < :last::tid and case when owner = :owner then true else false end;
+
+-- name: ownerless_on
+-- none, as claimable_on
+-- takes: first, last
+with p as materialized (
+  select id, owner from due where ctid >= :first::tid and ctid < :last::tid and case when owner is null then false else true end
+)
+select id, owner from p where not exists (select 1 from replica r where r.id = p.owner and r.alive_until > 'epoch') order by id;
+
 -- name: claim_these
 -- due's primary key; lead and any (array) as in claim, case as in settle
 -- takes: ids, server, replica

@@ -57,6 +57,7 @@ var families = []family{
 	{name: "commit_seconds", kind: histogram, labels: []string{"line"}, help: "How long such a commit took.", buckets: quick},
 	{name: "writer_queue", kind: gauge, labels: []string{"line"}, help: "Writes that wait in memory for the database."},
 	{name: "damaged_mails", kind: gauge, help: "Mails that this process leaves out because the database cannot read or write them."},
+	{name: "damaged_pages", kind: gauge, help: "Pages of PostgreSQL's table due that this process goes round because the database cannot read them. The mails on them wait until somebody mends the table."},
 	{name: "database_connections", kind: gauge, labels: []string{"pool", "state"}, help: "Connections to the database: in_use or idle."},
 	{name: "database_connections_max", kind: gauge, labels: []string{"pool"}, help: "How many connections the pool may have; 0 = no limit."},
 	{name: "database_waits_total", kind: counter, labels: []string{"pool"}, help: "How often a statement waited for a connection of the pool."},

@@ -46,7 +46,7 @@ func everything(t testing.TB) (*Metrics, *journal) {
 		Pools:       func() map[string]sql.DBStats { return map[string]sql.DBStats{"mail": {MaxOpenConnections: 9}} },
 		OAuth:       func() map[string]OAuthToken { return map[string]OAuthToken{"relay-a": {now, now.Add(time.Hour)}} },
 		Certificate: func() time.Time { return now },
-		Damaged:     func() int { return 1 },
+		Damaged:     func() (mails, pages int) { return 1, 1 },
 		Token:       func() time.Time { return now },
 	})
 	m.Attempted("relay-a", lifecycle.Sent, smtpx.FailNone)

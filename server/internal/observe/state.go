@@ -20,8 +20,9 @@ type State struct {
 	Serving   func() bool
 	// Writers is how many writes wait, by line.
 	Writers func() map[string]int
-	// Damaged is how many mails are left out because the database cannot read or write them.
-	Damaged func() int
+	// Damaged is how many mails, and pages of mails that wait, are left out because the
+	// database cannot read or write them.
+	Damaged func() (mails, pages int)
 	// Pools are the connections to the database.
 	Pools func() map[string]sql.DBStats
 	// OAuth are the access tokens that this process holds, by mail server.
@@ -62,7 +63,7 @@ type stateCollector struct {
 var fromState = []string{
 	"due_mails", "due_oldest_age_seconds", "scheduled_mails", "journal_mails", "watch_lag_seconds", "sample_age_seconds",
 	"mail_server_suspended", "connections", "connections_limit", "connections_waiters", "connections_slots",
-	"batch_late_seconds", "serving", "writer_queue", "damaged_mails", "database_connections", "database_connections_max", "database_waits_total", "database_wait_seconds_total",
+	"batch_late_seconds", "serving", "writer_queue", "damaged_mails", "damaged_pages", "database_connections", "database_connections_max", "database_waits_total", "database_wait_seconds_total",
 	"oauth_token_age_seconds", "oauth_token_expiry_timestamp_seconds", "certificate_expiry_timestamp_seconds", "token_expiry_timestamp_seconds", "build_info",
 }
 
@@ -107,7 +108,9 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	if c.s.Damaged != nil {
-		put("damaged_mails", float64(c.s.Damaged()))
+		mails, pages := c.s.Damaged()
+		put("damaged_mails", float64(mails))
+		put("damaged_pages", float64(pages))
 	}
 	if c.s.Pools != nil {
 		for pool, s := range c.s.Pools() {
