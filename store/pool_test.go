@@ -189,10 +189,10 @@ func TestOneConnection(t *testing.T) {
 		}
 		called := map[string]bool{
 			// ask nothing
-			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "DamagedMails": true, "WentBack": true, "PoolStats": true, "Pressed": true, "Waiting": true,
+			"Close": true, "Dialect": true, "Yield": true, "BulkItems": true, "RefusedResults": true, "DamagedMails": true, "DamagedPages": true, "WentBack": true, "PoolStats": true, "Pressed": true, "Waiting": true,
 			// of tests
 			"Exec": true, "Get": true, "Select": true, "JournalQuery": true, "Plan": true, "WriteTerms": true, "OneConnection": true, "Hold": true, "Locked": true, "Window": true, "WindowEnd": true, "AllTransaction": true, "Begin": true, "DamageWait": true, "InteractiveWork": true, "HoldAuditLock": true,
-			"FindQueries": true, "LoggedChanges": true, "ForgetDamage": true, "RemoveBody": true, "Lost": true,
+			"FindQueries": true, "LoggedChanges": true, "ForgetDamage": true, "ForgetDamageNotes": true, "RemoveBody": true, "Lost": true,
 		}
 		for _, x := range calls {
 			called[x.name] = true
