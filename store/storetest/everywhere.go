@@ -38,6 +38,12 @@ type Store interface {
 	KeepCounts(ctx context.Context) error
 	Modify(ctx context.Context, sc store.Scope, ids []uuid.UUID, f *store.MailFilter, dryRun bool, a store.Audit, decide store.Decide) (matched, changed int, failures []store.ModifyFailure, err error)
 	ModifyMail(ctx context.Context, sc store.Scope, id uuid.UUID, a store.Audit, decide store.Decide) (*store.Mail, error)
+	BeginOperation(ctx context.Context, o *store.Operation) error
+	Operation(ctx context.Context, id uuid.UUID) (*store.Operation, error)
+	Operations(ctx context.Context, running bool, before uuid.UUID, n int) ([]*store.Operation, error)
+	StopOperation(ctx context.Context, id uuid.UUID, a store.Audit) error
+	TakeOperation(ctx context.Context, r store.ReplicaID) (*store.Operation, error)
+	Operate(ctx context.Context, r store.ReplicaID, id uuid.UUID, n int, decide store.Decide, explain func(error) (reason, message string)) (*store.Operation, bool, error)
 	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
 	Servers(ctx context.Context, sc store.Scope, f store.ServerFilter, afterName string, n int) ([]*store.MailServer, error)
 	CreateServer(ctx context.Context, m *store.MailServer, a store.Audit) (*store.MailServer, bool, error)

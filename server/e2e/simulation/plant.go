@@ -225,6 +225,10 @@ var Plants = []Plant{
 			pending(store.RecipientAccepted)(w, c)
 		}
 	}},
+	{Name: "an operation's brake stops no mark", Faults: memory.Faults{OperationNoBrake: true}},
+	{Name: "an operation that another replica goes on with begins anew", Faults: memory.Faults{OperationAnew: true}},
+	{Name: "an operation takes what was created after it began", Faults: memory.Faults{OperationUnbound: true}},
+	{Name: "an operation goes on after it was stopped", Faults: memory.Faults{OperationUnstopped: true}},
 	{Name: "a release forgets who has the mail", change: func(m *store.Mail, c *store.Change) {
 		if m.Status == store.MailHeld {
 			c.Progress = &store.Progress{}

@@ -20,6 +20,7 @@ type replica struct {
 	place   int
 	journal *journal
 	engine  *engine.Engine
+	ctx     context.Context // of its run
 	cancel  context.CancelFunc
 	done    chan struct{}
 	err     error // of Run, once done is closed
@@ -63,9 +64,12 @@ func (w *world) start(place int) *replica {
 			return &faulty{session, w}, nil
 		}})
 	ctx, cancel := context.WithCancel(context.Background())
-	r.cancel = cancel
+	r.ctx, r.cancel = ctx, cancel
 	w.replicas[place] = r
 	w.supervise(r)
+	if len(w.operations.sagas) > 0 {
+		go r.operate()
+	}
 	go func() {
 		defer close(r.done)
 		r.err = r.engine.Run(ctx, grace)

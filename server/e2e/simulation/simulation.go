@@ -40,6 +40,7 @@ func newWorld(seed uint64, opt Options) *world {
 	w.db = memory.New(func() time.Time { return time.Now().Add(w.ahead) })
 	w.db.Faults = opt.Plant.Faults
 	w.truth, w.people = newTruth(w), &people{w: w}
+	w.operations = &operations{w: w, rng: rand.New(rand.NewPCG(seed, 0x6f706572))}
 	w.prof = w.newProfile()
 	w.interval = time.Duration(1+w.rng.IntN(10)) * time.Second
 	w.replicas = make([]*replica, 2)
@@ -136,6 +137,7 @@ func (w *world) play() {
 	if w.prof.relay > 0 {
 		every(6, "mood", w.turn)
 	}
+	w.operations.plan(length)
 	w.run(w.begin.Add(length), nil)
 	w.truth.audit(false)
 	w.peace()
@@ -263,7 +265,7 @@ func (w *world) peace() {
 		}
 		last = now
 		w.people.release(nil)
-		return len(w.db.Busy()) == 0 && len(w.plan) == 0
+		return len(w.db.Busy()) == 0 && len(w.plan) == 0 && !w.operations.run()
 	})
 	for i, id := range w.db.Busy() {
 		row := w.db.Look(id)
@@ -300,6 +302,7 @@ func (w *world) peace() {
 		}
 	}
 	w.truth.audit(true)
+	w.operations.audit()
 }
 
 func late(name string) bool {

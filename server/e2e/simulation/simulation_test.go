@@ -99,7 +99,7 @@ func TestSeeds(t *testing.T) {
 		}
 	}
 	t.Logf("%d seeds, %d failed, %d steps: %+v", n, failed, steps, sum)
-	if n >= 50 && (sum.Crashes == 0 || sum.Twice == 0 || sum.Unknown == 0 || sum.Lost == 0 || sum.Stops == 0 || sum.Diverted == 0) {
+	if n >= 50 && (sum.Crashes == 0 || sum.Twice == 0 || sum.Unknown == 0 || sum.Lost == 0 || sum.Stops == 0 || sum.Diverted == 0 || sum.Operations == 0) {
 		t.Errorf("the runs were about nothing: %+v", sum)
 	}
 }

@@ -355,6 +355,15 @@ func (t *truth) stop(id uuid.UUID, what string) {
 	}
 }
 
+// endStop ends a stop of one kind: nobody else has said anything of the mail since.
+func (t *truth) endStop(id uuid.UUID, what string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.story(id); s != nil && s.stop == what {
+		s.stop = ""
+	}
+}
+
 // go on ends a stop; again: a person accepts that a copy may come twice.
 func (t *truth) goOn(id uuid.UUID, again bool) {
 	t.mu.Lock()

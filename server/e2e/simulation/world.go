@@ -36,7 +36,7 @@ type Result struct {
 
 // Counts say that a run was about something.
 type Counts struct {
-	Mails, Dots, Delivered, Diverted, Twice, Unknown, Crashes, Lost, Stops, Quarantined int
+	Mails, Dots, Delivered, Diverted, Twice, Unknown, Crashes, Lost, Stops, Quarantined, Operations int
 }
 
 // Add sums up.
@@ -51,6 +51,7 @@ func (c *Counts) Add(d Counts) {
 	c.Lost += d.Lost
 	c.Stops += d.Stops
 	c.Quarantined += d.Quarantined
+	c.Operations += d.Operations
 }
 
 // fate is what becomes of a released store call.
@@ -115,6 +116,8 @@ type world struct {
 	counts Counts
 	truth  *truth
 	people *people
+
+	operations *operations
 }
 
 type event struct {

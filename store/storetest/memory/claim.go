@@ -133,6 +133,9 @@ func (s *Store) settle(st *store.Settlement) bool {
 	}
 	switch st.Kind {
 	case store.SettleMark:
+		if s.braked(r) {
+			return false
+		}
 		r.dataAt = now
 		return true
 	case store.SettleBegin:

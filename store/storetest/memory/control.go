@@ -59,14 +59,8 @@ func (s *Store) Modify(_ context.Context, sc store.Scope, ids []uuid.UUID, f *st
 				fail(r.m.ID, store.ErrSending)
 				continue
 			}
-			free := *r
-			free.owner = 0
-			m := free.view()
-			m.Owner = r.owner
-			c, err := decide(m, clone(s.servers[r.m.MailServer]))
+			c, err := s.decided(r, decide)
 			switch {
-			case r.owner != 0 && (c == nil || !c.Stops):
-				fail(r.m.ID, store.ErrSending)
 			case err != nil:
 				fail(r.m.ID, err)
 			case c != nil:

@@ -40,6 +40,9 @@ type Store struct {
 	tokens   map[string]*store.Token
 	senders  map[string]store.SenderDomains
 	accessOn bool
+
+	operations    []*operation // by id
+	nextOperation uuid.UUID
 }
 
 // Faults are rules that a store keeps and this one leaves out, so that a test can show that it
@@ -58,6 +61,11 @@ type Faults struct {
 	HeldIsDue        bool // held mail stays claimable
 	ClaimEarly       bool // what is due later is claimed
 	NoRequests       bool // a request_id may be used again
+
+	OperationNoBrake   bool // marks are taken for what an operation holds or cancels
+	OperationAnew      bool // an operation that another replica goes on with begins anew
+	OperationUnbound   bool // it takes mails that were created after it began
+	OperationUnstopped bool // it goes on though somebody has stopped it
 }
 
 type request struct{ team, id string }
