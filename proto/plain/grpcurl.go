@@ -19,9 +19,13 @@ type Target struct {
 	TokenFile string
 }
 
-// Line is one call as a line for a shell. method is "/package.Service/Method" or the same
-// without the first slash.
-func (t Target) Line(method string, req proto.Message) string {
+// maxWord is how long a word of a command line is at most. Linux takes 128 KiB.
+const maxWord = 100_000
+
+// Line is one call as a line for a shell, with as many requests as its stream has. method is
+// "/package.Service/Method" or the same without the first slash. Where the requests are too
+// large for a line, they stand below it.
+func (t Target) Line(method string, reqs ...proto.Message) string {
 	words := []string{"grpcurl"}
 	if t.CA != "" {
 		words = append(words, "-cacert", quote(t.CA))
@@ -35,8 +39,16 @@ func (t Target) Line(method string, req proto.Message) string {
 	if t.TokenFile != "" {
 		words = append(words, "-H", `"authorization: Bearer $(cat `+quote(t.TokenFile)+`)"`)
 	}
-	words = append(words, "-d", quote(requestJSON(req)), t.Address, strings.TrimPrefix(method, "/"))
-	return strings.Join(words, " ")
+	texts := make([]string, len(reqs))
+	for i, r := range reqs {
+		texts[i] = requestJSON(r)
+	}
+	data, below := quote(strings.Join(texts, " ")), ""
+	if len(data) > maxWord {
+		data, below = "@", " <<'END'\n"+strings.Join(texts, "\n")+"\nEND"
+	}
+	words = append(words, "-d", data, t.Address, strings.TrimPrefix(method, "/"))
+	return strings.Join(words, " ") + below
 }
 
 // quote makes one word of a shell.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/csv"
 	"encoding/hex"
@@ -47,7 +48,7 @@ FILE.csv has a line of names first; the column "to" holds the addresses, every o
 variable. FILE.jsonl has an object a line, in the same way. The template begins with "Subject: ...",
 then an empty line, then the text; {{name}} stands for the variable. --html gives the HTML beside it.
 
-Ctrl-C ends it where it is. The same command again goes on there: a line that was taken is never taken
+Ctrl-C ends it, at most 512 lines further on. The same command again goes on there: a line that was taken is never taken
 twice. FILE.sending beside the list remembers under which batch; a list that was changed in between is
 refused. Lines that are refused stand in FILE.rejects, with the reason.`,
 		Example: "  maildispatch bulk customers.csv --template news.txt --html news.html --server news --dry-run\n  maildispatch bulk customers.csv --template news.txt --html news.html --server news",
@@ -240,6 +241,11 @@ func jsonRows(list []byte) iter.Seq2[map[string]string, error] {
 	}
 }
 
+const (
+	bulkWindow  = 512             // lines under way; Ctrl-C does not stop these
+	lastAnswers = 5 * time.Second // for them, after Ctrl-C
+)
+
 // bulkRun is one run of a bulk. The answers come on a goroutine of the client's, which writes
 // the counts; the bar reads them.
 type bulkRun struct {
@@ -306,7 +312,17 @@ func (b *bulkRun) send(c *cobra.Command, s *client.Client, o *maildispatchv1.Bat
 	b.bar = a.bar(int64(b.total), func() string {
 		return fmt.Sprintf(", %d handed over, %d refused", b.taken.Load()+b.before.Load(), b.refused.Load())
 	})
-	run := s.Bulk(c.Context(), o, client.BulkOptions{Answer: func(item *maildispatchv1.BatchItem, answer *maildispatchv1.SendStreamResponse) {
+	// Ctrl-C adds nothing more, and what is under way has some seconds for its answers
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.Context()))
+	defer cancel()
+	defer context.AfterFunc(c.Context(), func() {
+		defer cancel()
+		select {
+		case <-ctx.Done():
+		case <-time.After(lastAnswers):
+		}
+	})()
+	run := s.Bulk(ctx, o, client.BulkOptions{Window: bulkWindow, Answer: func(item *maildispatchv1.BatchItem, answer *maildispatchv1.SendStreamResponse) {
 		switch {
 		case answer.GetRejection() != nil:
 			b.refused.Add(1)
@@ -323,6 +339,9 @@ func (b *bulkRun) send(c *cobra.Command, s *client.Client, o *maildispatchv1.Bat
 		b.bar.at(b.taken.Load() + b.before.Load() + b.refused.Load())
 	}})
 	for _, l := range items {
+		if c.Context().Err() != nil {
+			break
+		}
 		if err = run.Add(l.item); err != nil {
 			break
 		}

@@ -23,7 +23,9 @@ type printer struct {
 }
 
 func (p *printer) unary(_ context.Context, method string, req, _ any, _ *grpc.ClientConn, _ grpc.UnaryInvoker, _ ...grpc.CallOption) error {
-	p.call(method, req)
+	if m, is := req.(proto.Message); is {
+		p.call(method, m)
+	}
 	return nil
 }
 
@@ -31,39 +33,38 @@ func (p *printer) stream(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.Client
 	return &printed{p: p, ctx: ctx, method: method}, nil
 }
 
-// call prints one call as a line for a shell.
-func (p *printer) call(method string, req any) {
-	m, is := req.(proto.Message)
-	if !is {
-		return
-	}
+// call prints one call for a shell.
+func (p *printer) call(method string, reqs ...proto.Message) {
 	host, _, err := net.SplitHostPort(p.profile.Address)
 	ip := net.ParseIP(host)
 	here := err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 	secured := p.profile.CA != "" || p.profile.Cert != ""
 	t := plain.Target{Address: p.profile.Address, CA: p.profile.CA, Cert: p.profile.Cert, Key: p.profile.Key, TokenFile: p.profile.TokenFile, Plaintext: !secured && (here || p.profile.Plaintext)}
-	fmt.Fprintln(p.out, t.Line(method, m))
+	fmt.Fprintln(p.out, t.Line(method, reqs...))
 }
 
-// printed is a stream whose first request is printed and that has no answer.
+// printed is a stream whose requests are printed at their end, and that has no answer.
 type printed struct {
 	grpc.ClientStream
 	p      *printer
 	ctx    context.Context
 	method string
-	sent   bool
+	reqs   []proto.Message
 }
 
 func (s *printed) Context() context.Context { return s.ctx }
-func (s *printed) CloseSend() error         { return nil }
+
+func (s *printed) SendMsg(m any) error {
+	if req, is := m.(proto.Message); is {
+		s.reqs = append(s.reqs, proto.Clone(req)) // the sender may use it again
+	}
+	return nil
+}
+
+func (s *printed) CloseSend() error {
+	s.p.call(s.method, s.reqs...)
+	return nil
+}
 
 // RecvMsg ends the stream in a way that nobody tries again.
 func (s *printed) RecvMsg(any) error { return status.Error(codes.Canceled, "the call was printed") }
-
-func (s *printed) SendMsg(m any) error {
-	if !s.sent {
-		s.p.call(s.method, m)
-	}
-	s.sent = true
-	return nil
-}

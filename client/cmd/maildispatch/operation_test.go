@@ -3,11 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"strings"
 	"testing"
 
-	"github.com/maildispatch/maildispatch/client"
 	maildispatchv1 "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 )
 
@@ -16,16 +14,7 @@ import (
 func TestManyMails(t *testing.T) {
 	r := newRig(t)
 	const n = 1100
-	b := r.c.Bulk(context.Background(), &maildispatchv1.BatchOptions{BatchId: "news", Options: &maildispatchv1.SendOptions{MailServer: "later"},
-		Message: &maildispatchv1.MailMessage{Subject: "News", Text: "x"}}, client.BulkOptions{})
-	for i := range n {
-		if err := b.Add(&maildispatchv1.BatchItem{Message: &maildispatchv1.MailMessage{To: []string{fmt.Sprintf("n%d@many.example", i)}}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
+	r.bulk("news", n)
 	held := func() int64 {
 		res, err := r.c.GetBatch(context.Background(), &maildispatchv1.GetBatchRequest{BatchId: "news"})
 		if err != nil {

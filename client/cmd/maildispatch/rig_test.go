@@ -18,17 +18,57 @@ import (
 	"github.com/maildispatch/maildispatch/smtpx/smtpxtest"
 )
 
-// rig is the real service in this process, over SQLite, with a mail server that refuses
-// addresses that begin with "no" and is silent after the message to those with "silent".
+// rig is the real service over SQLite, in this process or a built one, with a mail server that
+// refuses addresses that begin with "no" and is silent after the message to those with
+// "silent".
 type rig struct {
 	t     *testing.T
 	addr  string
 	c     *client.Client
 	relay *smtpxtest.Server
 	dir   string
+
+	// a command line
+	do func(ctx context.Context, input string, args ...string) (code int, out, errs string)
+	// a printed call; its answers as JSON
+	call func(line string) string
 }
 
+// newRig runs service and command line in this process.
 func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := emptyRig(t)
+	r.do = func(ctx context.Context, input string, args ...string) (int, string, string) {
+		var o, e bytes.Buffer
+		code := run(ctx, args, &app{in: strings.NewReader(input), out: &o, errs: &e, dial: client.New})
+		return code, o.String(), e.String()
+	}
+	r.call = r.grpcurl
+	ctx, cancel := context.WithCancel(context.Background())
+	cfg, fs := server.Config{LogOutput: io.Discard}, flag.NewFlagSet("serve", flag.ContinueOnError)
+	if err := errors.Join(cfg.Flags(fs), fs.Parse(r.serveFlags())); err != nil {
+		t.Fatal(err)
+	}
+	s, err := server.New(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	r.connect(s.Addr().String())
+	t.Cleanup(func() {
+		_ = r.c.Close() // nothing is asked any more
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	r.addServers()
+	return r
+}
+
+// emptyRig has a mail server and no service.
+func emptyRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: t.TempDir()}
 	r.relay = (&smtpxtest.Server{On: func(c smtpxtest.Command) *smtpxtest.Action {
@@ -40,40 +80,33 @@ func newRig(t *testing.T) *rig {
 		}
 		return nil
 	}}).Start(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	cfg, fs := server.Config{LogOutput: io.Discard}, flag.NewFlagSet("serve", flag.ContinueOnError)
-	if err := errors.Join(cfg.Flags(fs), fs.Parse([]string{"--listen=127.0.0.1:0", "--database=sqlite:" + filepath.Join(r.dir, "md.db"), "--key-file=" + filepath.Join(r.dir, "key"),
-		"--smtp-destinations=loopback:*", "--admin-socket=none", "--batch-interval=1h", "--shutdown-grace=2s"})); err != nil {
-		t.Fatal(err)
+	return r
+}
+
+func (r *rig) serveFlags() []string {
+	return []string{"--listen=127.0.0.1:0", "--database=sqlite:" + filepath.Join(r.dir, "md.db"), "--key-file=" + filepath.Join(r.dir, "key"),
+		"--smtp-destinations=loopback:*", "--admin-socket=none", "--batch-interval=1h", "--shutdown-grace=2s"}
+}
+
+func (r *rig) connect(addr string) {
+	r.t.Helper()
+	var err error
+	r.addr = addr
+	if r.c, err = client.New(addr, client.Options{}); err != nil {
+		r.t.Fatal(err)
 	}
-	s, err := server.New(ctx, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	r.addr = s.Addr().String()
-	if r.c, err = client.New(r.addr, client.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = r.c.Close() // nothing is asked any more
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+}
+
+func (r *rig) addServers() {
+	r.t.Helper()
 	r.done("server", "add", "main", "--host", "127.0.0.1", "--port", fmt.Sprint(r.relay.Port()), "--encryption", "none", "--from", "Shop <shop@x.example>", "--mode", "php", "--default")
 	r.done("server", "add", "later", "--host", "127.0.0.1", "--port", fmt.Sprint(r.relay.Port()), "--encryption", "none", "--from", "Shop <shop@x.example>", "--mode", "daemon")
-	return r
 }
 
 // run runs a command line; input is what the person types.
 func (r *rig) run(ctx context.Context, input string, args ...string) (code int, out, errs string) {
 	r.t.Helper()
-	var o, e bytes.Buffer
-	code = run(ctx, append([]string{"--address", r.addr, "--config", r.config()}, args...), &app{in: strings.NewReader(input), out: &o, errs: &e, dial: client.New})
-	return code, o.String(), e.String()
+	return r.do(ctx, input, append([]string{"--address", r.addr, "--config", r.config()}, args...)...)
 }
 
 // config is an empty file of profiles, so that the tester's own does not count.
