@@ -65,7 +65,7 @@ func (c *counting) step() {
 		do   func()
 	}{{"enqueue", c.enqueue}, {"enqueue", c.enqueue}, {"claim", c.claim}, {"mark", c.mark}, {"settle", c.settle}, {"settle", c.settle}, {"hold", c.modify(store.MailHeld)},
 		{"release", c.modify(store.MailQueued)}, {"cancel", c.modify(store.MailCancelled)}, {"fail", c.modify(store.MailFailed)}, {"move", c.move}, {"release all", c.unregister},
-		{"delete server", c.holdDeleted}, {"add up", c.keep}, {"add up", c.keep}}
+		{"delete server", c.holdDeleted}, {"older program", c.strip}, {"add up", c.keep}, {"add up", c.keep}}
 	st := pick(c.rand, steps)
 	if c.done == nil {
 		c.done = map[string]int{}
@@ -82,6 +82,18 @@ func (c *counting) ok(err error) {
 }
 
 func (c *counting) keep() { c.ok(c.s.KeepCounts(ctx)) }
+
+// strip takes from some rows of both journals what they are counted by, as an older program
+// leaves it out.
+func (c *counting) strip() {
+	s, ok := c.s.(*store.Store)
+	if !ok {
+		return
+	}
+	for table, more := range map[string]string{"due": "", "archive": ", priority = null"} {
+		c.ok(s.Exec("update " + table + " set kind = null, batch_id = null, caller = null, create_time = null" + more + " where id in (select id from " + table + " order by id desc limit 9)"))
+	}
+}
 
 func (c *counting) enqueue() {
 	ms := make([]*store.NewMail, 1+c.rand.IntN(20))
@@ -347,7 +359,7 @@ func TestCountsBefore(t *testing.T) {
 func TestCountsOfPurgedMail(t *testing.T) {
 	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
-		for i, order := range [][]string{{"archive", "mail"}, {"mail", "archive"}} {
+		for i, order := range [][]string{{"archive", "mail"}, {"mail", "archive"}, {"archive", "mail"}, {"mail", "archive"}} {
 			batch := fmt.Sprint("b", i)
 			a, b := newMail("ss", func(m *store.NewMail) { m.BatchID = batch }), newMail("ss", func(m *store.NewMail) { m.BatchID = batch })
 			enqueue(t, s, a, b)
@@ -356,6 +368,11 @@ func TestCountsOfPurgedMail(t *testing.T) {
 			})
 			if err != nil || n != 2 {
 				t.Fatal(n, err)
+			}
+			if i > 1 { // as an older program wrote it
+				if err := s.Exec(fmt.Sprintf("update archive set kind = null, batch_id = null, caller = null, create_time = null, priority = null where id = '%s'", a.ID)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			for _, table := range order {
 				if err := s.Exec(fmt.Sprintf("delete from %s where id = '%s'", table, a.ID)); err != nil {

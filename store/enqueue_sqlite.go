@@ -87,7 +87,7 @@ func (s onSQLite) insertMails(ctx context.Context, tx *sqlx.Tx, p packedMails) (
 		if m.Held != "" {
 			status, runAt, resumeAt = MailHeld, nil, runAt
 		}
-		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, status, runAt, resumeAt, m.Held); err != nil {
+		if _, err := due.ExecContext(ctx, m.ID, m.Team, m.MailServer, m.Priority, m.Kind, nullString(m.BatchID), nullString(m.Caller), s.t(&m.CreateTime), status, runAt, resumeAt, m.Held); err != nil {
 			return nil, err
 		}
 		if m.Owner != 0 {

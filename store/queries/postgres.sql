@@ -33,8 +33,9 @@ with u as materialized (
 ), v as materialized (
   select id from replica where alive_until > 'epoch'
 ), d as (
-  insert into due (id, team, mail_server, priority, status, run_at, resume_at, owner, claim, last_error)
-  select id, u.team, u.mail_server, u.priority, case when u.held is null then 'queued' else 'held' end,
+  insert into due (id, team, mail_server, priority, kind, batch_id, caller, create_time, status, run_at, resume_at, owner, claim, last_error)
+  select id, u.team, u.mail_server, u.priority, u.kind, u.batch_id, u.caller, timestamptz 'epoch' + u.create_time * interval '1 microsecond',
+    case when u.held is null then 'queued' else 'held' end,
     case when u.held is null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
     case when u.held is not null then timestamptz 'epoch' + u.run_at * interval '1 microsecond' end,
     case when u.owner in (select id from v) then u.owner end, case when u.owner is null then 0 when u.owner in (select id from v) then 1 else 2 end, coalesce(u.held, '')
@@ -210,10 +211,10 @@ with f as materialized (
 ), de as (
   delete from due q using f
   where q.id = any (array(select id from f)) and q.id = f.id and case when q.owner = :owner and q.claim = f.c then true else false end
-  returning q.id, q.team, q.mail_server, q.claim, f.status, f.attempts, f.dup, f.err, f.progress
+  returning q.id, q.team, q.mail_server, q.priority, q.kind, q.batch_id, q.caller, q.create_time, q.claim, f.status, f.attempts, f.dup, f.err, f.progress
 ), ar as (
-  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
-  select id, team, mail_server, now(), status, attempts, dup, err, progress, claim from de
+  insert into archive (id, team, mail_server, priority, kind, batch_id, caller, create_time, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+  select id, team, mail_server, priority, kind, batch_id, caller, create_time, now(), status, attempts, dup, err, progress, claim from de
   returning id, status
 ), ch as (
   insert into change (mail_id, status) select id, status from up where k not in ('progress', 'begin') union all select id, status from ar
@@ -297,10 +298,10 @@ with x as materialized (
   returning d.id, d.status
 ), de as (
   delete from due d where d.id = any (array(select id from x where done)) and case when d.owner is null or d.data_at is null then true else false end
-  returning d.id, d.team, d.mail_server, case when d.owner is null then d.claim else d.claim + 1000 end as claim
+  returning d.id, d.team, d.mail_server, d.priority, d.kind, d.batch_id, d.caller, d.create_time, case when d.owner is null then d.claim else d.claim + 1000 end as claim
 ), ar as (
-  insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
-  select de.id, de.team, de.mail_server, now(), x.status, x.attempts, x.dup, x.err, x.progress, de.claim from de join x on x.id = de.id
+  insert into archive (id, team, mail_server, priority, kind, batch_id, caller, create_time, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+  select de.id, de.team, de.mail_server, de.priority, de.kind, de.batch_id, de.caller, de.create_time, now(), x.status, x.attempts, x.dup, x.err, x.progress, de.claim from de join x on x.id = de.id
   returning id, status
 ), ch as (
   insert into change (mail_id, status) select id, status from up union all select id, status from ar

@@ -21,9 +21,10 @@ select count(*) from mail_server where name = :name and version = :version;
 
 -- name: enqueue_due
 -- primary key
--- takes: id, team, mail_server, priority, status, run_at, resume_at, held
-insert into due (id, team, mail_server, priority, status, run_at, resume_at, last_error)
-values (:id, :team, :mail_server, :priority, :status, :run_at, :resume_at, :held);
+-- takes: id, team, mail_server, priority, kind, batch_id, caller, create_time, status, run_at,
+--   resume_at, held
+insert into due (id, team, mail_server, priority, kind, batch_id, caller, create_time, status, run_at, resume_at, last_error)
+values (:id, :team, :mail_server, :priority, :kind, :batch_id, :caller, :create_time, :status, :run_at, :resume_at, :held);
 
 -- name: enqueue_own
 -- primary key; behind enqueue_due, whose trigger logs the status that the mail is taken with. A
@@ -163,8 +164,8 @@ where id = :id and owner = :owner and claim = :claim;
 -- name: settle_archive
 -- primary key
 -- takes: now, status, attempts, duplicate, error, result, id, owner, claim
-insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
-select id, team, mail_server, :now, :status, :attempts, :duplicate, :error, :result, claim from due where id = :id and owner = :owner and claim = :claim;
+insert into archive (id, team, mail_server, priority, kind, batch_id, caller, create_time, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+select id, team, mail_server, priority, kind, batch_id, caller, create_time, :now, :status, :attempts, :duplicate, :error, :result, claim from due where id = :id and owner = :owner and claim = :claim;
 
 -- name: settle_delete
 -- primary key
@@ -227,8 +228,8 @@ delete from due where id = :id and (owner is null or data_at is null);
 -- name: archive_insert
 -- primary key
 -- takes: now, status, attempts, duplicate, error, result, id
-insert into archive (id, team, mail_server, done_at, status, attempts, possible_duplicate, last_error, result, claim)
-select id, team, mail_server, :now, :status, :attempts, :duplicate, :error, :result, case when owner is null then claim else claim + 1000 end
+insert into archive (id, team, mail_server, priority, kind, batch_id, caller, create_time, done_at, status, attempts, possible_duplicate, last_error, result, claim)
+select id, team, mail_server, priority, kind, batch_id, caller, create_time, :now, :status, :attempts, :duplicate, :error, :result, case when owner is null then claim else claim + 1000 end
 from due where id = :id and (owner is null or data_at is null);
 
 -- name: replica_register (lease)
