@@ -52,7 +52,7 @@ func EmptyDSNs(t testing.TB) map[string]string {
 // Open opens a store that is closed when the test ends.
 func Open(t testing.TB, dsn string) *store.Store {
 	t.Helper()
-	s, err := store.Open(context.Background(), dsn, store.Options{})
+	s, err := opened(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,10 +109,23 @@ var migratedFile = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
+// opened opens a store. A database that is there may still be slower than a service is patient,
+// on a machine that does much besides.
+func opened(dsn string) (*store.Store, error) {
+	for end := time.Now().Add(time.Minute); ; {
+		s, err := store.Open(context.Background(), dsn, store.Options{})
+		var slow net.Error
+		late := errors.As(err, &slow) && slow.Timeout() || errors.Is(err, store.ErrUnavailable)
+		if !late || time.Now().After(end) {
+			return s, err
+		}
+	}
+}
+
 // migrated writes the schema into an empty database. Nothing else is written before a process
 // takes its place.
 func migrated(dsn string) error {
-	s, err := store.Open(context.Background(), dsn, store.Options{})
+	s, err := opened(dsn)
 	if err != nil {
 		return err
 	}
