@@ -165,16 +165,27 @@ func (s *Store) CountUpTo(ctx context.Context, sc Scope, f MailFilter, n int) (c
 }
 
 // CountMatching counts them by the counters, where those know: the filter names nothing but
-// team, mail server, statuses and kind. What is being sent counts as what it would be without.
+// team, statuses, and either a batch or mail server and kind. What is being sent counts as what
+// it would be without.
 func (s *Store) CountMatching(ctx context.Context, sc Scope, f MailFilter) (n int, known bool, err error) {
 	counted, err := s.counted(ctx)
-	if err != nil || !counted || sc.Caller != "" || f.Reference != "" || f.Recipient != "" || f.MessageID != "" || len(f.Labels) > 0 || f.RequestID != "" || f.BatchID != "" ||
+	if err != nil || !counted || f.Reference != "" || f.Recipient != "" || f.MessageID != "" || len(f.Labels) > 0 || f.RequestID != "" ||
 		!f.Since.IsZero() || !f.Until.IsZero() {
 		return 0, false, err
 	}
+	told := toldQueue
 	w := newWhere(s)
 	w.scope("c.team", sc, f.Team)
-	if f.MailServer != "" {
+	switch {
+	case f.BatchID == "" && sc.Caller != "", f.BatchID != "" && (f.MailServer != "" || f.Kind != ""):
+		return 0, false, nil
+	case f.BatchID != "":
+		told = toldBatch
+		w.add("c.batch_id = ?", f.BatchID)
+		if sc.Caller != "" {
+			w.add("c.caller = ?", sc.Caller)
+		}
+	case f.MailServer != "":
 		w.add("c.mail_server = ?", f.MailServer)
 	}
 	if f.Kind != "" {
@@ -188,7 +199,7 @@ func (s *Store) CountMatching(ctx context.Context, sc Scope, f MailFilter) (n in
 		}
 		w.in("c.status", sts)
 	}
-	err = s.look.GetContext(ctx, &n, s.look.Rebind("select coalesce(sum(n), 0) from ("+toldQueue+") c where "+w.sql()), w.args...)
+	err = s.look.GetContext(ctx, &n, s.look.Rebind("select coalesce(sum(n), 0) from ("+told+") c where "+w.sql()), w.args...)
 	return n, err == nil, s.fault(err)
 }
 

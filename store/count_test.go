@@ -391,3 +391,48 @@ func TestCountsOfPurgedMail(t *testing.T) {
 		}
 	})
 }
+
+// TestCountMatching: what the counters say of a filter is what is there, and they say nothing
+// where they do not know. Callers are told so how many mails an operation is about.
+func TestCountMatching(t *testing.T) {
+	t.Parallel()
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		var ms []*store.NewMail
+		for i := range 12 {
+			ms = append(ms, newMail([]string{"one", "two"}[i%2], func(m *store.NewMail) {
+				m.BatchID, m.Caller = []string{"", "b1", "b2"}[i%3], []string{"", "me"}[i/6]
+				if i%4 == 0 {
+					m.Held = "held"
+				}
+			}))
+		}
+		enqueue(t, s, ms...)
+		sales, held := "sales", []store.MailStatus{store.MailHeld}
+		mine := store.Scope{All: true, Caller: "me"}
+		for _, x := range []struct {
+			sc    store.Scope
+			f     store.MailFilter
+			known bool
+		}{
+			{store.Everything, store.MailFilter{}, true},
+			{store.Everything, store.MailFilter{MailServer: "one", Kind: ms[0].Kind, Statuses: held}, true},
+			{store.Everything, store.MailFilter{BatchID: "b1"}, true},
+			{store.Everything, store.MailFilter{BatchID: "b1", Team: &sales, Statuses: held}, true},
+			{store.Everything, store.MailFilter{BatchID: "none"}, true},
+			{store.Scope{Teams: []string{"other"}}, store.MailFilter{BatchID: "b1"}, true},
+			{mine, store.MailFilter{BatchID: "b2"}, true},
+			{mine, store.MailFilter{}, false},
+			{store.Everything, store.MailFilter{BatchID: "b1", Kind: ms[0].Kind}, false},
+			{store.Everything, store.MailFilter{BatchID: "b1", MailServer: "one"}, false},
+		} {
+			want, err := s.CountUpTo(ctx, x.sc, x.f, 100)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, known, err := s.CountMatching(ctx, x.sc, x.f)
+			if err != nil || known != x.known || known && n != want {
+				t.Errorf("%+v of %+v: got %d, %v, %v, want %d, %v", x.f, x.sc, n, known, err, want, x.known)
+			}
+		}
+	})
+}

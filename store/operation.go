@@ -65,6 +65,8 @@ type FailureGroup struct {
 const (
 	maxFailureGroups   = 20
 	maxFailureExamples = 10
+	// mails that an operation leaves for later at most, before it waits for them
+	maxPending = 20_000
 )
 
 // AddFailure counts a mail that was not changed: among the first 20 reasons.
@@ -266,7 +268,8 @@ func (s *Store) TakeOperation(ctx context.Context, r ReplicaID) (*Operation, err
 	return rows[0].operation()
 }
 
-// Operate carries out the next piece of an operation that r is at: up to n mails. explain puts
+// Operate carries out the next piece of an operation that r is at: up to n mails, and up to n
+// of those that could not be locked before. explain puts
 // a failure into a reason and words. nil = it is r's no more, or has ended. With State running
 // there is more to do; idle says that all of it waits for replicas that write to the mails.
 func (s *Store) Operate(ctx context.Context, r ReplicaID, id uuid.UUID, n int, decide Decide, explain func(error) (reason, message string)) (o *Operation, idle bool, err error) {
@@ -345,10 +348,12 @@ type piece struct {
 
 func (p *piece) run(ctx context.Context, n int) error {
 	s, o := p.s, p.o
-	ids := slices.Clone(o.pending)
+	// Mails that somebody writes to hold up none behind them: as many new ones come with them.
+	ids := slices.Clone(o.pending[:min(n, len(o.pending))])
+	later := slices.Clone(o.pending[len(ids):])
 	last := false
-	if room := n - len(ids); room > 0 {
-		q, args := s.dueSelect("d.id", o.Scope, o.selects(), Cursor{ID: o.after}, room)
+	if len(o.pending) < maxPending {
+		q, args := s.dueSelect("d.id", o.Scope, o.selects(), Cursor{ID: o.after}, n)
 		var next []uuid.UUID
 		if err := p.tx.SelectContext(ctx, &next, p.tx.Rebind(q), args...); err != nil {
 			return err
@@ -357,13 +362,14 @@ func (p *piece) run(ctx context.Context, n int) error {
 			o.after = next[len(next)-1]
 		}
 		o.Matched += int64(len(next))
-		last = len(next) < room
+		last = len(next) < n
 		ids = append(ids, next...)
 	}
 	ms, err := p.lock(ctx, ids)
 	if err != nil {
 		return err
 	}
+	o.pending = append(later, o.pending...)
 	servers, err := s.serversOf(ctx, p.tx, ms)
 	if err != nil {
 		return err

@@ -2,7 +2,7 @@ package store_test
 
 import (
 	"errors"
-
+	"fmt"
 	"testing"
 	"time"
 
@@ -142,6 +142,60 @@ func TestOperation(t *testing.T) {
 			t.Errorf("no such operation: %v", err)
 		}
 	})
+}
+
+// TestOperationPassesBy: mails that somebody writes to for long hold up none behind them, and
+// the operation comes back to them.
+func TestOperationPassesBy(t *testing.T) {
+	t.Parallel()
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	const mails, locked, n = 200, 60, 50
+	ms := make([]*store.NewMail, mails)
+	for i := range ms {
+		ms[i] = newMail("ss", func(m *store.NewMail) { m.BatchID, m.CreateTime = "b", m.CreateTime.Add(-time.Minute) })
+	}
+	enqueue(t, s, ms...)
+	r := register(t, s)
+	o := &store.Operation{Action: "CancelMails", Scope: store.Everything, Filter: store.MailFilter{BatchID: "b"}, Request: "{}", Audit: store.Audit{Actor: "me"}, Brakes: true}
+	if err := s.BeginOperation(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	release, held := make(chan struct{}), make(chan error, 1)
+	go func() {
+		held <- s.Hold(fmt.Sprintf("select 1 from (select id from due order by id limit %d for update) x", locked), release)
+	}()
+	for end, free := time.Now().Add(10*time.Second), 0; free != mails-locked; {
+		if err := s.Get(&free, "select count(*) from (select id from due for update skip locked) x"); err != nil || time.Now().After(end) {
+			t.Fatalf("%d mails are free, %v", free, err)
+		}
+	}
+	if _, err := s.TakeOperation(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	piece := func() *store.Operation {
+		t.Helper()
+		got, _, err := s.Operate(ctx, r, o.ID, n, cancelled, explained)
+		if err != nil || got == nil {
+			t.Fatal(got, err)
+		}
+		return got
+	}
+	for range 3 {
+		o = piece()
+	}
+	if o.Matched != 3*n || o.Changed != 3*n-locked {
+		t.Errorf("after three pieces it has come to %d mails and changed %d, want %d and all but %d", o.Matched, o.Changed, 3*n, locked)
+	}
+	close(release)
+	if err := <-held; err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(30 * time.Second); o.State == store.OperationRunning && time.Now().Before(end); {
+		o = piece()
+	}
+	if o.State != store.OperationDone || o.Changed != mails || o.Failed != 0 {
+		t.Errorf("at the end: %+v", o)
+	}
 }
 
 // TestBrakeSelects: for each field of a filter, no mark is taken for a mail that it selects,
