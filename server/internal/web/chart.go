@@ -9,10 +9,8 @@ import (
 // The drawing of a chart, in units of its viewBox.
 const (
 	chartWidth  = 720
-	chartHeight = 120
-	chartLeft   = 8
 	chartBottom = 100
-	chartTop    = 18
+	chartTop    = 6
 	// chartColumns is how many points a line has at most.
 	chartColumns = 180
 )
@@ -26,13 +24,7 @@ type chart struct {
 	Area  string
 	Top   int64 // the largest value
 	Now   int64
-	Marks []mark
-}
-
-// mark is a time below the line.
-type mark struct {
-	X     int
-	Label string
+	Marks []string // times below the line, at equal distances
 }
 
 // draw makes a chart of samples; nil when there are fewer than two.
@@ -60,16 +52,16 @@ func draw(name, what string, samples []sample, value func(sample) int64) *chart 
 		if b.Len() == 0 {
 			letter = "M"
 		}
-		x := chartLeft + (chartWidth-2*chartLeft)*i/chartColumns
+		x := chartWidth * i / chartColumns
 		y := chartBottom - int64(chartBottom-chartTop)*v/max(c.Top, 1)
 		fmt.Fprintf(&b, "%s%d %d", letter, x, y)
 	}
 	c.Line = b.String()
-	c.Area = c.Line + fmt.Sprintf("L%d %dL%d %dZ", chartWidth-chartLeft, chartBottom, chartLeft, chartBottom)
+	c.Area = c.Line + fmt.Sprintf("L%d %dL%d %dZ", chartWidth, chartBottom, 0, chartBottom)
 	c.Title = fmt.Sprintf("%s since %s: at most %d, now %d", what, first.Local().Format("15:04"), c.Top, c.Now)
 	for i := range 4 {
 		at := first.Add(span * time.Duration(i) / 3)
-		c.Marks = append(c.Marks, mark{chartLeft + (chartWidth-2*chartLeft)*i/3, at.Local().Format("15:04")})
+		c.Marks = append(c.Marks, at.Local().Format("15:04"))
 	}
 	return c
 }

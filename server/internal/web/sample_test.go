@@ -100,7 +100,7 @@ func TestDraw(t *testing.T) {
 	}
 	samples[301].waiting = 1000
 	c := draw("waiting", "Mails that wait", samples, func(s sample) int64 { return s.waiting })
-	if c.Top != 1000 || !strings.Contains(c.Line, " 18L") || strings.Count(c.Line, "L") > chartColumns || !strings.HasPrefix(c.Line, "M8 100") {
+	if c.Top != 1000 || !strings.Contains(c.Line, " 6L") || strings.Count(c.Line, "L") > chartColumns || !strings.HasPrefix(c.Line, "M0 100") {
 		t.Errorf("got %+v", c)
 	}
 	if draw("waiting", "x", samples[:1], func(sample) int64 { return 1 }) != nil {

@@ -321,6 +321,9 @@ func (v *view) showFormWith(form url.Values, faults []string, t *testBody) error
 		switch f.Kind {
 		case "secret", "key":
 			s.Value = "" // the page never shows one again
+			if b.Saved == "" {
+				s.Hint = "" // none is stored
+			}
 		case "choice":
 			_, d := f.at(&pb.MailServer{}, true)
 			for _, w := range append([]string{""}, plain.Words(enumOf(d.Enum()))...) {
