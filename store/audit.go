@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 
 	"github.com/jmoiron/sqlx"
@@ -110,7 +112,25 @@ func (m *MailServer) public() map[string]any {
 	return p
 }
 
-// auditTeams writes one row for each team whose mails were changed.
+// auditHeld writes a row for each team but the mail server's own whose mails are held with it;
+// the row of the deletion links them.
+func (s *Store) auditHeld(ctx context.Context, tx *sqlx.Tx, a Audit, m *MailServer, held map[string]int) error {
+	for _, team := range slices.Sorted(maps.Keys(held)) {
+		if team == m.Team {
+			continue
+		}
+		if err := s.auditInsert(ctx, tx, s.ready, a, team, m.Name, map[string]any{"held": held[team]}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mostAudited is how many ids a row of the audit log names: as many as one control call does. A
+// transaction changes fewer.
+const mostAudited = 1000
+
+// auditTeams writes one row for each team whose mails were changed, with their ids.
 func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []change) error {
 	of := map[string][]*Mail{}
 	var teams []string
@@ -122,9 +142,13 @@ func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []
 	}
 	for _, team := range teams {
 		target := strconv.Itoa(len(of[team])) + " mails from " + of[team][0].ID.String()
-		var detail map[string]any
+		ids := make([]string, 0, min(len(of[team]), mostAudited))
+		for _, m := range of[team][:cap(ids)] {
+			ids = append(ids, m.ID.String())
+		}
+		detail := map[string]any{"ids": ids}
 		if to := changes[0].c.MailServer; to != "" {
-			detail = map[string]any{"mail_server": to}
+			detail["mail_server"] = to
 		}
 		if err := s.auditInsert(ctx, tx, s.ready, a, team, target, detail); err != nil {
 			return err

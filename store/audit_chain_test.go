@@ -3,6 +3,7 @@ package store_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -287,6 +288,50 @@ func TestAuditRows(t *testing.T) {
 		var detail map[string]any
 		if r := newest[0]; json.Unmarshal(r.Detail, &detail) != nil || detail["used"] == nil || r.Actor != "you" || len(r.Hash) != 32 || time.Since(r.Time) > time.Hour {
 			t.Errorf("got %+v", r)
+		}
+	})
+}
+
+// TestAuditNamesWhatWasTouched: the row of a control call has the ids of all the mails, one row
+// for each team, and the forced deletion of the system's mail server is told to every team
+// whose mail it holds.
+func TestAuditNamesWhatWasTouched(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		if _, _, err := s.CreateServer(ctx, newServer("shared", ""), store.Audit{}); err != nil {
+			t.Fatal(err)
+		}
+		of := map[string][]string{}
+		for i := range 7 {
+			m := newMail("shared", func(m *store.NewMail) { m.Team = []string{"north", "south"}[i%2] })
+			enqueue(t, s, m)
+			of[m.Team] = append(of[m.Team], m.ID.String())
+		}
+		_, changed, _, err := s.Modify(ctx, store.Everything, nil, &store.MailFilter{MailServer: "shared"}, false, store.Audit{Actor: "me", Action: "Postpone"}, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+			return &store.Change{Kind: store.SettleRetry, Status: store.MailQueued, RunAt: m.DueTime.Add(time.Hour)}, nil
+		})
+		if err != nil || changed != 7 {
+			t.Fatalf("got %d, %v", changed, err)
+		}
+		if _, held, err := s.DeleteServer(ctx, store.Everything, "shared", 0, true, store.Audit{Actor: "me", Action: "DeleteMailServer"}); err != nil || held.Held != 7 {
+			t.Fatalf("got %+v, %v", held, err)
+		}
+		for team, ids := range of {
+			for action, target := range map[string]string{"Postpone": fmt.Sprintf("%d mails from %s", len(ids), ids[0]), "DeleteMailServer": "shared"} {
+				rows, err := s.AuditRows(ctx, store.Scope{Teams: []string{team}}, store.AuditFilter{Action: action}, 0, 10)
+				if err != nil || len(rows) != 1 || rows[0].Target != target {
+					t.Fatalf("%s of %s: got %+v, %v, want one row", action, team, rows, err)
+				}
+				var detail struct {
+					IDs  []string
+					Held int
+				}
+				if err := json.Unmarshal(rows[0].Detail, &detail); err != nil {
+					t.Fatal(err)
+				}
+				if action == "Postpone" && !slices.Equal(detail.IDs, ids) || action == "DeleteMailServer" && detail.Held != len(ids) {
+					t.Errorf("%s of %s: got %+v, want %q", action, team, detail, ids)
+				}
+			}
 		}
 	})
 }

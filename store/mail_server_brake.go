@@ -38,7 +38,9 @@ func (s *Store) HoldDeleted(ctx context.Context, server string) (held int, err e
 		if err != nil || m.DeleteTime == nil {
 			return err
 		}
-		held, blocked, err = s.holdWaiting(ctx, tx, server)
+		var teams map[string]int
+		teams, blocked, err = s.holdWaiting(ctx, tx, server)
+		held = sum(teams)
 		return err
 	})
 	if err == nil && blocked {
@@ -53,20 +55,34 @@ func (s *Store) HoldDeleted(ctx context.Context, server string) (held int, err e
 // statement. On PostgreSQL what a younger transaction wrote is left to the next hold. blocked:
 // one of the mails is damaged, and none is held; takeDeleted, which goes past it, has to do
 // that.
-func (s *Store) holdWaiting(ctx context.Context, tx *sqlx.Tx, server string) (held int, blocked bool, err error) {
+func (s *Store) holdWaiting(ctx context.Context, tx *sqlx.Tx, server string) (held map[string]int, blocked bool, err error) {
 	if _, err := tx.ExecContext(ctx, "savepoint hold"); err != nil {
-		return 0, false, err
+		return nil, false, err
 	}
-	res, err := s.q.in(ctx, tx, "server_hold").ExecContext(ctx, server, deletedText)
+	var rows []struct {
+		Team  string
+		Mails int
+	}
+	err = s.q.in(ctx, tx, "server_hold").SelectContext(ctx, &rows, server, deletedText)
 	if rowFault(err) {
 		_, err = tx.ExecContext(ctx, "rollback to savepoint hold")
-		return 0, true, err
+		return nil, true, err
 	}
 	if err != nil {
-		return 0, false, err
+		return nil, false, err
 	}
-	n, err := res.RowsAffected()
-	return int(n), false, err
+	held = map[string]int{}
+	for _, r := range rows {
+		held[r.Team] += r.Mails
+	}
+	return held, false, nil
+}
+
+func sum(of map[string]int) (n int) {
+	for _, x := range of {
+		n += x
+	}
+	return n
 }
 
 const deletedText = "held: its mail server was deleted"

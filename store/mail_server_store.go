@@ -370,7 +370,12 @@ func (s *Store) DeleteServer(ctx context.Context, sc Scope, name string, ifVersi
 			return &PendingError{Count: pending}
 		}
 		if pending > 0 {
-			if n.Held, _, err = s.holdWaiting(ctx, tx, name); err != nil {
+			held, _, err := s.holdWaiting(ctx, tx, name)
+			if err != nil {
+				return err
+			}
+			n.Held = sum(held)
+			if err := s.auditHeld(ctx, tx, a, m, held); err != nil {
 				return err
 			}
 		}

@@ -495,9 +495,11 @@ with l as materialized (
   select id, age(xmin) as lead from due where mail_server = :mail_server and owner is null and run_at is not null for update
 ), h as (
   update due set status = 'held', resume_at = run_at, run_at = null, last_error = :last_error
-  where due.id = any (array(select id from l where lead >= 0)) returning id
+  where due.id = any (array(select id from l where lead >= 0)) returning id, team
+), c as (
+  insert into change (mail_id, status) select id, 'held' from h
 )
-insert into change (mail_id, status) select id, 'held' from h;
+select team, count(*) as mails from h group by team order by team;
 
 -- name: change_horizon (look)
 -- one row

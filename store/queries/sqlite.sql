@@ -294,7 +294,7 @@ where id in (select value from json_each(:ids)) and +owner = :owner and data_at 
 -- one of two: due_ready, or due_server where most of the mail server's mail waits
 -- takes: server, reason
 update due set status = 'held', resume_at = run_at, run_at = null, last_error = :reason
-where mail_server = :server and owner is null and run_at is not null;
+where mail_server = :server and owner is null and run_at is not null returning team, 1 as mails;
 
 -- name: replica_end
 -- primary key

@@ -932,7 +932,8 @@ type AuditRow struct {
 	// Why, in the caller's words.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// What there was before and after, without secrets: a password that was changed is
-	// `password_changed`, an authority's certificate is its SHA-256.
+	// `password_changed`, an authority's certificate is its SHA-256. `ids` are the mails that a
+	// control call has changed, `held` is how many mails of the team a deleted mail server holds.
 	Detail *structpb.Struct `protobuf:"bytes,8,opt,name=detail,proto3" json:"detail,omitempty"`
 	// SHA-256 over the row and the hash of the row before it, in hexadecimal digits.
 	Hash          string `protobuf:"bytes,9,opt,name=hash,proto3" json:"hash,omitempty"`
