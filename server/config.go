@@ -67,6 +67,8 @@ type Config struct {
 	DrainDelay    time.Duration // between NOT_SERVING and the end of the ports
 
 	LogOutput io.Writer // nil = standard error
+
+	unknown []string // variables that look like a flag's twin and are none
 }
 
 // Flags declares the flags of serve on fs, with what the environment says as defaults. Values
@@ -104,13 +106,14 @@ func (c *Config) Flags(fs *flag.FlagSet) error {
 	fs.BoolVar(&c.PrintConfig, "print-config", false, "print the configuration in force, secrets hidden, and end")
 	var errs []error
 	fs.VisitAll(func(f *flag.Flag) {
-		env := "MAILDISPATCH_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		env := variablePrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		if v, ok := os.LookupEnv(env); ok {
 			if err := f.Value.Set(v); err != nil {
 				errs = append(errs, fmt.Errorf("invalid value %q for %s: %w", v, env, err))
 			}
 		}
 	})
+	c.unknown = unknownVariables(os.Environ(), func(name string) bool { return fs.Lookup(name) != nil })
 	return errors.Join(errs...)
 }
 

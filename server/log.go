@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -74,4 +75,7 @@ func (t *transport) Clone() credentials.TransportCredentials { return t }
 func (s *Server) tellBuild(ctx context.Context) {
 	b := buildOf()
 	s.log.InfoContext(ctx, "maildispatchd", "version", b.Version, "revision", b.Revision, "go", b.Go)
+	if len(s.cfg.unknown) > 0 {
+		s.log.WarnContext(ctx, "the environment has variables that are no flag's: their values count for nothing", "variables", strings.Join(s.cfg.unknown, " "))
+	}
 }

@@ -40,6 +40,7 @@ type Server struct {
 	log       *slog.Logger
 	store     *store.Store
 	outbound  *outbound.Outbound
+	keys      *seal.Ring
 	lines     *logwriter.Writer
 	engine    *engine.Engine
 	ports     []*port
@@ -92,7 +93,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: log, lines: lines, outbound: out, health: health.NewServer(), transport: creds}
+	s := &Server{cfg: cfg, log: log, lines: lines, outbound: out, keys: keys, health: health.NewServer(), transport: creds}
 	s.metrics = s.newMetrics()
 	if s.traces, err = observe.NewTraces(observe.TraceConfig{Endpoint: cfg.TraceEndpoint, Sample: cfg.TraceSample, Build: buildOf(), Logger: log}); err != nil {
 		return nil, err

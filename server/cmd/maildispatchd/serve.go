@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -55,10 +57,15 @@ func serve(ctx context.Context, args []string) error {
 		fmt.Print(c.String())
 		return nil
 	}
+	// from the beginning: nothing else may make of one an end
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	s, err := server.New(ctx, c)
 	if err != nil {
 		return err
 	}
+	go s.ReadAgainOn(ctx, hangups)
 	// Never touched, so it takes no memory: it only makes the collector of a small heap run
 	// when there is more to collect, which saves CPU under load. A larger one would save more,
 	// and not leave the service below 256 MiB with large files.

@@ -120,6 +120,15 @@ func (r *Ring) again() *keys {
 	return have
 }
 
+// ReadAgain reads the key file now. The keys that were read before serve where it cannot be
+// read.
+func (r *Ring) ReadAgain() {
+	r.mu.Lock()
+	r.looked = time.Time{}
+	r.mu.Unlock()
+	r.again()
+}
+
 // Seal seals secret for place.
 func (r *Ring) Seal(secret, place string) []byte {
 	k := r.again()
