@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"testing"
 	"time"
@@ -68,5 +69,31 @@ func until(t *testing.T, what string, done func() bool) {
 			t.Fatal("not in time: " + what)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestCallersDoNotFillTheHealthPort: the bound of connections is each port's own, so that
+// callers who take all of theirs do not make probes fail.
+func TestCallersDoNotFillTheHealthPort(t *testing.T) {
+	s, _ := serveUntil(t, "-health-listen=127.0.0.1:0", "-connections=2")
+	for i := range 3 {
+		c, err := net.Dial("tcp", s.ports[0].listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		// The server's settings come first to who is let in.
+		if _, err := c.Read(make([]byte, 1)); (err == nil) != (i < 2) {
+			t.Fatalf("connection %d of two that there may be: %v", i+1, err)
+		}
+	}
+	until(t, "alive", func() bool { code, _ := get(t, s.healthPort, "/healthz"); return code == http.StatusOK })
+	for range 5 {
+		if code, _ := get(t, s.healthPort, "/healthz"); code != http.StatusOK {
+			t.Errorf("got %d while the callers' port is full, want %d", code, http.StatusOK)
+		}
 	}
 }
