@@ -37,6 +37,8 @@ type config struct {
 	pace     time.Duration
 	access   bool
 	attack   string
+	archive  int
+	watchers int
 
 	binary   string
 	serve    string
@@ -69,6 +71,8 @@ func (c *config) flags(name string, defaults map[string]string) *flag.FlagSet {
 	fs.DurationVar(&c.pace, "pace", 10*time.Millisecond, "latency: one php-mode mail is sent every so often")
 	fs.BoolVar(&c.access, "access", false, "callers are asked who they are, and send tokens")
 	fs.StringVar(&c.attack, "attack", "", "abuse: only what has this in its name")
+	fs.IntVar(&c.archive, "archive", 1000000, "large: archived mails that are there before, made by SQL; 20,000,000 take 20 GB")
+	fs.IntVar(&c.watchers, "watchers", 1000, "large: idle watchers")
 	fs.StringVar(&c.binary, "binary", "", "a maildispatchd that is built already; default: build it")
 	fs.StringVar(&c.serve, "serve", "", "further flags of serve, separated by blanks")
 	fs.StringVar(&c.env, "env", "", "environment of the service, such as GOGC=200, separated by blanks")

@@ -22,6 +22,7 @@ var scenarios = func() map[string]*scenario {
 		{name: "flat", short: "many mails through one database, tenth by tenth", defaults: map[string]string{"mails": "500000", "runs": "1", "timeout": "30m"}, compare: "snapshot=0,snapshot=200000", run: flat},
 		{name: "latency", short: "Send in php mode alone and beside a saturated queue", defaults: map[string]string{"mails": "2000", "streams": "4"}, run: latency},
 		{name: "abuse", short: "Send in php mode alone and beside another caller who means harm", defaults: map[string]string{"mails": "500", "runs": "1", "access": "true", "pace": "20ms"}, run: abuse},
+		{name: "large", short: "each call on a million due mails, and on an archive, against its bar", defaults: map[string]string{"mails": "1000000", "runs": "1", "timeout": "3h"}, run: large},
 	} {
 		all[s.name] = s
 	}
