@@ -377,7 +377,9 @@ func (r *rig) audit(target string) []*pb.AuditRow {
 
 func (r *rig) port() string { return fmt.Sprint(r.relay.Port()) }
 
-func (p *page) has(words string) bool { return strings.Contains(p.words(), words) }
+func (p *page) has(words string) bool {
+	return strings.Contains(p.words(), strings.Join(strings.Fields(words), " "))
+}
 
 // find is the text of the first element of a class, "" when there is none.
 func (p *page) find(element, class string) string {
