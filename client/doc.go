@@ -1,5 +1,22 @@
 // Package client is maildispatch for callers written in Go.
 //
+//	c, err := client.New("mail.internal:50051", client.Options{TokenFile: "/run/secrets/mail"})
+//	if err != nil {
+//		return err
+//	}
+//	defer c.Close()
+//	r, err := c.Deliver(ctx, &maildispatchv1.SendRequest{
+//		RequestId: "invoice-3", // sent again, it is still one mail
+//		Options:   &maildispatchv1.SendOptions{Kind: maildispatchv1.Kind_KIND_INVOICE, Reference: "INV-3"},
+//		Message:   &maildispatchv1.MailMessage{To: []string{"ann@example.com"}, Subject: "Invoice 3", Text: "Dear Ann, ..."},
+//	})
+//	if err != nil {
+//		return err // client.Temporary(err): call again with the same RequestId
+//	}
+//	if !r.Sent() {
+//		log.Println(r.MailID, r.Refused(), r.Unknown(), r.WillRetry())
+//	}
+//
 // New gives a Client: both generated stubs, embedded, and a few helpers where a bare stub is
 // tedious.
 //

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -206,10 +205,6 @@ func (a *AccessAdmin) WhoAmI(ctx context.Context, _ *pb.WhoAmIRequest) (*pb.WhoA
 
 // GetServiceInfo implements the service.
 func (a *AccessAdmin) GetServiceInfo(context.Context, *pb.GetServiceInfoRequest) (*pb.GetServiceInfoResponse, error) {
-	out := &pb.GetServiceInfoResponse{Version: "(devel)", AccessOn: a.On(), MaxRecipientsPerMail: message.MaxPerMail, MaxMailBytes: message.MaxMailBytes,
-		MaxUploadBytes: mostUpload, MaxIdsPerCall: maxIDs, Limits: a.Quota.Limits().ByName()}
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		out.Version = b.Main.Version
-	}
-	return out, nil
+	return &pb.GetServiceInfoResponse{Version: pb.Version, AccessOn: a.On(), MaxRecipientsPerMail: message.MaxPerMail, MaxMailBytes: message.MaxMailBytes,
+		MaxUploadBytes: mostUpload, MaxIdsPerCall: maxIDs, Limits: a.Quota.Limits().ByName()}, nil
 }
