@@ -30,6 +30,7 @@ var heavyLists = map[string]int{
 	"Dispatch/FindMails":              2 * heavyEntries,
 	"Operations/ListOperations":       heavyEntries,
 	"Retention/ListLegalHolds":        heavyEntries,
+	"AccessAdmin/ListSenderDomains":   heavyEntries,
 	"AccessAdmin/ListTokens":          heavyEntries + 1, // the caller's own
 	// operations, holds, mail servers; a token, a call
 	"AccessAdmin/ListAudit": 3*heavyEntries + 2,
@@ -61,6 +62,8 @@ func (r *rig) fillHeavy() {
 		ok(err)
 		ok(r.store.BeginOperation(ctx(t), &store.Operation{Action: "HoldMails", Scope: store.Everything, Request: "{}", Audit: heavy}))
 		ok(r.store.PlaceHold(ctx(t), &store.LegalHold{ID: uuid.Must(uuid.NewV7())}, heavy))
+		_, err = r.store.SetSenderDomains(ctx(t), fmt.Sprintf("t%d", i), []string{text}, light)
+		ok(err)
 		ok(r.store.CreateToken(ctx(t), &store.Token{ID: fmt.Sprintf("t%02d", i), Name: text, Hash: [32]byte{byte(i + 1)}, System: true, CreateTime: time.Now(), ExpireTime: time.Now().Add(time.Hour)}, light))
 	}
 	_, err := r.store.EnqueueBatch(ctx(t), ms)

@@ -67,12 +67,12 @@ func (a *AccessAdmin) ListSenderDomains(ctx context.Context, r *pb.ListSenderDom
 		return nil, a.fault(err)
 	}
 	out := &pb.ListSenderDomainsResponse{}
-	if len(ds) > n {
-		ds = ds[:n]
-		out.NextPageToken = a.pageToken("senders", filter, []byte(ds[n-1].Team))
-	}
 	for i := range ds {
 		out.SenderDomains = append(out.SenderDomains, senderDomains(&ds[i]))
+	}
+	if n = fits(out.SenderDomains, n); n < len(ds) {
+		out.SenderDomains = out.SenderDomains[:n]
+		out.NextPageToken = a.pageToken("senders", filter, []byte(ds[n-1].Team))
 	}
 	return out, nil
 }
