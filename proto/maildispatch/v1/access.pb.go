@@ -1698,7 +1698,7 @@ func (*GetServiceInfoRequest) Descriptor() ([]byte, []int) {
 // GetServiceInfoResponse is what a caller may want to know of the service.
 type GetServiceInfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version of the program; "(devel)" when it was built from a working tree.
+	// The release that the program is, or is on its way to: v0.3.0.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Callers are asked who they are.
 	AccessOn bool `protobuf:"varint,2,opt,name=access_on,json=accessOn,proto3" json:"access_on,omitempty"`
