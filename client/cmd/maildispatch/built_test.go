@@ -178,6 +178,8 @@ func (r *rig) everyCommand(t *testing.T) {
 		{[]string{"operation", "stop", operation}, `"OPERATION_STATE_DONE"`},
 		{[]string{"watch"}, `"cursor"`},
 		{[]string{"whoami"}, `{`},
+		{[]string{"domains", "set", "shop", "shop.example"}, `"shop.example"`},
+		{[]string{"domains", "list"}, `"shop.example"`},
 		{[]string{"token", "list"}, `{`},
 		{[]string{"token", "create", "ops", "--role", "admin", "--system"}, `"secret"`},
 		{[]string{"token", "revoke", "TOKEN", "--token-file", token}, `"revokeTime"`},
