@@ -21,6 +21,7 @@ var licences = []struct {
 	{name: "BSD-2-Clause", has: []string{"redistribution and use in source and binary forms", "redistributions in binary form must reproduce"}, hasNot: "endorse or promote"},
 	{name: "Apache-2.0", has: []string{"apache license", "version 2.0, january 2004", "grant of patent license"}},
 	{name: "public domain (SQLite)", has: []string{"code and documentation in sqlite has been dedicated to the public domain"}},
+	{name: "Unlicense", has: []string{"this is free and unencumbered software released into the public domain", "anyone is free to copy, modify, publish, use, compile, sell, or distribute this software"}},
 	{name: "ISC", has: []string{"permission to use, copy, modify, and/or distribute this software for any purpose with or without fee is hereby granted"}},
 }
 
@@ -67,7 +68,7 @@ func TestLicences(t *testing.T) {
 		}
 		seen[line] = true
 		f := strings.Split(line, "|")
-		files, _ := filepath.Glob(filepath.Join(f[2], "LICEN[SC]E*"))
+		files, _ := filepath.Glob(filepath.Join(f[2], "*LICEN[SC]E*"))
 		if more, _ := filepath.Glob(filepath.Join(f[2], "COPYING*")); len(more) > 0 {
 			files = append(files, more...)
 		}
@@ -101,6 +102,7 @@ func TestLicenceOf(t *testing.T) {
 		{"GNU AFFERO GENERAL PUBLIC LICENSE Version 3", ""},
 		{"Business Source License 1.1", ""},
 		{"All rights reserved.", ""},
+		{"This is free software released into the public domain, but ask before you sell it.", ""},
 		{"Redistribution and use in source and binary forms, with or\nwithout modification\n Redistributions in binary form must reproduce", "BSD-2-Clause"},
 	} {
 		if got := licenceOf(c.text); got != c.want {
