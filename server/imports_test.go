@@ -50,7 +50,7 @@ var importRules = []importRule{
 	{pkg: "server/internal/oauth", may: []string{"smtpx"}, why: "asks a provider for tokens; knows no mail server and no store"},
 	{pkg: "server/internal/outbound", may: []string{"server/internal/oauth", "server/internal/seal", "smtpx/...", "store"}, why: "a saved mail server as something to dial"},
 	{pkg: "server/internal/lifecycle", may: []string{"smtpx/...", "store"}, why: "pure functions over what is stored and what a relay said"},
-	{pkg: "server/internal/relay", may: []string{"server/internal/seal", "smtpx/...", "store"},
+	{pkg: "server/internal/relay", may: []string{"smtpx/...", "store"},
 		tests: []string{"smtpx/smtpxtest", "store/storetest"}, why: "connections of one mail server; no engine"},
 	{pkg: "server/internal/fairmemory", why: "who gets how much; knows no mail"},
 	{pkg: "server/internal/ledger", may: []string{"store"}, why: "what this process has until its result is durable"},

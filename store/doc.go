@@ -17,7 +17,7 @@
 // It does not know SMTP, gRPC, or when a mail should be retried: the engine decides and the
 // store records. It never seals or opens a password.
 //
-// Layout (STORE of the design, "Z"): mail is insert-only; due is the small hot row of every
+// Layout: mail is insert-only; due is the small hot row of every
 // unfinished mail; archive is the narrow row of a finished one; content holds shared bytes in
 // chunks; term is the narrow search table. A mail is in exactly one of due and archive.
 //

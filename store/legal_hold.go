@@ -24,19 +24,6 @@ type LegalHold struct {
 	LiftTime   time.Time // zero = it holds
 }
 
-// Holds says whether the hold is about a mail.
-func (h *LegalHold) Holds(team string, id uuid.UUID, reference string) bool {
-	switch {
-	case !h.LiftTime.IsZero() || h.Team != team:
-		return false
-	case h.MailID != uuid.Nil:
-		return h.MailID == id
-	case h.Reference != nil:
-		return *h.Reference == reference
-	}
-	return true
-}
-
 func (h *LegalHold) target() string {
 	switch {
 	case h.MailID != uuid.Nil:

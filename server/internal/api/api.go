@@ -1,6 +1,9 @@
-// Package api answers the two services: it checks a request whole, converts it, has it done,
-// and converts the answer. It decides nothing about delivery and holds no state. One file a
-// call family.
+// Package api answers the calls of all services: it checks a request whole, converts it, has it
+// done, and converts the answer. It decides nothing about delivery. One file a call family.
+//
+// Two things outlive a call: the operations over large selections, which go on after it
+// ([API.RunOperations]; what they have done is in the store), and the one reader of changes
+// that feeds all watchers (tail.go).
 //
 // Every store call goes through a scope that is taken from the caller of the context in one
 // place ([API.scope]). What a caller sees is apart from what its mail may go through

@@ -1,6 +1,9 @@
 // Package lifecycle holds every transition of a mail as a pure function over the store's types.
 // It decides what a mail becomes; it reads no clock, no database and no network.
-// The batch, php mode, the recovery and the API use it, and nobody else decides.
+// The batch, php mode, the recovery and the API use it. The store decides two things itself, in
+// its statements: what is held as a whole (mail of a deleted mail server, of a restored
+// database), and which ownerless mail goes back unasked, by the number of deaths that
+// aloneCrashes has here.
 //
 // # States and who may change them
 //

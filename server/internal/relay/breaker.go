@@ -20,8 +20,8 @@ const (
 	successEvery = 30 * time.Second
 )
 
-// SuspendedError: the mail server could not be reached, secured or logged in to lately and is
-// left alone until RetryAt.
+// SuspendedError: the mail server could not be reached, secured or logged in to lately, or
+// refused or slowed down everything alike (Judge), and is left alone until RetryAt.
 type SuspendedError struct {
 	Reason  string
 	RetryAt time.Time
