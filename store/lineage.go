@@ -195,12 +195,20 @@ func (s *Store) writeInstallation(ctx context.Context, tx *sqlx.Tx, l *lineage, 
 }
 
 // holdAll takes all that is due out of everybody's reach, and begins a new generation of the
-// change log: who watches has seen what did not happen any more.
+// change log: who watches has seen what did not happen any more. Operations that ran then are
+// stopped: one that releases or retries would let go what this holds.
 func (s *Store) holdAll(ctx context.Context, tx *sqlx.Tx, l *lineage, why string) (WentBack, error) {
 	w := WentBack{Since: micro(s.now()), Why: why}
 	// Drawn, so that two restores of one backup do not begin the same one.
 	_, err := tx.ExecContext(ctx, l.sql["change_begin"], rand.Int64N(math.MaxInt64-1)+1)
 	if err != nil {
+		return w, err
+	}
+	now := s.nowArg()
+	if _, err := tx.ExecContext(ctx, l.sql["operations_halt"], now, why); err != nil {
+		return w, err
+	}
+	if _, err := tx.ExecContext(ctx, l.sql["brakes_off"]); err != nil {
 		return w, err
 	}
 	w.Held, err = s.dialect.hold(ctx, tx, l)

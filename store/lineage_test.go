@@ -132,6 +132,17 @@ func (x *service) isHeld(what string) {
 	}
 }
 
+// isStopped fails unless an operation that ran when the backup was made is over, and says why.
+func (x *service) isStopped(what string, id uuid.UUID) {
+	x.t.Helper()
+	if got, err := x.s.TakeOperation(ctx, x.r); err != nil || got != nil {
+		x.t.Errorf("%s: the operation goes on by itself: %+v, %v", what, got, err)
+	}
+	if got, err := x.s.Operation(ctx, id); err != nil || got.State != store.OperationStopped || got.Error != x.s.WentBack().Why {
+		x.t.Errorf("%s: got %+v, %v; want it stopped for the same reason as mail is held", what, got, err)
+	}
+}
+
 // adopt lets go what is held, as `maildispatchd adopt` does, and sends it.
 func (x *service) adopt(what string) {
 	x.t.Helper()
@@ -327,6 +338,12 @@ func goBackOnce(t *testing.T, tu turn, dsn string, seed uint64) {
 	}
 	x.queue(20)
 	some()
+	// Somebody lets go what is held, and it goes on while the backup is made.
+	release := &store.Operation{Action: "ReleaseMails", Scope: store.Everything, Filter: store.MailFilter{Statuses: []store.MailStatus{store.MailHeld}}, Request: "{}",
+		Audit: store.Audit{Actor: "me", Action: "ReleaseMails"}}
+	if err := x.s.BeginOperation(ctx, release); err != nil {
+		t.Fatal(err)
+	}
 	restore := tu.backup(t, x, dsn, state)
 	some()
 	x.send(10, "sent")
@@ -341,6 +358,7 @@ func goBackOnce(t *testing.T, tu turn, dsn string, seed uint64) {
 	x.stop(rnd.IntN(2) == 0)
 	y := x.world.serve(restore())
 	y.isHeld(what)
+	y.isStopped(what, release.ID)
 	from, err := y.s.LastChange(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,15 @@ returning id, beat, nonce, system, timeline, back_at, back_why;
 -- a handful of rows
 select exists (select 1 from replica where alive_until > now());
 
+-- name: operations_halt
+-- operation_running. Before the hold, as a piece locks its operation before its mails.
+-- takes: now, error
+update operation set state = 'stopped', error = :error, end_time = :now, update_time = :now where state = 'running';
+
+-- name: brakes_off
+-- all that they hold up is held
+delete from operation_brake;
+
 -- name: hold_lock
 -- waits for writes under way, so that none of them and the hold wait for each other
 lock table due in share row exclusive mode;

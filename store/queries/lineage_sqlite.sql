@@ -24,6 +24,15 @@ returning id, beat, nonce, system, timeline, back_at, back_why;
 -- takes: generation
 update change_forgotten set generation = :generation;
 
+-- name: operations_halt
+-- operation_running. Before the hold, as a piece locks its operation before its mails.
+-- takes: now, error
+update operation set state = 'stopped', error = :error, end_time = :now, update_time = :now where state = 'running';
+
+-- name: brakes_off
+-- all that they hold up is held
+delete from operation_brake;
+
 -- name: hold
 -- a scan of due; as on PostgreSQL
 -- takes: last_error

@@ -32,7 +32,8 @@ const (
 	OperationState_OPERATION_STATE_RUNNING OperationState = 1
 	// It has come to its end.
 	OperationState_OPERATION_STATE_DONE OperationState = 2
-	// Somebody has stopped it.
+	// Somebody has stopped it, or the database was restored or copied while it ran; error says
+	// so.
 	OperationState_OPERATION_STATE_STOPPED OperationState = 3
 	// It cannot go on; error says why.
 	OperationState_OPERATION_STATE_FAILED OperationState = 4
