@@ -46,15 +46,24 @@ type Erased struct {
 // names came while the erasure was under way: then the erasure is called again.
 type EraseRefusedError struct {
 	Waiting []uuid.UUID // mails of the due-out journal to the address, or that name it
-	Held    []uuid.UUID // mails that a legal hold keeps
+	// operations that run and name it
+	Operations []uuid.UUID
+	Held       []uuid.UUID // mails that a legal hold keeps
 	// mail servers, tokens and references of legal holds in use that name it
 	Settings []string
+}
+
+func (e *EraseRefusedError) any() bool {
+	return len(e.Waiting)+len(e.Operations)+len(e.Held)+len(e.Settings) > 0
 }
 
 func (e *EraseRefusedError) Error() string {
 	var why []string
 	if n := len(e.Waiting); n > 0 {
 		why = append(why, fmt.Sprintf("%d mails of the due-out journal name it", n))
+	}
+	if n := len(e.Operations); n > 0 {
+		why = append(why, fmt.Sprintf("%d operations that run name it", n))
 	}
 	if n := len(e.Held); n > 0 {
 		why = append(why, fmt.Sprintf("a legal hold keeps %d mails that name it", n))
@@ -93,7 +102,7 @@ func (s *Store) EraseRecipient(ctx context.Context, e *Erasure) (*Erased, error)
 	if err := x.all(ctx, tables); err != nil {
 		return nil, s.fault(err)
 	}
-	if r := &x.refused; len(r.Waiting)+len(r.Held)+len(r.Settings) > 0 {
+	if r := &x.refused; r.any() {
 		return nil, r
 	}
 	if e.DryRun {
@@ -106,7 +115,7 @@ func (s *Store) EraseRecipient(ctx context.Context, e *Erasure) (*Erased, error)
 	if err := x.all(ctx, tables); err != nil {
 		return x.out, s.fault(err)
 	}
-	if r := &x.refused; len(r.Waiting)+len(r.Held)+len(r.Settings) > 0 {
+	if r := &x.refused; r.any() {
 		return nil, r // what came meanwhile; the rest is done
 	}
 	return x.out, nil

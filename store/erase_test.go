@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -228,6 +229,64 @@ func TestEraseIsRefused(t *testing.T) {
 		}
 		if after := dump(t, s, "customer.example"); !slices.Equal(before, after) {
 			t.Fatalf("what was refused has changed something:\n%v\n%v", before, after)
+		}
+	})
+}
+
+// TestEraseWaitsForOperations: an address that an operation names is not erased while that
+// runs, and goes once it has ended, however the call has it.
+func TestEraseWaitsForOperations(t *testing.T) {
+	t.Parallel()
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		begin := func(f store.MailFilter, request string) uuid.UUID {
+			t.Helper()
+			o := &store.Operation{Action: "HoldMails", Scope: store.Everything, Filter: f, Request: request, Audit: store.Audit{Actor: "me"}, Brakes: true}
+			if err := s.BeginOperation(ctx, o); err != nil {
+				t.Fatal(err)
+			}
+			return o.ID
+		}
+		in64 := func(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
+		call := fmt.Sprintf(`{"Call":{"filter":{"recipient":%q}}}`, forgotten)
+		ended := begin(store.MailFilter{Recipient: forgotten}, fmt.Sprintf(`{"Call":"%s"}`, in64("\n\x04"+forgotten)))
+		if o, err := s.TakeOperation(ctx, r); err != nil || o == nil || o.ID != ended {
+			t.Fatal(o, err)
+		}
+		if o, _, err := s.Operate(ctx, r, ended, 10, cancelled, explained); err != nil || o == nil || o.State != store.OperationDone {
+			t.Fatal(o, err)
+		}
+		stopped := begin(store.MailFilter{Recipient: forgotten}, fmt.Sprintf(`{"Call":"%s"}`, in64("\n\x04x"+forgotten)))
+		if err := s.StopOperation(ctx, stopped, store.Audit{Actor: "me"}); err != nil {
+			t.Fatal(err)
+		}
+		for name, id := range map[string]uuid.UUID{
+			"its filter": begin(store.MailFilter{Reference: "for " + forgotten}, "{}"),
+			"its call":   begin(store.MailFilter{BatchID: "b"}, call),
+		} {
+			before := dump(t, s, "customer.example")
+			_, err := s.EraseRecipient(ctx, erasure())
+			var refused *store.EraseRefusedError
+			if !errors.As(err, &refused) || !slices.Contains(refused.Operations, id) || len(refused.Waiting)+len(refused.Held)+len(refused.Settings) > 0 {
+				t.Fatalf("%s has the address: %v", name, err)
+			}
+			if after := dump(t, s, "customer.example"); !slices.Equal(before, after) {
+				t.Fatalf("what was refused has changed something:\n%v\n%v", before, after)
+			}
+			if err := s.StopOperation(ctx, id, store.Audit{Actor: "me"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.EraseRecipient(ctx, erasure()); err != nil {
+			t.Fatal(err)
+		}
+		left := dump(t, s, "anna")
+		for _, before := range []string{"", "x", "xx"} { // base64 has three ways of writing it
+			text := in64(before + forgotten)
+			left = append(left, dump(t, s, text[4:len(text)-4])...)
+		}
+		if len(left) > 0 {
+			t.Errorf("left in the database: %v", left)
 		}
 	})
 }

@@ -153,20 +153,25 @@ func (x *eraser) rows(ctx context.Context, t eraseTable) (out []named, err error
 	}
 	id := "''"
 	switch t.name {
-	case "mail", "due", "archive", "legal_hold", "token", "upload":
+	case "mail", "due", "archive", "legal_hold", "token", "upload", "operation":
 		id = "cast(t.id as text)"
 	case "mail_server":
 		id = "t.name"
+	case "operation_brake":
+		id = "cast(t.operation as text)"
 	case "audit":
 		id = "cast(t.id as text)"
 	}
-	// of a mail: it is not finished; of a setting: it is in use
+	// of a mail: it is not finished; of a setting: it is in use; of an operation: it runs, and
+	// would select other mail with another address
 	stays := "1 = 0"
 	switch t.name {
 	case "mail":
 		stays = "exists (select 1 from due d where d.id = t.id)"
-	case "due":
+	case "due", "operation_brake":
 		stays = "1 = 1"
+	case "operation":
+		stays = "t.state = 'running'"
 	case "mail_server":
 		stays = "t.delete_time is null"
 	case "token":
@@ -210,15 +215,19 @@ func (x *eraser) rows(ctx context.Context, t eraseTable) (out []named, err error
 			out = append(out, r)
 			continue
 		}
-		switch mail, err := uuid.Parse(r.id); {
+		switch id, err := uuid.Parse(r.id); {
 		case t.name == "mail_server":
 			x.refused.Settings = append(x.refused.Settings, "mail server "+r.id)
 		case t.name == "legal_hold":
 			x.refused.Settings = append(x.refused.Settings, "legal hold "+r.id)
 		case t.name == "token":
 			x.refused.Settings = append(x.refused.Settings, "token "+r.id)
+		case err == nil && (t.name == "operation" || t.name == "operation_brake"):
+			if !slices.Contains(x.refused.Operations, id) && len(x.refused.Operations) < mostRefused {
+				x.refused.Operations = append(x.refused.Operations, id)
+			}
 		case err == nil:
-			x.waits(mail)
+			x.waits(id)
 		}
 	}
 	return out, rs.Err()

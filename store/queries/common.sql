@@ -514,5 +514,5 @@ select id, action, scope, filter, request, actor, reason, dry, bound, state, own
 -- takes: state, after, pending, matched, changed, failed, failures, error, update_time,
 --   end_time, id
 update operation set state = :state, after = :after, pending = :pending, matched = :matched, changed = :changed, failed = :failed, failures = :failures, error = :error,
-  update_time = :update_time, end_time = :end_time
+  update_time = :update_time, end_time = :end_time, request = case when :state = 'running' then request else '{}' end
 where id = :id;

@@ -788,7 +788,7 @@ select id, action, scope, filter, request, actor, reason, dry, bound, state, own
 -- name: operation_stop
 -- primary key
 -- takes: now, id
-update operation set state = 'stopped', end_time = :now, update_time = :now where id = :id and case when state = 'running' then true else false end returning id;
+update operation set state = 'stopped', request = '{}', end_time = :now, update_time = :now where id = :id and case when state = 'running' then true else false end returning id;
 
 -- name: operate_lock
 -- primary keys; as modify_lock and modify_lock_owned, of mail only what decides

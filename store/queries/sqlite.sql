@@ -589,7 +589,7 @@ select id, action, scope, filter, request, actor, reason, dry, bound, state, own
 -- name: operation_stop
 -- primary key
 -- takes: now, id
-update operation set state = 'stopped', end_time = :now, update_time = :now where id = :id and state = 'running' returning id;
+update operation set state = 'stopped', request = '{}', end_time = :now, update_time = :now where id = :id and state = 'running' returning id;
 
 -- name: operate_lock
 -- primary keys; as modify_lock and modify_lock_owned, of mail only what decides

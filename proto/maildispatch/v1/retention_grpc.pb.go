@@ -61,9 +61,9 @@ type RetentionClient interface {
 	// the content of mail to others, logs, backups, and mail that is accepted while the call
 	// runs. It reads whole tables, so give it a deadline of many minutes where there are millions
 	// of mails. Broken off and called again it goes on; the mails to the address come first.
-	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal names the address
-	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server, a token or the
-	// reference of a legal hold names it).
+	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal, or an operation
+	// that runs, names the address and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail
+	// server, a token or the reference of a legal hold names it).
 	EraseRecipient(ctx context.Context, in *EraseRecipientRequest, opts ...grpc.CallOption) (*EraseRecipientResponse, error)
 	// GetRetention tells the rules in force at this replica and what they have done.
 	GetRetention(ctx context.Context, in *GetRetentionRequest, opts ...grpc.CallOption) (*GetRetentionResponse, error)
@@ -162,9 +162,9 @@ type RetentionServer interface {
 	// the content of mail to others, logs, backups, and mail that is accepted while the call
 	// runs. It reads whole tables, so give it a deadline of many minutes where there are millions
 	// of mails. Broken off and called again it goes on; the mails to the address come first.
-	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal names the address
-	// and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail server, a token or the
-	// reference of a legal hold names it).
+	// Errors: FAILED_PRECONDITION (MAILS_PENDING: mail of the due-out journal, or an operation
+	// that runs, names the address and has to end first; LEGAL_HOLD; ADDRESS_IN_USE: a mail
+	// server, a token or the reference of a legal hold names it).
 	EraseRecipient(context.Context, *EraseRecipientRequest) (*EraseRecipientResponse, error)
 	// GetRetention tells the rules in force at this replica and what they have done.
 	GetRetention(context.Context, *GetRetentionRequest) (*GetRetentionResponse, error)

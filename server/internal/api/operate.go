@@ -68,7 +68,7 @@ func (a *API) operate(ctx context.Context, me store.ReplicaID, o *store.Operatio
 	calls := map[string]proto.Message{"RetryMails": &pb.RetryMailsRequest{}, "CancelMails": &pb.CancelMailsRequest{}, "HoldMails": &pb.HoldMailsRequest{},
 		"ReleaseMails": &pb.ReleaseMailsRequest{}, "MoveMails": &pb.MoveMailsRequest{}}
 	call := calls[c.Action]
-	if err := proto.Unmarshal(c.Call, call); err != nil {
+	if err := c.into(call); err != nil {
 		return nil, false, err
 	}
 	ctx = access.NewContext(ctx, &access.Principal{Actor: c.Actor, Name: c.Name, Roles: c.Roles, Teams: c.Teams, System: c.System, Kinds: c.Kinds, MailServers: c.MailServers})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -43,7 +44,7 @@ const (
 // do in it what it might when it called, also if its token ends meanwhile.
 type operationCall struct {
 	Action      string
-	Call        []byte
+	Call        json.RawMessage
 	Actor, Name string
 	Roles       []pb.Role
 	Teams       []string
@@ -52,9 +53,22 @@ type operationCall struct {
 	MailServers []string
 }
 
+// into reads the call: JSON text, in which an erasure finds an address. Versions before v0.3.0
+// wrote the encoded message, as a string of base64.
+func (c *operationCall) into(call proto.Message) error {
+	if !bytes.HasPrefix(c.Call, []byte(`"`)) {
+		return protojson.Unmarshal(c.Call, call)
+	}
+	var b []byte
+	if err := json.Unmarshal(c.Call, &b); err != nil {
+		return err
+	}
+	return proto.Unmarshal(b, call)
+}
+
 // begin answers a control call with an operation.
 func (a *API) begin(ctx context.Context, s selection, dryRun bool, reason string, call proto.Message, w word) (*modified, error) {
-	b, err := proto.Marshal(call)
+	b, err := protojson.Marshal(call)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +40,9 @@ func TestOperations(t *testing.T) {
 		hold, err := r.dispatch.HoldMails(ctx(t), &pb.HoldMailsRequest{Filter: all, Reason: "wrong price"})
 		if err != nil || hold.Operation.GetState() != pb.OperationState_OPERATION_STATE_RUNNING || hold.Changed != 0 {
 			t.Fatalf("got %v, %v, want an operation", hold, err)
+		}
+		if o, err := r.store.Operation(ctx(t), uuid.MustParse(hold.Operation.Id)); err != nil || !strings.Contains(o.Request, `"wrong price"`) {
+			t.Errorf("the call is stored as %q, %v: no erasure would find an address in it", o.Request, err)
 		}
 		run, stop := context.WithCancel(ctx(t))
 		defer stop()

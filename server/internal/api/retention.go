@@ -229,6 +229,9 @@ func (a *API) eraseFault(err error) error {
 	if len(r.Held) > 0 {
 		reason, ids = pb.ReasonLegalHold, r.Held
 	}
+	if len(r.Operations) > 0 {
+		reason, ids = pb.ReasonMailsPending, r.Operations
+	}
 	if len(r.Waiting) > 0 {
 		reason, ids = pb.ReasonMailsPending, r.Waiting
 	}

@@ -118,7 +118,7 @@ func (s *Store) StopOperation(_ context.Context, id uuid.UUID, a store.Audit) er
 }
 
 func (op *operation) end(st store.OperationState, now time.Time) {
-	op.o.State, op.o.Update, op.o.End = st, now, now
+	op.o.State, op.o.Update, op.o.End, op.o.Request = st, now, now, "{}"
 }
 
 // TakeOperation makes me the one that is at the oldest running operation which no living
