@@ -35,7 +35,7 @@ type Operation struct {
 	Request string // the call, for whoever decides
 	Audit   Audit
 	Dry     bool      // only counts
-	Bound   time.Time // takes mails that were created before
+	Bound   time.Time // takes mails that were created before; BoundSlack behind Create
 	// no mark is taken for what it selects while it runs
 	Brakes bool
 
@@ -61,6 +61,12 @@ type FailureGroup struct {
 	Count   int64       `json:"count"`
 	IDs     []uuid.UUID `json:"ids"` // ten of them
 }
+
+// BoundSlack is how far behind its begin an operation still takes mails. The create_time of a
+// mail is by the clock of the replica that accepted it, which may be half a second ahead of the
+// database's without anybody correcting it. So all that was accepted before is taken, and what
+// is accepted within the next second may be.
+const BoundSlack = time.Second
 
 const (
 	maxFailureGroups   = 20
@@ -151,9 +157,9 @@ func (s *Store) BeginOperation(ctx context.Context, o *Operation) error {
 		if err != nil {
 			return err
 		}
-		o.Bound, o.Create, o.Update = micro(now), micro(now), micro(now)
+		o.Bound, o.Create, o.Update = micro(now.Add(BoundSlack)), micro(now), micro(now)
 		if _, err := s.q.in(ctx, tx, "operation_insert").ExecContext(ctx, o.ID, o.Action, jsonText(o.Scope), jsonText(o.Filter), o.Request, o.Audit.Actor, o.Audit.Reason, o.Dry,
-			s.t(&o.Bound), o.Total); err != nil {
+			s.t(&o.Bound), o.Total, s.t(&o.Create)); err != nil {
 			return err
 		}
 		if o.Brakes && !o.Dry {
@@ -255,7 +261,7 @@ func (s *Store) StopOperation(ctx context.Context, id uuid.UUID, a Audit) error 
 }
 
 // TakeOperation makes r the one that is at the oldest running operation which no living replica
-// is at; nil = there is none.
+// is at, one that only counts behind all others; nil = there is none.
 func (s *Store) TakeOperation(ctx context.Context, r ReplicaID) (*Operation, error) {
 	var rows []operationRow
 	err := s.repeated(func() error {

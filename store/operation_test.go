@@ -144,6 +144,49 @@ func TestOperation(t *testing.T) {
 	})
 }
 
+// TestOperationOfOtherClock: a mail that was accepted before an operation began is held and
+// cancelled also where the clock of the replica that accepted it is ahead. One that only counts
+// waits for it, though it is older.
+func TestOperationOfOtherClock(t *testing.T) {
+	t.Parallel()
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		r := register(t, s)
+		begin := func(dry bool) *store.Operation {
+			t.Helper()
+			o := &store.Operation{Action: "CancelMails", Scope: store.Everything, Filter: store.MailFilter{MailServer: "ss"}, Request: "{}", Audit: store.Audit{Actor: "me"}, Brakes: true, Dry: dry}
+			if err := s.BeginOperation(ctx, o); err != nil {
+				t.Fatal(err)
+			}
+			return o
+		}
+		dry := begin(true)
+		enqueue(t, s, newMail("ss", func(m *store.NewMail) {
+			m.CreateTime = time.Now().Add(400 * time.Millisecond)
+			m.RunAt = m.CreateTime.Add(-time.Minute)
+		}))
+		cs, err := s.Claim(ctx, r, "ss", 10, store.AnyPriority)
+		if err != nil || len(cs) != 1 {
+			t.Fatal(len(cs), err)
+		}
+		o := begin(false)
+		if slack := o.Bound.Sub(o.Create); slack < 600*time.Millisecond {
+			t.Errorf("a mail whose replica is 400 ms ahead is not taken: the bound is %v behind the begin", slack)
+		}
+		if a := <-s.Settle(&store.Settlement{ID: cs[0].ID, Owner: r, Claim: cs[0].Claim, Kind: store.SettleMark}); a.Err != nil || a.Mine {
+			t.Errorf("a mail that is being cancelled is marked: %+v", a)
+		}
+		for _, want := range []*store.Operation{o, dry} {
+			got, err := s.TakeOperation(ctx, r)
+			if err != nil || got == nil || got.ID != want.ID || !got.Bound.Equal(want.Bound) || !got.Create.Equal(want.Create) {
+				t.Fatalf("took %+v, %v; want %+v", got, err, want)
+			}
+			if got, _, err = s.Operate(ctx, r, got.ID, 10, cancelled, explained); err != nil || got == nil || got.State != store.OperationDone || !want.Dry && got.Changed != 1 {
+				t.Fatalf("%+v, %v", got, err)
+			}
+		}
+	})
+}
+
 // TestOperationPassesBy: mails that somebody writes to for long hold up none behind them, and
 // the operation comes back to them.
 func TestOperationPassesBy(t *testing.T) {

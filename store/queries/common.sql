@@ -483,9 +483,9 @@ on conflict (batch_id, team, caller, status, waiting, doubtful) do update
 
 -- name: operation_insert
 -- primary key decides what is new
--- takes: id, action, scope, filter, request, actor, reason, dry, bound, total
+-- takes: id, action, scope, filter, request, actor, reason, dry, bound, total, now
 insert into operation (id, action, scope, filter, request, actor, reason, dry, bound, state, after, pending, total, failures, create_time, update_time)
-values (:id, :action, :scope, :filter, :request, :actor, :reason, :dry, :bound, 'running', '00000000-0000-0000-0000-000000000000', '[]', :total, '[]', :bound, :bound);
+values (:id, :action, :scope, :filter, :request, :actor, :reason, :dry, :bound, 'running', '00000000-0000-0000-0000-000000000000', '[]', :total, '[]', :now, :now);
 
 -- name: brake_insert
 -- primary key decides what is new

@@ -35,7 +35,9 @@ const (
 // more than 1000 mails answer at once with an operation. The service carries it out in small
 // pieces, each a transaction with its rows in the audit log. A restart, or the death of the
 // replica that is at it, loses nothing: another one goes on behind the last piece, and the
-// counts are exact. It takes only mails that were created before it began.
+// counts are exact. It takes all mails that were accepted before it began, of those of the
+// second behind that perhaps some, and none that came later. One with validate_only is carried
+// out behind those that change mails.
 //
 // From the answer on, no mail that a hold or a cancellation selects leaves any more, also those
 // that it has not come to yet. The exceptions are mails that are SENDING at that moment, or
@@ -124,7 +126,9 @@ func (c *operationsClient) ListOperations(ctx context.Context, in *ListOperation
 // more than 1000 mails answer at once with an operation. The service carries it out in small
 // pieces, each a transaction with its rows in the audit log. A restart, or the death of the
 // replica that is at it, loses nothing: another one goes on behind the last piece, and the
-// counts are exact. It takes only mails that were created before it began.
+// counts are exact. It takes all mails that were accepted before it began, of those of the
+// second behind that perhaps some, and none that came later. One with validate_only is carried
+// out behind those that change mails.
 //
 // From the answer on, no mail that a hold or a cancellation selects leaves any more, also those
 // that it has not come to yet. The exceptions are mails that are SENDING at that moment, or

@@ -44,6 +44,16 @@ func (a *API) runOperation(ctx context.Context, me store.ReplicaID) error {
 		if err != nil || next == nil || next.State != store.OperationRunning {
 			return err
 		}
+		if o.Dry { // whatever changes mails goes first
+			first, err := a.Store.TakeOperation(ctx, me)
+			if err != nil || first == nil {
+				return err
+			}
+			if first.ID != o.ID {
+				o, n = first, smallestPiece
+				continue
+			}
+		}
 		switch took := time.Since(begin); {
 		case idle: // all that is left is being written to
 			select {

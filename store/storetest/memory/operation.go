@@ -58,7 +58,7 @@ func (s *Store) BeginOperation(_ context.Context, o *store.Operation) error {
 		o.ID = id
 	}
 	s.nextOperation = uuid.Nil
-	o.State, o.Bound, o.Create, o.Update = store.OperationRunning, now, now, now
+	o.State, o.Bound, o.Create, o.Update = store.OperationRunning, now.Add(store.BoundSlack), now, now
 	s.operations = append(s.operations, &operation{o: *o})
 	slices.SortFunc(s.operations, func(a, b *operation) int { return bytes.Compare(a.o.ID[:], b.o.ID[:]) })
 	s.audits = append(s.audits, AuditRow{o.Audit, "", "operation " + o.ID.String(), nil})
@@ -122,14 +122,24 @@ func (op *operation) end(st store.OperationState, now time.Time) {
 }
 
 // TakeOperation makes me the one that is at the oldest running operation which no living
-// replica is at; nil = there is none.
+// replica is at, one that only counts behind all others; nil = there is none.
 func (s *Store) TakeOperation(_ context.Context, me store.ReplicaID) (*store.Operation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.lives(me) {
 		return nil, nil
 	}
-	for _, op := range s.operations {
+	inOrder := slices.Clone(s.operations)
+	slices.SortStableFunc(inOrder, func(a, b *operation) int {
+		switch {
+		case a.o.Dry == b.o.Dry:
+			return 0
+		case a.o.Dry:
+			return 1
+		}
+		return -1
+	})
+	for _, op := range inOrder {
 		if op.o.State != store.OperationRunning || op.owner != 0 && op.owner != me && s.lives(op.owner) {
 			continue
 		}
