@@ -124,8 +124,8 @@ func TestEnqueueAllIsBounded(t *testing.T) {
 	until(t, "term is locked", func() bool { return s.Locked("term") })
 	s.AllTransaction(100 * time.Millisecond)
 	ms := []*store.NewMail{newMail("ss"), newMail("ss")}
-	if _, err := s.EnqueueAll(ctx, ms); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("got %v, want %v", err, store.ErrUnavailable)
+	if _, err := s.EnqueueAll(ctx, ms); !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, store.ErrUnwritten) {
+		t.Errorf("got %v, want %v and %v", err, store.ErrUnavailable, store.ErrUnwritten)
 	}
 	close(release)
 	if err := <-held; err != nil {

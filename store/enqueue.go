@@ -53,7 +53,7 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 		defer s.interactive.begin()()
 	}
 	if err := s.shareContent(ctx, m); err != nil {
-		return Enqueued{ID: m.ID}, err
+		return Enqueued{ID: m.ID}, Unwritten(err)
 	}
 	op := newEnqueueOp(m)
 	select {
@@ -71,8 +71,10 @@ func (s *Store) Enqueue(ctx context.Context, m *NewMail) (Enqueued, error) {
 
 // EnqueueBatch makes mails durable, one commit for up to 500 mails (100 while the interactive
 // window is open) or 4 MB. The answers are in the order of ms. An error of the whole means the
-// database failed; what was written before it stays written, and the same request_ids find it.
-// ctx bounds the storing of shared content, never a commit.
+// database failed. The answers stand for the first mails then: those that were written stay
+// written. Of the mails after them nothing is known, unless the error has the mark
+// ErrUnwritten, and the same request_ids find those that were written. ctx bounds the storing
+// of shared content, never a commit.
 func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, error) {
 	ops, err := s.enqueueOps(ctx, ms)
 	if err != nil {
@@ -88,7 +90,7 @@ func (s *Store) EnqueueBatch(ctx context.Context, ms []*NewMail) ([]Enqueued, er
 		for k := i; k < j; k++ {
 			a := <-ops[k].done
 			if a.err != nil {
-				return out, a.err
+				return out[:k], a.err
 			}
 			out[k] = a.res
 		}
@@ -110,7 +112,7 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 		j := chunkEnd(ops, i, batchItems)
 		p, err := s.dialect.packMails(ops[i:j])
 		if err != nil {
-			return nil, fmt.Errorf("store mails: %w", err)
+			return nil, Unwritten(fmt.Errorf("store mails: %w", err))
 		}
 		chunks = append(chunks, p)
 		i = j
@@ -132,6 +134,9 @@ func (s *Store) EnqueueAll(ctx context.Context, ms []*NewMail) ([]Enqueued, erro
 			if stored {
 				continue
 			}
+		}
+		if try == 0 && errors.Is(err, errTooLong) {
+			err = Unwritten(err)
 		}
 		// A lost connection leaves open whether the commit happened. The same ids again write
 		// nothing twice.
@@ -223,7 +228,7 @@ func (s *Store) enqueueOps(ctx context.Context, ms []*NewMail) ([]*enqueueOp, er
 	ops := make([]*enqueueOp, len(ms))
 	for i, m := range ms {
 		if err := s.shareContent(ctx, m); err != nil {
-			return nil, err
+			return nil, Unwritten(err)
 		}
 		ops[i] = newEnqueueOp(m)
 	}

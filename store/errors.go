@@ -22,9 +22,27 @@ var (
 	// wraps connection faults: the outcome of a write may be unknown
 	ErrUnavailable = errors.New("database is unavailable")
 	ErrFull        = errors.New("database is full")
+	// marks an error after which it is known that the call has written no new mail: see
+	// [Unwritten]
+	ErrUnwritten = errors.New("no new mail was written")
 	// access is on, and the process that writes does not ask yet, or never
 	ErrNobody = errors.New("who does this has to be known")
 )
+
+// Unwritten is err with the mark ErrUnwritten; its text stays the same, and nil stays nil. An
+// error without the mark leaves open whether the mails were written, or may be written yet.
+func Unwritten(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &unwritten{err}
+}
+
+type unwritten struct{ error }
+
+func (e *unwritten) Unwrap() error { return e.error }
+
+func (e *unwritten) Is(target error) bool { return target == ErrUnwritten }
 
 // DefaultExistsError: the team already has a default mail server.
 type DefaultExistsError struct{ Team, Current string }

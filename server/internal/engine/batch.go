@@ -14,7 +14,7 @@ import (
 )
 
 // ErrStopping: the service is going down and begins nothing new.
-var ErrStopping = errors.New("the service is stopping")
+var ErrStopping = store.Unwritten(errors.New("the service is stopping"))
 
 // restlessPoll is how long an idle batch waits that is told never to rest; a mail queued in
 // this process wakes it at once.

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/maildispatch/maildispatch/server/internal/brake"
@@ -110,6 +111,16 @@ func (e *Engine) enqueueAll(ctx context.Context, ms []*store.NewMail, write func
 		reserved[i] = e.reserve(m)
 	}
 	res, err := write(ctx)
+	if errors.Is(err, store.ErrUnwritten) {
+		// Its callers hear so, and nothing writes them behind their back.
+		for i, p := range reserved {
+			if p != nil {
+				e.ledger.Let(ms[i].ID, store.BornClaim)
+				p.leave()
+			}
+		}
+		return res, err
+	}
 	if err != nil {
 		// Whether they were written is not known. A row of ours must not stay "sending":
 		// finding out is not the caller's business.

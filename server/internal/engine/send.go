@@ -23,7 +23,8 @@ import (
 // running send if there is one. Errors: store.ErrRequestIDReused, ErrStopping,
 // store.ErrUnavailable and the like (nothing was stored, or, when the database broke at the
 // commit, whether it was is unknown and the same request_id finds out), ctx's error, observe's
-// error.
+// error. One with the mark store.ErrUnwritten says that this call has made no new mail and
+// never will.
 //
 // ctx bounds the wait. Before the dot its end ends the attempt: the mail stays in the due-out
 // journal as failed. After the dot the engine goes on waiting for the reply without the caller,
@@ -56,10 +57,10 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	e.ledger.Take(m.ID, store.BornClaim)
 	res, err := e.journal.Enqueue(ctx, m)
 	if err == nil {
-		err = res.Err
+		err = store.Unwritten(res.Err)
 	}
 	switch {
-	case err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrUnavailable)):
+	case err != nil && !errors.Is(err, store.ErrUnwritten) && (ctx.Err() != nil || errors.Is(err, store.ErrUnavailable)):
 		reason := "the database broke while this mail was being accepted; its caller was told so"
 		if ctx.Err() != nil {
 			reason = live.WhyGone(ctx)
@@ -85,7 +86,7 @@ func (e *Engine) Send(ctx context.Context, sub *delivery.Submission, observe fun
 func (e *Engine) queue(ctx context.Context, m *store.NewMail, observe func(delivery.Event) error) error {
 	res, err := e.enqueue(ctx, m)
 	if err == nil {
-		err = res.Err
+		err = store.Unwritten(res.Err)
 	}
 	if err != nil {
 		return err
@@ -110,7 +111,10 @@ func (e *Engine) replay(ctx context.Context, id uuid.UUID, observe func(delivery
 			return s.Watch(ctx, true, observe)
 		}
 		m, err := e.journal.Mail(ctx, store.Everything, id)
-		if err != nil {
+		switch {
+		case err != nil && first:
+			return store.Unwritten(err) // not told of yet, but known not to be new
+		case err != nil:
 			return err
 		}
 		if first {

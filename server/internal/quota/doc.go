@@ -11,7 +11,8 @@
 //     any minute sees at most 105 % of the limit, and a caller who asks for more gets at least
 //     85 % of it. [Sender] charges a mail when it is accepted. A limit that is reached among
 //     many mails refuses those after it one by one. A request_id that is known already costs
-//     nothing, and is answered although nothing is left.
+//     nothing, and is answered although nothing is left. A mail of which nobody knows whether
+//     it was stored has cost what a stored one costs.
 //   - A token may have a budget of its own, of mails and of recipients in any 24 hours. It is
 //     kept as these limits are, and belongs to the token: another of the same name has another.
 //   - The guard's budgets are kept in the same way. A mail beyond one of them is accepted and

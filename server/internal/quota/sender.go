@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
@@ -21,6 +22,11 @@ type Sender interface {
 
 // Sender is s behind the limits: what is accepted is charged, and what the guard has no budget
 // for is accepted and held. A mail whose request_id is known costs nothing.
+//
+// A charge is given back only for what is known not to have become a new mail: a duplicate, or
+// what was answered or refused with the mark [store.ErrUnwritten]. Whoever hangs up while its
+// mail is committed has it sent all the same. So after any other error the charge stays, and
+// comes back with its period.
 //
 // Send refuses what is over a limit, unless the submission waits. Queue waits for up to
 // patience. Then it refuses the rest: each of these mails is answered with an error that
@@ -47,14 +53,15 @@ func (s *sender) Send(ctx context.Context, sub *delivery.Submission, observe fun
 	if err != nil {
 		return err
 	}
-	fresh := false
+	accepted, duplicate := false, false
 	err = s.Sender.Send(ctx, sub, func(ev delivery.Event) error {
-		if ev.Accepted != nil && !ev.Accepted.Duplicate {
-			fresh = true
+		if ev.Accepted != nil {
+			accepted, duplicate = true, ev.Accepted.Duplicate
 		}
 		return observe(ev)
 	})
-	s.q.settle([]*store.NewMail{sub.Mail}, took, func(int) bool { return fresh })
+	spent := !duplicate && (accepted || !errors.Is(err, store.ErrUnwritten))
+	s.q.settle([]*store.NewMail{sub.Mail}, took, func(int) bool { return spent })
 	return err
 }
 
@@ -78,7 +85,7 @@ func (s *sender) Queue(ctx context.Context, ms []*store.NewMail, all bool) ([]st
 				out = append(out, store.Enqueued{Err: err})
 			}
 		default:
-			return out, err
+			return append(out, res...), err
 		}
 	}
 	return out, nil
@@ -97,17 +104,24 @@ func (s *sender) some(ctx context.Context, ms []*store.NewMail, all bool) ([]sto
 		return nil, err
 	}
 	res, err := s.Sender.Queue(ctx, ms, all)
-	s.q.settle(ms, took, func(i int) bool { return err == nil && !res[i].Duplicate && res[i].Err == nil })
+	// one that is refused takes all or nothing back
+	none := all && slices.ContainsFunc(res, func(r store.Enqueued) bool { return r.Err != nil })
+	s.q.settle(ms, took, func(i int) bool {
+		if i < len(res) {
+			return !none && !res[i].Duplicate && res[i].Err == nil
+		}
+		return !errors.Is(err, store.ErrUnwritten)
+	})
 	return res, err
 }
 
-// settle takes back what the mails were charged that are not fresh, which are those that were
-// known already or not accepted. The log hears of those that the guard holds.
-func (q *Quota) settle(ms []*store.NewMail, took taken, fresh func(i int) bool) {
+// settle gives back what the mails were charged that have not spent it: they are known not to
+// be new. The log hears of those that the guard holds.
+func (q *Quota) settle(ms []*store.NewMail, took taken, spent func(i int) bool) {
 	n, rcpts := int64(0), int64(0)
 	for i, m := range ms {
 		switch c := took.each[i]; {
-		case !fresh(i):
+		case !spent(i):
 			n, rcpts = n+1, rcpts+int64(len(m.Recipients))
 			q.undo(c)
 		case c.limit > 0:
