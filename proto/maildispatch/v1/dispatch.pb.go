@@ -2882,7 +2882,7 @@ type PreviewMailResponse_Part struct {
 	Attachment bool `protobuf:"varint,4,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	// Its size in bytes, decoded.
 	SizeBytes int64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// Of a text part the beginning, at most 64 KiB.
+	// Of a text part the beginning, at most 64 KiB, and of all parts 1 MiB.
 	Text          string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

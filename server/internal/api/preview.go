@@ -20,8 +20,15 @@ import (
 const (
 	// maxPreviewRaw is how much of a raw message a preview shows.
 	maxPreviewRaw = 1 << 20
-	// maxPreviewText is how much of a text part it shows.
-	maxPreviewText = 64 << 10
+	// maxPreviewText is how much of a text part it shows, and maxPreviewTexts of all of them: an
+	// answer stays below the 4 MiB that clients take.
+	maxPreviewText  = 64 << 10
+	maxPreviewTexts = 1 << 20
+	// maxPreviewHeaders is how much of the headers it shows, and maxPreviewName of a name in them.
+	maxPreviewHeaders = 256 << 10
+	maxPreviewName    = 1 << 10
+	// maxPreviewMissing is how many files that its HTML wants and lacks are named.
+	maxPreviewMissing = 20
 	// maxPreviewParts and maxPreviewDepth bound what is read of a finished message.
 	maxPreviewParts = 100
 	maxPreviewDepth = 10
@@ -98,6 +105,7 @@ type preview struct {
 	out  *pb.PreviewMailResponse
 	raw  bool
 	html []string // the HTML parts, as far as they were read
+	text int      // octets of text that are shown
 }
 
 // read reads what write writes, without having it in memory as a whole.
@@ -134,10 +142,15 @@ func (p *preview) read(write func(io.Writer) error) error {
 }
 
 func (p *preview) headers(e *entity.Entity) {
+	left := maxPreviewHeaders
 	for f := e.Header.Fields(); f.Next(); {
 		value, err := f.Text()
 		if err != nil {
 			value = f.Value()
+		}
+		if left -= len(f.Key()) + len(value); left < 0 {
+			p.out.Warnings = append(p.out.Warnings, "it has more headers than are shown")
+			return
 		}
 		p.out.Headers = append(p.out.Headers, &pb.PreviewMailResponse_Header{Name: f.Key(), Value: strings.ToValidUTF8(value, "?")})
 	}
@@ -171,19 +184,25 @@ func (p *preview) walk(e *entity.Entity, depth int) error {
 		name = params["name"]
 	}
 	id, _ := e.Header.Text("Content-Id") // absent, or of no use
-	part := &pb.PreviewMailResponse_Part{ContentType: kind, Filename: strings.ToValidUTF8(name, "?"), ContentId: strings.Trim(id, "<> "), Attachment: how == "attachment"}
+	part := &pb.PreviewMailResponse_Part{ContentType: beginning(kind), Filename: beginning(name), ContentId: beginning(strings.Trim(id, "<> ")), Attachment: how == "attachment"}
 	var text bytes.Buffer
 	var keep io.Writer = io.Discard
 	if strings.HasPrefix(kind, "text/") && !part.Attachment {
-		keep = &limited{w: &text, left: maxPreviewText}
+		keep = &limited{w: &text, left: min(maxPreviewText, maxPreviewTexts-p.text)}
 	}
 	n, err := io.Copy(keep, e.Body)
+	p.text += text.Len()
 	part.SizeBytes, part.Text = n, strings.ToValidUTF8(text.String(), "?")
 	if kind == "text/html" {
 		p.html = append(p.html, part.Text)
 	}
 	p.out.Parts = append(p.out.Parts, part)
 	return err
+}
+
+// beginning is what is shown of a name.
+func beginning(name string) string {
+	return strings.ToValidUTF8(name[:min(len(name), maxPreviewName)], "?")
 }
 
 // limited keeps the beginning of what is written.
@@ -233,9 +252,19 @@ func (p *preview) warnings(r *pb.PreviewMailRequest, m *store.NewMail, s *store.
 		"it is bulk without unsubscribe_url: large mailbox providers demand one click to leave")
 	warn(m.SizeBytes > largeForMany, "it has %d bytes: many mail servers refuse more than 10 MiB", m.SizeBytes)
 	warn(m.UTF8, "an address in its header needs SMTPUTF8: a mail server without it refuses the mail")
+	missing := 0
 	for _, h := range p.html {
-		for _, c := range contentID.FindAllStringSubmatch(h, -1) {
-			warn(!ids[c[1]], "the HTML shows cid:%s, and no part has that content_id", c[1])
+		for rest := contentID.FindStringSubmatchIndex(h); rest != nil; rest = contentID.FindStringSubmatchIndex(h) {
+			id := beginning(h[rest[2]:rest[3]])
+			h = h[rest[1]:]
+			if ids[id] {
+				continue
+			}
+			ids[id] = true // told once
+			if missing++; missing > maxPreviewMissing {
+				return append(out, "the HTML shows more files that are not there")
+			}
+			warn(true, "the HTML shows cid:%s, and no part has that content_id", id)
 		}
 	}
 	return out

@@ -3,12 +3,15 @@ package api_test
 import (
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
@@ -127,5 +130,44 @@ func TestPreviewWarns(t *testing.T) {
 	}
 	if _, err := r.dispatch.PreviewMail(ctx(t), &pb.PreviewMailRequest{Message: &pb.MailMessage{To: []string{"no address"}}}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a wrong address: got %v", err)
+	}
+}
+
+// TestPreviewIsBounded: an answer stays below the 4 MiB that clients take, whatever the mail is.
+func TestPreviewIsBounded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	r.server("main", pb.Mode_MODE_DAEMON)
+	s, err := r.admin.GetMailServer(ctx(t), &pb.GetMailServerRequest{Name: "main"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := "From: " + s.MailServer.From + "\r\nTo: a@y.example\r\nSubject: s\r\nDate: " + time.Now().Format(time.RFC1123Z) + "\r\nMessage-ID: <1@x.example>\r\nMIME-Version: 1.0\r\n"
+	for name, c := range map[string]struct{ headers, line string }{
+		"the same missing file":   {line: strings.Repeat(`"cid:a"`, 100)},
+		"many missing files":      {line: `"cid:NUMBER" ` + strings.Repeat("x", 600)},
+		"many headers":            {headers: strings.Repeat("X-Some: "+strings.Repeat("y", 900)+"\r\n", 1000), line: "z"},
+		"a name without an end":   {line: `"cid:` + strings.Repeat("n", 900) + `"`},
+		"text of a hundred parts": {line: strings.Repeat("t", 700)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b strings.Builder
+			b.WriteString(begin + c.headers + "Content-Type: multipart/mixed; boundary=b\r\n\r\n")
+			for n := range 100 {
+				b.WriteString("--b\r\nContent-Type: text/html\r\n\r\n")
+				for i := range 92 {
+					b.WriteString(strings.ReplaceAll(c.line, "NUMBER", strconv.Itoa(100*n+i)) + "\r\n")
+				}
+			}
+			b.WriteString("--b--\r\n")
+			res, err := r.dispatch.PreviewMail(ctx(t), &pb.PreviewMailRequest{Options: &pb.SendOptions{MailServer: "main"}, IncludeRaw: true,
+				Message: &pb.MailMessage{To: []string{"a@y.example"}, Raw: []byte(b.String())}}, grpc.MaxCallRecvMsgSize(1<<30))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := proto.Size(res); n > 3<<20 || len(res.Warnings) > 30 {
+				t.Errorf("%d KiB of mail make an answer of %d KiB with %d warnings", b.Len()>>10, n>>10, len(res.Warnings))
+			}
+		})
 	}
 }
