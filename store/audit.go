@@ -127,10 +127,11 @@ func (s *Store) auditHeld(ctx context.Context, tx *sqlx.Tx, a Audit, m *MailServ
 }
 
 // mostAudited is how many ids a row of the audit log names: as many as one control call does. A
-// transaction changes fewer.
+// piece of an operation may change more, and has several rows.
 const mostAudited = 1000
 
-// auditTeams writes one row for each team whose mails were changed, with their ids.
+// auditTeams writes a row for each team whose mails were changed, with their ids; of a team with
+// more than mostAudited several.
 func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []change) error {
 	of := map[string][]*Mail{}
 	var teams []string
@@ -141,17 +142,19 @@ func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []
 		of[c.m.Team] = append(of[c.m.Team], c.m)
 	}
 	for _, team := range teams {
-		target := strconv.Itoa(len(of[team])) + " mails from " + of[team][0].ID.String()
-		ids := make([]string, 0, min(len(of[team]), mostAudited))
-		for _, m := range of[team][:cap(ids)] {
-			ids = append(ids, m.ID.String())
-		}
-		detail := map[string]any{"ids": ids}
-		if to := changes[0].c.MailServer; to != "" {
-			detail["mail_server"] = to
-		}
-		if err := s.auditInsert(ctx, tx, s.ready, a, team, target, detail); err != nil {
-			return err
+		for some := range slices.Chunk(of[team], mostAudited) {
+			target := strconv.Itoa(len(some)) + " mails from " + some[0].ID.String()
+			ids := make([]string, len(some))
+			for i, m := range some {
+				ids[i] = m.ID.String()
+			}
+			detail := map[string]any{"ids": ids}
+			if to := changes[0].c.MailServer; to != "" {
+				detail["mail_server"] = to
+			}
+			if err := s.auditInsert(ctx, tx, s.ready, a, team, target, detail); err != nil {
+				return err
+			}
 		}
 	}
 	_, err := s.linkAudit(ctx, tx, s.ready, false)

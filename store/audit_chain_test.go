@@ -335,3 +335,44 @@ func TestAuditNamesWhatWasTouched(t *testing.T) {
 		}
 	})
 }
+
+// TestAuditNamesAllOfAPiece: a piece of an operation may change more mails than a row names.
+func TestAuditNamesAllOfAPiece(t *testing.T) {
+	t.Parallel()
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		const mails = 1100
+		ms := make([]*store.NewMail, mails)
+		for i := range ms {
+			ms[i] = newMail("ss", func(m *store.NewMail) { m.BatchID, m.CreateTime = "b", m.CreateTime.Add(-time.Minute) })
+		}
+		enqueue(t, s, ms...)
+		o := &store.Operation{Action: "CancelMails", Scope: store.Everything, Filter: store.MailFilter{BatchID: "b"}, Request: "{}", Audit: store.Audit{Actor: "me", Action: "CancelMails"}}
+		if err := s.BeginOperation(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+		r := register(t, s)
+		if got, err := s.TakeOperation(ctx, r); err != nil || got == nil {
+			t.Fatal(got, err)
+		}
+		if got, _, err := s.Operate(ctx, r, o.ID, 2*mails, cancelled, explained); err != nil || got.Changed != mails {
+			t.Fatalf("got %+v, %v, want %d changed", got, err, mails)
+		}
+		rows, err := s.AuditRows(ctx, store.Everything, store.AuditFilter{Action: "CancelMails"}, 0, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := map[string]bool{}
+		for _, row := range rows {
+			var detail struct{ IDs []string }
+			if err := json.Unmarshal(row.Detail, &detail); err != nil {
+				t.Fatal(err)
+			}
+			for _, id := range detail.IDs {
+				named[id] = true
+			}
+		}
+		if len(named) != mails {
+			t.Errorf("%d of %d mails are named in %d rows", len(named), mails, len(rows))
+		}
+	})
+}
