@@ -130,8 +130,8 @@ func (s *Store) auditHeld(ctx context.Context, tx *sqlx.Tx, a Audit, m *MailServ
 // piece of an operation may change more, and has several rows.
 const mostAudited = 1000
 
-// auditTeams writes a row for each team whose mails were changed, with their ids; of a team with
-// more than mostAudited several.
+// auditTeams writes a row for each team whose mails were changed, with their ids; of a team
+// with more than mostAudited several.
 func (s *Store) auditTeams(ctx context.Context, tx *sqlx.Tx, a Audit, changes []change) error {
 	of := map[string][]*Mail{}
 	var teams []string

@@ -103,10 +103,10 @@ func (x *eraser) tables(ctx context.Context) (tables []eraseTable, err error) {
 			t.key = []string{"ctid"}
 		}
 	}
-	// The archive comes behind the mails: a mail that finishes meanwhile brings its batch_id and
-	// caller there, and is done or told as waiting by then. What names a mail's caller comes
-	// behind them, and what is added up behind what it is added up from. So nothing brings the
-	// address back to a table that is done.
+	// The archive comes behind the mails: a mail that finishes meanwhile brings its batch_id
+	// and caller there, and is done or told as waiting by then. What names a mail's caller
+	// comes behind them, and what is added up behind what it is added up from. So nothing
+	// brings the address back to a table that is done.
 	slices.SortStableFunc(tables, func(a, b eraseTable) int { return eraseRank(a.name) - eraseRank(b.name) })
 	return slices.DeleteFunc(tables, func(t eraseTable) bool { return len(t.columns) == 0 }), nil
 }

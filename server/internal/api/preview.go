@@ -20,11 +20,12 @@ import (
 const (
 	// maxPreviewRaw is how much of a raw message a preview shows.
 	maxPreviewRaw = 1 << 20
-	// maxPreviewText is how much of a text part it shows, and maxPreviewTexts of all of them: an
-	// answer stays below the 4 MiB that clients take.
+	// maxPreviewText is how much of a text part it shows, and maxPreviewTexts of all of them:
+	// an answer stays below the 4 MiB that clients take.
 	maxPreviewText  = 64 << 10
 	maxPreviewTexts = 1 << 20
-	// maxPreviewHeaders is how much of the headers it shows, and maxPreviewName of a name in them.
+	// maxPreviewHeaders is how much of the headers it shows, and maxPreviewName of a name in
+	// them.
 	maxPreviewHeaders = 256 << 10
 	maxPreviewName    = 1 << 10
 	// maxPreviewMissing is how many files that its HTML wants and lacks are named.

@@ -133,7 +133,8 @@ func TestPreviewWarns(t *testing.T) {
 	}
 }
 
-// TestPreviewIsBounded: an answer stays below the 4 MiB that clients take, whatever the mail is.
+// TestPreviewIsBounded: an answer stays below the 4 MiB that clients take, whatever the mail
+// is.
 func TestPreviewIsBounded(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
