@@ -138,7 +138,7 @@ func (x *service) isStopped(what string, id uuid.UUID) {
 	if got, err := x.s.TakeOperation(ctx, x.r); err != nil || got != nil {
 		x.t.Errorf("%s: the operation goes on by itself: %+v, %v", what, got, err)
 	}
-	if got, err := x.s.Operation(ctx, id); err != nil || got.State != store.OperationStopped || got.Error != x.s.WentBack().Why {
+	if got, err := x.s.Operation(ctx, id); err != nil || got.State != store.OperationStopped || got.Request != "{}" || got.Error != x.s.WentBack().Why {
 		x.t.Errorf("%s: got %+v, %v; want it stopped for the same reason as mail is held", what, got, err)
 	}
 }
@@ -339,7 +339,7 @@ func goBackOnce(t *testing.T, tu turn, dsn string, seed uint64) {
 	x.queue(20)
 	some()
 	// Somebody lets go what is held, and it goes on while the backup is made.
-	release := &store.Operation{Action: "ReleaseMails", Scope: store.Everything, Filter: store.MailFilter{Statuses: []store.MailStatus{store.MailHeld}}, Request: "{}",
+	release := &store.Operation{Action: "ReleaseMails", Scope: store.Everything, Filter: store.MailFilter{Statuses: []store.MailStatus{store.MailHeld}}, Request: `{"Action":"ReleaseMails"}`,
 		Audit: store.Audit{Actor: "me", Action: "ReleaseMails"}}
 	if err := x.s.BeginOperation(ctx, release); err != nil {
 		t.Fatal(err)

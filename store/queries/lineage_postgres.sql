@@ -35,7 +35,7 @@ select exists (select 1 from replica where alive_until > now());
 -- name: operations_halt
 -- operation_running. Before the hold, as a piece locks its operation before its mails.
 -- takes: now, error
-update operation set state = 'stopped', error = :error, end_time = :now, update_time = :now where state = 'running';
+update operation set state = 'stopped', request = '{}', error = :error, end_time = :now, update_time = :now where state = 'running';
 
 -- name: brakes_off
 -- all that they hold up is held
