@@ -223,13 +223,13 @@ func TestFallbackAnswersTheCaller(t *testing.T) {
 		t.Run(database, func(t *testing.T) {
 			p := newPair(t, dsn, store.ModePHP, store.Limits{})
 			p.down.Store(true)
-			for i, want := range []struct{ attempts, ways string }{{"main spare", "main server, spare sent"}, {"spare", "spare sent"}} {
+			send := func() (attempts string, completed, journal string) {
 				m := newMail(p.main, store.KindInvoice, "u@y.example")
-				var attempts []string
+				var servers []string
 				var done *store.Mail
 				err := p.Send(ctx(t), &delivery.Submission{Mail: m, Server: p.main}, func(ev delivery.Event) error {
 					if ev.Attempt != nil {
-						attempts = append(attempts, ev.Attempt.Server)
+						servers = append(servers, ev.Attempt.Server)
 					}
 					if ev.Completed != nil {
 						done = ev.Completed
@@ -237,11 +237,29 @@ func TestFallbackAnswersTheCaller(t *testing.T) {
 					return nil
 				})
 				if err != nil || done == nil || done.Status != store.MailSent {
-					t.Fatalf("mail %d: got %+v, %v, want it sent", i+1, done, err)
+					t.Fatalf("got %+v, %v, want it sent", done, err)
 				}
-				if got := strings.Join(attempts, " "); got != want.attempts || ways(done) != want.ways || ways(p.mail(m.ID)) != want.ways {
-					t.Errorf("mail %d: attempts %q, completed %q, journal %q, want %q and %q", i+1, got, ways(done), ways(p.mail(m.ID)), want.attempts, want.ways)
+				return strings.Join(servers, " "), ways(done), ways(p.mail(m.ID))
+			}
+			const first = "main server, spare sent"
+			if attempts, completed, journal := send(); attempts != "main spare" || completed != first || journal != first {
+				t.Errorf("the first: attempts %q, completed %q, journal %q", attempts, completed, journal)
+			}
+			// Each mail that tries the main one anew, because its time has come on a slow
+			// machine, suspends it for longer.
+			for try := 0; ; try++ {
+				bs, err := p.store.Breakers(ctx(t))
+				if err != nil || bs[p.main.Name] == nil {
+					t.Fatal(bs, err)
 				}
+				attempts, completed, journal := send()
+				if attempts == "main spare" && time.Now().After(bs[p.main.Name].RetryAt) && try < 10 {
+					continue
+				}
+				if attempts != "spare" || completed != "spare sent" || journal != "spare sent" {
+					t.Errorf("while the main one is suspended: attempts %q, completed %q, journal %q", attempts, completed, journal)
+				}
+				break
 			}
 		})
 	}

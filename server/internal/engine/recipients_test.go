@@ -59,8 +59,8 @@ func TestFewRecipientsATransaction(t *testing.T) {
 	} {
 		for _, ext := range [][]string{{"PIPELINING", "ENHANCEDSTATUSCODES"}, {"ENHANCEDSTATUSCODES"}} {
 			for _, mode := range []store.Mode{store.ModePHP, store.ModeDaemon} {
+				// One after the other: each has a bar of its own.
 				t.Run(fmt.Sprintf("%s %s pipelining=%v", c.name, mode, len(ext) == 2), func(t *testing.T) {
-					t.Parallel()
 					relay, most := fewRecipients(t, 2, c.words, c.close, ext)
 					r := newRig(t, storetest.SQLiteDSN(t), nil)
 					s := r.server("few", mode, relay, c.limits)
