@@ -328,3 +328,87 @@ func TestClaimPastDamagedPage(t *testing.T) {
 		}
 	}
 }
+
+// TestOperationPastDamage: of many mails that an operation is about, the damaged one is a
+// failure of its own. It is counted once, and nothing waits behind it.
+func TestOperationPastDamage(t *testing.T) {
+	t.Parallel()
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		r := register(t, s)
+		const mails, n = 60, 25
+		ms := make([]*store.NewMail, mails)
+		for i := range ms {
+			ms[i] = newMail("ss", func(m *store.NewMail) { m.BatchID, m.CreateTime = "b", m.CreateTime.Add(-time.Minute) })
+		}
+		enqueue(t, s, ms...)
+		bad := ms[30].ID
+		damage(t, s, bad)
+		run := func(changed int64, decide store.Decide) {
+			t.Helper()
+			o := &store.Operation{Action: "HoldMails", Scope: store.Everything, Filter: store.MailFilter{BatchID: "b"}, Request: "{}", Audit: store.Audit{Actor: "me"}, Brakes: true}
+			if err := s.BeginOperation(ctx, o); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.TakeOperation(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 * mails / n {
+				got, _, err := s.Operate(ctx, r, o.ID, n, decide, explained)
+				if err != nil || got == nil {
+					t.Fatalf("a piece: %v, %v", got, err)
+				}
+				if o = got; o.State != store.OperationRunning {
+					break
+				}
+			}
+			if o.State != store.OperationDone || o.Matched != changed+1 || o.Changed != changed || o.Failed != 1 || len(o.Failures) != 1 || len(o.Failures[0].IDs) != 1 || o.Failures[0].IDs[0] != bad || o.Failures[0].Message != store.ErrDamaged.Error() {
+				t.Errorf("got %+v, want all but the damaged one changed", o)
+			}
+		}
+		run(mails-1, func(m *store.Mail, _ *store.MailServer) (*store.Change, error) {
+			return &store.Change{Kind: store.SettlePark, Status: store.MailHeld, ResumeAt: *m.DueTime}, nil
+		})
+		run(mails-1, cancelled) // it is known already
+		if s.DamagedMails() != 1 {
+			t.Errorf("%d are known to be damaged", s.DamagedMails())
+		}
+	})
+}
+
+// TestOperationFaultOfTheServer: where the server fails at every row, an operation takes no
+// mail for damaged, and loses none from its counts.
+func TestOperationFaultOfTheServer(t *testing.T) {
+	t.Parallel()
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	r := register(t, s)
+	for range 3 {
+		enqueue(t, s, newMail("ss", func(m *store.NewMail) { m.CreateTime = m.CreateTime.Add(-time.Minute) }))
+	}
+	o := &store.Operation{Action: "CancelMails", Scope: store.Everything, Request: "{}"}
+	if err := s.BeginOperation(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.TakeOperation(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{
+		`create function ill() returns trigger language plpgsql as $$ begin raise exception 'no space in shared memory' using errcode = 'XX000'; end $$`,
+		`create trigger ill before update or delete on due for each statement execute function ill()`,
+	} {
+		if err := s.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if got, _, err := s.Operate(ctx, r, o.ID, 10, cancelled, explained); err == nil || s.DamagedMails() != 0 {
+			t.Fatalf("%+v, %d known to be damaged, %v; want the fault", got, s.DamagedMails(), err)
+		}
+	}
+	if err := s.Exec("drop trigger ill on due"); err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := s.Operate(ctx, r, o.ID, 10, cancelled, explained)
+	if err != nil || got == nil || got.State != store.OperationDone || got.Matched != 3 || got.Changed != 3 || got.Failed != 0 {
+		t.Errorf("well again: %+v, %v", got, err)
+	}
+}

@@ -261,7 +261,8 @@ func (s *Store) StopOperation(ctx context.Context, id uuid.UUID, a Audit) error 
 }
 
 // TakeOperation makes r the one that is at the oldest running operation which no living replica
-// is at, one that only counts behind all others; nil = there is none.
+// is at; nil = there is none. Behind all others come those that only count, and those that have
+// met a fault, which are as old as that.
 func (s *Store) TakeOperation(ctx context.Context, r ReplicaID) (*Operation, error) {
 	var rows []operationRow
 	err := s.repeated(func() error {
@@ -274,49 +275,14 @@ func (s *Store) TakeOperation(ctx context.Context, r ReplicaID) (*Operation, err
 	return rows[0].operation()
 }
 
-// Operate carries out the next piece of an operation that r is at: up to n mails, and up to n
-// of those that could not be locked before. explain puts
-// a failure into a reason and words. nil = it is r's no more, or has ended. With State running
-// there is more to do; idle says that all of it waits for replicas that write to the mails.
-func (s *Store) Operate(ctx context.Context, r ReplicaID, id uuid.UUID, n int, decide Decide, explain func(error) (reason, message string)) (o *Operation, idle bool, err error) {
-	err = s.workTx(ctx, func(tx *sqlx.Tx) error {
-		o, idle = nil, false
-		var rows []operationRow
-		if err := s.q.in(ctx, tx, "operation_lock").SelectContext(ctx, &rows, id, int64(r)); err != nil || len(rows) == 0 {
-			return err
-		}
-		op, err := rows[0].operation()
-		if err != nil {
-			return err
-		}
-		p := &piece{s: s, tx: tx, o: op, decide: decide, explain: explain}
-		if err := p.run(ctx, n); err != nil {
-			return err
-		}
-		o, idle = op, p.done == 0
-		return s.writeOperation(ctx, tx, op)
+// DelayOperation says why an operation that r is at does not come further, until its next piece
+// is done. Those that wait go before it. One that has ended, or is another's, stays as it is.
+func (s *Store) DelayOperation(ctx context.Context, r ReplicaID, id uuid.UUID, why string) error {
+	_, err := s.pieceOf(ctx, r, id, func(p *piece) error {
+		p.o.Error = storable(why)
+		return nil
 	})
-	if errors.Is(err, ErrServerUnavailable) { // that mails were to go on through
-		return s.failOperation(ctx, r, id, err)
-	}
-	return o, idle, err
-}
-
-// failOperation ends an operation that cannot go on.
-func (s *Store) failOperation(ctx context.Context, r ReplicaID, id uuid.UUID, why error) (o *Operation, idle bool, err error) {
-	err = s.tx(ctx, func(tx *sqlx.Tx) error {
-		var rows []operationRow
-		if err := s.q.in(ctx, tx, "operation_lock").SelectContext(ctx, &rows, id, int64(r)); err != nil || len(rows) == 0 {
-			return err
-		}
-		var err error
-		if o, err = rows[0].operation(); err != nil {
-			return err
-		}
-		o.State, o.Error = OperationFailed, why.Error()
-		return s.writeOperation(ctx, tx, o)
-	})
-	return o, false, err
+	return err
 }
 
 func (s *Store) writeOperation(ctx context.Context, tx *sqlx.Tx, o *Operation) error {

@@ -296,3 +296,45 @@ func TestBrakeSelects(t *testing.T) {
 		}
 	})
 }
+
+// TestOperationDelayed: an operation that meets a fault says which while it runs, lets those
+// that wait go before it, and is tried again in its turn.
+func TestOperationDelayed(t *testing.T) {
+	t.Parallel()
+	storetest.Everywhere(t, func(t *testing.T, s storetest.Store) {
+		r := register(t, s)
+		var ids []uuid.UUID
+		for range 2 {
+			o := &store.Operation{Action: "CancelMails", Scope: store.Everything, Filter: store.MailFilter{BatchID: "b"}, Request: "{}", Audit: store.Audit{Actor: "me"}}
+			if err := s.BeginOperation(ctx, o); err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, o.ID)
+		}
+		for i, want := range []uuid.UUID{ids[0], ids[1], ids[0]} {
+			o, err := s.TakeOperation(ctx, r)
+			if err != nil || o == nil || o.ID != want {
+				t.Fatalf("%d: took %v, %v; want %s", i, o, err, want)
+			}
+			if i == 2 {
+				break
+			}
+			if err := s.DelayOperation(ctx, r, o.ID, "the database is away"); err != nil {
+				t.Fatal(err)
+			}
+			if o, err = s.Operation(ctx, o.ID); err != nil || o.State != store.OperationRunning || o.Error != "the database is away" {
+				t.Errorf("delayed: %+v, %v", o, err)
+			}
+		}
+		o, _, err := s.Operate(ctx, r, ids[0], 10, cancelled, explained)
+		if err != nil || o == nil || o.State != store.OperationDone || o.Error != "" {
+			t.Errorf("tried again: %+v, %v", o, err)
+		}
+		if err := s.DelayOperation(ctx, r, ids[0], "too late"); err != nil {
+			t.Fatal(err)
+		}
+		if o, err = s.Operation(ctx, ids[0]); err != nil || o.State != store.OperationDone || o.Error != "" {
+			t.Errorf("delayed behind its end: %+v, %v", o, err)
+		}
+	})
+}

@@ -156,6 +156,7 @@ func TestOneConnection(t *testing.T) {
 			{"Operation", func() error { return second(s.Operation(c, op.ID)) }},
 			{"Operations", func() error { return second(s.Operations(c, true, uuid.Max, 5)) }},
 			{"TakeOperation", func() error { return second(s.TakeOperation(c, r)) }},
+			{"DelayOperation", func() error { return s.DelayOperation(c, r, op.ID, "later") }},
 			{"Operate", func() error { _, _, err := s.Operate(c, r, op.ID, 5, nil, nil); return err }},
 			{"StopOperation", func() error { return s.StopOperation(c, op.ID, audit) }},
 			{"KeepCounts", func() error { return s.KeepCounts(c) }},

@@ -770,13 +770,14 @@ update mail set removed = :removed, raw = '', layout = null where id = any (arra
 update mail set removed = :removed where id = any (array(select value::uuid from json_array_elements_text(:ids::json))) and removed is null and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
 
 -- name: operation_take
--- operation_running: the oldest that no living replica is at, those that only count last
+-- operation_running: the oldest that no living replica is at; those that only count last, and
+--   those with a fault, which are as old as that
 -- takes: replica
 update operation set owner = :replica where id = (
   select o.id from operation o
   where o.state = 'running' and (o.owner is null or o.owner = :replica or not exists (select 1 from replica r where r.id = o.owner and r.alive_until > 'epoch'))
     and exists (select 1 from replica where id = :replica and alive_until > 'epoch')
-  order by o.dry, o.id limit 1 for update skip locked)
+  order by o.dry or o.error <> '', case when o.error = '' then o.create_time else o.update_time end, o.id limit 1 for update skip locked)
 returning id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time;
 
 -- name: operation_lock

@@ -577,9 +577,10 @@ update mail set removed = :removed, raw = '', layout = null where id in (select 
 update mail set removed = :removed where id in (select value from json_each(:ids)) and removed is null and case when exists (select 1 from due d where d.id = mail.id) then false else true end;
 
 -- name: operation_take
--- operation_running: the oldest one, those that only count last
+-- operation_running: the oldest one; those that only count last, and those with a fault, which
+--   are as old as that
 -- takes: replica
-update operation set owner = :replica where id = (select id from operation where state = 'running' order by dry, id limit 1) returning id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time;
+update operation set owner = :replica where id = (select id from operation where state = 'running' order by (dry or error <> ''), case when error = '' then create_time else update_time end, id limit 1) returning id, action, scope, filter, request, actor, reason, dry, bound, state, owner, after, pending, total, matched, changed, failed, failures, error, create_time, update_time, end_time;
 
 -- name: operation_lock
 -- primary key

@@ -43,6 +43,7 @@ type Store interface {
 	Operations(ctx context.Context, running bool, before uuid.UUID, n int) ([]*store.Operation, error)
 	StopOperation(ctx context.Context, id uuid.UUID, a store.Audit) error
 	TakeOperation(ctx context.Context, r store.ReplicaID) (*store.Operation, error)
+	DelayOperation(ctx context.Context, r store.ReplicaID, id uuid.UUID, why string) error
 	Operate(ctx context.Context, r store.ReplicaID, id uuid.UUID, n int, decide store.Decide, explain func(error) (reason, message string)) (*store.Operation, bool, error)
 	Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error)
 	Servers(ctx context.Context, sc store.Scope, f store.ServerFilter, afterName string, n int) ([]*store.MailServer, error)

@@ -37,6 +37,7 @@ const (
 	ReasonMailServerDeleted     = "MAIL_SERVER_DELETED"
 	ReasonMailServerNotDeleted  = "MAIL_SERVER_NOT_DELETED"
 	ReasonWrongState            = "WRONG_STATE"
+	ReasonDamaged               = "DAMAGED"
 	ReasonETagMismatch          = "ETAG_MISMATCH"
 	ReasonMailTooLarge          = "MAIL_TOO_LARGE"
 	ReasonOverloaded            = "OVERLOADED"

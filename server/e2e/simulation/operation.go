@@ -183,8 +183,15 @@ func (r *replica) operate() {
 		}
 		me := store.ReplicaID(r.id.Load())
 		o, err := call(ctx, r.journal, "take operation", plain, func() (*store.Operation, error) { return w.db.TakeOperation(context.Background(), me) })
+		var id uuid.UUID
 		for n := 1; err == nil && o != nil && o.State == store.OperationRunning; n = min(2*n, 8) {
-			o, err = call(ctx, r.journal, "operate "+short(o.ID), plain, func() (*store.Operation, error) { return w.operations.piece(me, o.ID, n) })
+			id = o.ID
+			o, err = call(ctx, r.journal, "operate "+short(id), plain, func() (*store.Operation, error) { return w.operations.piece(me, id, n) })
+			if err != nil { // the others go on before it is tried again
+				_, _ = call(ctx, r.journal, "delay operation "+short(id), plain, func() (struct{}, error) {
+					return struct{}{}, w.db.DelayOperation(context.Background(), me, id, err.Error())
+				})
+			}
 		}
 	}
 }

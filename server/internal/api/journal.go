@@ -251,6 +251,8 @@ func failureText(err error) (reason, text string) {
 		return pb.ReasonWrongState, "the mail is being sent, or a replica has it to send it next"
 	case errors.Is(err, store.ErrFinished):
 		return pb.ReasonWrongState, "the mail is finished"
+	case errors.Is(err, store.ErrDamaged):
+		return pb.ReasonDamaged, store.ErrDamaged.Error()
 	}
 	if e, is := apierr.As(err); is && (e.Reason == pb.ReasonTokenBound || e.Reason == pb.ReasonOwnRelease) {
 		return e.Reason, e.Text

@@ -27,6 +27,7 @@ type Operations interface {
 	Operations(ctx context.Context, running bool, before uuid.UUID, n int) ([]*store.Operation, error)
 	StopOperation(ctx context.Context, id uuid.UUID, a store.Audit) error
 	TakeOperation(ctx context.Context, r store.ReplicaID) (*store.Operation, error)
+	DelayOperation(ctx context.Context, r store.ReplicaID, id uuid.UUID, why string) error
 	Operate(ctx context.Context, r store.ReplicaID, id uuid.UUID, n int, decide store.Decide, explain func(error) (reason, message string)) (o *store.Operation, idle bool, err error)
 }
 

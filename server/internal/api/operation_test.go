@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	pb "github.com/maildispatch/maildispatch/proto/maildispatch/v1"
 	"github.com/maildispatch/maildispatch/store"
+	"github.com/maildispatch/maildispatch/store/storetest"
 )
 
 // TestOperations: a call that selects more than 1000 mails is answered by an operation, which
@@ -79,4 +81,65 @@ func TestOperations(t *testing.T) {
 			t.Errorf("no such operation: %v", err)
 		}
 	})
+}
+
+// TestOperationPassingFault: while the mail server that mails are to go on through cannot be
+// looked at, none of them has failed. The operation says so, one behind it is carried out, and
+// it goes on.
+func TestOperationPassingFault(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	const mails = 1001
+	r.server("main", pb.Mode_MODE_DAEMON)
+	r.server("other", pb.Mode_MODE_DAEMON)
+	ms := make([]*store.NewMail, mails)
+	for i := range ms {
+		id, at := uuid.Must(uuid.NewV7()), time.Now().Add(-time.Minute)
+		ms[i] = &store.NewMail{ID: id, MailServer: "main", Mode: store.ModeDaemon, Kind: store.KindBulk, From: "a@x.example", MessageID: id.String() + "@x.example", BatchID: "b",
+			Recipients: []store.Recipient{{Mailbox: "r@x.example"}}, Route: "named", CreateTime: at, RunAt: at.Add(time.Hour), Raw: []store.Piece{{Data: []byte("\r\n")}}, SizeBytes: 2}
+	}
+	if _, err := r.store.EnqueueBatch(ctx(t), ms); err != nil {
+		t.Fatal(err)
+	}
+	moved, err := r.dispatch.MoveMails(ctx(t), &pb.MoveMailsRequest{Filter: &pb.MailFilter{BatchId: "b"}, MailServer: "other"})
+	if err != nil || moved.Operation == nil {
+		t.Fatalf("%v, %v, want an operation", moved, err)
+	}
+	counted, err := r.dispatch.CancelMails(ctx(t), &pb.CancelMailsRequest{Filter: &pb.MailFilter{BatchId: "b"}, ValidateOnly: true})
+	if err != nil || counted.Operation == nil {
+		t.Fatalf("%v, %v, want an operation", counted, err)
+	}
+	r.lookups.mu.Lock()
+	r.lookups.faults = []error{fmt.Errorf("%w: failover", store.ErrUnavailable), context.DeadlineExceeded, errors.New("a fault of its own")}
+	r.lookups.mu.Unlock()
+	run, stop := context.WithCancel(ctx(t))
+	defer stop()
+	me, err := r.store.Register(run, "test", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go r.api.RunOperations(run, func() store.ReplicaID { return me })
+	stream, err := pb.NewOperationsClient(r.conn).WatchOperation(ctx(t), &pb.WatchOperationRequest{Id: moved.Operation.Id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last *pb.Operation
+	told := false
+	for {
+		o, err := stream.Recv()
+		if err != nil {
+			break
+		}
+		last = o.Operation
+		if last.State == pb.OperationState_OPERATION_STATE_RUNNING && last.Error != "" {
+			told = true
+		}
+	}
+	if !told || last.GetState() != pb.OperationState_OPERATION_STATE_DONE || last.Changed != mails || last.Failed != 0 || last.Error != "" {
+		t.Errorf("told while it ran: %v; at the end: %v", told, last)
+	}
+	behind, err := pb.NewOperationsClient(r.conn).GetOperation(ctx(t), &pb.GetOperationRequest{Id: counted.Operation.Id})
+	if err != nil || behind.Operation.State != pb.OperationState_OPERATION_STATE_DONE || !behind.Operation.EndTime.AsTime().Before(last.EndTime.AsTime()) {
+		t.Errorf("the one behind it: %v, %v; want it done before", behind, err)
+	}
 }

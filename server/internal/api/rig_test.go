@@ -61,6 +61,21 @@ type lookups struct {
 	ids []int
 	// looks into the log of changes
 	looks atomic.Int64
+	// what the next looks at a mail server meet, one after the other; mu guards it
+	faults []error
+}
+
+func (l *lookups) Server(ctx context.Context, sc store.Scope, name string) (*store.MailServer, error) {
+	l.mu.Lock()
+	var err error
+	if len(l.faults) > 0 {
+		err, l.faults = l.faults[0], l.faults[1:]
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return l.Store.Server(ctx, sc, name)
 }
 
 func (l *lookups) Changes(ctx context.Context, sc store.Scope, f store.MailFilter, after store.Position, n int) ([]store.MailChange, store.Position, bool, error) {

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -122,24 +123,29 @@ func (op *operation) end(st store.OperationState, now time.Time) {
 }
 
 // TakeOperation makes me the one that is at the oldest running operation which no living
-// replica is at, one that only counts behind all others; nil = there is none.
+// replica is at; nil = there is none. Behind all others come those that only count, and those
+// that have met a fault, which are as old as that.
 func (s *Store) TakeOperation(_ context.Context, me store.ReplicaID) (*store.Operation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.lives(me) {
 		return nil, nil
 	}
-	inOrder := slices.Clone(s.operations)
-	slices.SortStableFunc(inOrder, func(a, b *operation) int {
-		switch {
-		case a.o.Dry == b.o.Dry:
-			return 0
-		case a.o.Dry:
-			return 1
+	age := func(op *operation) (last int, since time.Time) {
+		if op.o.Error != "" {
+			return 1, op.o.Update
 		}
-		return -1
+		if op.o.Dry {
+			last = 1
+		}
+		return last, op.o.Create
+	}
+	byAge := slices.SortedStableFunc(slices.Values(s.operations), func(a, b *operation) int {
+		aLast, aSince := age(a)
+		bLast, bSince := age(b)
+		return cmp.Or(aLast-bLast, aSince.Compare(bSince))
 	})
-	for _, op := range inOrder {
+	for _, op := range byAge {
 		if op.o.State != store.OperationRunning || op.owner != 0 && op.owner != me && s.lives(op.owner) {
 			continue
 		}
@@ -152,15 +158,36 @@ func (s *Store) TakeOperation(_ context.Context, me store.ReplicaID) (*store.Ope
 	return nil, nil
 }
 
+// DelayOperation says why an operation that me is at does not come further. Those that wait go
+// before it.
+func (s *Store) DelayOperation(_ context.Context, me store.ReplicaID, id uuid.UUID, why string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if op := s.at(me, id); op != nil {
+		op.o.Error, op.o.Update = why, s.clock()
+	}
+	return nil
+}
+
+// at is an operation that me is at; nil = it is me's no more, or has ended.
+func (s *Store) at(me store.ReplicaID, id uuid.UUID) *operation {
+	op := s.operation(id)
+	if op == nil || op.o.State != store.OperationRunning || op.owner != me || !s.lives(me) {
+		return nil
+	}
+	return op
+}
+
 // Operate carries out the next piece of an operation that me is at: up to n mails. nil = it is
 // me's no more, or has ended.
 func (s *Store) Operate(_ context.Context, me store.ReplicaID, id uuid.UUID, n int, decide store.Decide, explain func(error) (reason, message string)) (o *store.Operation, idle bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	op := s.operation(id)
-	if op == nil || op.o.State != store.OperationRunning || op.owner != me || !s.lives(me) {
+	op := s.at(me, id)
+	if op == nil {
 		return nil, false, nil
 	}
+	op.o.Error = ""
 	fail := func(r *row, err error) {
 		reason, message := explain(err)
 		op.o.Failed++
