@@ -1205,9 +1205,9 @@ type MailFailure struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Why as a constant: MAIL_NOT_FOUND (no such id), TOKEN_BOUND (the token hands over no mail
 	// of its kind or through its mail server, so that it lets none go either), OWN_RELEASE (the
-	// guard holds it, and the same caller has handed it over), or WRONG_STATE (it
-	// is being sent, finished, expired, its mail server cannot be used, or its outcome is unknown
-	// and its id was not given).
+	// guard holds it, and the same caller has handed it over), DAMAGED (the database can read or
+	// write no row of it), or WRONG_STATE (it is being sent, finished, expired, its mail server
+	// cannot be used, or its outcome is unknown and its id was not given).
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Why in words.
 	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
