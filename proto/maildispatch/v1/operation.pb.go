@@ -110,8 +110,8 @@ type Operation struct {
 	Actor string `protobuf:"bytes,10,opt,name=actor,proto3" json:"actor,omitempty"`
 	// Why, in the caller's words.
 	Reason string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Why it cannot go on. While it runs: why its last piece could not be done. It is tried again,
-	// and others go before it.
+	// Why it cannot go on. While it runs: why its last piece could not be done. It is tried
+	// again, and others go before it.
 	Error string `protobuf:"bytes,12,opt,name=error,proto3" json:"error,omitempty"`
 	// When it began. Mails created more than a second later are not touched.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
