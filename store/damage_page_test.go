@@ -197,3 +197,44 @@ func TestFaultOfTheServerIsNoDamagedPage(t *testing.T) {
 		t.Errorf("%d pages are gone round", n)
 	}
 }
+
+// TestNotedPagesAreForgotten: what is noted of a page goes once nobody has met it for long.
+func TestNotedPagesAreForgotten(t *testing.T) {
+	t.Parallel()
+	storetest.Each(t, func(t *testing.T, s *store.Store) {
+		if err := s.NoteDamagedPage(ctx, 7); err != nil {
+			t.Fatal(err)
+		}
+		noted := func() (n int) {
+			if err := s.Get(&n, "select count(*) from damaged_page"); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		if n := noted(); n != 1 {
+			t.Fatalf("%d pages are noted, want 1", n)
+		}
+		if err := s.ForgetDamageNotes(ctx); err != nil || noted() != 0 {
+			t.Errorf("%d pages are noted after they were forgotten: %v", noted(), err)
+		}
+	})
+}
+
+// TestReadByPlace: a journal that is read page by page says the same as by its indexes.
+func TestReadByPlace(t *testing.T) {
+	t.Parallel()
+	s := storetest.Open(t, storetest.PostgresDSN(t))
+	if _, _, err := s.CreateServer(ctx, newServer("ss", ""), store.Audit{}); err != nil {
+		t.Fatal(err)
+	}
+	enqueue(t, s, newMail("ss"), newMail("ss"), newMail("ss"))
+	r := register(t, s)
+	cs, err := s.Claim(ctx, r, "ss", 1, store.AnyPriority)
+	if err != nil || len(cs) != 1 {
+		t.Fatal(len(cs), err)
+	}
+	servers, owned, err := s.PagesOfDue(ctx, r)
+	if err != nil || len(servers) != 1 || servers[0] != "ss" || len(owned) != 1 || owned[0].ID != cs[0].ID || owned[0].Claim != cs[0].Claim {
+		t.Errorf("got servers %q and owned %+v, %v; want ss and the one mail that was claimed", servers, owned, err)
+	}
+}

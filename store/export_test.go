@@ -333,3 +333,24 @@ func (s *Store) Lost(ctx context.Context) (n int, err error) {
 func CopyWith(ctx context.Context, from, to, stateFile string, commit func(*sqlx.Tx) error) ([]CopyTable, error) {
 	return copyDatabase(ctx, from, to, stateFile, Options{}, commit)
 }
+
+// NoteDamagedPage notes a page as one that could not be read.
+func (s *Store) NoteDamagedPage(ctx context.Context, page int64) error {
+	now := s.now()
+	_, err := s.q.get("damaged_page_note").ExecContext(ctx, page, s.t(&now), "of a test")
+	return err
+}
+
+// PagesOfDue reads the due-out journal by places: whose mail is due, and what r owns.
+func (s *Store) PagesOfDue(ctx context.Context, r ReplicaID) (servers []string, owned []Ownership, err error) {
+	n, err := s.dialect.duePages(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	all := duePages{0, n}
+	if servers, err = s.dialect.dueServersOn(ctx, all); err != nil {
+		return nil, nil, err
+	}
+	owned, err = s.dialect.ownedOn(ctx, all, r)
+	return servers, owned, err
+}
