@@ -202,7 +202,7 @@ func TestFaultOfTheServerIsNoDamagedPage(t *testing.T) {
 func TestNotedPagesAreForgotten(t *testing.T) {
 	t.Parallel()
 	storetest.Each(t, func(t *testing.T, s *store.Store) {
-		if err := s.NoteDamagedPage(ctx, 7); err != nil {
+		if err := store.NoteDamagedPage(ctx, s, 7); err != nil {
 			t.Fatal(err)
 		}
 		noted := func() (n int) {
@@ -233,7 +233,7 @@ func TestReadByPlace(t *testing.T) {
 	if err != nil || len(cs) != 1 {
 		t.Fatal(len(cs), err)
 	}
-	servers, owned, err := s.PagesOfDue(ctx, r)
+	servers, owned, err := store.PagesOfDue(ctx, s, r)
 	if err != nil || len(servers) != 1 || servers[0] != "ss" || len(owned) != 1 || owned[0].ID != cs[0].ID || owned[0].Claim != cs[0].Claim {
 		t.Errorf("got servers %q and owned %+v, %v; want ss and the one mail that was claimed", servers, owned, err)
 	}

@@ -335,14 +335,14 @@ func CopyWith(ctx context.Context, from, to, stateFile string, commit func(*sqlx
 }
 
 // NoteDamagedPage notes a page as one that could not be read.
-func (s *Store) NoteDamagedPage(ctx context.Context, page int64) error {
+func NoteDamagedPage(ctx context.Context, s *Store, page int64) error {
 	now := s.now()
 	_, err := s.q.get("damaged_page_note").ExecContext(ctx, page, s.t(&now), "of a test")
 	return err
 }
 
 // PagesOfDue reads the due-out journal by places: whose mail is due, and what r owns.
-func (s *Store) PagesOfDue(ctx context.Context, r ReplicaID) (servers []string, owned []Ownership, err error) {
+func PagesOfDue(ctx context.Context, s *Store, r ReplicaID) (servers []string, owned []Ownership, err error) {
 	n, err := s.dialect.duePages(ctx)
 	if err != nil {
 		return nil, nil, err
