@@ -10,10 +10,12 @@
 //
 //	before the enqueue commit     the caller never heard "accepted"; nothing is stored
 //	after it, before the mark     the row has no mark: it is sent again, nothing can be doubled
-//	after the mark                the dot may have left: the recipients of that transaction are unknown;
-//	                              if it is sent again it is flagged, with the same bytes and Message-ID
-//	after the reply, before the   the same: it is unknown, because nobody can prove the reply was read. At most one mail a connection,
-//	result is committed           because results and marks are committed in the order they were handed over
+//	after the mark                the dot may have left: the recipients of that transaction
+//	                              are unknown; what is sent again is flagged, with the same
+//	                              bytes and Message-ID
+//	after the reply, before the   the same: it is unknown, because nobody can prove the reply
+//	result is committed           was read. At most one mail a connection, because results and
+//	                              marks are committed in the order they were handed over
 //	after the result              finished
 //
 // # The dot gate

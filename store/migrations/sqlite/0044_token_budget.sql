@@ -1,5 +1,6 @@
 -- +goose Up
--- What a token may hand over in any 24 hours, all replicas together; 0 = without a limit of its own.
+-- What a token may hand over in any 24 hours, all replicas together; 0 = without a limit of its
+-- own.
 alter table token add column mails_per_day integer not null default 0;
 alter table token add column recipients_per_day integer not null default 0;
 
