@@ -299,7 +299,7 @@ func (l *largeRun) nothing(ctx context.Context) error {
 		{"kind, none", 0, &pb.MailFilter{Kind: pb.Kind_KIND_WORK_ORDER}, 20 * time.Millisecond},
 		{"status of a batch, none", 0, &pb.MailFilter{BatchId: largeBatch, Statuses: []pb.MailStatus{pb.MailStatus_MAIL_STATUS_UNKNOWN}}, 20 * time.Millisecond},
 		{"status, one of all", 1, &pb.MailFilter{Statuses: []pb.MailStatus{pb.MailStatus_MAIL_STATUS_FAILED}}, 20 * time.Millisecond},
-		{"kind, one of all", 1, &pb.MailFilter{Kind: pb.Kind_KIND_INVOICE, MailServer: "dead"}, 0},
+		{"kind, one of all", 1, &pb.MailFilter{Kind: pb.Kind_KIND_INVOICE, MailServer: "dead"}, 20 * time.Millisecond},
 	} {
 		err := l.quick(ctx, "ListDueOutMails by "+x.name, x.bar, 100, func(ctx context.Context, _ int) error {
 			r, err := l.p.journal.ListDueOutMails(ctx, &pb.ListDueOutMailsRequest{Filter: x.f})
