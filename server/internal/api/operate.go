@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -126,5 +127,20 @@ func (a *API) operate(ctx context.Context, me store.ReplicaID, o *store.Operatio
 	case err != nil:
 		return nil, false, err // no mail is to blame: the piece is tried again
 	}
-	return a.Store.Operate(ctx, me, o.ID, n, w.decide, failureText)
+	return a.Store.Operate(ctx, me, o.ID, n, a.guarded(w.decide), failureText)
+}
+
+// guarded is decide, for which a mail that nobody foresaw is a damaged one. A call has the
+// interceptor for that; here the panic would end the process, and then the next replica that
+// takes the operation.
+func (a *API) guarded(decide store.Decide) store.Decide {
+	return func(m *store.Mail, s *store.MailServer) (c *store.Change, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				a.Logger.Error("panic", "mail", m.ID, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				c, err = nil, store.ErrDamaged
+			}
+		}()
+		return decide(m, s)
+	}
 }

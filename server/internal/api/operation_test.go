@@ -83,6 +83,58 @@ func TestOperations(t *testing.T) {
 	})
 }
 
+// later queues n mails of batch b for mail server main, which are due in an hour. There is a
+// mail server other as well.
+func (r *rig) later(n int) []*store.NewMail {
+	r.t.Helper()
+	r.server("main", pb.Mode_MODE_DAEMON)
+	r.server("other", pb.Mode_MODE_DAEMON)
+	ms := make([]*store.NewMail, n)
+	for i := range ms {
+		id, at := uuid.Must(uuid.NewV7()), time.Now().Add(-time.Minute)
+		ms[i] = &store.NewMail{ID: id, MailServer: "main", Mode: store.ModeDaemon, Kind: store.KindBulk, From: "a@x.example", MessageID: id.String() + "@x.example", BatchID: "b",
+			Recipients: []store.Recipient{{Mailbox: "r@x.example"}}, Route: "named", CreateTime: at, RunAt: at.Add(time.Hour), Raw: []store.Piece{{Data: []byte("\r\n")}}, SizeBytes: 2}
+	}
+	if _, err := r.store.EnqueueBatch(ctx(r.t), ms); err != nil {
+		r.t.Fatal(err)
+	}
+	return ms
+}
+
+// TestOperationPastPanic: a mail that nobody foresaw, with more results than recipients, ends
+// neither the process nor the operation.
+func TestOperationPastPanic(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, storetest.SQLiteDSN(t), nil)
+	const mails = 1001
+	ms := r.later(mails)
+	if _, err := r.database().Exec(`update due set progress = '{"r":[{"s":"rejected"},{"s":"unknown"}]}' where id = '` + ms[7].ID.String() + "'"); err != nil {
+		t.Fatal(err)
+	}
+	moved, err := r.dispatch.MoveMails(ctx(t), &pb.MoveMailsRequest{Filter: &pb.MailFilter{BatchId: "b"}, MailServer: "other"})
+	if err != nil || moved.Operation == nil {
+		t.Fatalf("%v, %v, want an operation", moved, err)
+	}
+	run, stop := context.WithCancel(ctx(t))
+	defer stop()
+	me, err := r.store.Register(run, "test", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go r.api.RunOperations(run, func() store.ReplicaID { return me })
+	stream, err := pb.NewOperationsClient(r.conn).WatchOperation(ctx(t), &pb.WatchOperationRequest{Id: moved.Operation.Id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last *pb.Operation
+	for o, err := stream.Recv(); err == nil; o, err = stream.Recv() {
+		last = o.Operation
+	}
+	if last.GetState() != pb.OperationState_OPERATION_STATE_DONE || last.Changed != mails-1 || last.Failed != 1 || last.Failures[0].Reason != pb.ReasonDamaged {
+		t.Errorf("at the end: %v; want one mail told as damaged", last)
+	}
+}
+
 // TestOperationPassingFault: while the mail server that mails are to go on through cannot be
 // looked at, none of them has failed. The operation says so, one behind it is carried out, and
 // it goes on.
@@ -90,17 +142,7 @@ func TestOperationPassingFault(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, storetest.SQLiteDSN(t), nil)
 	const mails = 1001
-	r.server("main", pb.Mode_MODE_DAEMON)
-	r.server("other", pb.Mode_MODE_DAEMON)
-	ms := make([]*store.NewMail, mails)
-	for i := range ms {
-		id, at := uuid.Must(uuid.NewV7()), time.Now().Add(-time.Minute)
-		ms[i] = &store.NewMail{ID: id, MailServer: "main", Mode: store.ModeDaemon, Kind: store.KindBulk, From: "a@x.example", MessageID: id.String() + "@x.example", BatchID: "b",
-			Recipients: []store.Recipient{{Mailbox: "r@x.example"}}, Route: "named", CreateTime: at, RunAt: at.Add(time.Hour), Raw: []store.Piece{{Data: []byte("\r\n")}}, SizeBytes: 2}
-	}
-	if _, err := r.store.EnqueueBatch(ctx(t), ms); err != nil {
-		t.Fatal(err)
-	}
+	r.later(mails)
 	moved, err := r.dispatch.MoveMails(ctx(t), &pb.MoveMailsRequest{Filter: &pb.MailFilter{BatchId: "b"}, MailServer: "other"})
 	if err != nil || moved.Operation == nil {
 		t.Fatalf("%v, %v, want an operation", moved, err)
